@@ -1,0 +1,24 @@
+"""A channel layer for one machine: processes that name the same prefix send each other messages
+over POSIX shared memory.
+
+- `asgi_ipc.IPCChannelLayer` is blocking, for Channels 1 (daphne 1.x, Django workers) and threads;
+- `asgi_ipc.aio.IPCChannelLayer` is for Channels 4 and for any asyncio program.
+
+Importing this imports neither Django, Channels, Twisted nor Redis.
+"""
+
+from typing import Any
+
+from . import errors
+from .sync import IPCChannelLayer
+
+__version__ = "2.0.0"
+
+__all__ = ["ChannelFull", "IPCChannelLayer", "MessageTooLarge", "__version__", "errors"]
+
+
+def __getattr__(name: str) -> Any:
+    # These two derive from the peers' classes, and so are made when first asked for.
+    if name in ("ChannelFull", "MessageTooLarge"):
+        return getattr(errors, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

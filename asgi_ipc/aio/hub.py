@@ -1,0 +1,230 @@
+"""How the many receives of one event loop share one doorbell. Knows no particular loop.
+
+A loop has one waiter id and one FIFO, however many of its tasks wait. A ring says for which queue
+it is; the hub wakes the first receive that waits for that queue, and when that one has taken its
+message it looks after the others: more messages wake the next, none parks the waiter again. A
+process-specific queue is drained in one go, and each receive woken whose local part got something.
+
+While anybody waits the hub is active: its doorbell is watched, and once a second it looks by
+itself, in case whoever should have rung was killed before it could. Idle for a second it lets go
+of the loop, so that nothing of it outlives a loop or an attachment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import Any
+
+from ..attachment import CHECK_EVERY, Attachment
+from ..doorbell import ALL
+from ..errors import IPCError, LockTimeout, SegmentError
+from ..inbox import Inbox
+from ..layout import Q_COUNT
+from .core import Core, Source
+
+_LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
+
+
+class Sleep:
+    """One receive that sleeps: a future of its loop, which may be woken from any thread."""
+
+    __slots__ = ("_hub", "future")
+
+    def __init__(self, hub: Hub, future: Any) -> None:
+        self._hub = hub
+        self.future = future
+
+    def wake(self) -> None:
+        self._hub.resolve(self.future, None)
+
+
+class Hub(ABC):
+    """The waiter of one loop. A subclass says how its loop watches, times and resolves."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        taken = attachment.new_bell()
+        self.index, self._generation, self.bell = taken or (0, 0, None)
+        self._orphans = attachment.orphans
+        self._attachment: Attachment | None = None  # only while active
+        self._sleeping: dict[int, deque[Sleep]] = {}  # by queue row
+        self._drains: dict[int, tuple[Core, Source]] = {}  # process-specific queues, by row
+        self._sleepers = 0
+        self._timer: Any = None
+
+    def __del__(self) -> None:
+        if self.bell is not None:
+            self.bell.close()
+            self._orphans.append((self.index, self._generation))
+
+    # -- what a loop is asked for -----------------------------------------------------------------
+
+    @abstractmethod
+    def future(self) -> Any:
+        """A new future of the loop."""
+
+    @abstractmethod
+    def resolve(self, future: Any, error: BaseException | None) -> None:
+        """Let a future go on, from any thread; a second time is no error."""
+
+    @abstractmethod
+    async def sleep(self, future: Any, seconds: float | None) -> bool:
+        """Await a future for so many seconds; False when they were over first."""
+
+    @abstractmethod
+    def watch(self) -> None:
+        """Call `rung` whenever the doorbell can be read."""
+
+    @abstractmethod
+    def unwatch(self) -> None:
+        """Stop that."""
+
+    @abstractmethod
+    def later(self, seconds: float) -> Any:
+        """Call `look` after so many seconds."""
+
+    # -- the waiter protocol ----------------------------------------------------------------------
+
+    async def wait(self, core: Core, sources: list[Source], deadline: float | None) -> bool:
+        attachment = core.attach()
+        sleep = Sleep(self, self.future())
+        joined: list[tuple[Inbox | None, Any]] = []
+        self._sleepers += 1
+        try:
+            ready = False
+            for source in sources:
+                row = source.target.row
+                if source.inbox is None:
+                    self._sleeping.setdefault(row, deque()).append(sleep)
+                    joined.append((None, row))
+                else:
+                    self._drains[row] = core, source
+                    joined.append((source.inbox, source.local))
+                    ready = source.inbox.join(source.local, sleep) or ready
+            if not self._timer:
+                self._activate(attachment)
+            if ready:
+                return True
+            seconds = None if deadline is None else deadline - time.monotonic()
+            return await self.sleep(sleep.future, seconds)
+        finally:
+            self._sleepers -= 1
+            for inbox, key in joined:
+                if inbox is not None:
+                    inbox.part(key, sleep)
+                    continue
+                sleeping = self._sleeping.get(key)
+                if sleeping is not None:
+                    with contextlib.suppress(ValueError):
+                        sleeping.remove(sleep)
+                    if not sleeping:
+                        del self._sleeping[key]
+
+    def keeps(self, source: Source) -> bool:
+        return source.inbox is not None or source.target.row in self._sleeping
+
+    def left(self, core: Core, source: Source) -> None:
+        sleeping = self._sleeping.get(source.target.row) if source.inbox is None else None
+        if sleeping and self._attachment is not None:
+            row = source.target.row
+            if self._attachment.section(self._attachment.store.park_if_empty, row, self.index):
+                sleeping[0].wake()
+
+    # -- called by the loop -----------------------------------------------------------------------
+
+    def rung(self) -> None:
+        """The doorbell can be read: wake whom the rings are for."""
+        attachment = self._attachment
+        if self.bell is None or attachment is None:
+            return
+        with self._failing_to_all():
+            for row in self.bell.answer():
+                if row == ALL:
+                    self._wake_all()
+                    return
+                sleeping = self._sleeping.get(row)
+                if sleeping:
+                    sleeping[0].wake()
+                elif row in self._drains:
+                    core, source = self._drains[row]
+                    core.drain(source, self)
+                else:
+                    attachment.pass_on(row)
+
+    def look(self) -> None:
+        """The safety check, about once a second; and upkeep, and going idle."""
+        attachment = self._attachment
+        self._timer = None
+        if attachment is None:
+            return
+        if not self._sleepers:
+            self._deactivate(attachment)
+            return
+        self._timer = self.later(CHECK_EVERY if self.index else _LOOK_EVERY)
+        with self._failing_to_all():
+            now = time.monotonic()
+            for core in {core for core, _ in self._drains.values()} or ():
+                core.upkeep(attachment, now)
+            attachment.upkeep(now, 60.0)
+            words = attachment.store.words
+            for row, sleeping in list(self._sleeping.items()):
+                if words[row + Q_COUNT]:
+                    sleeping[0].wake()
+            for row, (core, source) in list(self._drains.items()):
+                if words[row + Q_COUNT]:
+                    core.drain(source, self)
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _failing_to_all(self) -> Any:
+        """What is wrong with the segment is raised in every receive that waits for it."""
+        try:
+            yield
+        except LockTimeout:
+            self._wake_all()  # each rides it out for itself
+        except SegmentError as error:
+            self._wake_all(error)
+
+    def _wake_all(self, error: IPCError | None = None) -> None:
+        sleeps = {sleep for sleeping in self._sleeping.values() for sleep in sleeping}
+        for _, source in self._drains.values():
+            assert source.inbox is not None
+            for receives in list(source.inbox.waiting.values()):
+                sleeps.update(receive for receive in receives if isinstance(receive, Sleep))
+        for sleep in sleeps:
+            self.resolve(sleep.future, None if error is None else type(error)(*error.args))
+
+    def _activate(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        if self.bell is not None:
+            self.watch()
+        self._timer = self.later(CHECK_EVERY if self.index else _LOOK_EVERY)
+
+    def _deactivate(self, attachment: Attachment) -> None:
+        self.unwatch()
+        self._attachment = None
+        drains, self._drains = self._drains, {}
+        with contextlib.suppress(IPCError):
+            for row in drains:
+                attachment.section(attachment.store.unpark, row, self.index)
+                attachment.pass_on(row)
+
+    def release(self, attachment: Attachment) -> None:
+        """The layer is closed: let go of the loop now, if nobody waits."""
+        if not self._sleepers and self._attachment is attachment:
+            self._deactivate(attachment)
+
+
+def hub_of(attachment: Attachment, loop: Any, make: Any) -> Any:
+    """The hub of a loop, made when first needed; those of closed loops are let go on the way."""
+    found = attachment.hubs.get(loop)
+    if found is None:
+        for other in list(attachment.hubs):
+            if getattr(other, "is_closed", bool)():
+                attachment.hubs.pop(other, None)
+        found = attachment.hubs[loop] = make(attachment, weakref.ref(loop))
+    return found

@@ -1,0 +1,203 @@
+"""The channel layer of Channels 4, and of any asyncio program: coroutines over `core`.
+
+Only `receive` and `receive_async` ever wait for messages. The other coroutines do their work at
+once; they suspend only while the lock is busy for longer than 20 ms, so as not to hold up their
+loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import string
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .. import errors
+from ..attachment import Attachment
+from ..errors import InvalidName, LockBusy, NotOwner
+from ..names import check_channel, check_group, check_receive
+from ..options import Options
+from .core import Core
+from .waiter import current_waiter
+
+_STRETCH = 0.02  # seconds that a call may hold up its loop for the lock
+_MISSING = object()
+
+
+class IPCChannelLayer:
+    """A channel layer over shared memory, for asyncio.
+
+    Every process of the machine that names the same `prefix` exchanges messages with the others,
+    blocking ones (`asgi_ipc.IPCChannelLayer`) included. For the options see `asgi_ipc.options.Options`.
+
+    One layer may be used from any number of event loops and threads, at once or one after another.
+    """
+
+    extensions = ("groups", "flush", "statistics", "asyncio")
+
+    def __init__(self, prefix: str = "asgi", **options: Any) -> None:
+        """Raises InvalidOption. Shared memory is attached to by the first call."""
+        self._options = Options.read(prefix, options)
+        self._core = Core(self._options, patience=min(_STRETCH, self._options.lock_timeout / 2))
+        self.extensions: list[str] = list(type(self).extensions)  # type: ignore[misc]
+        self.prefix = prefix
+        self.expiry = self._options.expiry
+        self.group_expiry = self._options.group_expiry
+        self.capacity = self._options.capacity
+        self.channel_capacity = self._options.channel_capacity
+        self.client_prefix = os.urandom(8).hex()
+        self._own = f".{self.client_prefix}!"
+
+    @property
+    def ChannelFull(self) -> type[Exception]:
+        """What `send` raises when capacity or memory is used up (A4)."""
+        return errors.ChannelFull
+
+    @property
+    def MessageTooLarge(self) -> type[Exception]:
+        """What `send` raises for a message over ``max_message_size`` (A4)."""
+        return errors.MessageTooLarge
+
+    # -- channels ---------------------------------------------------------------------------------
+
+    async def send(self, channel: str, message: dict[str, Any]) -> None:
+        """Send `message` to `channel`; never waits for readers (B1, M8).
+
+        Raises ChannelFull at capacity or when memory is used up, MessageTooLarge, InvalidName,
+        InvalidMessage, NotAChannel; nothing was sent then.
+        """
+        try:
+            self._core.send(channel, message)
+        except LockBusy:
+            await self._patiently(self._core.send, channel, message)
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        """Return the next message of `channel`, waiting for it (B1).
+
+        Cancelled, it has taken nothing (B4). Raises NotOwner, an AssertionError, for a
+        process-specific channel of another layer or process; InvalidName.
+        """
+        check_channel(channel)
+        if "!" in channel and self._own not in channel:
+            raise NotOwner(
+                f"channel {channel!r} is not this layer's to receive: its process-specific "
+                f"channels contain {self._own!r}; make them with new_channel()"
+            )
+        found = await self._receive(self._core.sources((channel,), exact=True), None)
+        assert found is not None
+        return found[1]
+
+    async def receive_async(
+        self, channels: Iterable[str], timeout: float | None | object = _MISSING
+    ) -> tuple[str | None, dict[str, Any] | None]:
+        """Return (channel, message) from the first of `channels` that has one (A9).
+
+        `timeout` in seconds is ``receive_timeout`` if not given, and None waits for ever; when it
+        runs out the result is (None, None). Process-specific channels are named up to the ``!``; the
+        full name comes back. Raises InvalidName, NotOwner.
+        """
+        sources = self._core.sources(check_receive(channel) for channel in _listed(channels))
+        if not sources:
+            return None, None
+        seconds = self._options.receive_timeout if timeout is _MISSING else timeout
+        if seconds is None:
+            return await self._receive(sources, None) or (None, None)
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise TypeError(f"timeout must be a number of seconds or None, not {seconds!r}")
+        return await self._receive(sources, time.monotonic() + seconds) or (None, None)
+
+    async def _receive(self, sources: Any, deadline: float | None) -> Any:
+        core = self._core
+        return await core.receive(sources, current_waiter(core.attach()), deadline)
+
+    async def new_channel(self, prefix: str = "specific") -> str:
+        """Return the name of a new process-specific channel of this layer (B1)."""
+        name = f"{prefix}{self._own}" + "".join(random.choices(string.ascii_letters, k=12))
+        return check_channel(name)
+
+    # -- groups -----------------------------------------------------------------------------------
+
+    async def group_add(self, group: str, channel: str) -> None:
+        """Add `channel` to `group`, or renew its membership for ``group_expiry`` seconds (B2)."""
+        await self._patiently(self._core.group_add, group, channel)
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        """Remove `channel` from `group`; it need not be a member (B2)."""
+        await self._patiently(self._core.group_discard, group, channel)
+
+    async def group_channels(self, group: str) -> list[str]:
+        """The members of `group` whose readers live (A5)."""
+        found: list[str] = await self._patiently(self._core.group_channels, group)
+        return found
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+        """Send `message` to every member of `group`; full channels are left out (B2, M7)."""
+        await self._patiently(self._core.group_send, group, message)
+
+    # -- the rest ---------------------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """Forget all messages and groups, of every process (A7)."""
+        await self._patiently(self._core.flush)
+
+    async def global_statistics(self) -> dict[str, Any]:
+        """The figures of the statistics extension for the whole layer (A8)."""
+        found: dict[str, Any] = await self._patiently(self._core.global_statistics)
+        return found
+
+    async def channel_statistics(self, channel: str) -> dict[str, Any]:
+        """The figures of the statistics extension for one channel (A8)."""
+        found: dict[str, Any] = await self._patiently(self._core.channel_statistics, channel)
+        return found
+
+    async def close(self) -> None:
+        """Free what this layer holds of the process: descriptors and memory. Nothing is removed
+        from shared memory, and the next call attaches again."""
+        attachment: Attachment | None = self._core._attachment
+        if attachment is not None:
+            waiter = attachment.hubs.get(asyncio.get_running_loop())
+            if waiter is not None:
+                waiter.release(attachment)
+        self._core.detach()
+
+    close_pools = close
+
+    def require_valid_channel_name(self, name: str, receive: bool = False) -> bool:
+        """True, or InvalidName (a TypeError) says what is wrong with a channel name (M5)."""
+        check_channel(name)
+        if receive and "!" in name and not name.endswith("!"):
+            raise InvalidName(f"channel {name!r}: a receive names it only up to the '!'")
+        return True
+
+    def require_valid_group_name(self, name: str) -> bool:
+        """True, or InvalidName (a TypeError) says what is wrong with a group name (M5)."""
+        check_group(name)
+        return True
+
+    valid_channel_name = require_valid_channel_name
+    valid_group_name = require_valid_group_name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"
+
+    async def _patiently(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Run `call`, letting the loop go on between tries while the lock is busy."""
+        deadline = time.monotonic() + self._options.lock_timeout
+        while True:
+            try:
+                return call(*args)
+            except LockBusy as error:
+                if time.monotonic() >= deadline:
+                    raise errors.LockTimeout(
+                        f"{error}: its holder is stopped, or the machine is overloaded"
+                    ) from None
+                await asyncio.sleep(0.001)
+
+
+def _listed(channels: Iterable[str]) -> Iterable[str]:
+    if isinstance(channels, (str, bytes)):
+        raise InvalidName(f"give a list of channel names, not one string: [{channels!r}]")
+    return channels

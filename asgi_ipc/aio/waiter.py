@@ -1,0 +1,86 @@
+"""How asyncio waits: the loop's own readers, timers and futures. Nothing else in the package does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from ..attachment import Attachment
+from .hub import Hub, hub_of
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+elif not TYPE_CHECKING:
+    from async_timeout import timeout
+
+
+class LoopWaiter(Hub):
+    """The hub of an asyncio event loop (asyncio's own loops, uvloop)."""
+
+    def __init__(self, attachment: Attachment, loop: weakref.ref[Any]) -> None:
+        super().__init__(attachment)
+        self._loop = loop
+        self._thread = threading.get_ident()
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        found: asyncio.AbstractEventLoop | None = self._loop()
+        if found is None:
+            raise RuntimeError("the event loop of this receive is gone")
+        return found
+
+    def future(self) -> asyncio.Future[None]:
+        self._thread = threading.get_ident()  # a loop may be run by another thread next time
+        return self.loop().create_future()
+
+    def resolve(self, future: asyncio.Future[None], error: BaseException | None) -> None:
+        if threading.get_ident() == self._thread:
+            _resolve(future, error)
+        else:
+            loop = self._loop()
+            if loop is not None:
+                with contextlib.suppress(RuntimeError):  # closed: nobody waits there any more
+                    loop.call_soon_threadsafe(_resolve, future, error)
+
+    async def sleep(self, future: asyncio.Future[None], seconds: float | None) -> bool:
+        if seconds is None:
+            await future
+            return True
+        try:
+            async with timeout(seconds):
+                await future
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def watch(self) -> None:
+        assert self.bell is not None
+        self.loop().add_reader(self.bell.fileno(), self.rung)
+
+    def unwatch(self) -> None:
+        loop = self._loop()
+        if loop is not None and not loop.is_closed() and self.bell is not None:
+            loop.remove_reader(self.bell.fileno())
+
+    def later(self, seconds: float) -> asyncio.TimerHandle:
+        return self.loop().call_later(seconds, self.look)
+
+
+def _resolve(future: asyncio.Future[None], error: BaseException | None) -> None:
+    if not future.done():
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+
+def current_waiter(attachment: Attachment) -> LoopWaiter:
+    """The waiter of the running loop."""
+    found: LoopWaiter = hub_of(attachment, asyncio.get_running_loop(), LoopWaiter)
+    return found

@@ -1,0 +1,401 @@
+"""A process's presence in a segment: one for each prefix, shared by its layers and threads.
+
+It brings together what the layers below keep apart: the segment, the store in it, the lock around
+it, and the doorbells. `section` runs an operation of the store under the lock; `ring` wakes whom
+an operation picked; `upkeep` is what somebody has to do about once a second: see whether the
+segment is still there, bury the dead, let messages expire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from . import recovery
+from .doorbell import ALL, Doorbell, Ringer, path_of
+from .errors import IncompatibleSegment, IPCError, SegmentVanished
+from .groups import Groups
+from .inbox import Inbox
+from .layout import (
+    BUFFER,
+    H_LOCK,
+    LOCK_MUTEX,
+    MAX_PROCESSES,
+    MAX_WAITERS,
+    P_DEAD_SINCE,
+    P_GENERATION,
+    P_PID,
+    PROCESS_WORDS,
+    Q_DROPS,
+    R_GENERATION,
+    S_DROPS,
+    S_EPOCH,
+    WORD,
+)
+from .lock import FileLock, Mutex, Section, init_mutex, make_section, process_of
+from .segment import Members, Paths, Segment, Wanted, attach, attach_lock, open_file
+from .store import Store, Target
+
+logger = logging.getLogger("asgi_ipc")
+
+CHECK_EVERY = 1.0  # seconds between two looks at the segment's name and at who lives
+SWEEP_EVERY = 0.1  # seconds between two rounds of upkeep in the store, and
+SWEEP_HURRY = 0.002  # when the last round left something to do
+DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
+
+_attachments: weakref.WeakValueDictionary[str, Attachment] = weakref.WeakValueDictionary()
+_users: weakref.WeakSet[Any] = weakref.WeakSet()  # objects with a detach() method
+_guard = threading.RLock()
+
+
+class Attachment:
+    """An attached segment. Get one with `attached`; it is released when nobody refers to it."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.segment, index = attach(wanted)
+        segment = self.segment
+        self.prefix = wanted.prefix
+        self.index = index
+        self.store = Store(segment.memory, segment.layout, segment.reserve)
+        self.groups = Groups(self.store)
+        self.inboxes: dict[str, Inbox] = {}
+        self.local = threading.local()  # the waiter of each blocking thread
+        self.hubs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self.orphans: list[tuple[int, int]] = []  # waiter ids whose thread or loop is gone
+        self.bells: weakref.WeakSet[Doorbell] = weakref.WeakSet()
+        self.broken: IPCError | None = None
+        self._ringer = Ringer(segment.paths.directory, segment.nonce)
+        self._warned = False
+        self._sweep_at = self._check_at = 0.0
+        self.due = 0.0  # time of the next upkeep
+        self.lock: Mutex | FileLock
+        if segment.lock_kind == LOCK_MUTEX:
+            self.lock = Mutex(segment.memory, H_LOCK * WORD)
+        else:
+            path, mode = segment.paths.section_lock, segment.mode
+            self.lock = FileLock(path, lambda: open_file(path, mode))
+        self.section = self.make_section(10.0, 10.0)
+        now = time.monotonic()
+        try:
+            row = self.store.process_row(index)
+            while not self.section(self.store.bury, row, now, 0.0):
+                pass  # a dead process had this id before
+            self.process = self.section(self.store.attach, index, os.getpid(), os.geteuid(), now)
+        except BaseException:
+            segment.members.release(index)
+            segment.members.close()
+            os.close(segment.fd)
+            raise
+        self.generation = self.store.words[self.process + P_GENERATION]
+        self._release = weakref.finalize(
+            self, _release, segment, self.store, self.lock, self._ringer, index, self.process
+        )
+
+    # -- sections ---------------------------------------------------------------------------------
+
+    def make_section(self, patience: float, timeout: float) -> Section:
+        """A section that waits `patience` seconds for the lock; see `lock.make_section`."""
+        me = weakref.ref(self)
+        segment, store, lock = self.segment, self.store, self.lock
+
+        def recover() -> None:
+            recovery.recover(store, time.monotonic())
+            attachment = me()
+            if attachment is not None:
+                attachment.ring_everyone()
+
+        def renew(holder: int) -> bool:
+            return isinstance(lock, Mutex) and _renew(segment, store, lock, holder)
+
+        return make_section(lock, store.words, recover, patience, renew, timeout)
+
+    def flush(self) -> None:
+        """Forget all messages and groups, also in a store that recovery gives up on."""
+        store, lock = self.store, self.lock
+        section = make_section(lock, store.words, lambda: None, 10.0, lambda holder: False, 10.0)
+        section(recovery.flush, store, time.monotonic())
+        self.ring_everyone()
+
+    # -- wakeups ----------------------------------------------------------------------------------
+
+    def ring(self, row: int, waiter: int) -> None:
+        """Wake the waiter that was picked for the queue at `row`, or the next one if it is gone."""
+        store = self.store
+        while waiter > 0:
+            generation = store.waiter_generation(waiter)
+            if generation and self._ringer.ring(waiter, generation, row):
+                return
+            waiter = self.section(self._pick_another, row, waiter, generation)
+
+    def _pick_another(self, row: int, waiter: int, generation: int) -> int:
+        if self.store.waiter_generation(waiter) == generation:
+            self.store.remove_waiter(waiter, generation)
+        return self.store.pick(row)
+
+    def pass_on(self, row: int) -> None:
+        """A ring for the queue at `row` came to somebody who has no use for it."""
+        waiter = self.section(self.store.pick_if_waiting, row)
+        if waiter:
+            self.ring(row, waiter)
+
+    def ring_everyone(self) -> None:
+        """After recovery or a flush the waiter sets are empty: all have to look and park anew."""
+        for waiter in range(1, MAX_WAITERS):
+            generation = self.store.waiter_generation(waiter)
+            if generation:
+                self._ringer.ring(waiter, generation, ALL)
+
+    def new_bell(self) -> tuple[int, int, Doorbell] | None:
+        """A waiter id with its open doorbell: (id, generation, bell); None if ids ran out."""
+        self._free_orphans()
+        taken = self.section(self.store.add_waiter, self.process)
+        if taken is None:
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "prefix %r: all %d waiter ids are in use; this thread or loop looks for "
+                    "messages every 50 ms instead of being woken",
+                    self.prefix,
+                    MAX_WAITERS - 1,
+                )
+            return None
+        waiter, generation = taken
+        path = path_of(self.segment.paths.directory, self.segment.nonce, waiter, generation)
+        try:
+            bell = Doorbell(path, self.segment.mode)
+        except BaseException:
+            self.section(self.store.remove_waiter, waiter, generation)
+            raise
+        self.bells.add(bell)
+        self.section(self.store.publish_waiter, waiter, generation)
+        return waiter, generation, bell
+
+    def _free_orphans(self) -> None:
+        """Give back the waiter ids of threads and loops that ended. Bits that are still set are
+        passed over by those who meet them."""
+        while self.orphans:
+            self.section(self.store.remove_waiter, *self.orphans[-1])
+            self.orphans.pop()
+
+    # -- process-specific queues ------------------------------------------------------------------
+
+    def inbox(self, queue: str) -> Inbox:
+        found = self.inboxes.get(queue)
+        return found if found is not None else self.inboxes.setdefault(queue, Inbox(queue))
+
+    def fresh(self, inbox: Inbox) -> Inbox:
+        """The inbox, emptied if there was a flush since it was filled."""
+        epoch = self.store.words[S_EPOCH]
+        if inbox.epoch != epoch:
+            inbox.clear()
+            inbox.epoch = epoch
+        return inbox
+
+    def drain(self, row: int, inbox: Inbox, capacity: Callable[[str], int]) -> None:
+        """Inside a section: move what waits in the queue at `row` into its inbox."""
+        store = self.store
+        self.fresh(inbox)
+        for _ in range(DRAINED_AT_ONCE):
+            taken = store.peek(row)
+            if taken is None:
+                return
+            full = inbox.feed(taken, capacity)
+            if full:
+                store.words[row + Q_DROPS] += full
+                store.words[S_DROPS + BUFFER] += full
+            store.pop(row)
+
+    # -- upkeep -----------------------------------------------------------------------------------
+
+    def upkeep(self, now: float, expiry: float) -> None:
+        """Do what is due. Raises SegmentVanished when the segment's name is gone."""
+        if now >= self._check_at:
+            self._check_at = now + CHECK_EVERY
+            if self.broken is None and self.segment.vanished():
+                self.broken = SegmentVanished(
+                    f"the shared memory of prefix {self.prefix!r} was removed while this process "
+                    "was attached (somebody's rm, or systemd's RemoveIPC=yes at a logout). What "
+                    "was in it is lost; the next call makes it anew"
+                )
+            if self.broken is not None:
+                forget(self)
+                raise self.broken
+            self._bury_the_dead(now, expiry)
+            self._free_orphans()
+            for inbox in list(self.inboxes.values()):
+                self._expire_inbox(self.fresh(inbox), now)
+        if now >= self._sweep_at:
+            more = self.section(self._sweep, now)
+            self._sweep_at = now + (SWEEP_HURRY if more else SWEEP_EVERY)
+        self.due = min(self._sweep_at, self._check_at)
+
+    def _sweep(self, now: float) -> bool:
+        self.groups.sweep(now, 16)
+        return self.store.sweep(now)
+
+    def alive(self, process: int) -> bool:
+        """Whether the process of a row still holds its byte."""
+        if process == self.process:
+            return True
+        index = (process - self.store.layout.processes) // PROCESS_WORDS
+        if self.segment.members.held(index):
+            return True
+        # Another attachment of this very process: the kernel does not report one's own locks.
+        return (
+            self.store.words[process + P_PID] == os.getpid()
+            and (index in self.segment.members.claimed)
+        )
+
+    def _bury_the_dead(self, now: float, expiry: float) -> None:
+        words = self.store.words
+        for index in range(MAX_PROCESSES):
+            process = self.store.process_row(index)
+            if words[process + P_GENERATION] and not self.alive(process):
+                self.section(self.store.bury, process, now, expiry)
+
+    def claim(self, row: int, now: float, expiry: float) -> int:
+        """Inside a section: make this process the owner of the queue at `row`; 0, or the pid of
+        the living process that owns it."""
+        owner = self.store.own(row, self.process)
+        if owner and not self.alive(owner):
+            self.store.bury(owner, now, expiry)
+            owner = self.store.own(row, self.process)
+        return self.store.words[owner + P_PID] if owner else 0
+
+    def _expire_inbox(self, inbox: Inbox, now: float) -> None:
+        """Whoever left a message unread for its whole life has gone: end its memberships."""
+        gone = {entry.local.encode("ascii") for entry in inbox.expire(now)}
+        if not gone:
+            return
+        target = Target(inbox.queue.encode("ascii"))
+        row = self.section(self.store.count_expired, target, len(gone))
+        at = 0
+        while row:
+            at = self.section(self.groups.discard_local, row, target.generation, gone, at)
+            if not at:
+                return
+
+
+def attached(wanted: Wanted) -> Attachment:
+    """This process's attachment to a prefix, made if there is none."""
+    with _guard:
+        found = _attachments.get(wanted.prefix)
+        if found is None or found.broken is not None:
+            found = _attachments[wanted.prefix] = Attachment(wanted)
+        elif found.segment.lock_kind != wanted.lock_kind:
+            raise IncompatibleSegment(
+                f"prefix {wanted.prefix!r}: this process uses it already, with another lock= option"
+            )
+        else:
+            layout = found.segment.layout
+            sizes = (layout.message_memory, layout.group_memory, layout.max_message_size)
+            if sizes != wanted[1:4]:
+                logger.warning(
+                    "prefix %r: this process uses it already, with message_memory %d, "
+                    "group_memory %d, max_message_size %d; they hold for all",
+                    wanted.prefix,
+                    *sizes,
+                )
+        return found
+
+
+def forget(attachment: Attachment) -> None:
+    """The next call of every layer of this process attaches anew."""
+    with _guard:
+        if _attachments.get(attachment.prefix) is attachment:
+            del _attachments[attachment.prefix]
+        for user in list(_users):
+            user.detach(attachment)
+
+
+def register(user: Any) -> None:
+    """Let `user` know, by `detach(attachment)`, when an attachment must not be used any more."""
+    _users.add(user)
+
+
+def _release(
+    segment: Segment,
+    store: Store,
+    lock: Mutex | FileLock,
+    ringer: Ringer,
+    index: int,
+    process: int,
+) -> None:
+    """Leave a segment: clear up what is ours in it, and close everything."""
+    with contextlib.suppress(IPCError, OSError):
+        now = time.monotonic()
+        section = make_section(
+            lock,
+            store.words,
+            lambda: recovery.recover(store, now),
+            1.0,
+            lambda holder: False,
+            1.0,
+        )
+        section(store.leave, process, now)
+    ringer.close()
+    segment.members.release(index)
+    segment.members.close()
+    os.close(segment.fd)
+    if isinstance(lock, FileLock):
+        lock.close()
+    store.close()
+
+
+def _renew(segment: Segment, store: Store, lock: Mutex, holder: int) -> bool:
+    """Make the mutex anew if its holder is dead; `holder` 0 means that it cannot be recovered.
+
+    A death that the kernel did not report happens: before Linux 5.18 the OOM killer's victims
+    leave their robust mutexes behind.
+    """
+    if holder:
+        pid = process_of(holder)
+        for index in range(MAX_PROCESSES) if pid else ():
+            row = store.process_row(index)
+            if store.words[row + P_GENERATION] and store.words[row + P_PID] == pid:
+                if pid == os.getpid() or segment.members.held(index):
+                    return False
+    with attach_lock(segment.paths, segment.mode):
+        if lock.holder() != holder and holder:
+            return True  # somebody else was quicker
+        init_mutex(segment.memory, H_LOCK * WORD)
+    return True
+
+
+def _before_fork() -> None:
+    _guard.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _guard.release()
+
+
+def _after_fork_in_child() -> None:
+    """A child has no part in its parent's presence: it attaches for itself when it first calls."""
+    global _guard
+    _guard = threading.RLock()
+    for attachment in list(_attachments.values()):
+        attachment._release.detach()
+        attachment._ringer.close()
+        for bell in list(attachment.bells):
+            bell.forget()
+        with contextlib.suppress(OSError):
+            os.close(attachment.segment.fd)
+        attachment.broken = IncompatibleSegment("this attachment belongs to the parent process")
+        for user in list(_users):
+            user.detach(attachment)
+    _attachments.clear()
+    Members.forget_all()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

@@ -1,0 +1,149 @@
+"""Messages to bytes and back: msgpack, what may travel, and optional encryption. A leaf.
+
+What may travel is the list of M1 and nothing else, so that what a sender may do never depends on
+who receives. msgpack itself is more generous (ints to 2**64, any map key, bytearray, timestamps),
+so types are checked first: by one set operation for a flat dict of plain values, which is what
+nearly every message is, and by a walk that names the path for all others.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import msgpack
+
+from .errors import InvalidMessage, InvalidOption
+
+MAX_DEPTH = 200  # nested lists and dicts; msgpack's own stacks end between 511 and 1024
+INT_MIN, INT_MAX = -(2**63), 2**63 - 1
+
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
+_STR = frozenset({str})
+_UINT64 = b"\xcf"  # how msgpack opens every int from 2**32 up, the too large ones included
+
+
+class DecodeError(Exception):
+    """A body that does not decode: wrong key, or not a message. The receiver drops and counts."""
+
+
+class Codec:
+    """Packs and unpacks messages; `keys` are the ``symmetric_encryption_keys`` option."""
+
+    def __init__(self, keys: Iterable[str | bytes] | None = None) -> None:
+        self._pack = msgpack.Packer(use_bin_type=True).pack
+        self._fernet = _fernet(keys) if keys is not None else None
+
+    def encode(self, message: dict[str, Any]) -> bytes:
+        """Return `message` as bytes; raises InvalidMessage naming the path to a bad value."""
+        try:
+            if not (
+                type(message) is dict
+                and {*map(type, message.values())} <= _PLAIN
+                and {*map(type, message)} <= _STR
+            ):
+                message = _plain_copy(message)
+            # The packer holds no Python code and keeps the GIL: one for all threads is enough.
+            body: bytes = self._pack(message)
+            if _UINT64 in body:
+                _plain_copy(message)
+        except InvalidMessage:
+            raise
+        except (ValueError, OverflowError):
+            _plain_copy(message)  # finds what msgpack refused, and says where it is
+            raise
+        if self._fernet is not None:
+            body = self._fernet.encrypt(body)
+        return body
+
+    def decode(self, body: bytes) -> dict[str, Any]:
+        """Return the message in `body`, a new dict; raises DecodeError."""
+        try:
+            if self._fernet is not None:
+                body = self._fernet.decrypt(bytes(body))
+            message = msgpack.unpackb(body, raw=False)
+        except Exception as error:
+            raise DecodeError(f"{type(error).__name__}: {error}") from None
+        if type(message) is not dict:
+            raise DecodeError(f"a {type(message).__name__}, not a dict")
+        return message
+
+
+def _plain_copy(message: Any) -> dict[str, Any]:
+    """Copy `message` with every value as its base type; raises InvalidMessage at the first bad one."""
+    if not isinstance(message, dict):
+        raise InvalidMessage(f"a message must be a dict, not {_named(message)}")
+    copied = _plain(message, "message", 0)
+    assert isinstance(copied, dict)
+    return copied
+
+
+def _plain(value: Any, path: str, depth: int) -> Any:
+    kind = type(value)
+    if isinstance(value, str):
+        value = value if kind is str else str.__str__(value)
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidMessage(
+                f"{path} has a lone surrogate at position {error.start}, which is not valid text"
+            ) from None
+        return value
+    if value is None or kind is bool or kind is float or kind is bytes:
+        return value
+    if isinstance(value, int):
+        if not INT_MIN <= value <= INT_MAX:
+            raise InvalidMessage(f"{path} is {int(value)}; ints must fit in signed 64 bits")
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, bytes):
+        return bytes(value)
+    if isinstance(value, (dict, list, tuple)):
+        if depth >= MAX_DEPTH:
+            raise InvalidMessage(f"{path[:80]}… is nested deeper than {MAX_DEPTH} levels")
+        if isinstance(value, dict):
+            copied = {}
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise InvalidMessage(f"{path} has the key {key!r:.80}; keys must be str")
+                copied[_plain(key, f"a key of {path}", depth)] = _plain(
+                    item, f"{path}[{str.__str__(key)!r}]", depth + 1
+                )
+            return copied
+        return [_plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+    raise InvalidMessage(
+        f"{path} is {_named(value)}; a message can hold bytes, str, int, float, bool, None, "
+        "lists and dicts with str keys"
+    )
+
+
+def _named(value: Any) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _fernet(keys: Iterable[str | bytes]) -> Any:
+    """A MultiFernet: the first key encrypts, all decrypt. Each key goes through SHA-256."""
+    if isinstance(keys, (str, bytes)):
+        raise InvalidOption(
+            "symmetric_encryption_keys must be a list of keys, not one string: write [key]"
+        )
+    made = []
+    try:
+        from cryptography.fernet import Fernet, MultiFernet
+    except ImportError as error:
+        raise InvalidOption(
+            "symmetric_encryption_keys needs the cryptography package: "
+            "pip install asgi_ipc[cryptography]"
+        ) from error
+    for key in keys:
+        if not isinstance(key, (str, bytes)):
+            raise InvalidOption(
+                f"symmetric_encryption_keys must hold str or bytes, not {_named(key)}"
+            )
+        digest = hashlib.sha256(key.encode() if isinstance(key, str) else key).digest()
+        made.append(Fernet(base64.urlsafe_b64encode(digest)))
+    return MultiFernet(made) if made else None

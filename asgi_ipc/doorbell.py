@@ -1,0 +1,155 @@
+"""Doorbells: how a sender wakes a process that waits. A FIFO for each waiting thread or loop.
+
+What wakes is apart from what is known: *that* there is a message stands in the queue and in its
+waiter set; the doorbell only makes somebody look. Each ring is the row of a queue in 4 bytes, so
+that a loop with thousands of tasks looks at one queue and not at all of them; 0 means all.
+
+Why a FIFO: it has a name, so that an unrelated process can open it (an eventfd has none); it has a
+descriptor, so that a loop or poll can wait on it (a semaphore has none); it has permissions; and it
+tells the sender when nobody is there any more.
+"""
+
+from __future__ import annotations
+
+import _signal
+import contextlib
+import os
+import signal
+import stat
+import sys
+from array import array
+from collections.abc import Callable
+
+_ROOM = 4096  # bytes read at once; more rings than that mean: look at everything
+ALL = 0
+
+
+def path_of(directory: str, nonce: int, waiter: int, generation: int) -> str:
+    """Where the doorbell of a waiter lies: a name that is never used again."""
+    return os.path.join(directory, f"{nonce:016x}.{waiter}.{generation}")
+
+
+class Descriptor:
+    """A file descriptor that is closed when nobody refers to it any more.
+
+    One thread may drop a bell while another is about to write to it: the number must not come to
+    mean another file in between.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.number)
+
+
+class Doorbell:
+    """The receiver's end: open for reading and writing, so that it never sees an end of file."""
+
+    def __init__(self, path: str, mode: int) -> None:
+        self._path = path
+        os.mkfifo(path, mode)
+        try:
+            os.chmod(path, mode)  # whatever the umask
+            self._open: Descriptor | None = Descriptor(
+                os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            )
+        except BaseException:
+            os.unlink(path)
+            raise
+
+    def fileno(self) -> int:
+        if self._open is None:
+            raise ValueError("the doorbell is closed")
+        return self._open.number
+
+    def answer(self) -> list[int]:
+        """Take all rings that have come; [ALL] when some may have been lost, [] for none."""
+        fd = self.fileno()
+        try:
+            read = os.read(fd, _ROOM)
+        except BlockingIOError:
+            return []
+        if len(read) == _ROOM or len(read) % 4:
+            with contextlib.suppress(BlockingIOError):
+                while os.read(fd, _ROOM):
+                    pass
+            return [ALL]
+        return list(dict.fromkeys(array("I", read)))
+
+    def ring(self, row: int) -> None:
+        """Ring this bell from a thread of its own process."""
+        bell = self._open
+        if bell is not None:
+            with contextlib.suppress(OSError):  # full of rings: it has been told
+                os.write(bell.number, row.to_bytes(4, sys.byteorder))
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open = None
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
+    def forget(self) -> None:
+        """In a forked child: close the descriptor and leave the name, which is the parent's."""
+        self._open = None
+
+
+class Ringer:
+    """The senders' end, for one process: descriptors of the bells it has rung before."""
+
+    def __init__(self, directory: str, nonce: int) -> None:
+        self._directory = directory
+        self._nonce = nonce
+        self._open: dict[int, tuple[int, Descriptor]] = {}  # waiter → generation, its bell
+
+    def ring(self, waiter: int, generation: int, row: int) -> bool:
+        """Wake a waiter for the queue at `row`; False if it is gone."""
+        known = self._open.get(waiter)
+        if known is None or known[0] != generation:
+            known = self._connect(waiter, generation)
+            if known is None:
+                return False
+        ring = row.to_bytes(4, sys.byteorder)
+        try:
+            if _signal.getsignal(_signal.SIGPIPE) is _signal.SIG_IGN:
+                os.write(known[1].number, ring)
+            else:
+                _write_without_sigpipe(known[1].number, ring)
+        except BlockingIOError:
+            return True  # full of rings: it has been told
+        except OSError:
+            self._open.pop(waiter, None)
+            return False
+        return True
+
+    def _connect(self, waiter: int, generation: int) -> tuple[int, Descriptor] | None:
+        self._open.pop(waiter, None)
+        path = path_of(self._directory, self._nonce, waiter, generation)
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            bell = Descriptor(os.open(path, flags))
+        except OSError:
+            return None
+        if not generation or not stat.S_ISFIFO(os.fstat(bell.number).st_mode):
+            return None
+        known = self._open[waiter] = (generation, bell)
+        return known
+
+    def close(self) -> None:
+        self._open.clear()
+
+
+def _write_without_sigpipe(fd: int, data: bytes) -> None:
+    """Write where a broken pipe would otherwise end a process that does not ignore SIGPIPE."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        os.write(fd, data)
+    except BrokenPipeError:
+        if signal.SIGPIPE not in blocked:
+            signal.sigtimedwait({signal.SIGPIPE}, 0)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -1,0 +1,159 @@
+"""What one process has taken out of a process-specific queue and not yet handed to a receiver.
+
+The queue of ``specific.X!`` holds the messages of every socket of a process. Whoever of its
+threads or loops is woken drains it in one go into the inbox, which routes by local part, so that
+one slow socket never holds up the others (M7, and the routing of Channels 4).
+
+Feeding happens inside a section, by one thread at a time. Taking needs no lock: what decides who
+gets an entry is one `dict.pop`, which the interpreter does in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+from .layout import LOCAL_SEPARATOR
+from .store import Taken
+
+ANY = None  # the local part of a receiver that takes whatever comes
+
+
+class Waiting(Protocol):
+    """A receive that sleeps, as the inbox sees it."""
+
+    def wake(self) -> None: ...
+
+
+class Entry(NamedTuple):
+    local: str
+    body: bytes
+    expires: float
+
+
+class Inbox:
+    """The buffers of one queue. `capacity(local)` bounds each of them."""
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        self.epoch = 0
+        self.waiting: dict[str | None, deque[Waiting]] = {}
+        self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self._by_local: dict[str, deque[int]] = {}
+        self._number = 0
+        self._last_seq = 0
+        self._fed: set[str] = set()  # local parts that got something since the last to_wake()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def feed(self, taken: Taken, capacity: Callable[[str], int]) -> int:
+        """Route one message to the buffers of its local parts; return how many were full.
+
+        Feeding the same message twice, after an interruption, routes it once.
+        """
+        if taken.seq <= self._last_seq:
+            return 0
+        full = 0
+        for part in taken.local_parts.split(LOCAL_SEPARATOR):
+            local = part.decode("ascii")
+            numbers = self._by_local.get(local)
+            if numbers is None:
+                numbers = self._by_local[local] = deque()
+            if len(numbers) >= capacity(local):
+                full += 1
+                continue
+            self._number = number = self._number + 1
+            # The entry first: an entry without its number is still found by those who take any.
+            self._entries[number] = Entry(local, taken.body, taken.expires)
+            numbers.append(number)
+            self._fed.add(local)
+        self._last_seq = taken.seq
+        if len(self._by_local) > 2 * len(self._entries) + 64:
+            self._tidy()
+        return full
+
+    def take(self, local: str | None) -> Entry | None:
+        """The oldest entry for `local`, or the oldest of all for ANY; None if there is none."""
+        entries = self._entries
+        if not entries:
+            return None
+        if local is ANY:
+            try:
+                number, entry = entries.popitem(last=False)
+            except KeyError:
+                return None
+            numbers = self._by_local.get(entry.local)
+            if numbers is not None:
+                # Not there: a tidied index, or a receiver of this local part came first.
+                with contextlib.suppress(ValueError):
+                    numbers.remove(number)
+            return entry
+        numbers = self._by_local.get(local)
+        while numbers:
+            try:
+                found = entries.pop(numbers.popleft(), None)
+            except IndexError:
+                return None
+            if found is not None:
+                return found
+        return None
+
+    def has(self, local: str | None) -> bool:
+        return bool(self._entries if local is ANY else self._by_local.get(local))
+
+    def expire(self, now: float) -> Iterator[Entry]:
+        """Take out the entries that nobody read in time, oldest first."""
+        while self._entries:
+            try:
+                number, entry = next(iter(self._entries.items()))
+            except (StopIteration, RuntimeError):
+                return  # another thread took it
+            if entry.expires > now:
+                return
+            if self._entries.pop(number, None) is not None:
+                yield entry
+
+    def clear(self) -> None:
+        """A flush: forget everything that was buffered."""
+        self._entries.clear()
+        self._by_local.clear()
+
+    def to_wake(self) -> list[Waiting]:
+        """Whom to wake after feeding: the first receive of each local part that got something."""
+        waiting = self.waiting
+        found = []
+        if waiting:
+            for local in self._fed:
+                receives = waiting.get(local) or waiting.get(ANY)
+                if receives:
+                    found.append(receives[0])
+        self._fed.clear()
+        return found
+
+    def join(self, local: str | None, receive: Waiting) -> bool:
+        """Enter a receive that is about to sleep; True if it need not, something is there."""
+        self.waiting.setdefault(local, deque()).append(receive)
+        return self.has(local)
+
+    def part(self, local: str | None, receive: Waiting) -> None:
+        """A receive sleeps no longer. What it leaves behind is for the next one."""
+        receives = self.waiting.get(local)
+        if receives is None:
+            return
+        with contextlib.suppress(ValueError):
+            receives.remove(receive)
+        if not receives:
+            self.waiting.pop(local, None)
+        elif self.has(local):
+            with contextlib.suppress(IndexError):
+                receives[0].wake()
+
+    def _tidy(self) -> None:
+        """Forget the buffers of local parts that have nothing, most of which never will."""
+        by_local: dict[str, deque[int]] = {}
+        for number, entry in list(self._entries.items()):
+            by_local.setdefault(entry.local, deque()).append(number)
+        self._by_local = by_local

@@ -1,0 +1,229 @@
+"""The memory map: every offset and struct of a segment, with its version. Numbers only, no code
+that reads or writes them. ``docs/memory-map.rst`` is drawn from this file.
+
+A segment is cut into regions, in this order::
+
+    header      one page: what it is, its sizes, the lock, the state words
+    processes   who is attached, one row each
+    waiters     threads and loops that can be rung, one row each
+    queues      channel slots by name (a table)
+    groups      groups by name (a table)
+    members     memberships by (group, channel) and by channel (a table)
+    log         the messages: a ring of records in order of arrival
+
+Everything is counted in *words* of 8 bytes, and a reference to a row or a record is the index of
+its first word, so that following one is a single load. 0 is no reference. Times are seconds of
+CLOCK_MONOTONIC as doubles.
+
+*Primary* words are the truth: a killed process leaves them whole, because each is one 8-byte
+store, made after everything that it stands for. *Derived* words (marked so) speed things up and are
+computed anew by ``recovery`` from the primary ones.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+MAGIC = int.from_bytes(b"asgi_ipc", "little")
+VERSION = 1  # of everything in this file; bump it with any change
+
+WORD = 8
+PAGE = 4096
+
+# -- header: identity, written once by the creator; MAGIC last, which publishes the segment ------
+H_MAGIC = 0
+H_VERSION = 1
+H_SIZE = 2  # bytes of the whole segment
+H_NONCE = 3  # random; names the doorbells of this segment and no other
+H_MACHINE = 4  # libc family, pointer width and mutex size: who may touch the lock
+H_PID_NS = 5  # inode of the PID namespace
+H_TIME_NS = 6  # inode of the time namespace
+H_LOCK_KIND = 7  # LOCK_MUTEX or LOCK_FILE
+H_MESSAGE_MEMORY = 8  # the three sizes that the rest of the map follows from, bytes
+H_GROUP_MEMORY = 9
+H_MAX_MESSAGE = 10
+H_MODE = 11  # permission bits
+H_CREATED = 12  # time
+
+LOCK_MUTEX, LOCK_FILE = 1, 2
+
+# -- header: the lock, a cache line of its own ----------------------------------------------------
+H_LOCK = 32  # 8 words, room for any pthread_mutex_t
+LOCK_BYTES = 64
+
+# -- header: state, changed under the lock --------------------------------------------------------
+S_DIRTY = 40  # primary: CLEAN, or what a section was doing when it stopped
+S_ENDS = 41  # primary: head << 32 | tail of the log; storing it publishes a record
+S_SEQ = 42  # sequence number of the newest record
+S_LIVE = 43  # derived: words of live records
+S_MARK = 44  # primary: where the log wraps; all before it is reserved
+S_BIGGEST = 45  # words of the biggest record since the log was last empty
+S_COUNTER = 46  # primary: generations, versions and epochs; never reset
+S_EPOCH = 47  # primary: changes with each flush
+S_SEQ_BASE = 48  # SEQ at creation or the last flush
+S_SINCE = 49  # time of creation or the last flush
+S_FULL = 51  # ChannelFull raised since creation or flush
+S_RECOVERIES = 52
+S_MOVES = 53  # records copied to the head to let the tail move
+S_BROKEN = 54  # primary: 1 when recovery found bytes that cannot be right
+S_DROPS = 56  # 8 words: messages dropped, by reason
+S_TABLES = 64  # 3 × TABLE_WORDS: queues, groups, members
+
+CLEAN, DIRTY, FLUSHING = 0, 1, 2
+
+# Reasons for a drop, in the order of the words at S_DROPS.
+EXPIRED, CAPACITY, MEMORY, UNDECODABLE, DEAD_OWNER, BUFFER = range(6)
+DROP_REASONS = ("expired", "capacity", "memory", "undecodable", "dead_owner", "buffer")
+
+# Words of a table in the header.
+T_HIGH = 0  # primary: rows ever used since the last flush
+T_FREE = 1  # derived: first free row
+T_USED = 2  # derived: rows in use
+T_RESERVED = 3  # primary: bytes of the table's region that are reserved
+T_CURSOR = 4  # row index where the next sweep goes on
+TABLE_WORDS = 8
+
+# -- processes: fixed rows ------------------------------------------------------------------------
+P_GENERATION = 0  # primary: 0 is a free row; stored last
+P_PID = 1
+P_ATTACHED = 2  # time
+P_UID = 3
+P_DEAD_SINCE = 4  # time when its byte lock was found free; 0.0 while it lives
+P_OWNED = 5  # derived: first queue that it owns
+P_KIND = 6
+PROCESS_WORDS = 8
+MAX_PROCESSES = 1024
+
+# -- waiters: fixed rows --------------------------------------------------------------------------
+W_GENERATION = 0  # primary: 0 is a free row; names the doorbell, stored after that is open
+W_PROCESS = 1  # reference of its process's row
+W_PROCESS_GENERATION = 2
+WAITER_WORDS = 4
+MAX_WAITERS = 1024
+
+# -- tables: what every row begins with -----------------------------------------------------------
+# Row i also holds the head of hash bucket i, so that buckets grow with the rows (linear hashing).
+R_BUCKET = 0  # derived: first row of bucket i
+R_CHAIN = 1  # derived: next row of this row's bucket; in a free row, the next free row
+R_GENERATION = 2  # primary: 0 is a free row; stored last
+R_KEY = 3  # primary: hash << 32 | bytes of the name
+
+# -- queue rows -----------------------------------------------------------------------------------
+Q_FIRST = 4  # derived: oldest record
+Q_LAST = 5  # derived: newest record
+Q_COUNT = 6  # derived: messages waiting
+Q_OWNER = 7  # primary: reference of the process that receives here; 0 for none
+Q_OWNER_GENERATION = 8
+Q_NEXT_OWNED = 9  # derived: next queue of the same owner
+Q_MEMBERS = 10  # derived: memberships that lead here
+Q_TOTAL = 11  # messages accepted since creation or flush
+Q_FULL = 12  # ChannelFull raised
+Q_CREATED = 13  # time
+Q_SEEN = 14  # TOTAL at the sweep's last visit, and
+Q_SEEN_AT = 15  # when that was; an empty row idle for long is reclaimed
+Q_DROPS = 16  # messages dropped here
+Q_FIRST_MEMBER = 17  # derived: newest membership that leads here
+Q_WAITING = 18  # bit i: word i of the waiter set is not empty
+Q_WAITERS = 19  # 16 words: the waiter set, one bit for each waiter row
+Q_NAME = 35  # 13 words
+QUEUE_WORDS = 48
+WAITER_SET_WORDS = MAX_WAITERS // 64
+
+# -- group rows -----------------------------------------------------------------------------------
+G_FIRST = 4  # derived: newest membership
+G_COUNT = 5  # derived: memberships
+G_VERSION = 6  # changes with every join and leave; senders cache the plan of a broadcast by it
+G_NAME = 7  # 13 words
+GROUP_WORDS = 20
+
+# -- member rows ----------------------------------------------------------------------------------
+M_GROUP = 4  # primary: the group's row
+M_QUEUE = 5  # primary: the row of the queue that the channel is kept in,
+M_QUEUE_GENERATION = 6  # primary: and its generation; another one there: the reader is gone
+M_EXPIRES = 7  # primary: time
+M_NEXT = 8  # derived: list of the group
+M_PREV = 9  # derived
+M_QUEUE_NEXT = 10  # derived: list of the queue
+M_QUEUE_PREV = 11  # derived
+M_NAME = 12  # 13 words: the channel's full name
+MEMBER_WORDS = 25
+
+NAME_WORDS = 13  # 104 bytes
+
+# Memberships for each byte of group memory: 4,000 in a million, as asgi_ipc always promised.
+BYTES_A_MEMBER = 250
+
+# -- log records ----------------------------------------------------------------------------------
+L_STATE = 0  # primary: words of the record << 8 | LIVE or DEAD
+L_SEQ = 1  # primary
+L_NEXT = 2  # derived: next record of its queue
+L_PREV = 3  # derived
+L_QUEUE = 4  # primary: reference of the queue << 32 | bytes of the body
+L_EXPIRES = 5  # primary: time
+L_SENT = 6  # primary: time
+L_CHECK = 7  # primary: bytes of the local parts << 32 | checksum
+RECORD_WORDS = 8  # then the local parts, joined by LOCAL_SEPARATOR, then the body
+RECORD = struct.Struct("=QQQQQddQ")
+
+LIVE, DEAD = 1, 2
+LOCAL_SEPARATOR = b","  # in no name
+MAX_LOCALS = 1 << 20  # bytes of local parts in one record; a larger broadcast takes several
+
+M32 = 0xFFFFFFFF
+
+FIRST_MARK = 64 * 1024  # bytes of log that a fresh segment reserves
+MIN_MEMORY = 64 * 1024
+MAX_MEMORY = 8 << 30  # bytes; references in a record are words in 32 bits
+
+
+class TableMap(NamedTuple):
+    """Where a table lies: its words in the header, its rows, and how many there can be."""
+
+    state: int
+    base: int
+    words: int
+    rows: int
+
+    @property
+    def end(self) -> int:
+        return self.base + self.rows * self.words
+
+
+class Layout:
+    """The map of one segment: everything follows from its three sizes, in bytes."""
+
+    def __init__(self, message_memory: int, group_memory: int, max_message_size: int) -> None:
+        self.message_memory = message_memory
+        self.group_memory = group_memory
+        self.max_message_size = max_message_size
+        self.processes = PAGE // WORD
+        self.waiters = self.processes + MAX_PROCESSES * PROCESS_WORDS
+        at = _page(self.waiters + MAX_WAITERS * WAITER_WORDS)
+        self.fixed_bytes = at * WORD  # header, processes and waiters: reserved at creation
+        members = max(64, group_memory // BYTES_A_MEMBER)
+        # One queue for each KiB of messages and one for each membership, so that neither the
+        # number of channels nor that of sockets in groups is what runs out first.
+        queues = max(1024, message_memory // 1024) + members
+        self.queues = TableMap(S_TABLES, at, QUEUE_WORDS, queues)
+        at = _page(self.queues.end)
+        self.groups = TableMap(S_TABLES + TABLE_WORDS, at, GROUP_WORDS, members)
+        at = _page(self.groups.end)
+        self.members = TableMap(S_TABLES + 2 * TABLE_WORDS, at, MEMBER_WORDS, members)
+        self.log = _page(self.members.end)
+        # Encryption makes a third of it more; a broadcast also names its local parts.
+        self.max_record = record_words(max_message_size * 3 // 2 + 1024, MAX_LOCALS)
+        # Live records stay under three quarters of the log and two of the biggest stay free:
+        # then there is always a place to copy the record to that blocks the tail.
+        self.max_live = max(message_memory // WORD, self.max_record)
+        self.log_end = _page(self.log + self.max_live * 4 // 3 + 2 * self.max_record)
+        self.size = self.log_end * WORD
+
+
+def record_words(body: int, local_parts: int) -> int:
+    """Words of a record with that many bytes of body and of local parts; always even."""
+    return RECORD_WORDS + ((body + local_parts + 15) >> 4 << 1)
+
+
+def _page(word: int) -> int:
+    return (word * WORD + PAGE - 1) // PAGE * PAGE // WORD

@@ -1,0 +1,260 @@
+"""The lock of a segment, and the section: the only way to run an operation on the store.
+
+The kernel releases the lock when its holder dies. It is a robust, error-checking, process-shared
+mutex in the segment, taken through `ctypes.PyDLL`, that is without letting go of the GIL: a thread
+that held the mutex and waited for the GIL would stall every other process. Where such mutexes do
+not exist, and with ``lock="file"``, it is a flock.
+
+Everything about `section` is about exceptions that a signal handler raises between any two
+bytecodes: no helper releases the lock, there is no ``with`` and no ``finally``. The ``except`` may run
+with the lock held, not yet held or no longer held, and does the same in each case: an
+error-checking mutex answers EPERM to whoever does not hold it. What the operation left half done is
+seen by the dirty word.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from types import FrameType
+from typing import Any
+from zlib import crc32
+
+from .errors import CorruptStore, LockBusy, LockTimeout, Reentered
+from .layout import S_DIRTY
+
+_SPINS = 30  # tries in a row before the first sleep, about as long as a section takes
+_LONGEST_SLEEP = 0.001  # seconds
+
+_PTHREAD_PROCESS_SHARED = 1
+_PTHREAD_MUTEX_ROBUST = 1
+_PTHREAD_MUTEX_ERRORCHECK = 2
+
+_libc = ctypes.PyDLL(None)
+
+
+@lru_cache(maxsize=None)
+def robust_mutexes() -> bool:
+    """Whether this platform has mutexes that the kernel releases when their holder dies."""
+    return sys.platform.startswith("linux") and hasattr(_libc, "pthread_mutex_consistent")
+
+
+@lru_cache(maxsize=None)
+def machine() -> int:
+    """Who may touch a mutex: libc family, word size and processor in one number."""
+    family = 1 if hasattr(_libc, "gnu_get_libc_version") else 2
+    return family << 48 | struct.calcsize("P") << 40 | crc32(os.uname().machine.encode())
+
+
+def init_mutex(memory: Any, offset: int) -> None:
+    """Make a mutex at `offset`; nobody may hold or try the one that was there."""
+    attributes = ctypes.create_string_buffer(64)
+    mutex = ctypes.c_char.from_buffer(memory, offset)
+    ctypes.memset(ctypes.addressof(mutex), 0, 64)
+    for call, *arguments in (
+        (_libc.pthread_mutexattr_init,),
+        (_libc.pthread_mutexattr_setpshared, _PTHREAD_PROCESS_SHARED),
+        (_libc.pthread_mutexattr_setrobust, _PTHREAD_MUTEX_ROBUST),
+        (_libc.pthread_mutexattr_settype, _PTHREAD_MUTEX_ERRORCHECK),
+    ):
+        code = call(attributes, *arguments)
+        if code:
+            raise OSError(code, f"{call.__name__}: {os.strerror(code)}")
+    code = _libc.pthread_mutex_init(ctypes.c_void_p(ctypes.addressof(mutex)), attributes)
+    if code:
+        raise OSError(code, f"pthread_mutex_init: {os.strerror(code)}")
+
+
+class Mutex:
+    """The calls of the robust mutex at `offset` of `memory`, each a bare C function of `handle`."""
+
+    def __init__(self, memory: Any, offset: int) -> None:
+        self._keep = ctypes.c_char.from_buffer(memory, offset)  # the address stays good
+        self.handle = ctypes.addressof(self._keep)
+        self.trylock = _libc["pthread_mutex_trylock"]
+        self.unlock = _libc["pthread_mutex_unlock"]
+        self.consistent = _libc["pthread_mutex_consistent"]
+        for call in (self.trylock, self.unlock, self.consistent):
+            call.argtypes = [ctypes.c_void_p]
+            call.restype = ctypes.c_int
+        # The futex word, which holds the thread id of the holder: glibc's first int, musl's second.
+        place = 0 if hasattr(_libc, "gnu_get_libc_version") else 4
+        self._futex = ctypes.c_uint32.from_buffer(memory, offset + place)
+
+    def holder(self) -> int:
+        """Thread id of whoever holds the mutex; 0 if nobody does."""
+        return int(self._futex.value & 0x3FFFFFFF)
+
+
+class FileLock:
+    """The same calls over a flock: one descriptor for each thread, made when first used."""
+
+    def __init__(self, path: str, open_file: Callable[[], int]) -> None:
+        self.handle = path
+        self._open = open_file
+        self._local = threading.local()
+        self._fds: list[int] = []
+
+    def trylock(self, handle: object) -> int:
+        local = self._local
+        if getattr(local, "inside", False):
+            return errno.EDEADLK
+        try:
+            fd = local.fd
+        except AttributeError:
+            fd = local.fd = self._open()
+            self._fds.append(fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return errno.EBUSY
+        local.inside = True
+        return 0
+
+    def unlock(self, handle: object) -> int:
+        self._local.inside = False
+        fd = getattr(self._local, "fd", None)
+        if fd is not None:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        return 0
+
+    def consistent(self, handle: object) -> int:
+        return 0
+
+    def holder(self) -> int:
+        """Process id of whoever holds the flock; 0 if nobody does or it cannot be told."""
+        try:
+            wanted = os.stat(str(self.handle)).st_ino
+            with open("/proc/locks") as file:
+                for line in file:
+                    parts = line.split()
+                    if parts[1] == "FLOCK" and parts[5].endswith(f":{wanted}"):
+                        return int(parts[4])
+        except (OSError, IndexError, ValueError):
+            pass
+        return 0
+
+    def close(self) -> None:
+        while self._fds:
+            os.close(self._fds.pop())
+
+
+Section = Callable[..., Any]
+
+
+def make_section(
+    lock: Mutex | FileLock,
+    words: memoryview[int],
+    recover: Callable[[], None],
+    patience: float,
+    renew: Callable[[int], bool],
+    timeout: float,
+) -> Section:
+    """Return ``section(operation, *args)``, which runs an operation of the store under the lock.
+
+    `recover` is called, under the lock, when the store is dirty. The lock is waited for `patience`
+    seconds, then LockBusy is raised if that is less than `timeout`, else LockTimeout, which names the
+    holder. `renew(holder)` makes the lock anew if its holder is dead after all, and says if it did.
+    """
+    trylock, unlock, consistent, handle = lock.trylock, lock.unlock, lock.consistent, lock.handle
+
+    def section(operation: Callable[..., Any], *args: Any) -> Any:
+        try:
+            code = trylock(handle)
+            if code:
+                acquire(code)
+            if words[S_DIRTY]:
+                recover()
+            result = operation(*args)
+            unlock(handle)
+        except BaseException as error:
+            if not _outer_section(sys._getframe().f_back, section.__code__, handle):
+                consistent(handle)
+                unlock(handle)
+            if isinstance(error, (IndexError, struct.error)):
+                raise CorruptStore(
+                    f"the shared memory holds bytes that cannot be right ({error}); flush() the "
+                    "layer, or stop its processes and remove it"
+                ) from error
+            raise
+        return result
+
+    def acquire(code: int) -> None:
+        """Go on after a first try that failed with `code`, until the lock is held."""
+        deadline = time.monotonic() + patience
+        tries, pause = 0, 0.0
+        while code:
+            if code == errno.EOWNERDEAD:
+                consistent(handle)  # it is ours; what its last holder left shows in the dirty word
+                return
+            if code == errno.EDEADLK:
+                frame = sys._getframe().f_back
+                assert frame is not None
+                if _outer_section(frame.f_back, section.__code__, handle):
+                    raise Reentered(
+                        "the layer was called from inside one of its own calls, by a signal "
+                        "handler or __del__ of this thread. Set a flag there, or use a thread"
+                    )
+                return  # an earlier call lost track of it: it is ours all the same
+            tries += 1
+            if code == errno.ENOTRECOVERABLE:
+                renew(0)
+            elif code != errno.EBUSY:
+                raise OSError(code, f"the lock of the segment: {os.strerror(code)}")
+            elif tries > _SPINS:
+                if time.monotonic() >= deadline:
+                    holder = lock.holder()
+                    if not renew(holder):
+                        if patience < timeout:
+                            raise LockBusy(f"the lock was not to be had for {patience:g} s")
+                        raise LockTimeout(_complaint(holder, timeout))
+                time.sleep(pause)
+                pause = min(pause + 0.0001, _LONGEST_SLEEP)
+            code = trylock(handle)
+
+    return section
+
+
+def _outer_section(frame: FrameType | None, code: Any, handle: object) -> bool:
+    """Whether a section for this lock is on the stack from `frame` outwards."""
+    while frame is not None:
+        if frame.f_code is code and frame.f_locals.get("handle") == handle:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _complaint(holder: int, timeout: float) -> str:
+    if not holder:
+        return f"the lock was not to be had for {timeout:g} s; nobody seems to hold it for long"
+    pid = process_of(holder) or holder
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            name = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        name = "unknown"
+    return (
+        f"process {pid} ({name:.100}) has held the lock for {timeout:g} s without moving: it is "
+        "probably stopped (SIGSTOP, a debugger). Let it go on (SIGCONT) or end it; the others "
+        "then go on by themselves"
+    )
+
+
+def process_of(thread: int) -> int:
+    """Process id of a thread id; 0 if there is no such thread."""
+    try:
+        with open(f"/proc/{thread}/status") as file:
+            for line in file:
+                if line.startswith("Tgid:"):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0

@@ -1,0 +1,220 @@
+"""The log: a ring of message records in order of arrival, and how it makes room.
+
+Allocating moves the head, freeing marks a record dead, and the tail follows over what is dead. A
+live record that stands in the tail's way is copied to the head; it keeps its sequence number and
+its place in its queue, so nobody sees it move. The body of a message is one piece whatever its
+size, and after any history an empty log takes the largest message again.
+
+Three rules keep the work of each call in proportion to the size of its message:
+
+- The ring wraps at the *mark*, the end of what is reserved, and the mark grows only while more
+  than half before it is live. One stuck message therefore cannot walk the ring through all memory.
+- At the last mark, live records stay under three quarters of the ring.
+- Room for the biggest record in the log is kept free at the head (the *gap*), so the record at the
+  tail can always be copied; and once the gap is small each allocation pays for some of the moves
+  to come.
+
+Nothing here knows queues except by the links that a copy must take along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .errors import CorruptStore
+from .layout import (
+    DEAD,
+    L_EXPIRES,
+    L_NEXT,
+    L_PREV,
+    L_QUEUE,
+    L_STATE,
+    LIVE,
+    M32,
+    PAGE,
+    Q_FIRST,
+    Q_LAST,
+    RECORD_WORDS,
+    S_BIGGEST,
+    S_ENDS,
+    S_LIVE,
+    S_MARK,
+    S_MOVES,
+    WORD,
+    Layout,
+)
+
+_STEP = 256 * 1024  # bytes by which the mark grows, at the least
+_AHEAD = 8  # words of log looked at for each word allocated, once the gap is small
+
+
+class Log:
+    """The ring of `layout` in `words`; `expire(at)` is called for records found expired."""
+
+    def __init__(
+        self,
+        buffer: Any,
+        words: memoryview[int],
+        doubles: memoryview[float],
+        layout: Layout,
+        reserve: Callable[[int, int], bool],
+        expire: Callable[[int], None],
+    ) -> None:
+        self._buffer = buffer
+        self._words = words
+        self._doubles = doubles
+        self._reserve = reserve
+        self._expire = expire
+        self.start = layout.log
+        self.end = layout.log_end
+        self.max_live = layout.max_live
+        self.max_record = layout.max_record
+        self.empty = layout.log << 32 | layout.log  # the value of S_ENDS when nothing is stored
+
+    def ends(self) -> tuple[int, int, int]:
+        """(head, tail, mark), checked."""
+        ends, mark = self._words[S_ENDS], self._words[S_MARK]
+        head, tail = ends >> 32, ends & M32
+        if not (self.start <= head <= mark and self.start <= tail <= mark <= self.end):
+            raise CorruptStore(f"the ends of the log ({tail} to {head}, mark {mark}) are outside it")
+        return head, tail, mark
+
+    def size(self, at: int) -> int:
+        """Words of the record at `at`, checked."""
+        state = self._words[at + L_STATE]
+        size = state >> 8
+        if size < 2 or size % 2 or at + size > self.end or state & 0xFF not in (LIVE, DEAD):
+            raise CorruptStore(f"no record begins at word {at} of the log")
+        return size
+
+    def make_room(self, size: int, now: float) -> int:
+        """Return where a record of `size` words can be written, or 0 if there is no room.
+
+        Under the lock, with the dirty word set. Moves the tail, copies records that stand in its
+        way, lets expired ones go, wraps, and reserves memory, as needed.
+        """
+        words = self._words
+        ahead = _AHEAD * size + 64  # words still to look at although there is room
+        lap = self.end - self.start + size  # after one lap there is nothing left to try
+        may_grow = True
+        while True:
+            head, tail, mark = self.ends()
+            live = words[S_LIVE]
+            if not live:
+                words[S_BIGGEST] = 0
+                if head != tail:
+                    words[S_ENDS] = self.empty
+                    continue
+            keep = max(size, words[S_BIGGEST]) if live else 0
+            if may_grow and (live + size) * 2 + keep > mark - self.start:
+                may_grow = False
+                if self._grow(head, tail, mark, size, (live + size + keep) * 2):
+                    continue
+            place = self._place(size, keep, head, tail, mark)
+            gap = tail - head if tail > head else mark - head + tail - self.start
+            if place and (ahead <= 0 or gap - size > (mark - self.start) >> 3):
+                return place
+            step = self._advance(head, tail, mark, now) if tail != head and lap > 0 else 0
+            ahead -= step
+            lap -= step
+            if not step:
+                # The tail cannot move. Memory that was spared so far is taken now; without any,
+                # a place that leaves no gap must do.
+                if not place and may_grow:
+                    may_grow = False
+                    if self._grow(head, tail, mark, size, (live + size + keep) * 2):
+                        continue
+                return place or self._place(size, 0, *self.ends())
+
+    def _place(self, size: int, keep: int, head: int, tail: int, mark: int) -> int:
+        """Where `size` words fit so that `keep` more stay free behind them; 0 for nowhere. Wraps."""
+        if tail > head:
+            return head if tail - head > size + keep else 0
+        after = mark - head - size
+        if after >= 0 and (after >= keep or tail - self.start > keep):
+            return head
+        if tail - self.start > size + keep:
+            self._wrap(head, tail, mark)
+            return self.start
+        return 0
+
+    def _wrap(self, head: int, tail: int, mark: int) -> None:
+        """Send the head back to the start, over a dead record that fills the rest."""
+        if head < mark:
+            self._words[head + L_STATE] = (mark - head) << 8 | DEAD
+        self._words[S_ENDS] = self.start << 32 | tail
+
+    def _advance(self, head: int, tail: int, mark: int, now: float) -> int:
+        """Move the tail over one record; return its words, or 0 if it cannot be moved."""
+        words = self._words
+        if tail == mark:
+            words[S_ENDS] = head << 32 | self.start
+            return 2
+        size = self.size(tail)
+        if words[tail + L_STATE] & 0xFF == LIVE:
+            if self._doubles[tail + L_EXPIRES] <= now:
+                self._expire(tail)
+                return 2  # it is dead now, and the next step passes it
+            if size > self.max_record:
+                raise CorruptStore(f"the record at word {tail} is too large")
+            place = self._place(size, 0, head, tail, mark)
+            if not place:
+                return 0
+            self._move(tail, place, size)
+            head = place + size
+        if tail + size > mark:
+            raise CorruptStore(f"the record at word {tail} reaches over the mark")
+        words[S_ENDS] = head << 32 | (tail + size)
+        return size
+
+    def _move(self, old: int, new: int, size: int) -> None:
+        """Copy a live record to `new`, publish the copy, and let the original die.
+
+        A death in between leaves two records with one sequence number; recovery keeps one.
+        """
+        words, buffer = self._words, self._buffer
+        buffer[new * WORD : (new + size) * WORD] = buffer[old * WORD : (old + size) * WORD]
+        words[S_ENDS] = (new + size) << 32 | words[S_ENDS] & M32
+        words[old + L_STATE] = size << 8 | DEAD
+        row, following, before = words[new + L_QUEUE] >> 32, words[new + L_NEXT], words[new + L_PREV]
+        words[following + L_PREV if following else row + Q_LAST] = new
+        words[before + L_NEXT if before else row + Q_FIRST] = new
+        words[S_MOVES] += 1
+
+    def _grow(self, head: int, tail: int, mark: int, least: int, wanted: int) -> bool:
+        """Move the mark so that `wanted` words lie before it; by `least` if no more is to be had."""
+        step = max(_STEP // WORD, (mark - self.start) // 2)
+        step = min(max(step, self.start + wanted - mark), self.end - mark)
+        while step > 0:
+            upto = min((mark + step + PAGE // WORD - 1) // (PAGE // WORD) * (PAGE // WORD), self.end)
+            if self._reserve(mark * WORD, (upto - mark) * WORD):
+                if tail > head:
+                    # Records lie at the old mark: from there to the new one a dead one leads on.
+                    self._words[mark + L_STATE] = (upto - mark) << 8 | DEAD
+                self._words[S_MARK] = upto
+                return True
+            step = step // 2 if step // 2 >= least else 0
+        return False
+
+    def records(self) -> list[int]:
+        """Where every live record lies, from the tail to the head."""
+        words = self._words
+        head, tail, mark = self.ends()
+        found, steps = [], 0
+        while tail != head:
+            if tail == mark:
+                tail = self.start
+                continue
+            size = self.size(tail)
+            if tail < head < tail + size or tail + size > mark:
+                raise CorruptStore(f"the record at word {tail} reaches over the end of the log")
+            if words[tail + L_STATE] & 0xFF == LIVE:
+                if not RECORD_WORDS <= size <= self.max_record:
+                    raise CorruptStore(f"the record at word {tail} is of an impossible size")
+                found.append(tail)
+            tail += size
+            steps += size
+            if steps > self.end - self.start:
+                raise CorruptStore("the log goes round in a circle")
+        return found

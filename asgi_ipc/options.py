@@ -1,0 +1,126 @@
+"""The constructor options of both layers: read, checked, and given their defaults. A leaf."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .errors import InvalidOption
+from .layout import MAX_MEMORY, MIN_MEMORY
+
+Capacities = list[tuple[Callable[[str], Any], int]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be set, for all processes of a prefix alike unless it says otherwise.
+
+    ======================== ============ ========= ==============================================
+    option                   default      unit
+    ======================== ============ ========= ==============================================
+    message_memory           100 MiB      bytes     limit for messages; the live segment's holds
+    group_memory             20 MiB       bytes     limit for groups; the live segment's holds
+    expiry                   60           seconds   an unread message is dropped after that
+    group_expiry             86400        seconds   a membership ends that long after its last add
+    capacity                 100          messages  a channel holds at the most
+    channel_capacity         None                   dict of glob or compiled re to capacity
+    symmetric_encryption_keys None                  list of str or bytes; the first encrypts
+    mode                     0o600        bits      who may open the segment
+    max_message_size         4 MiB        bytes     of one message, packed
+    receive_timeout          5            seconds   a blocking receive waits at the most
+    lock_timeout             10           seconds   for the segment's lock, then LockTimeout
+    lock                     "mutex"                or "file", in all processes alike
+    ======================== ============ ========= ==============================================
+    """
+
+    prefix: str = "asgi"
+    message_memory: int = 100 << 20
+    group_memory: int = 20 << 20
+    expiry: float = 60
+    group_expiry: float = 86400
+    capacity: int = 100
+    channel_capacity: Mapping[str | re.Pattern[str], int] | None = None
+    symmetric_encryption_keys: Iterable[str | bytes] | None = None
+    mode: int = 0o600
+    max_message_size: int = 4 << 20
+    receive_timeout: float = 5
+    lock_timeout: float = 10
+    lock: str = "mutex"
+
+    @classmethod
+    def read(cls, prefix: str, given: dict[str, Any]) -> Options:
+        """The options of a layer; raises InvalidOption for one that is unknown or cannot work."""
+        if "channel_memory" in given:
+            warnings.warn(
+                "channel_memory is called message_memory since asgi_ipc 1.1",
+                DeprecationWarning,
+                stacklevel=4,
+            )
+            if "message_memory" in given:
+                raise InvalidOption("give message_memory, or its old name channel_memory, not both")
+            given["message_memory"] = given.pop("channel_memory")
+        known = {field.name for field in fields(cls)} - {"prefix"}
+        for name in given:
+            if name not in known:
+                hint = " (is CONFIG still that of another layer?)" if name == "hosts" else ""
+                raise InvalidOption(
+                    f"unknown option {name!r}{hint}; there are {', '.join(sorted(known))}"
+                )
+        options = cls(prefix, **given)
+        options._check()
+        return options
+
+    def _check(self) -> None:
+        for name, least, most in (
+            ("message_memory", MIN_MEMORY, MAX_MEMORY),
+            ("group_memory", MIN_MEMORY, MAX_MEMORY),
+            ("max_message_size", 1024, MAX_MEMORY // 8),
+            ("capacity", 1, 1 << 40),
+            ("mode", 0o600, 0o660),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                shown = f"{least:#o} to {most:#o}" if name == "mode" else f"{least} to {most}"
+                raise InvalidOption(f"{name} must be an int from {shown}, not {value!r}")
+        if self.mode & ~0o660 or self.mode & 0o600 != 0o600:
+            raise InvalidOption(f"mode must be 0o600, or 0o660 for a group, not {self.mode:#o}")
+        for name in ("expiry", "group_expiry", "receive_timeout", "lock_timeout"):
+            seconds = getattr(self, name)
+            if (
+                isinstance(seconds, bool)
+                or not isinstance(seconds, (int, float))
+                or not 0 < seconds < float("inf")
+            ):
+                raise InvalidOption(f"{name} must be a positive number of seconds, not {seconds!r}")
+        if self.lock not in ("mutex", "file"):
+            raise InvalidOption(f'lock must be "mutex" or "file", not {self.lock!r}')
+        self.capacities()
+
+    def capacities(self) -> Capacities:
+        """``channel_capacity`` as (match, capacity) in the dict's order."""
+        if self.channel_capacity is None:
+            return []
+        if not isinstance(self.channel_capacity, Mapping):
+            raise InvalidOption(
+                "channel_capacity must be a dict of glob, or compiled re, to capacity, not "
+                f"{self.channel_capacity!r}"
+            )
+        found: Capacities = []
+        for pattern, capacity in self.channel_capacity.items():
+            if type(capacity) is not int or capacity < 1:
+                raise InvalidOption(
+                    f"channel_capacity[{pattern!r}] must be a positive int, not {capacity!r}"
+                )
+            if isinstance(pattern, str):
+                found.append((re.compile(fnmatch.translate(pattern)).match, capacity))
+            elif isinstance(pattern, re.Pattern):
+                found.append((pattern.match, capacity))
+            else:
+                raise InvalidOption(
+                    f"channel_capacity has the key {pattern!r}; keys are globs or compiled re"
+                )
+        return found

@@ -1,0 +1,112 @@
+"""How Twisted waits: the reactor's own readers, timers and Deferreds. Imported by
+`receive_twisted` alone, so that nothing else needs Twisted."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from twisted.internet import defer, task
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.python.threadable import isInIOThread
+from zope.interface import implementer
+
+from .aio.core import Core
+from .aio.hub import Hub, hub_of
+from .attachment import Attachment
+
+
+@implementer(IReadDescriptor)
+class _Bell:
+    """A hub's doorbell as the reactor wants to see it."""
+
+    def __init__(self, hub: ReactorWaiter) -> None:
+        self._hub = weakref.ref(hub)
+
+    def fileno(self) -> int:
+        hub = self._hub()
+        return -1 if hub is None or hub.bell is None else hub.bell.fileno()
+
+    def doRead(self) -> None:
+        hub = self._hub()
+        if hub is not None:
+            hub.rung()
+
+    def connectionLost(self, reason: Any) -> None:
+        pass
+
+    def logPrefix(self) -> str:
+        return "asgi_ipc"
+
+
+class ReactorWaiter(Hub):
+    """The hub of the reactor."""
+
+    def __init__(self, attachment: Attachment, reactor: weakref.ref[Any]) -> None:
+        super().__init__(attachment)
+        self._reactor = reactor
+        self._watched = _Bell(self)
+
+    def future(self) -> defer.Deferred[None]:
+        return defer.Deferred()
+
+    def resolve(self, future: defer.Deferred[None], error: BaseException | None) -> None:
+        reactor = self._reactor()
+        if isInIOThread() or not reactor.running:
+            _resolve(future, error)
+        else:
+            reactor.callFromThread(_resolve, future, error)
+
+    async def sleep(self, future: defer.Deferred[None], seconds: float | None) -> bool:
+        if seconds is None:
+            await future
+            return True
+        over = self._reactor().callLater(max(seconds, 0), future.cancel)
+        try:
+            await future
+        except defer.CancelledError:
+            if over.active():
+                raise
+            return False
+        finally:
+            if over.active():
+                over.cancel()
+        return True
+
+    async def pause(self, seconds: float) -> None:
+        await task.deferLater(self._reactor(), seconds, lambda: None)
+
+    def watch(self) -> None:
+        self._reactor().addReader(self._watched)
+
+    def unwatch(self) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._reactor().removeReader(self._watched)
+
+    def later(self, seconds: float) -> Any:
+        return self._reactor().callLater(seconds, self.look)
+
+
+def _resolve(future: defer.Deferred[None], error: BaseException | None) -> None:
+    if not future.called:
+        if error is None:
+            future.callback(None)
+        else:
+            future.errback(error)
+
+
+def receive(core: Core, channels: Iterable[str], seconds: float) -> defer.Deferred[Any]:
+    """A Deferred of (channel, message), or of (None, None) after so many seconds (A9)."""
+    from twisted.internet import reactor
+
+    async def receiving() -> Any:
+        sources = core.sources(channels)
+        if not sources:
+            return None, None
+        waiter = hub_of(core.attach(), reactor, ReactorWaiter)
+        return await core.receive(sources, waiter, time.monotonic() + seconds) or (None, None)
+
+    return defer.ensureDeferred(receiving())

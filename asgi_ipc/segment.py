@@ -1,0 +1,599 @@
+"""The shared memory of a prefix: made, attached to, healed and removed. With `lock` and `doorbell`
+the only file that talks to the operating system.
+
+Beside the segment lies a directory with
+
+- ``attach.lock``: whoever creates, heals or removes anything holds a flock on it;
+- ``members``: each attached process holds an fcntl lock on the byte at the offset of its id. That
+  is the kernel's word on who lives: it ends with the process, however that ends, it is not
+  inherited by a fork, and it is right across PID namespaces;
+- ``section.lock``: the lock itself where the ``lock="file"`` option is used;
+- the doorbells of those who wait.
+
+A segment has its full size as addresses from the start, and hardly any of it as memory: pages are
+reserved in steps, before they are touched, because tmpfs kills with SIGBUS whoever touches a page
+that it has no memory for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import mmap
+import os
+import re
+import stat
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import posix_ipc
+
+from .errors import (
+    CorruptStore,
+    ForeignSegment,
+    IncompatibleSegment,
+    InvalidOption,
+    LockTimeout,
+    SegmentError,
+)
+from .layout import (
+    FIRST_MARK,
+    H_CREATED,
+    H_GROUP_MEMORY,
+    H_LOCK,
+    H_LOCK_KIND,
+    H_MACHINE,
+    H_MAGIC,
+    H_MAX_MESSAGE,
+    H_MESSAGE_MEMORY,
+    H_MODE,
+    H_NONCE,
+    H_PID_NS,
+    H_SIZE,
+    H_TIME_NS,
+    H_VERSION,
+    LOCK_FILE,
+    LOCK_MUTEX,
+    MAGIC,
+    MAX_PROCESSES,
+    PAGE,
+    VERSION,
+    WORD,
+    Layout,
+)
+from .lock import init_mutex, machine, robust_mutexes
+from .store import Store
+
+logger = logging.getLogger("asgi_ipc")
+
+SHM = "/dev/shm"  # where Linux shows its segments as files
+MAX_PREFIX = 100
+_MARGIN = 16 << 20  # bytes of a memory cgroup that growth leaves free, at the most
+_HALF_MADE = 5.0  # seconds to wait for whoever holds attach.lock
+
+_FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
+
+
+class Wanted(NamedTuple):
+    """What a layer asks of its segment."""
+
+    prefix: str
+    message_memory: int
+    group_memory: int
+    max_message_size: int
+    mode: int
+    lock: str
+
+    @property
+    def lock_kind(self) -> int:
+        return LOCK_FILE if self.lock == "file" or not robust_mutexes() else LOCK_MUTEX
+
+
+class Paths:
+    """The names that follow from a prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        if not isinstance(prefix, str) or not re.fullmatch(r"[a-zA-Z0-9._-]+", prefix):
+            raise InvalidOption(
+                f"prefix {prefix!r:.120} must be a str of ASCII letters, digits, '-', '_' and '.'"
+            )
+        if len(prefix) > MAX_PREFIX:
+            raise InvalidOption(
+                f"prefix {prefix!r:.120} has {len(prefix)} characters; {MAX_PREFIX} are allowed"
+            )
+        name = f"asgi_ipc.{prefix}"
+        # macOS allows 31 characters in the name of a segment, and shows it nowhere as a file.
+        self.shows = os.path.isdir(SHM)
+        if not self.shows:
+            name = f"asgi_ipc.{sha256(prefix.encode()).hexdigest()[:16]}"
+        self.prefix = prefix
+        self.segment = f"/{name}"
+        self.directory = os.path.join(SHM if self.shows else "/tmp", f"{name}.d")
+        self.attach_lock = os.path.join(self.directory, "attach.lock")
+        self.section_lock = os.path.join(self.directory, "section.lock")
+        self.members = os.path.join(self.directory, "members")
+
+
+class Members:
+    """The file of byte locks. One object for a process and file, because closing any descriptor
+    of a file drops all locks that the process holds on it."""
+
+    _open: dict[tuple[int, int], Members] = {}
+    _guard = threading.Lock()
+
+    def __init__(self, fd: int, key: tuple[int, int]) -> None:
+        self._fd = fd
+        self._key = key
+        self._users = 0
+        self.claimed: set[int] = set()  # what this process holds, which F_GETLK does not tell it
+
+    @classmethod
+    def open(cls, path: str, mode: int) -> Members:
+        with cls._guard:
+            try:
+                found = os.stat(path, follow_symlinks=False)
+                members = cls._open.get((found.st_dev, found.st_ino))
+            except FileNotFoundError:
+                members = None
+            if members is None:
+                fd = open_file(path, mode)
+                made = os.fstat(fd)
+                members = cls(fd, (made.st_dev, made.st_ino))
+                cls._open[members._key] = members
+            members._users += 1
+            return members
+
+    def close(self) -> None:
+        with self._guard:
+            self._users -= 1
+            if not self._users and self._open.pop(self._key, None) is self:
+                os.close(self._fd)
+
+    @classmethod
+    def forget_all(cls) -> None:
+        """In a forked child: its parent's locks are not its own."""
+        for members in cls._open.values():
+            os.close(members._fd)
+        cls._open.clear()
+        cls._guard = threading.Lock()
+
+    def claim(self, index: int) -> bool:
+        if index in self.claimed:
+            return False
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
+        except (BlockingIOError, PermissionError):
+            return False
+        self.claimed.add(index)
+        return True
+
+    def release(self, index: int) -> None:
+        self.claimed.discard(index)
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, index)
+
+    def held(self, index: int, count: int = 1) -> bool:
+        """Whether another process holds one of the bytes. Its own a process never sees held."""
+        if sys.platform == "darwin":
+            ask = _FLOCK.pack(index, count, 0, fcntl.F_WRLCK, os.SEEK_SET)
+            kind = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, ask))[3]
+        else:
+            ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, index, count, 0)
+            kind = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, ask))[0]
+        return bool(kind != fcntl.F_UNLCK)
+
+
+class Segment:
+    """An open segment: its memory, its layout, and the files beside it."""
+
+    def __init__(self, paths: Paths, shm: Any, memory: mmap.mmap, layout: Layout) -> None:
+        self.paths = paths
+        self.memory = memory
+        self.layout = layout
+        self.fd: int = shm.fd
+        self.members: Members
+        # Views of the header only; the store has its own.
+        view = memoryview(memory)[:PAGE].cast("Q")
+        self.nonce = view[H_NONCE]
+        self.lock_kind = view[H_LOCK_KIND]
+        self.mode = view[H_MODE]
+        view.release()
+        status = os.fstat(self.fd)
+        self._identity = (status.st_dev, status.st_ino)
+
+    def reserve(self, offset: int, length: int) -> bool:
+        """Make bytes of the segment safe to touch; False if there is no memory for them."""
+        if not cgroup_allows(length):
+            return False
+        try:
+            os.posix_fallocate(self.fd, offset, length)
+        except AttributeError:
+            return True  # macOS: shared memory is not overcommitted
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+                return True
+            if error.errno in (errno.ENOSPC, errno.ENOMEM):
+                return False
+            raise
+        return True
+
+    def vanished(self) -> bool:
+        """Whether the name of this segment is gone or has come to mean another one."""
+        try:
+            if self.paths.shows:
+                status = os.stat(SHM + self.paths.segment)
+            else:
+                shm = posix_ipc.SharedMemory(self.paths.segment)
+                status = os.fstat(shm.fd)
+                os.close(shm.fd)
+        except (FileNotFoundError, posix_ipc.ExistentialError):
+            return True
+        return (status.st_dev, status.st_ino) != self._identity
+
+
+def attach(wanted: Wanted) -> tuple[Segment, int]:
+    """Open the segment of a prefix, made or mended first if need be, and claim a process id.
+
+    Returns the segment and the index whose byte this process now holds. Raises
+    IncompatibleSegment, ForeignSegment, or SegmentError when shared memory cannot be used at all.
+    """
+    paths = Paths(wanted.prefix)
+    with attach_lock(paths, wanted.mode):
+        members = Members.open(paths.members, wanted.mode)
+        try:
+            alive = bool(members.claimed) or members.held(0, MAX_PROCESSES)
+            segment = _open(paths, wanted, alive) or _create(paths, wanted)
+            segment.members = members
+            if not alive and segment.lock_kind == LOCK_MUTEX:
+                # Nobody else is attached, so nobody holds it: whatever it was left as is over.
+                init_mutex(segment.memory, H_LOCK * WORD)
+            for index in range(MAX_PROCESSES):
+                row = segment.layout.processes + index * 8
+                if not _word(segment.memory, row) and members.claim(index):
+                    return segment, index
+            for index in range(MAX_PROCESSES):
+                if members.claim(index):
+                    return segment, index
+            raise SegmentError(
+                f"{MAX_PROCESSES} processes are attached to prefix {wanted.prefix!r}, which is the "
+                "limit; use several prefixes"
+            )
+        except BaseException:
+            members.close()
+            raise
+
+
+def destroy(prefix: str) -> bool:
+    """Remove the segment of `prefix` and the files beside it. True if there was anything.
+
+    Processes that are attached notice within a second, and say so.
+    """
+    paths = Paths(prefix)
+    found = False
+    with contextlib.suppress(posix_ipc.ExistentialError):
+        posix_ipc.unlink_shared_memory(paths.segment)
+        found = True
+    if not os.path.isdir(paths.directory):
+        return found
+    with attach_lock(paths, 0o600):
+        with contextlib.suppress(posix_ipc.ExistentialError):
+            posix_ipc.unlink_shared_memory(paths.segment)
+        _check_owner(paths.directory, os.lstat(paths.directory), 0o600, stat.S_ISDIR)
+        for name in os.listdir(paths.directory):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(paths.directory, name))
+        with contextlib.suppress(OSError):
+            os.rmdir(paths.directory)
+    return True
+
+
+@contextlib.contextmanager
+def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterator[None]:
+    """Hold the flock under which everything beside a segment is made and removed."""
+    deadline = time.monotonic() + timeout
+    while True:
+        _make_directory(paths.directory, mode)
+        try:
+            fd = open_file(paths.attach_lock, mode)
+        except FileNotFoundError:
+            continue  # somebody removed the directory in between
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise LockTimeout(
+                            f"another process has been attaching to prefix {paths.prefix!r} for "
+                            f"{timeout:g} s (it holds {paths.attach_lock}): is it stopped?"
+                        ) from None
+                    time.sleep(0.001)
+            # Who waited for a lock whose file was removed meanwhile holds nothing.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(paths.attach_lock)):
+                    yield
+                    return
+        finally:
+            os.close(fd)
+
+
+def open_file(path: str, mode: int) -> int:
+    """Open or create a file of ours, with exactly `mode`, whatever the umask."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
+        os.fchmod(fd, mode)
+        return fd
+    except FileExistsError:
+        pass
+    try:
+        fd = os.open(path, flags)
+    except FileNotFoundError:
+        return open_file(path, mode)
+    except PermissionError as error:
+        raise ForeignSegment(f"{path} cannot be opened: {error.strerror}") from None
+    _check_owner(path, os.fstat(fd), mode, stat.S_ISREG)
+    return fd
+
+
+def _make_directory(path: str, mode: int) -> None:
+    mode |= (mode & 0o444) >> 2  # who may read may also look inside
+    try:
+        os.mkdir(path, mode)
+        os.chmod(path, mode)
+    except FileExistsError:
+        _check_owner(path, os.lstat(path), mode, stat.S_ISDIR)
+    except OSError as error:
+        raise SegmentError(f"cannot make {path}: {error.strerror}") from error
+
+
+def _check_owner(path: str, status: os.stat_result, mode: int, kind: Any) -> None:
+    """Refuse what somebody else made, unless `mode` opens the layer to a group that we share."""
+    ours = status.st_uid == os.geteuid() or (
+        mode & 0o060 == 0o060
+        and status.st_mode & 0o060 == 0o060
+        and status.st_gid in {os.getegid(), *os.getgroups()}
+    )
+    if not ours:
+        raise ForeignSegment(
+            f"{path} belongs to uid {status.st_uid}, and this process runs as uid {os.geteuid()}. "
+            "Another user made it: choose another prefix, or, to share it with a group, give every "
+            "process mode=0o660 and a common group"
+        )
+    if not kind(status.st_mode):
+        raise ForeignSegment(f"{path} is not what this package makes there; remove it")
+    if status.st_mode & 0o002:
+        raise ForeignSegment(f"{path} can be written by everybody; remove it, or mend its mode")
+
+
+def _open(paths: Paths, wanted: Wanted, alive: bool) -> Segment | None:
+    """Attach to the segment if it is there and usable; remove it and return None if it is stale."""
+    try:
+        shm = posix_ipc.SharedMemory(paths.segment)  # never with a size: that would resize it
+    except posix_ipc.ExistentialError:
+        return None
+    except posix_ipc.PermissionsError:
+        raise ForeignSegment(
+            f"the segment of prefix {paths.prefix!r} belongs to another user; choose another prefix"
+        ) from None
+    try:
+        status = os.fstat(shm.fd)
+        _check_owner(f"the segment of prefix {paths.prefix!r}", status, wanted.mode, _any_kind)
+        stale, memory = _examine(paths, wanted, shm.fd, status.st_size)
+        if memory is not None and not (stale and not alive):
+            if stale:
+                raise IncompatibleSegment(stale)
+            return _checked(paths, wanted, shm, memory, alive)
+        if alive:
+            raise CorruptStore(
+                f"the segment of prefix {paths.prefix!r} is {stale}, and processes are attached "
+                "to it: stop them, or remove it with asgi_ipc.segment.destroy()"
+            )
+    except BaseException:
+        os.close(shm.fd)
+        raise
+    logger.warning("prefix %r: replacing a stale segment (%s)", paths.prefix, stale)
+    os.close(shm.fd)
+    with contextlib.suppress(posix_ipc.ExistentialError):
+        posix_ipc.unlink_shared_memory(paths.segment)
+    return None
+
+
+def _any_kind(mode: int) -> bool:
+    return True
+
+
+def _examine(paths: Paths, wanted: Wanted, fd: int, size: int) -> tuple[str, mmap.mmap | None]:
+    """Look at the header: ("", memory) if it is usable, else why not, with the memory if it is
+    at least one of ours."""
+    if size < PAGE:
+        return "too short to be one of ours", None
+    memory = mmap.mmap(fd, size)
+    if _word(memory, H_MAGIC) != MAGIC:
+        return "not one of ours, or was never finished", None
+    prefix = f"prefix {paths.prefix!r}"
+    if (version := _word(memory, H_VERSION)) != VERSION:
+        return (
+            f"{prefix}: the live segment has layout version {version}, this package has version "
+            f"{VERSION}. Stop the processes of one of the two, or give them different prefixes",
+            memory,
+        )
+    if _word(memory, H_SIZE) != size:
+        return "of another length than its header says", None
+    pid_ns, time_ns, kind = (_word(memory, at) for at in (H_PID_NS, H_TIME_NS, H_LOCK_KIND))
+    share = "run all of them in one (docker run --pid=container:…)"
+    if time_ns != namespace("time"):
+        return f"{prefix}: the live segment was made in another time namespace; {share}", memory
+    if kind != wanted.lock_kind:
+        used, ours = ('"file"', '"mutex"') if kind == LOCK_FILE else ('"mutex"', '"file"')
+        return (
+            f"{prefix}: the live segment uses lock={used}, this process wants lock={ours}; give "
+            "all of them the same",
+            memory,
+        )
+    if kind == LOCK_MUTEX and pid_ns != namespace("pid"):
+        return (
+            f"{prefix}: the live segment was made in another PID namespace, where thread ids mean "
+            f'other threads; {share}, or give all of them lock="file"',
+            memory,
+        )
+    if kind == LOCK_MUTEX and _word(memory, H_MACHINE) != machine():
+        return (
+            f"{prefix}: the live segment was made with another libc or word size; give all "
+            'processes lock="file", or the same libc',
+            memory,
+        )
+    return "", memory
+
+
+def _checked(
+    paths: Paths, wanted: Wanted, shm: Any, memory: mmap.mmap, alive: bool
+) -> Segment | None:
+    """The segment, if its sizes agree with themselves and, while nobody else lives, with ours."""
+    sizes = tuple(_word(memory, at) for at in (H_MESSAGE_MEMORY, H_GROUP_MEMORY, H_MAX_MESSAGE))
+    ours = (wanted.message_memory, wanted.group_memory, wanted.max_message_size)
+    layout = Layout(*sizes) if max(sizes) <= len(memory) else None
+    if layout is None or layout.size != len(memory):
+        if alive:
+            raise CorruptStore(f"the header of prefix {paths.prefix!r} contradicts itself")
+        sizes = ()
+    if layout is not None and sizes == ours:
+        return Segment(paths, shm, memory, layout)
+    described = "message_memory %d, group_memory %d, max_message_size %d"
+    if not alive:
+        logger.warning(
+            f"prefix %r: replacing a segment of other sizes ({described})",
+            paths.prefix,
+            *(sizes or (0, 0, 0)),
+        )
+        os.close(shm.fd)
+        posix_ipc.unlink_shared_memory(paths.segment)
+        return None
+    assert layout is not None
+    logger.warning(
+        f"prefix %r: the live segment has other sizes ({described}); they hold for all",
+        paths.prefix,
+        *sizes,
+    )
+    return Segment(paths, shm, memory, layout)
+
+
+def _create(paths: Paths, wanted: Wanted) -> Segment:
+    layout = Layout(wanted.message_memory, wanted.group_memory, wanted.max_message_size)
+    try:
+        shm = posix_ipc.SharedMemory(
+            paths.segment, posix_ipc.O_CREX, mode=wanted.mode, size=layout.size
+        )
+    except OSError as error:
+        raise SegmentError(f"cannot make shared memory of {layout.size} bytes: {error}") from error
+    try:
+        os.fchmod(shm.fd, wanted.mode)
+        memory = mmap.mmap(shm.fd, layout.size)
+        view = memoryview(memory)
+        try:
+            with contextlib.suppress(AttributeError):  # macOS
+                os.posix_fallocate(shm.fd, 0, layout.fixed_bytes)
+                os.posix_fallocate(shm.fd, layout.log * WORD, FIRST_MARK)
+        except OSError as error:
+            raise SegmentError(
+                f"no room for a segment in {SHM}: {error.strerror}. Make it larger (Docker: "
+                "--shm-size) or free some of it"
+            ) from error
+        store = Store(memory, layout)
+        store.format(layout.log + FIRST_MARK // WORD, time.monotonic())
+        words = store.words
+        for at, value in (
+            (H_VERSION, VERSION),
+            (H_SIZE, layout.size),
+            (H_NONCE, int.from_bytes(os.urandom(8), "little")),
+            (H_MACHINE, machine()),
+            (H_PID_NS, namespace("pid")),
+            (H_TIME_NS, namespace("time")),
+            (H_LOCK_KIND, wanted.lock_kind),
+            (H_MESSAGE_MEMORY, wanted.message_memory),
+            (H_GROUP_MEMORY, wanted.group_memory),
+            (H_MAX_MESSAGE, wanted.max_message_size),
+            (H_MODE, wanted.mode),
+        ):
+            words[at] = value
+        store.doubles[H_CREATED] = time.monotonic()
+        if wanted.lock_kind == LOCK_MUTEX:
+            init_mutex(memory, H_LOCK * WORD)
+        words[H_MAGIC] = MAGIC
+        view.release()
+        return Segment(paths, shm, memory, layout)
+    except BaseException:
+        os.close(shm.fd)
+        posix_ipc.unlink_shared_memory(paths.segment)
+        raise
+
+
+def namespace(kind: str) -> int:
+    """Inode of the namespace that this process is in; 0 where there are none."""
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
+    except OSError:
+        return 0
+
+
+def _word(memory: mmap.mmap, at: int) -> int:
+    return int.from_bytes(memory[at * WORD : at * WORD + WORD], sys.byteorder)
+
+
+def cgroup_allows(length: int) -> bool:
+    """Whether the memory cgroup has room for `length` bytes more, less a margin.
+
+    It does not answer "no" as tmpfs does: it sends the OOM killer, so one has to ask first.
+    """
+    for limit_file, used_file in _cgroup_files():
+        try:
+            with open(limit_file) as file:
+                limit = file.read().strip()
+            if limit == "max" or int(limit) >= 1 << 60:
+                continue
+            with open(used_file) as file:
+                free = int(limit) - int(file.read()) + _reclaimable(os.path.dirname(used_file))
+        except (OSError, ValueError):
+            continue
+        if free - min(_MARGIN, int(limit) // 10) < length:
+            return False
+    return True
+
+
+def _cgroup_files() -> Iterator[tuple[str, str]]:
+    try:
+        with open("/proc/self/cgroup") as file:
+            lines = [line.strip().split(":", 2) for line in file]
+    except OSError:
+        return
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if controllers == "":
+            root, names = "/sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root = "/sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        while True:
+            folder = root + path.rstrip("/")
+            yield os.path.join(folder, names[0]), os.path.join(folder, names[1])
+            if path in ("/", ""):
+                break
+            path = os.path.dirname(path)
+
+
+def _reclaimable(folder: str) -> int:
+    """Bytes of page cache that the kernel gives up before it kills."""
+    with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, "memory.stat")) as file:
+        for line in file:
+            name, _, value = line.partition(" ")
+            if name == "inactive_file":
+                return int(value)
+    return 0

@@ -1,0 +1,696 @@
+"""The store: queues, their messages and their waiters, over one piece of memory.
+
+Sans-IO: the store is given a buffer and, with each call, the time; it knows no clock, no lock and
+no system call (memory to grow into is asked for through `reserve`). Tests run it on a bytearray.
+
+Whoever calls holds the lock, and has called `recovery.recover` if the dirty word was set. A call
+sets the dirty word before its first change and clears it with its last store; what it refuses
+(ChannelFull) it refuses before. So a call that was killed or interrupted leaves the dirty word
+set, and the next holder of the lock computes everything derived anew from what is primary.
+
+Calls that end with a message in a queue return the waiter to ring: the bit was taken out of the
+queue's waiter set under the lock, the byte is written after it is released (`doorbell`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from zlib import adler32
+
+from .errors import CorruptStore, LimitReached
+from .layout import (
+    CLEAN,
+    DEAD,
+    DEAD_OWNER,
+    DIRTY,
+    EXPIRED,
+    G_NAME,
+    LIVE,
+    LOCAL_SEPARATOR,
+    L_EXPIRES,
+    L_NEXT,
+    L_PREV,
+    L_QUEUE,
+    L_STATE,
+    Layout,
+    M32,
+    MAX_PROCESSES,
+    MAX_WAITERS,
+    M_GROUP,
+    M_NAME,
+    PROCESS_WORDS,
+    P_ATTACHED,
+    P_DEAD_SINCE,
+    P_GENERATION,
+    P_OWNED,
+    P_PID,
+    P_UID,
+    Q_COUNT,
+    Q_CREATED,
+    Q_DROPS,
+    Q_FIRST,
+    Q_FULL,
+    Q_LAST,
+    Q_MEMBERS,
+    Q_NAME,
+    Q_NEXT_OWNED,
+    Q_OWNER,
+    Q_OWNER_GENERATION,
+    Q_SEEN,
+    Q_SEEN_AT,
+    Q_TOTAL,
+    Q_WAITERS,
+    Q_WAITING,
+    RECORD,
+    RECORD_WORDS,
+    R_GENERATION,
+    S_BIGGEST,
+    S_COUNTER,
+    S_DIRTY,
+    S_DROPS,
+    S_ENDS,
+    S_EPOCH,
+    S_FULL,
+    S_LIVE,
+    S_MARK,
+    S_SEQ,
+    S_SINCE,
+    WAITER_SET_WORDS,
+    WAITER_WORDS,
+    WORD,
+    W_GENERATION,
+    W_PROCESS,
+    W_PROCESS_GENERATION,
+)
+from .log import Log
+from .table import Table
+
+LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
+
+FULL, NO_MEMORY, GONE = -1, -2, -3  # what `put` answers instead of a waiter
+
+_CHECKED = 32 * 1024  # bytes at each end of a body that its checksum covers
+_AT_ONCE = 128  # expired messages let go in one call
+_IDLE = 60.0  # seconds without a message after which an empty queue's row is reclaimed
+
+
+class Taken(NamedTuple):
+    """A message taken out of a queue, not decoded."""
+
+    seq: int
+    expires: float
+    local_parts: bytes  # joined by LOCAL_SEPARATOR; b"" where the channel has no local part
+    body: bytes
+
+
+class Target:
+    """A queue as a process knows it: its name, and where its row was when last looked up.
+
+    `local_parts` and `capacity` belong to what is sent there: the local part of one channel, or
+    those of all members of a broadcast (`fixed`: if the queue is gone it is not made again).
+    """
+
+    __slots__ = ("capacity", "fixed", "generation", "local_parts", "queue", "row")
+
+    def __init__(
+        self,
+        queue: bytes,
+        local_parts: bytes = b"",
+        capacity: int = 0,
+        *,
+        row: int = 0,
+        generation: int = -1,
+        fixed: bool = False,
+    ) -> None:
+        self.queue = queue
+        self.local_parts = local_parts
+        self.capacity = capacity
+        self.row = row
+        self.generation = generation  # -1 is that of no row: look it up
+        self.fixed = fixed
+
+
+class Store:
+    """Queues in `buffer`, laid out by `layout`.
+
+    `reserve(offset, length)` makes bytes safe to touch and says whether it could.
+    """
+
+    def __init__(
+        self,
+        buffer: Any,
+        layout: Layout,
+        reserve: Callable[[int, int], bool] = lambda offset, length: True,
+    ) -> None:
+        self.buffer = buffer
+        self.layout = layout
+        view = memoryview(buffer)
+        self.words: memoryview[int] = view.cast("B").cast("Q")
+        self.doubles: memoryview[float] = view.cast("B").cast("d")
+        self.log = Log(buffer, self.words, self.doubles, layout, reserve, self._expire)
+        self.queues = Table("queues", buffer, self.words, layout.queues, Q_NAME, reserve)
+        self.groups = Table("groups", buffer, self.words, layout.groups, G_NAME, reserve)
+        self.members = Table(
+            "members", buffer, self.words, layout.members, M_NAME, reserve, salt_word=M_GROUP
+        )
+        self._turn = 0  # which waiter was rung last, so that each gets its share
+
+    def format(self, first_mark: int, now: float) -> None:
+        """Make zeroed memory an empty store. The bytes before `first_mark` (a word) are reserved."""
+        words, doubles = self.words, self.doubles
+        words[S_ENDS] = self.log.empty
+        words[S_MARK] = first_mark
+        words[S_COUNTER] = 1
+        words[S_EPOCH] = 1
+        doubles[S_SINCE] = now
+
+    def counted(self) -> int:
+        """The next value of the one counter behind generations, versions and epochs."""
+        words = self.words
+        value = words[S_COUNTER] + 1
+        words[S_COUNTER] = value
+        return value
+
+    # -- messages ---------------------------------------------------------------------------------
+
+    def put(self, target: Target, body: bytes, now: float, expires: float) -> int:
+        """Append `body` to the queue of `target`.
+
+        Returns the waiter to ring, 0 if nobody waits, or FULL, NO_MEMORY or GONE when nothing was
+        done: the capacity is reached, no room is left in memory (or for another queue), or a fixed
+        target is no longer there.
+        """
+        words = self.words
+        row = target.row
+        if words[row + R_GENERATION] != target.generation:
+            row = self.bind(target, now)
+            if not row:
+                return GONE if target.fixed else NO_MEMORY
+        count = words[row + Q_COUNT]
+        if count >= target.capacity:
+            count = self._let_go(row, now)
+            if count >= target.capacity:
+                words[row + Q_FULL] += 1
+                words[S_FULL] += 1
+                return FULL
+        local_parts = target.local_parts
+        size = RECORD_WORDS + ((len(body) + len(local_parts) + 15) >> 4 << 1)
+        # The log's fast path: there is room at the head, and not so little that the tail has to
+        # move soon. All other cases are `Log.make_room`.
+        log = self.log
+        ends, mark = words[S_ENDS], words[S_MARK]
+        at, tail = ends >> 32, ends & M32
+        if tail > at:
+            room = gap = tail - at
+        else:
+            room = mark - at
+            gap = room + tail - log.start
+        live = words[S_LIVE] + size
+        words[S_DIRTY] = DIRTY
+        if (
+            live > log.max_live
+            or room <= size + words[S_BIGGEST]
+            or gap - size < (mark - log.start) >> 3
+        ):
+            at = self._room(size, now)
+            if not at:
+                words[S_DIRTY] = CLEAN
+                return NO_MEMORY
+            live = words[S_LIVE] + size
+            tail = words[S_ENDS] & M32
+            count = words[row + Q_COUNT]
+        if size > words[S_BIGGEST]:
+            words[S_BIGGEST] = size
+        seq = words[S_SEQ] + 1
+        last = words[row + Q_LAST]
+        start = (at + RECORD_WORDS) * WORD
+        RECORD.pack_into(
+            self.buffer,
+            at * WORD,
+            size << 8 | LIVE,
+            seq,
+            0,
+            last,
+            row << 32 | len(body),
+            expires,
+            now,
+            len(local_parts) << 32 | checksum(seq, local_parts, body),
+        )
+        if local_parts:
+            self.buffer[start : start + len(local_parts)] = local_parts
+            start += len(local_parts)
+        self.buffer[start : start + len(body)] = body
+        words[S_SEQ] = seq
+        words[S_ENDS] = (at + size) << 32 | tail  # published: from here on the message exists
+        if last:
+            words[last + L_NEXT] = at
+        else:
+            words[row + Q_FIRST] = at
+        words[row + Q_LAST] = at
+        words[row + Q_COUNT] = count + 1
+        words[row + Q_TOTAL] += 1
+        words[S_LIVE] = live
+        words[S_DIRTY] = CLEAN
+        return self.pick(row) if words[row + Q_WAITING] else 0
+
+    def take(self, row: int, now: float) -> Taken | None:
+        """Take the oldest message out of the queue at `row`; None when it is empty."""
+        words = self.words
+        while True:
+            at = words[row + Q_FIRST]
+            if not at:
+                return None
+            found = self._read(row, at)
+            words[S_DIRTY] = DIRTY
+            self._free(row, at)
+            if found.expires > now:
+                words[S_DIRTY] = CLEAN
+                return found
+            self._count_drop(row, EXPIRED)
+            words[S_DIRTY] = CLEAN
+
+    def peek(self, row: int) -> Taken | None:
+        """Read the oldest message of the queue at `row` and leave it there."""
+        at = self.words[row + Q_FIRST]
+        return self._read(row, at) if at else None
+
+    def pop(self, row: int) -> None:
+        """Consume the message that `peek` gave."""
+        words = self.words
+        words[S_DIRTY] = DIRTY
+        self._free(row, words[row + Q_FIRST])
+        words[S_DIRTY] = CLEAN
+
+    def _read(self, row: int, at: int) -> Taken:
+        """The record at `at`, every field checked before it is used."""
+        log = self.log
+        if not log.start <= at <= log.end - RECORD_WORDS:
+            raise CorruptStore(f"a queue leads to word {at}, outside the log")
+        buffer = self.buffer
+        state, seq, _, _, owner, expires, _, lengths = RECORD.unpack_from(buffer, at * WORD)
+        length, locals_length = owner & M32, lengths >> 32
+        size = RECORD_WORDS + ((length + locals_length + 15) >> 4 << 1)
+        if state != size << 8 | LIVE or owner >> 32 != row or at + size > log.end:
+            raise CorruptStore(f"a queue leads to word {at} of the log, which is no message of it")
+        start = (at + RECORD_WORDS) * WORD
+        local_parts = bytes(buffer[start : start + locals_length]) if locals_length else b""
+        start += locals_length
+        body: bytes = buffer[start : start + length]
+        if lengths & M32 != checksum(seq, local_parts, body):
+            raise CorruptStore(f"the message at word {at} of the log has been altered")
+        return Taken(seq, expires, local_parts, body)
+
+    def _free(self, row: int, at: int) -> None:
+        """Take the record at `at` out of the log and out of its queue at `row`."""
+        words = self.words
+        size = words[at + L_STATE] >> 8
+        words[at + L_STATE] = size << 8 | DEAD
+        following, before = words[at + L_NEXT], words[at + L_PREV]
+        if following:
+            words[following + L_PREV] = before
+        else:
+            words[row + Q_LAST] = before
+        if before:
+            words[before + L_NEXT] = following
+        else:
+            words[row + Q_FIRST] = following
+        words[row + Q_COUNT] -= 1
+        live = words[S_LIVE] - size
+        words[S_LIVE] = live
+        if not live:
+            words[S_ENDS] = self.log.empty  # reuse the same pages, over and over
+        else:
+            ends = words[S_ENDS]
+            if ends & M32 == at:
+                words[S_ENDS] = ends + size
+
+    def _room(self, size: int, now: float) -> int:
+        words, log = self.words, self.log
+        if words[S_LIVE] + size > log.max_live:
+            self.sweep_log(_AT_ONCE, now)
+            if words[S_LIVE] + size > log.max_live:
+                return 0
+        return log.make_room(size, now)
+
+    def _let_go(self, row: int, now: float) -> int:
+        """Drop expired messages at the front of a queue; return how many messages are left."""
+        words, doubles, log = self.words, self.doubles, self.log
+        for _ in range(_AT_ONCE):
+            at = words[row + Q_FIRST]
+            if not at or doubles[self._inside(at) + L_EXPIRES] > now:
+                break
+            words[S_DIRTY] = DIRTY
+            self._expire(at)
+            words[S_DIRTY] = CLEAN
+        return words[row + Q_COUNT]
+
+    def _expire(self, at: int) -> None:
+        """Drop a live record whose time is over. With the dirty word set."""
+        row = self.queues.checked(self.words[at + L_QUEUE] >> 32)
+        self._free(row, at)
+        self._count_drop(row, EXPIRED)
+        owner = self.words[row + Q_OWNER]
+        if owner and self.doubles[owner + P_DEAD_SINCE]:
+            # Unread, and nobody left to read: the memberships need not wait for `expiry`.
+            self.doubles[owner + P_DEAD_SINCE] = LONG_DEAD
+
+    def _count_drop(self, row: int, reason: int) -> None:
+        self.words[row + Q_DROPS] += 1
+        self.words[S_DROPS + reason] += 1
+
+    def _inside(self, at: int) -> int:
+        if not self.log.start <= at <= self.log.end - RECORD_WORDS:
+            raise CorruptStore(f"a queue leads to word {at}, outside the log")
+        return at
+
+    # -- queues -----------------------------------------------------------------------------------
+
+    def find(self, target: Target) -> int:
+        """The row of `target`'s queue, remembered in the target; 0 if there is none."""
+        words = self.words
+        row = target.row
+        if words[row + R_GENERATION] != target.generation:
+            row = self.queues.find(target.queue)
+            if row:
+                target.generation = words[row + R_GENERATION]
+                target.row = row
+        return row
+
+    def bind(self, target: Target, now: float) -> int:
+        """The row of `target`'s queue, made if there is none; 0 if that cannot be done."""
+        if target.fixed:
+            return 0
+        row = self.find(target)
+        if row:
+            return row
+        words = self.words
+        words[S_DIRTY] = DIRTY
+        if not self.queues.has_room():
+            self._reclaim(now, 0.0, _AT_ONCE * 2)
+        if self.queues.has_room():
+            generation = self.counted()
+            row = self.queues.insert(target.queue, generation, {})
+            self.doubles[row + Q_CREATED] = self.doubles[row + Q_SEEN_AT] = now
+            target.generation = generation
+            target.row = row
+        words[S_DIRTY] = CLEAN
+        return row
+
+    def own(self, row: int, process: int) -> int:
+        """Make `process` the owner of a process-specific queue.
+
+        Returns 0, or the reference of the process that owns it already; nothing is changed then.
+        """
+        words = self.words
+        owner, generation = words[row + Q_OWNER], words[row + Q_OWNER_GENERATION]
+        if owner == process and generation == words[process + P_GENERATION]:
+            return 0
+        if owner and words[self.process(owner) + P_GENERATION] == generation:
+            if not self.doubles[owner + P_DEAD_SINCE]:
+                return owner
+        words[S_DIRTY] = DIRTY
+        if owner:
+            self._disown(row, owner)
+        words[row + Q_OWNER_GENERATION] = words[process + P_GENERATION]
+        words[row + Q_OWNER] = process
+        words[row + Q_NEXT_OWNED] = words[process + P_OWNED]
+        words[process + P_OWNED] = row
+        words[S_DIRTY] = CLEAN
+        return 0
+
+    def _disown(self, row: int, owner: int) -> None:
+        """Take the queue at `row` out of the list of what `owner` owns."""
+        words = self.words
+        following = words[row + Q_NEXT_OWNED]
+        here = words[owner + P_OWNED]
+        if here == row:
+            words[owner + P_OWNED] = following
+            return
+        for _ in range(self.queues.used):
+            if not here:
+                return
+            if words[self.queues.checked(here) + Q_NEXT_OWNED] == row:
+                words[here + Q_NEXT_OWNED] = following
+                return
+            here = words[here + Q_NEXT_OWNED]
+
+    def drop_queue(self, row: int) -> bool:
+        """Drop messages of a queue whose reader is dead; True once none is left."""
+        words = self.words
+        for _ in range(_AT_ONCE):
+            at = words[row + Q_FIRST]
+            if not at:
+                return True
+            self._inside(at)
+            words[S_DIRTY] = DIRTY
+            self._free(row, at)
+            self._count_drop(row, DEAD_OWNER)
+            words[S_DIRTY] = CLEAN
+        return not words[row + Q_FIRST]
+
+    def _reclaim(self, now: float, idle: float, limit: int) -> None:
+        """Free rows of queues that nobody uses and that saw no message for `idle` seconds."""
+        words, doubles = self.words, self.doubles
+        for row in self.queues.sweep(limit):
+            if words[row + Q_TOTAL] != words[row + Q_SEEN]:
+                words[row + Q_SEEN] = words[row + Q_TOTAL]
+                doubles[row + Q_SEEN_AT] = now
+                if idle:
+                    continue
+            if words[row + Q_FIRST]:
+                if idle and doubles[self._inside(words[row + Q_FIRST]) + L_EXPIRES] <= now:
+                    self._let_go(row, now)
+                continue
+            if (
+                words[row + Q_MEMBERS]
+                or words[row + Q_WAITING]
+                or words[row + Q_OWNER]
+                or now - doubles[row + Q_SEEN_AT] < idle
+            ):
+                continue
+            words[S_DIRTY] = DIRTY
+            self.queues.remove(row)
+            words[S_DIRTY] = CLEAN
+
+    # -- waiters: the bits; the bells are `doorbell` ----------------------------------------------
+
+    def add_waiter(self, process: int) -> tuple[int, int] | None:
+        """Take a waiter id for `process`: (id, generation), or None when all are in use.
+
+        The caller opens the doorbell that these name, and then calls `publish_waiter`.
+        """
+        words = self.words
+        for index in range(1, MAX_WAITERS):  # 0 stands for nobody
+            at = self.layout.waiters + index * WAITER_WORDS
+            if not words[at + W_GENERATION] and not words[at + W_PROCESS_GENERATION]:
+                words[at + W_PROCESS] = process
+                words[at + W_PROCESS_GENERATION] = words[process + P_GENERATION]
+                return index, self.counted()
+        return None
+
+    def publish_waiter(self, index: int, generation: int) -> None:
+        self.words[self.layout.waiters + index * WAITER_WORDS + W_GENERATION] = generation
+
+    def remove_waiter(self, index: int, generation: int) -> None:
+        """Give a waiter id back, if it still is of that generation. Its bits go as they are met."""
+        at = self.layout.waiters + index * WAITER_WORDS
+        if self.words[at + W_GENERATION] in (generation, 0):
+            self.words[at + W_GENERATION] = 0
+            self.words[at + W_PROCESS_GENERATION] = 0
+
+    def waiter_generation(self, index: int) -> int:
+        """The generation of a waiter, which with its id names its doorbell; 0 if it is gone."""
+        return self.words[self.layout.waiters + index * WAITER_WORDS + W_GENERATION]
+
+    def park(self, row: int, waiter: int) -> None:
+        """Put `waiter` into the waiter set of the queue at `row`."""
+        words = self.words
+        word = waiter >> 6
+        # The summary first: a death in between leaves a bit that leads nowhere, not a deaf waiter.
+        words[row + Q_WAITING] |= 1 << word
+        words[row + Q_WAITERS + word] |= 1 << (waiter & 63)
+
+    def unpark(self, row: int, waiter: int) -> bool:
+        """Take `waiter` out of the waiter set; False if it was out: a ring is under way to it."""
+        words = self.words
+        word, bit = waiter >> 6, 1 << (waiter & 63)
+        bits = words[row + Q_WAITERS + word]
+        if not bits & bit:
+            return False
+        words[row + Q_WAITERS + word] = bits & ~bit
+        if bits == bit:
+            words[row + Q_WAITING] &= ~(1 << word)
+        return True
+
+    def pick(self, row: int) -> int:
+        """Take one waiter out of the set of the queue at `row`, in turn; 0 if it is empty."""
+        words = self.words
+        waiting = words[row + Q_WAITING]
+        while waiting:
+            word = (waiting & -waiting).bit_length() - 1
+            if word < WAITER_SET_WORDS and (bits := words[row + Q_WAITERS + word]):
+                turn = self._turn & 63
+                bit = bits >> turn << turn or bits
+                bit &= -bit
+                self._turn = bit.bit_length()
+                words[row + Q_WAITERS + word] = bits ^ bit
+                if bits == bit:
+                    words[row + Q_WAITING] = waiting ^ (1 << word)
+                return word << 6 | bit.bit_length() - 1
+            waiting &= waiting - 1
+            words[row + Q_WAITING] = waiting
+        return 0
+
+    def park_if_empty(self, row: int, waiter: int) -> bool:
+        """Park `waiter` at the queue at `row`, or return True if there is a message in it."""
+        if self.words[row + Q_COUNT]:
+            return True
+        self.park(row, waiter)
+        return False
+
+    def pick_if_waiting(self, row: int) -> int:
+        """Take a waiter out of the set of the queue at `row` if there is something for it."""
+        words = self.words
+        if words[self.queues.checked(row) + R_GENERATION] and words[row + Q_COUNT]:
+            return self.pick(row)
+        return 0
+
+    def find_unexpired(self, target: Target, now: float) -> int:
+        """The row of a queue, after its expired messages were let go; 0 if there is none."""
+        row = self.find(target)
+        if row:
+            self._let_go(row, now)
+        return row
+
+    def count_expired(self, target: Target, count: int) -> int:
+        """Count messages of a queue that expired in a buffer; return its row, 0 if it is gone."""
+        row = self.find(target)
+        if row:
+            self.words[row + Q_DROPS] += count
+            self.words[S_DROPS + EXPIRED] += count
+        return row
+
+    # -- processes --------------------------------------------------------------------------------
+
+    def process(self, reference: int) -> int:
+        """Return `reference` if it is one of a process row, else raise CorruptStore."""
+        place = reference - self.layout.processes
+        if place % PROCESS_WORDS or not 0 <= place < MAX_PROCESSES * PROCESS_WORDS:
+            raise CorruptStore(f"{reference} is not the reference of a process")
+        return reference
+
+    def process_row(self, index: int) -> int:
+        """The reference of the process whose byte lock is at offset `index`."""
+        return self.layout.processes + index * PROCESS_WORDS
+
+    def attach(self, index: int, pid: int, uid: int, now: float) -> int:
+        """Enter a process that holds the byte lock at `index`; its row was buried before."""
+        words, doubles = self.words, self.doubles
+        row = self.process_row(index)
+        words[S_DIRTY] = DIRTY
+        words[row + P_OWNED] = 0
+        words[row + P_PID] = pid
+        words[row + P_UID] = uid
+        doubles[row + P_ATTACHED] = now
+        doubles[row + P_DEAD_SINCE] = 0.0
+        words[row + P_GENERATION] = self.counted()
+        words[S_DIRTY] = CLEAN
+        return row
+
+    def bury(self, process: int, now: float, expiry: float) -> bool:
+        """Clear up after a process that is dead, a bounded number of steps for each call.
+
+        Its queues are dropped at once; they, and so its memberships, go `expiry` seconds after
+        the death was noticed, or as soon as a message for them expires unread (A6). True when all
+        is done and the row is free.
+        """
+        words, doubles = self.words, self.doubles
+        generation = words[process + P_GENERATION]
+        if not generation:
+            return True
+        if not doubles[process + P_DEAD_SINCE]:
+            doubles[process + P_DEAD_SINCE] = now
+            for index in range(MAX_WAITERS):
+                at = self.layout.waiters + index * WAITER_WORDS
+                if words[at + W_PROCESS_GENERATION] == generation and words[at + W_PROCESS] == process:
+                    words[at + W_GENERATION] = 0
+                    words[at + W_PROCESS_GENERATION] = 0
+        over = now - doubles[process + P_DEAD_SINCE] >= expiry
+        row, steps = words[process + P_OWNED], 0
+        while row:
+            following = words[self.queues.checked(row) + Q_NEXT_OWNED]
+            if not self.drop_queue(row):
+                return False
+            if over:
+                words[S_DIRTY] = DIRTY
+                words[process + P_OWNED] = following
+                words[row + Q_OWNER] = 0
+                if words[row + Q_MEMBERS] or words[row + Q_WAITING]:
+                    # Memberships name the queue by its generation: with another they are ghosts.
+                    words[row + R_GENERATION] = self.counted()
+                else:
+                    self.queues.remove(row)
+                words[S_DIRTY] = CLEAN
+            row = following
+            steps += 1
+            if steps >= _AT_ONCE:
+                return False
+        if over:
+            words[process + P_GENERATION] = 0
+        return over
+
+    def leave(self, process: int, now: float) -> None:
+        """A process detaches in good order. If it still owns queues they are buried later."""
+        words = self.words
+        if words[process + P_OWNED]:
+            self.bury(process, now, float("inf"))
+        else:
+            self.bury(process, now, 0.0)
+
+    # -- upkeep -----------------------------------------------------------------------------------
+
+    def sweep_log(self, limit: int, now: float) -> bool:
+        """Let go of what is dead or expired at the tail of the log, `limit` records at the most.
+
+        True if that was not enough to come to a record that lives.
+        """
+        words, doubles, log = self.words, self.doubles, self.log
+        for _ in range(limit):
+            head, tail, mark = log.ends()
+            if head == tail:
+                return False
+            if tail == mark:
+                words[S_ENDS] = head << 32 | log.start
+                continue
+            size = log.size(tail)
+            if words[tail + L_STATE] & 0xFF == LIVE:
+                if doubles[tail + L_EXPIRES] > now:
+                    return False
+                words[S_DIRTY] = DIRTY
+                self._expire(tail)
+                words[S_DIRTY] = CLEAN
+            else:
+                words[S_ENDS] = head << 32 | (tail + size)
+        return True
+
+    def sweep(self, now: float) -> bool:
+        """A bounded round of upkeep: messages that nobody reads expire, and the rows of queues
+        that nobody uses are reclaimed. True if the log has more that is over."""
+        self._reclaim(now, _IDLE, 32)
+        return self.sweep_log(32, now)
+
+    def close(self) -> None:
+        """Let go of the memory; the store cannot be used after that."""
+        self.words.release()
+        self.doubles.release()
+
+
+def checksum(seq: int, local_parts: bytes, body: bytes) -> int:
+    """32 bits over a message as it lies in the log; of a large one, over both its ends.
+
+    Adler-32, because it is the fastest that the standard library has for short strings.
+    """
+    if len(body) > 2 * _CHECKED:
+        body = body[:_CHECKED] + body[-_CHECKED:]
+    return adler32(body, adler32(local_parts, seq & M32) if local_parts else seq & M32)

@@ -1,0 +1,238 @@
+"""The channel layer of Channels 1: a blocking facade over the same operations.
+
+A receive that has to wait sleeps in the kernel, in `poll` on its thread's doorbell. The coroutine
+of the core is run to its end by hand: its waiter never suspends, so there is no event loop.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import random
+import select
+import string
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from . import errors
+from .aio.core import Core, Source
+from .attachment import CHECK_EVERY, Attachment
+from .doorbell import ALL
+from .errors import InvalidName
+from .names import check_channel, check_receive
+from .options import Options
+
+_LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
+
+
+class ThreadWaiter:
+    """The waiter of one thread: sleeps in `poll`."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        taken = attachment.new_bell()
+        self.index, self._generation, self.bell = taken or (0, 0, None)
+        self._orphans = attachment.orphans
+        self._poll = select.poll()
+        if self.bell is not None:
+            self._poll.register(self.bell.fileno(), select.POLLIN)
+
+    def __del__(self) -> None:
+        if self.bell is not None:
+            self.bell.close()
+            self._orphans.append((self.index, self._generation))
+
+    def wake(self) -> None:
+        """Another thread of this process has put something into an inbox that we wait for."""
+        if self.bell is not None:
+            self.bell.ring(ALL)
+
+    async def wait(self, core: Core, sources: list[Source], deadline: float | None) -> bool:
+        attachment = core.attach()
+        rows = {source.target.row for source in sources} | {ALL}
+        joined = []
+        try:
+            for source in sources:
+                if source.inbox is not None:
+                    joined.append((source.inbox, source.local))
+                    if source.inbox.join(source.local, self):
+                        return True
+            while True:
+                seconds = CHECK_EVERY
+                if deadline is not None:
+                    seconds = min(seconds, deadline - time.monotonic())
+                    if seconds <= 0:
+                        return False
+                if self.bell is None:
+                    time.sleep(min(seconds, _LOOK_EVERY))
+                    return True
+                if not self._poll.poll(math.ceil(seconds * 1000)):
+                    return True  # look, in case whoever should have rung was killed before
+                rung = self.bell.answer()
+                for row in rung:
+                    if row not in rows:
+                        attachment.pass_on(row)
+                if not rows.isdisjoint(rung):
+                    return True
+        finally:
+            for inbox, local in joined:
+                inbox.part(local, self)
+
+    async def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def keeps(self, source: Source) -> bool:
+        return False
+
+    def left(self, core: Core, source: Source) -> None:
+        pass
+
+
+class IPCChannelLayer:
+    """A channel layer over shared memory, blocking, for Channels 1 and plain threads.
+
+    Every process of the machine that names the same `prefix` exchanges messages with the others,
+    asyncio ones (`asgi_ipc.aio.IPCChannelLayer`) included. For the options see `asgi_ipc.options.Options`.
+    One layer may be used from many threads.
+    """
+
+    def __init__(self, prefix: str = "asgi", **options: Any) -> None:
+        """Raises InvalidOption. Shared memory is attached to by the first call."""
+        self._options = Options.read(prefix, options)
+        self._core = Core(self._options)
+        self.prefix = prefix
+        self.expiry = self._options.expiry
+        self.group_expiry = self._options.group_expiry
+        self.capacity = self._options.capacity
+        self.channel_capacity = self._options.channel_capacity
+        self.extensions = ["groups", "flush", "statistics", "async", "asyncio"]
+        if importlib.util.find_spec("twisted") is not None:
+            self.extensions.insert(3, "twisted")
+
+    @property
+    def ChannelFull(self) -> type[Exception]:
+        """What `send` raises when capacity or memory is used up (A4)."""
+        return errors.ChannelFull
+
+    @property
+    def MessageTooLarge(self) -> type[Exception]:
+        """What `send` raises for a message over ``max_message_size`` (A4)."""
+        return errors.MessageTooLarge
+
+    # -- channels ---------------------------------------------------------------------------------
+
+    def send(self, channel: str, message: dict[str, Any]) -> None:
+        """Send `message` to `channel`; never blocks on readers (A1, M8).
+
+        Raises ChannelFull at capacity or when memory is used up, MessageTooLarge, InvalidName,
+        InvalidMessage, NotAChannel; nothing was sent then.
+        """
+        self._core.send(channel, message)
+
+    def receive(
+        self, channels: Iterable[str], block: bool = False
+    ) -> tuple[str | None, dict[str, Any] | None]:
+        """Return (channel, message) from the first of `channels` that has one (A1).
+
+        With nothing there: (None, None), at once, or with `block` after ``receive_timeout``
+        seconds (A2). Process-specific channels are named up to the ``!``; the full name comes back.
+        Raises InvalidName, NotOwner.
+        """
+        core = self._core
+        sources = core.sources(channels)
+        if not sources:
+            return None, None
+        if not block:
+            return core.take(sources) or (None, None)
+        attachment = core.attach()
+        try:
+            waiter = attachment.local.waiter
+        except AttributeError:
+            waiter = attachment.local.waiter = ThreadWaiter(attachment)
+        deadline = time.monotonic() + self._options.receive_timeout
+        receiving = core.receive(sources, waiter, deadline)
+        try:
+            receiving.send(None)
+        except StopIteration as finished:
+            return finished.value or (None, None)
+        raise AssertionError("a blocking waiter suspended")
+
+    def receive_many(
+        self, channels: Iterable[str], block: bool = False
+    ) -> tuple[str | None, dict[str, Any] | None]:
+        """The name that `receive` had before Channels 1.0."""
+        return self.receive(channels, block)
+
+    async def receive_async(
+        self, channels: Iterable[str]
+    ) -> tuple[str | None, dict[str, Any] | None]:
+        """`receive` with ``block=True`` as a coroutine, on whatever asyncio loop runs it (A9)."""
+        from .aio.waiter import current_waiter
+
+        core = self._core
+        sources = core.sources(channels)
+        if not sources:
+            return None, None
+        deadline = time.monotonic() + self._options.receive_timeout
+        waiter = current_waiter(core.attach())
+        return await core.receive(sources, waiter, deadline) or (None, None)
+
+    def receive_twisted(self, channels: Iterable[str]) -> Any:
+        """`receive` with ``block=True`` as a Deferred, driven by the reactor's readers (A9)."""
+        from .reactor import receive
+
+        return receive(self._core, channels, self._options.receive_timeout)
+
+    def new_channel(self, pattern: str) -> str:
+        """Return an unused name for `pattern`, which ends in ``?`` (A3). Raises InvalidName."""
+        if not isinstance(pattern, str) or not pattern.endswith("?"):
+            raise InvalidName(
+                f"new_channel takes a pattern that ends in '?', not {pattern!r}: names with '!' "
+                "are made up by the process that receives on them"
+            )
+        return check_channel(pattern + "".join(random.choices(string.ascii_letters, k=12)))
+
+    # -- groups -----------------------------------------------------------------------------------
+
+    def group_add(self, group: str, channel: str) -> None:
+        """Add `channel` to `group`, or renew its membership for ``group_expiry`` seconds (A5)."""
+        self._core.group_add(group, channel)
+
+    def group_discard(self, group: str, channel: str) -> None:
+        """Remove `channel` from `group`; it need not be a member (A5)."""
+        self._core.group_discard(group, channel)
+
+    def group_channels(self, group: str) -> list[str]:
+        """The members of `group` whose readers live (A5)."""
+        return self._core.group_channels(group)
+
+    def send_group(self, group: str, message: dict[str, Any]) -> None:
+        """Send `message` to every member of `group`; full channels are left out (A5, M7)."""
+        self._core.group_send(group, message)
+
+    # -- the rest ---------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Forget all messages and groups, of every process (A7)."""
+        self._core.flush()
+
+    def global_statistics(self) -> dict[str, Any]:
+        """The figures of the statistics extension for the whole layer (A8)."""
+        return self._core.global_statistics()
+
+    def channel_statistics(self, channel: str) -> dict[str, Any]:
+        """The figures of the statistics extension for one channel (A8)."""
+        return self._core.channel_statistics(channel)
+
+    def close(self) -> None:
+        """Free what this layer holds of the process: descriptors and memory. Nothing is removed
+        from shared memory, and the next call attaches again."""
+        self._core.detach()
+
+    def valid_channel_name(self, name: str, receive: bool = False) -> bool:
+        """True, or InvalidName (a TypeError) says what is wrong with a channel name (M5)."""
+        check_receive(name) if receive else check_channel(name)
+        return True
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"
