@@ -19,7 +19,7 @@ from typing import Any
 
 from . import recovery
 from .doorbell import ALL, Doorbell, Ringer, path_of
-from .errors import IncompatibleSegment, IPCError, SegmentVanished
+from .errors import IncompatibleSegment, IPCError, Reentered, SegmentVanished
 from .groups import Groups
 from .inbox import Inbox
 from .layout import (
@@ -51,7 +51,44 @@ DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
 
 _attachments: weakref.WeakValueDictionary[str, Attachment] = weakref.WeakValueDictionary()
 _users: weakref.WeakSet[Any] = weakref.WeakSet()  # objects with a detach() method
-_guard = threading.RLock()
+_graveyard: list[tuple[Any, ...]] = []  # arguments of `_release` that are still to be run
+
+
+class _Guard:
+    """Held while this process attaches or lets go. Finalizers come at any time, also to a thread
+    that holds it: they only try, and leave their work to the holder."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner = 0
+
+    def __enter__(self) -> None:
+        if self._owner == threading.get_ident():
+            raise Reentered(
+                "the layer was called by a signal handler or __del__ while the same thread was "
+                "attaching it. Set a flag there, or use a thread"
+            )
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+
+    def __exit__(self, *exc: object) -> None:
+        self._owner = 0
+        self._lock.release()
+        self.bury()
+
+    def bury(self) -> None:
+        """Release what finalizers left, unless somebody who will do it holds the guard."""
+        while _graveyard and self._lock.acquire(blocking=False):
+            self._owner = threading.get_ident()
+            try:
+                while _graveyard:
+                    _release(*_graveyard.pop())
+            finally:
+                self._owner = 0
+                self._lock.release()
+
+
+_guard = _Guard()
 
 
 class Attachment:
@@ -93,8 +130,8 @@ class Attachment:
             os.close(segment.fd)
             raise
         self.generation = self.store.words[self.process + P_GENERATION]
-        self._release = weakref.finalize(
-            self, _release, segment, self.store, self.lock, self._ringer, index, self.process
+        self._finalizer = weakref.finalize(
+            self, _to_release, segment, self.store, self.lock, self._ringer, index, self.process
         )
 
     # -- sections ---------------------------------------------------------------------------------
@@ -286,7 +323,10 @@ def attached(wanted: Wanted) -> Attachment:
     """This process's attachment to a prefix, made if there is none."""
     with _guard:
         found = _attachments.get(wanted.prefix)
-        if found is None or found.broken is not None:
+        if found is not None and (found.broken is not None or found.segment.vanished()):
+            # Layers that were made before find out for themselves, and say so.
+            found = None
+        if found is None:
             found = _attachments[wanted.prefix] = Attachment(wanted)
         elif found.segment.lock_kind != wanted.lock_kind:
             raise IncompatibleSegment(
@@ -307,16 +347,21 @@ def attached(wanted: Wanted) -> Attachment:
 
 def forget(attachment: Attachment) -> None:
     """The next call of every layer of this process attaches anew."""
-    with _guard:
+    with contextlib.suppress(KeyError):
         if _attachments.get(attachment.prefix) is attachment:
             del _attachments[attachment.prefix]
-        for user in list(_users):
-            user.detach(attachment)
+    for user in list(_users):
+        user.detach(attachment)
 
 
 def register(user: Any) -> None:
     """Let `user` know, by `detach(attachment)`, when an attachment must not be used any more."""
     _users.add(user)
+
+
+def _to_release(*what: Any) -> None:
+    _graveyard.append(what)
+    _guard.bury()
 
 
 def _release(
@@ -369,19 +414,19 @@ def _renew(segment: Segment, store: Store, lock: Mutex, holder: int) -> bool:
 
 
 def _before_fork() -> None:
-    _guard.acquire()
+    _guard.__enter__()
 
 
 def _after_fork_in_parent() -> None:
-    _guard.release()
+    _guard.__exit__()
 
 
 def _after_fork_in_child() -> None:
     """A child has no part in its parent's presence: it attaches for itself when it first calls."""
     global _guard
-    _guard = threading.RLock()
+    _guard = _Guard()
     for attachment in list(_attachments.values()):
-        attachment._release.detach()
+        attachment._finalizer.detach()
         attachment._ringer.close()
         for bell in list(attachment.bells):
             bell.forget()

@@ -2,7 +2,7 @@
 
 What may travel is the list of M1 and nothing else, so that what a sender may do never depends on
 who receives. msgpack itself is more generous (ints to 2**64, any map key, bytearray, timestamps),
-so types are checked first: by one set operation for a flat dict of plain values, which is what
+so types are checked first: by two set operations for a flat dict of plain values, which is what
 nearly every message is, and by a walk that names the path for all others.
 """
 
@@ -20,8 +20,8 @@ from .errors import InvalidMessage, InvalidOption
 MAX_DEPTH = 200  # nested lists and dicts; msgpack's own stacks end between 511 and 1024
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 
-_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
-_STR = frozenset({str})
+_all_plain = frozenset({str, bytes, int, float, bool, type(None)}).issuperset
+_all_str = frozenset({str}).issuperset
 _UINT64 = b"\xcf"  # how msgpack opens every int from 2**32 up, the too large ones included
 
 
@@ -41,8 +41,8 @@ class Codec:
         try:
             if not (
                 type(message) is dict
-                and {*map(type, message.values())} <= _PLAIN
-                and {*map(type, message)} <= _STR
+                and _all_plain(map(type, message.values()))
+                and _all_str(map(type, message))
             ):
                 message = _plain_copy(message)
             # The packer holds no Python code and keeps the GIL: one for all threads is enough.

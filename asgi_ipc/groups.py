@@ -32,7 +32,7 @@ from .layout import (
     R_GENERATION,
     S_DIRTY,
 )
-from .store import Store, Target
+from .store import NO_ROW, Store, Target
 
 _AT_ONCE = 256  # ghosts freed in one call that needs room
 
@@ -70,10 +70,7 @@ class Groups:
                 "prefix, or lower group_expiry"
             )
         if not store.bind(queue, now):
-            raise LimitReached(
-                f"no room for another channel ({store.queues.used} in use). Raise message_memory "
-                "or group_memory for all processes of this prefix"
-            )
+            raise LimitReached(NO_ROW.format(store.queues.used))
         words[S_DIRTY] = DIRTY
         if member:
             # The row of a queue with members is never reused, so it is the same queue. A ghost, or

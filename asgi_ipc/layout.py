@@ -12,11 +12,11 @@ A segment is cut into regions, in this order::
     log         the messages: a ring of records in order of arrival
 
 Everything is counted in *words* of 8 bytes, and a reference to a row or a record is the index of
-its first word, so that following one is a single load. 0 is no reference. Times are seconds of
-CLOCK_MONOTONIC as doubles.
+its first word, so that following one is a single load. 0 is no reference. Some words are two
+*halves* of 4 bytes, named by their index in halves. Times are seconds of CLOCK_MONOTONIC as doubles.
 
-*Primary* words are the truth: a killed process leaves them whole, because each is one 8-byte
-store, made after everything that it stands for. *Derived* words (marked so) speed things up and are
+*Primary* words are the truth: a killed process leaves them whole, because each is one store of 8
+bytes (or of a half), made after everything that it stands for. *Derived* words (marked so) speed things up and are
 computed anew by ``recovery`` from the primary ones.
 """
 
@@ -54,7 +54,9 @@ LOCK_BYTES = 64
 
 # -- header: state, changed under the lock --------------------------------------------------------
 S_DIRTY = 40  # primary: CLEAN, or what a section was doing when it stopped
-S_ENDS = 41  # primary: head << 32 | tail of the log; storing it publishes a record
+S_ENDS = 41  # primary: two halves, the ends of the log
+HALF_TAIL = 2 * S_ENDS
+HALF_HEAD = 2 * S_ENDS + 1  # storing it publishes a record
 S_SEQ = 42  # sequence number of the newest record
 S_LIVE = 43  # derived: words of live records
 S_MARK = 44  # primary: where the log wraps; all before it is reserved
@@ -63,6 +65,7 @@ S_COUNTER = 46  # primary: generations, versions and epochs; never reset
 S_EPOCH = 47  # primary: changes with each flush
 S_SEQ_BASE = 48  # SEQ at creation or the last flush
 S_SINCE = 49  # time of creation or the last flush
+S_LIMIT = 50  # derived: up to this word the head moves without further thought (`Log.make_room`)
 S_FULL = 51  # ChannelFull raised since creation or flush
 S_RECOVERIES = 52
 S_MOVES = 53  # records copied to the head to let the tail move
@@ -155,22 +158,23 @@ NAME_WORDS = 13  # 104 bytes
 BYTES_A_MEMBER = 250
 
 # -- log records ----------------------------------------------------------------------------------
-L_STATE = 0  # primary: words of the record << 8 | LIVE or DEAD
+L_SIZE = 0  # primary: half, words of the record
+L_STATE = 1  # primary: half, LIVE or DEAD
 L_SEQ = 1  # primary
 L_NEXT = 2  # derived: next record of its queue
 L_PREV = 3  # derived
-L_QUEUE = 4  # primary: reference of the queue << 32 | bytes of the body
+L_QUEUE = 8  # primary: half, reference of the queue
+L_LENGTH = 9  # primary: half, bytes of the body
 L_EXPIRES = 5  # primary: time
 L_SENT = 6  # primary: time
-L_CHECK = 7  # primary: bytes of the local parts << 32 | checksum
+L_LOCALS = 14  # primary: half, bytes of the local parts
+L_CHECK = 15  # primary: half, checksum
 RECORD_WORDS = 8  # then the local parts, joined by LOCAL_SEPARATOR, then the body
-RECORD = struct.Struct("=QQQQQddQ")
+RECORD = struct.Struct("=IIQQQIIddII")
 
 LIVE, DEAD = 1, 2
 LOCAL_SEPARATOR = b","  # in no name
 MAX_LOCALS = 1 << 20  # bytes of local parts in one record; a larger broadcast takes several
-
-M32 = 0xFFFFFFFF
 
 FIRST_MARK = 64 * 1024  # bytes of log that a fresh segment reserves
 MIN_MEMORY = 64 * 1024

@@ -77,14 +77,11 @@ class Mutex:
     """The calls of the robust mutex at `offset` of `memory`, each a bare C function of `handle`."""
 
     def __init__(self, memory: Any, offset: int) -> None:
-        self._keep = ctypes.c_char.from_buffer(memory, offset)  # the address stays good
-        self.handle = ctypes.addressof(self._keep)
+        # A byref() and no argtypes: the cheapest way to hand an address to a C function.
+        self.handle = ctypes.byref(ctypes.c_char.from_buffer(memory, offset))
         self.trylock = _libc["pthread_mutex_trylock"]
         self.unlock = _libc["pthread_mutex_unlock"]
         self.consistent = _libc["pthread_mutex_consistent"]
-        for call in (self.trylock, self.unlock, self.consistent):
-            call.argtypes = [ctypes.c_void_p]
-            call.restype = ctypes.c_int
         # The futex word, which holds the thread id of the holder: glibc's first int, musl's second.
         place = 0 if hasattr(_libc, "gnu_get_libc_version") else 4
         self._futex = ctypes.c_uint32.from_buffer(memory, offset + place)
@@ -226,7 +223,7 @@ def make_section(
 def _outer_section(frame: FrameType | None, code: Any, handle: object) -> bool:
     """Whether a section for this lock is on the stack from `frame` outwards."""
     while frame is not None:
-        if frame.f_code is code and frame.f_locals.get("handle") == handle:
+        if frame.f_code is code and frame.f_locals.get("handle") is handle:
             return True
         frame = frame.f_back
     return False

@@ -25,19 +25,22 @@ from typing import Any
 from .errors import CorruptStore
 from .layout import (
     DEAD,
+    HALF_HEAD,
+    HALF_TAIL,
     L_EXPIRES,
     L_NEXT,
     L_PREV,
     L_QUEUE,
+    L_SIZE,
     L_STATE,
     LIVE,
-    M32,
     PAGE,
     Q_FIRST,
     Q_LAST,
     RECORD_WORDS,
     S_BIGGEST,
     S_ENDS,
+    S_LIMIT,
     S_LIVE,
     S_MARK,
     S_MOVES,
@@ -56,6 +59,7 @@ class Log:
         self,
         buffer: Any,
         words: memoryview[int],
+        halves: memoryview[int],
         doubles: memoryview[float],
         layout: Layout,
         reserve: Callable[[int, int], bool],
@@ -63,28 +67,30 @@ class Log:
     ) -> None:
         self._buffer = buffer
         self._words = words
+        self._halves = halves
         self._doubles = doubles
         self._reserve = reserve
         self._expire = expire
         self.start = layout.log
         self.end = layout.log_end
+        self.last = layout.log_end - RECORD_WORDS  # where the last record could begin
         self.max_live = layout.max_live
         self.max_record = layout.max_record
-        self.empty = layout.log << 32 | layout.log  # the value of S_ENDS when nothing is stored
+        # The value of S_ENDS when nothing is stored: both ends in one store.
+        self.empty = layout.log << 32 | layout.log
 
     def ends(self) -> tuple[int, int, int]:
         """(head, tail, mark), checked."""
-        ends, mark = self._words[S_ENDS], self._words[S_MARK]
-        head, tail = ends >> 32, ends & M32
+        halves = self._halves
+        head, tail, mark = halves[HALF_HEAD], halves[HALF_TAIL], self._words[S_MARK]
         if not (self.start <= head <= mark and self.start <= tail <= mark <= self.end):
             raise CorruptStore(f"the ends of the log ({tail} to {head}, mark {mark}) are outside it")
         return head, tail, mark
 
     def size(self, at: int) -> int:
         """Words of the record at `at`, checked."""
-        state = self._words[at + L_STATE]
-        size = state >> 8
-        if size < 2 or size % 2 or at + size > self.end or state & 0xFF not in (LIVE, DEAD):
+        size, state = self._halves[2 * at + L_SIZE], self._halves[2 * at + L_STATE]
+        if size < 2 or size % 2 or at + size > self.end or state not in (LIVE, DEAD):
             raise CorruptStore(f"no record begins at word {at} of the log")
         return size
 
@@ -114,7 +120,7 @@ class Log:
             place = self._place(size, keep, head, tail, mark)
             gap = tail - head if tail > head else mark - head + tail - self.start
             if place and (ahead <= 0 or gap - size > (mark - self.start) >> 3):
-                return place
+                return self._limited(place, size, keep, tail, mark)
             step = self._advance(head, tail, mark, now) if tail != head and lap > 0 else 0
             ahead -= step
             lap -= step
@@ -125,7 +131,21 @@ class Log:
                     may_grow = False
                     if self._grow(head, tail, mark, size, (live + size + keep) * 2):
                         continue
-                return place or self._place(size, 0, *self.ends())
+                place = place or self._place(size, 0, *self.ends())
+                return self._limited(place, size, keep, tail, mark)
+
+    def _limited(self, place: int, size: int, keep: int, tail: int, mark: int) -> int:
+        """Note how far the head may go from `place` before `make_room` has to think again: while
+        the gap is wide, and keeps room for the biggest record. Returns `place`."""
+        slack = (mark - self.start) >> 3
+        if tail > place:
+            limit = tail - max(keep, slack) - 2
+        else:
+            limit = min(mark - keep, mark + tail - self.start - slack)
+        self._words[S_LIMIT] = max(limit, 0)
+        if size > self._words[S_BIGGEST]:
+            self._words[S_BIGGEST] = size
+        return place
 
     def _place(self, size: int, keep: int, head: int, tail: int, mark: int) -> int:
         """Where `size` words fit so that `keep` more stay free behind them; 0 for nowhere. Wraps."""
@@ -135,24 +155,29 @@ class Log:
         if after >= 0 and (after >= keep or tail - self.start > keep):
             return head
         if tail - self.start > size + keep:
-            self._wrap(head, tail, mark)
+            self._wrap(head, mark)
             return self.start
         return 0
 
-    def _wrap(self, head: int, tail: int, mark: int) -> None:
+    def _wrap(self, head: int, mark: int) -> None:
         """Send the head back to the start, over a dead record that fills the rest."""
         if head < mark:
-            self._words[head + L_STATE] = (mark - head) << 8 | DEAD
-        self._words[S_ENDS] = self.start << 32 | tail
+            self._fill(head, mark - head)
+        self._halves[HALF_HEAD] = self.start
+
+    def _fill(self, at: int, size: int) -> None:
+        """Write a dead record, for the tail to pass over."""
+        self._halves[2 * at + L_SIZE] = size
+        self._halves[2 * at + L_STATE] = DEAD
 
     def _advance(self, head: int, tail: int, mark: int, now: float) -> int:
         """Move the tail over one record; return its words, or 0 if it cannot be moved."""
-        words = self._words
+        halves = self._halves
         if tail == mark:
-            words[S_ENDS] = head << 32 | self.start
+            halves[HALF_TAIL] = self.start
             return 2
         size = self.size(tail)
-        if words[tail + L_STATE] & 0xFF == LIVE:
+        if halves[2 * tail + L_STATE] == LIVE:
             if self._doubles[tail + L_EXPIRES] <= now:
                 self._expire(tail)
                 return 2  # it is dead now, and the next step passes it
@@ -162,10 +187,9 @@ class Log:
             if not place:
                 return 0
             self._move(tail, place, size)
-            head = place + size
         if tail + size > mark:
             raise CorruptStore(f"the record at word {tail} reaches over the mark")
-        words[S_ENDS] = head << 32 | (tail + size)
+        halves[HALF_TAIL] = tail + size
         return size
 
     def _move(self, old: int, new: int, size: int) -> None:
@@ -173,11 +197,11 @@ class Log:
 
         A death in between leaves two records with one sequence number; recovery keeps one.
         """
-        words, buffer = self._words, self._buffer
+        words, halves, buffer = self._words, self._halves, self._buffer
         buffer[new * WORD : (new + size) * WORD] = buffer[old * WORD : (old + size) * WORD]
-        words[S_ENDS] = (new + size) << 32 | words[S_ENDS] & M32
-        words[old + L_STATE] = size << 8 | DEAD
-        row, following, before = words[new + L_QUEUE] >> 32, words[new + L_NEXT], words[new + L_PREV]
+        halves[HALF_HEAD] = new + size
+        halves[2 * old + L_STATE] = DEAD
+        row, following, before = halves[2 * new + L_QUEUE], words[new + L_NEXT], words[new + L_PREV]
         words[following + L_PREV if following else row + Q_LAST] = new
         words[before + L_NEXT if before else row + Q_FIRST] = new
         words[S_MOVES] += 1
@@ -191,7 +215,7 @@ class Log:
             if self._reserve(mark * WORD, (upto - mark) * WORD):
                 if tail > head:
                     # Records lie at the old mark: from there to the new one a dead one leads on.
-                    self._words[mark + L_STATE] = (upto - mark) << 8 | DEAD
+                    self._fill(mark, upto - mark)
                 self._words[S_MARK] = upto
                 return True
             step = step // 2 if step // 2 >= least else 0
@@ -199,7 +223,6 @@ class Log:
 
     def records(self) -> list[int]:
         """Where every live record lies, from the tail to the head."""
-        words = self._words
         head, tail, mark = self.ends()
         found, steps = [], 0
         while tail != head:
@@ -209,7 +232,7 @@ class Log:
             size = self.size(tail)
             if tail < head < tail + size or tail + size > mark:
                 raise CorruptStore(f"the record at word {tail} reaches over the end of the log")
-            if words[tail + L_STATE] & 0xFF == LIVE:
+            if self._halves[2 * tail + L_STATE] == LIVE:
                 if not RECORD_WORDS <= size <= self.max_record:
                     raise CorruptStore(f"the record at word {tail} is of an impossible size")
                 found.append(tail)

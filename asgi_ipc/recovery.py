@@ -19,6 +19,7 @@ from .layout import (
     L_PREV,
     L_QUEUE,
     L_SEQ,
+    L_SIZE,
     L_STATE,
     MAX_PROCESSES,
     P_GENERATION,
@@ -39,6 +40,7 @@ from .layout import (
     S_ENDS,
     S_EPOCH,
     S_FULL,
+    S_LIMIT,
     S_LIVE,
     S_MARK,
     S_RECOVERIES,
@@ -84,7 +86,7 @@ def flush(store: Store, now: float) -> None:
     words[S_DIRTY] = FLUSHING
     words[S_EPOCH] = store.counted()
     words[S_ENDS] = store.log.empty
-    words[S_LIVE] = words[S_BIGGEST] = 0
+    words[S_LIVE] = words[S_BIGGEST] = words[S_LIMIT] = 0
     if not store.layout.log < words[S_MARK] <= store.layout.log_end:
         words[S_MARK] = store.layout.log + FIRST_MARK // WORD
     for process in _processes(store):
@@ -104,12 +106,12 @@ def _relink_messages(store: Store) -> None:
     records = sorted(store.log.records(), key=lambda at: words[at + L_SEQ])
     live = biggest = newest = 0
     for at in records:
-        size = words[at + L_STATE] >> 8
+        size = store.halves[2 * at + L_SIZE]
         seq = words[at + L_SEQ]
-        row = queues.checked(words[at + L_QUEUE] >> 32)
+        row = queues.checked(store.halves[2 * at + L_QUEUE])
         if seq == newest or not words[row + R_GENERATION]:
             # The second half of a move that was not finished, or of a queue that is gone.
-            words[at + L_STATE] = size << 8 | DEAD
+            store.halves[2 * at + L_STATE] = DEAD
             continue
         newest = seq
         last = words[row + Q_LAST]
@@ -122,6 +124,7 @@ def _relink_messages(store: Store) -> None:
         biggest = max(biggest, size)
     words[S_LIVE] = live
     words[S_BIGGEST] = biggest
+    words[S_LIMIT] = 0
     words[S_SEQ] = max(words[S_SEQ], newest)
     if not live:
         words[S_ENDS] = store.log.empty

@@ -27,7 +27,6 @@ import re
 import stat
 import struct
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from hashlib import sha256
@@ -123,10 +122,9 @@ class Paths:
 
 class Members:
     """The file of byte locks. One object for a process and file, because closing any descriptor
-    of a file drops all locks that the process holds on it."""
+    of a file drops all locks that the process holds on it. Callers take turns (`attachment`)."""
 
     _open: dict[tuple[int, int], Members] = {}
-    _guard = threading.Lock()
 
     def __init__(self, fd: int, key: tuple[int, int]) -> None:
         self._fd = fd
@@ -136,25 +134,23 @@ class Members:
 
     @classmethod
     def open(cls, path: str, mode: int) -> Members:
-        with cls._guard:
-            try:
-                found = os.stat(path, follow_symlinks=False)
-                members = cls._open.get((found.st_dev, found.st_ino))
-            except FileNotFoundError:
-                members = None
-            if members is None:
-                fd = open_file(path, mode)
-                made = os.fstat(fd)
-                members = cls(fd, (made.st_dev, made.st_ino))
-                cls._open[members._key] = members
-            members._users += 1
-            return members
+        try:
+            found = os.stat(path, follow_symlinks=False)
+            members = cls._open.get((found.st_dev, found.st_ino))
+        except FileNotFoundError:
+            members = None
+        if members is None:
+            fd = open_file(path, mode)
+            made = os.fstat(fd)
+            members = cls(fd, (made.st_dev, made.st_ino))
+            cls._open[members._key] = members
+        members._users += 1
+        return members
 
     def close(self) -> None:
-        with self._guard:
-            self._users -= 1
-            if not self._users and self._open.pop(self._key, None) is self:
-                os.close(self._fd)
+        self._users -= 1
+        if not self._users and self._open.pop(self._key, None) is self:
+            os.close(self._fd)
 
     @classmethod
     def forget_all(cls) -> None:
@@ -162,7 +158,6 @@ class Members:
         for members in cls._open.values():
             os.close(members._fd)
         cls._open.clear()
-        cls._guard = threading.Lock()
 
     def claim(self, index: int) -> bool:
         if index in self.claimed:

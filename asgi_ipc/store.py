@@ -26,15 +26,17 @@ from .layout import (
     DIRTY,
     EXPIRED,
     G_NAME,
+    HALF_HEAD,
+    HALF_TAIL,
     LIVE,
     LOCAL_SEPARATOR,
     L_EXPIRES,
     L_NEXT,
     L_PREV,
     L_QUEUE,
+    L_SIZE,
     L_STATE,
     Layout,
-    M32,
     MAX_PROCESSES,
     MAX_WAITERS,
     M_GROUP,
@@ -72,6 +74,7 @@ from .layout import (
     S_ENDS,
     S_EPOCH,
     S_FULL,
+    S_LIMIT,
     S_LIVE,
     S_MARK,
     S_SEQ,
@@ -82,6 +85,7 @@ from .layout import (
     W_GENERATION,
     W_PROCESS,
     W_PROCESS_GENERATION,
+    record_words,
 )
 from .log import Log
 from .table import Table
@@ -89,6 +93,11 @@ from .table import Table
 LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
 
 FULL, NO_MEMORY, GONE = -1, -2, -3  # what `put` answers instead of a waiter
+
+NO_ROW = (
+    "no room for another channel ({} in use). Raise message_memory or group_memory for all "
+    "processes of this prefix"
+)
 
 _CHECKED = 32 * 1024  # bytes at each end of a body that its checksum covers
 _AT_ONCE = 128  # expired messages let go in one call
@@ -147,8 +156,9 @@ class Store:
         self.layout = layout
         view = memoryview(buffer)
         self.words: memoryview[int] = view.cast("B").cast("Q")
+        self.halves: memoryview[int] = view.cast("B").cast("I")
         self.doubles: memoryview[float] = view.cast("B").cast("d")
-        self.log = Log(buffer, self.words, self.doubles, layout, reserve, self._expire)
+        self.log = Log(buffer, self.words, self.halves, self.doubles, layout, reserve, self._expire)
         self.queues = Table("queues", buffer, self.words, layout.queues, Q_NAME, reserve)
         self.groups = Table("groups", buffer, self.words, layout.groups, G_NAME, reserve)
         self.members = Table(
@@ -196,53 +206,41 @@ class Store:
                 return FULL
         local_parts = target.local_parts
         size = RECORD_WORDS + ((len(body) + len(local_parts) + 15) >> 4 << 1)
-        # The log's fast path: there is room at the head, and not so little that the tail has to
-        # move soon. All other cases are `Log.make_room`.
-        log = self.log
-        ends, mark = words[S_ENDS], words[S_MARK]
-        at, tail = ends >> 32, ends & M32
-        if tail > at:
-            room = gap = tail - at
-        else:
-            room = mark - at
-            gap = room + tail - log.start
+        halves, log = self.halves, self.log
+        at = halves[HALF_HEAD]
         live = words[S_LIVE] + size
         words[S_DIRTY] = DIRTY
-        if (
-            live > log.max_live
-            or room <= size + words[S_BIGGEST]
-            or gap - size < (mark - log.start) >> 3
-        ):
+        if at + size > words[S_LIMIT] or size > words[S_BIGGEST] or live > log.max_live:
             at = self._room(size, now)
             if not at:
                 words[S_DIRTY] = CLEAN
                 return NO_MEMORY
             live = words[S_LIVE] + size
-            tail = words[S_ENDS] & M32
             count = words[row + Q_COUNT]
-        if size > words[S_BIGGEST]:
-            words[S_BIGGEST] = size
         seq = words[S_SEQ] + 1
         last = words[row + Q_LAST]
         start = (at + RECORD_WORDS) * WORD
         RECORD.pack_into(
             self.buffer,
             at * WORD,
-            size << 8 | LIVE,
+            size,
+            LIVE,
             seq,
             0,
             last,
-            row << 32 | len(body),
+            row,
+            len(body),
             expires,
             now,
-            len(local_parts) << 32 | checksum(seq, local_parts, body),
+            len(local_parts),
+            checksum(seq, local_parts, body),
         )
         if local_parts:
             self.buffer[start : start + len(local_parts)] = local_parts
             start += len(local_parts)
         self.buffer[start : start + len(body)] = body
         words[S_SEQ] = seq
-        words[S_ENDS] = (at + size) << 32 | tail  # published: from here on the message exists
+        halves[HALF_HEAD] = at + size  # published: from here on the message exists
         if last:
             words[last + L_NEXT] = at
         else:
@@ -254,26 +252,61 @@ class Store:
         words[S_DIRTY] = CLEAN
         return self.pick(row) if words[row + Q_WAITING] else 0
 
-    def take(self, row: int, now: float) -> Taken | None:
-        """Take the oldest message out of the queue at `row`; None when it is empty."""
+    def take(self, target: Target, now: float, waiter: int = 0) -> bytes | None:
+        """Take the oldest message out of the queue of `target`; None when it is empty.
+
+        `waiter`, if it is given, is parked at the empty queue, in this very call.
+        """
         words = self.words
+        row = target.row
+        if words[row + R_GENERATION] != target.generation:
+            row = self.bind(target, now) if waiter else self.find(target)
+            if not row:
+                if waiter:
+                    raise LimitReached(NO_ROW.format(self.queues.used))
+                return None
         while True:
             at = words[row + Q_FIRST]
             if not at:
+                if waiter:
+                    self.park(row, waiter)
                 return None
-            found = self._read(row, at)
+            # As `_read` and `_free`, in one: this is half of what every message costs.
+            log, buffer = self.log, self.buffer
+            if not log.start <= at <= log.last:
+                raise CorruptStore(f"a queue leads to word {at}, outside the log")
+            size, state, seq, following, _, owner, length, expires, _, _, check = RECORD.unpack_from(
+                buffer, at * WORD
+            )
+            start = (at + RECORD_WORDS) * WORD
+            body: bytes = buffer[start : start + length]
+            if owner != row or state != LIVE or check != checksum(seq, b"", body):
+                raise CorruptStore(f"a queue leads to word {at} of the log, which is none of its")
             words[S_DIRTY] = DIRTY
-            self._free(row, at)
-            if found.expires > now:
+            halves = self.halves
+            halves[2 * at + L_STATE] = DEAD
+            words[row + Q_FIRST] = following
+            if following:
+                words[following + L_PREV] = 0
+            else:
+                words[row + Q_LAST] = 0
+            words[row + Q_COUNT] -= 1
+            live = words[S_LIVE] - size
+            words[S_LIVE] = live
+            if not live:
+                words[S_ENDS] = log.empty  # reuse the same pages, over and over
+            elif halves[HALF_TAIL] == at:
+                halves[HALF_TAIL] = at + size
+            if expires > now:
                 words[S_DIRTY] = CLEAN
-                return found
+                return body
             self._count_drop(row, EXPIRED)
             words[S_DIRTY] = CLEAN
 
     def peek(self, row: int) -> Taken | None:
         """Read the oldest message of the queue at `row` and leave it there."""
         at = self.words[row + Q_FIRST]
-        return self._read(row, at) if at else None
+        return self._read(row, self._inside(at)) if at else None
 
     def pop(self, row: int) -> None:
         """Consume the message that `peek` gave."""
@@ -285,27 +318,25 @@ class Store:
     def _read(self, row: int, at: int) -> Taken:
         """The record at `at`, every field checked before it is used."""
         log = self.log
-        if not log.start <= at <= log.end - RECORD_WORDS:
-            raise CorruptStore(f"a queue leads to word {at}, outside the log")
         buffer = self.buffer
-        state, seq, _, _, owner, expires, _, lengths = RECORD.unpack_from(buffer, at * WORD)
-        length, locals_length = owner & M32, lengths >> 32
-        size = RECORD_WORDS + ((length + locals_length + 15) >> 4 << 1)
-        if state != size << 8 | LIVE or owner >> 32 != row or at + size > log.end:
-            raise CorruptStore(f"a queue leads to word {at} of the log, which is no message of it")
+        size, state, seq, _, _, owner, length, expires, _, locals_length, check = (
+            RECORD.unpack_from(buffer, at * WORD)
+        )
+        if owner != row or state != LIVE or size != record_words(length, locals_length):
+            raise CorruptStore(f"a queue leads to word {at} of the log, which is none of its")
         start = (at + RECORD_WORDS) * WORD
         local_parts = bytes(buffer[start : start + locals_length]) if locals_length else b""
         start += locals_length
         body: bytes = buffer[start : start + length]
-        if lengths & M32 != checksum(seq, local_parts, body):
+        if check != checksum(seq, local_parts, body):
             raise CorruptStore(f"the message at word {at} of the log has been altered")
         return Taken(seq, expires, local_parts, body)
 
     def _free(self, row: int, at: int) -> None:
         """Take the record at `at` out of the log and out of its queue at `row`."""
-        words = self.words
-        size = words[at + L_STATE] >> 8
-        words[at + L_STATE] = size << 8 | DEAD
+        words, halves = self.words, self.halves
+        size = halves[2 * at + L_SIZE]
+        halves[2 * at + L_STATE] = DEAD
         following, before = words[at + L_NEXT], words[at + L_PREV]
         if following:
             words[following + L_PREV] = before
@@ -319,11 +350,9 @@ class Store:
         live = words[S_LIVE] - size
         words[S_LIVE] = live
         if not live:
-            words[S_ENDS] = self.log.empty  # reuse the same pages, over and over
-        else:
-            ends = words[S_ENDS]
-            if ends & M32 == at:
-                words[S_ENDS] = ends + size
+            words[S_ENDS] = self.log.empty
+        elif halves[HALF_TAIL] == at:
+            halves[HALF_TAIL] = at + size
 
     def _room(self, size: int, now: float) -> int:
         words, log = self.words, self.log
@@ -347,7 +376,7 @@ class Store:
 
     def _expire(self, at: int) -> None:
         """Drop a live record whose time is over. With the dirty word set."""
-        row = self.queues.checked(self.words[at + L_QUEUE] >> 32)
+        row = self.queues.checked(self.halves[2 * at + L_QUEUE])
         self._free(row, at)
         self._count_drop(row, EXPIRED)
         owner = self.words[row + Q_OWNER]
@@ -360,7 +389,7 @@ class Store:
         self.words[S_DROPS + reason] += 1
 
     def _inside(self, at: int) -> int:
-        if not self.log.start <= at <= self.log.end - RECORD_WORDS:
+        if not self.log.start <= at <= self.log.last:
             raise CorruptStore(f"a queue leads to word {at}, outside the log")
         return at
 
@@ -661,17 +690,17 @@ class Store:
             if head == tail:
                 return False
             if tail == mark:
-                words[S_ENDS] = head << 32 | log.start
+                self.halves[HALF_TAIL] = log.start
                 continue
             size = log.size(tail)
-            if words[tail + L_STATE] & 0xFF == LIVE:
+            if self.halves[2 * tail + L_STATE] == LIVE:
                 if doubles[tail + L_EXPIRES] > now:
                     return False
                 words[S_DIRTY] = DIRTY
                 self._expire(tail)
                 words[S_DIRTY] = CLEAN
             else:
-                words[S_ENDS] = head << 32 | (tail + size)
+                self.halves[HALF_TAIL] = tail + size
         return True
 
     def sweep(self, now: float) -> bool:
@@ -683,6 +712,7 @@ class Store:
     def close(self) -> None:
         """Let go of the memory; the store cannot be used after that."""
         self.words.release()
+        self.halves.release()
         self.doubles.release()
 
 
@@ -693,4 +723,4 @@ def checksum(seq: int, local_parts: bytes, body: bytes) -> int:
     """
     if len(body) > 2 * _CHECKED:
         body = body[:_CHECKED] + body[-_CHECKED:]
-    return adler32(body, adler32(local_parts, seq & M32) if local_parts else seq & M32)
+    return adler32(body, adler32(local_parts, seq & 0xFFFFFFFF) if local_parts else seq)

@@ -18,7 +18,7 @@ from typing import Any
 from . import errors
 from .aio.core import Core, Source
 from .attachment import CHECK_EVERY, Attachment
-from .doorbell import ALL
+from .doorbell import ALL, Doorbell
 from .errors import InvalidName
 from .names import check_channel, check_receive
 from .options import Options
@@ -29,10 +29,11 @@ _LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
 class ThreadWaiter:
     """The waiter of one thread: sleeps in `poll`."""
 
+    bell: Doorbell | None = None
+
     def __init__(self, attachment: Attachment) -> None:
-        taken = attachment.new_bell()
-        self.index, self._generation, self.bell = taken or (0, 0, None)
         self._orphans = attachment.orphans
+        self.index, self._generation, self.bell = attachment.new_bell() or (0, 0, None)
         self._poll = select.poll()
         if self.bell is not None:
             self._poll.register(self.bell.fileno(), select.POLLIN)
@@ -174,7 +175,7 @@ class IPCChannelLayer:
         if not sources:
             return None, None
         deadline = time.monotonic() + self._options.receive_timeout
-        waiter = current_waiter(core.attach())
+        waiter = current_waiter(core)
         return await core.receive(sources, waiter, deadline) or (None, None)
 
     def receive_twisted(self, channels: Iterable[str]) -> Any:

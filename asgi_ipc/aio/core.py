@@ -21,7 +21,7 @@ from ..attachment import Attachment, attached, register
 from ..codec import Codec, DecodeError
 from ..errors import InvalidName, LimitReached, LockBusy, LockTimeout, NotAChannel, NotOwner
 from ..groups import Plan
-from ..inbox import ANY, Inbox
+from ..inbox import ANY, Entry, Inbox
 from ..layout import (
     CAPACITY,
     DROP_REASONS,
@@ -44,10 +44,10 @@ from ..layout import (
     S_SINCE,
     UNDECODABLE,
 )
-from ..names import check_channel, check_group, split
+from ..names import check_channel, check_group, check_receive, split
 from ..options import Options
 from ..segment import Paths, Wanted
-from ..store import FULL, NO_MEMORY, Target
+from ..store import FULL, NO_MEMORY, NO_ROW, Target
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -114,9 +114,12 @@ class Core:
         self._attachment: Attachment | None = None
         self._routes: dict[str, Target] = {}
         self._sources: dict[str, Source] = {}
+        self.exact_sources: dict[str, list[Source]] = {}
         self._plans: dict[bytes, tuple[Plan, list[Target]]] = {}
         self._section: Any = None
         self._put: Any = None
+        self._take: Any = None
+        self.loop_waiter: Any = None  # the waiter of the loop that last received
         self._turn = 0
         self._logged: dict[str, float] = {}
         self._samples: dict[str, tuple[float, int, int]] = {}
@@ -132,6 +135,7 @@ class Core:
             found = attached(self._wanted)
             self._section = found.make_section(self._patience, self.options.lock_timeout)
             self._put = found.store.put
+            self._take = found.store.take
             self.max_message_size = min(
                 self.options.max_message_size, found.segment.layout.max_message_size
             )
@@ -142,9 +146,10 @@ class Core:
         """Forget the attachment (only if it is this one); the next call attaches again."""
         if attachment is None or self._attachment is attachment:
             self._attachment = None
-            self._section = self._put = None
+            self._section = self._put = self._take = self.loop_waiter = None
             self._routes = {}
             self._sources = {}
+            self.exact_sources = {}
             self._plans = {}
 
     def upkeep(self, attachment: Attachment, now: float) -> None:
@@ -227,39 +232,39 @@ class Core:
 
     # -- receiving --------------------------------------------------------------------------------
 
-    def sources(self, channels: Iterable[str], *, exact: bool = False) -> list[Source]:
-        """Look up what a receive names. `exact`: full process-specific names are allowed."""
-        if isinstance(channels, (str, bytes)):
-            raise InvalidName(
-                f"receive takes a list of channel names, not one string: [{channels!r}]"
-            )
+    def sources(self, channels: Iterable[str]) -> list[Source]:
+        """Look up what a receive names; process-specific channels only up to the ``!`` (A1)."""
         known = self._sources
-        found = []
-        for channel in channels:
-            source = known.get(channel) if isinstance(channel, str) else None
-            found.append(source if source is not None else self._source(channel))
-        if not exact:
-            for source in found:
-                if source.local is not ANY:
-                    raise InvalidName(
-                        f"channel {source.channel!r}: a receive of several channels names a "
-                        f"process-specific one only up to the '!' ({source.queue!r}); the full "
-                        "name comes back with each message"
-                    )
+        try:
+            if type(channels) is list and len(channels) == 1:
+                return [known[channels[0]]]
+            channels = _listed(channels)
+            found = [known[channel] for channel in channels]
+        except (KeyError, TypeError):
+            found = [self._source(check_receive(channel)) for channel in channels]
         if len(found) > 1:
             # Begin with another one each time: a busy channel never starves a quiet one (M9).
             self._turn = turn = (self._turn + 1) % len(found)
             found = found[turn:] + found[:turn]
         return found
 
-    def _source(self, channel: str) -> Source:
+    def exact_source(self, channel: str) -> list[Source]:
+        """What a receive of one full name takes from, as a list of one; looked up once."""
         check_channel(channel)
+        found = [self._source(channel)]
+        if len(self.exact_sources) >= _CACHED:
+            self.exact_sources.clear()
+        self.exact_sources[channel] = found
+        return found
+
+    def _source(self, channel: str) -> Source:
         attachment = self.attach()
-        queue, local = split(channel)
+        queue = split(channel)[0]
         source = Source(channel, attachment.inbox(queue) if queue.endswith("!") else None)
-        if len(self._sources) >= _CACHED:
-            self._sources.clear()
-        self._sources[channel] = source
+        if source.local is ANY:
+            if len(self._sources) >= _CACHED:
+                self._sources.clear()
+            self._sources[channel] = source
         return source
 
     def take(
@@ -275,17 +280,20 @@ class Core:
         if now >= attachment.due:
             self.upkeep(attachment, now)
         while True:
-            found = self._buffered(attachment, sources, now)
-            if found is None:
-                found = self._section(self._attempt, attachment, sources, now, waiter, parked)
+            source = sources[0]
+            if len(sources) == 1 and source.inbox is None:
+                channel = source.channel
+                body = self._section(
+                    self._take, source.target, now, 0 if waiter is None else waiter.index
+                )
+                if body is None:
+                    return None
+            else:
+                found = self._take_any(attachment, sources, now, waiter, parked)
                 if found is None:
                     return None
-            elif parked and waiter is not None:
-                self._section(self._unpark, attachment, sources, None, waiter)
-            source, channel, body, rings = found
-            for row, other in rings:
-                attachment.ring(row, other)
-            if waiter is not None:
+                source, channel, body = found
+            if parked and waiter is not None:
                 waiter.left(self, source)
                 parked = False
             try:
@@ -293,20 +301,47 @@ class Core:
             except DecodeError as error:
                 self._count_drop(attachment, source.target, UNDECODABLE, channel, str(error))
 
+    def _take_any(
+        self,
+        attachment: Attachment,
+        sources: list[Source],
+        now: float,
+        waiter: Waiter | None,
+        parked: bool,
+    ) -> Any:
+        """`take` where there are several queues, or an inbox: (source, channel, body) or None."""
+        found = self._buffered(attachment, sources, now)
+        if found is not None:
+            if parked and waiter is not None:
+                rings = self._section(self._unpark, attachment, sources, None, waiter)
+            else:
+                rings = ()
+        else:
+            found, rings = self._section(self._attempt, attachment, sources, now, waiter, parked)
+        for row, other in rings:
+            attachment.ring(row, other)
+        return found
+
     def _buffered(self, attachment: Attachment, sources: list[Source], now: float) -> Any:
         """What was drained before, by whichever thread of this process."""
         for source in sources:
-            inbox = source.inbox
-            if inbox is not None and inbox:
-                attachment.fresh(inbox)
-                while True:
-                    entry = inbox.take(source.local)
-                    if entry is None:
-                        break
-                    if entry.expires > now:
-                        return source, source.queue + entry.local, entry.body, ()
-                    self._section(attachment.store.count_expired, source.target, 1)
+            if source.inbox:
+                entry = self._entry(attachment, source, now, self._section)
+                if entry is not None:
+                    return source, source.queue + entry.local, entry.body
         return None
+
+    def _entry(
+        self, attachment: Attachment, source: Source, now: float, section: Any
+    ) -> Entry | None:
+        """The oldest entry for `source` in its inbox; what has expired is dropped on the way."""
+        assert source.inbox is not None
+        inbox = attachment.fresh(source.inbox)
+        while True:
+            entry = inbox.take(source.local)
+            if entry is None or entry.expires > now:
+                return entry
+            section(attachment.store.count_expired, source.target, 1)
 
     def _attempt(
         self,
@@ -316,49 +351,35 @@ class Core:
         waiter: Waiter | None,
         parked: bool,
     ) -> Any:
-        """Inside a section: take from the first queue that has something, or park in all."""
+        """Inside a section: take from the first queue that has something, or park in all.
+
+        Returns what was taken, (source, channel, body) or None, and the rings that are due.
+        """
         store = attachment.store
-        words = store.words
         for source in sources:
-            target = source.target
-            row = target.row
-            if words[row + R_GENERATION] != target.generation:
-                row = store.find(target)
-                if not row:
-                    if source.inbox is not None:
-                        row = self._bind(attachment, target, now)
-                    else:
-                        continue
-            if source.inbox is not None:
-                self._drain(attachment, source, row, now)
-                entry = source.inbox.take(source.local)
-                while entry is not None and entry.expires <= now:
-                    store.count_expired(target, 1)
-                    entry = source.inbox.take(source.local)
+            if source.inbox is None:
+                body = store.take(source.target, now)
+                if body is None:
+                    continue
+                found = source, source.channel, body
+            else:
+                self._drain(attachment, source, self._bind(attachment, source.target, now), now)
+                entry = self._entry(attachment, source, now, lambda call, *args: call(*args))
                 if entry is None:
                     continue
-                channel, body = source.queue + entry.local, entry.body
-            else:
-                taken = store.take(row, now)
-                if taken is None:
-                    continue
-                channel, body = source.channel, taken.body
-            rings: Any = ()
-            if parked and waiter is not None and len(sources) > 1:
-                rings = self._unpark(attachment, sources, source, waiter)
-            return source, channel, body, rings
+                found = source, source.queue + entry.local, entry.body
+            if parked and waiter is not None:
+                return found, self._unpark(attachment, sources, source, waiter)
+            return found, ()
         if waiter is not None and waiter.index:
             for source in sources:
                 store.park(self._bind(attachment, source.target, now), waiter.index)
-        return None
+        return None, ()
 
     def _bind(self, attachment: Attachment, target: Target, now: float) -> int:
         row = attachment.store.bind(target, now)
         if not row:
-            raise LimitReached(
-                f"no room for another channel ({attachment.store.queues.used} in use). Raise "
-                f"message_memory for all processes of prefix {self.prefix!r}"
-            )
+            raise LimitReached(NO_ROW.format(attachment.store.queues.used))
         return row
 
     def _drain(self, attachment: Attachment, source: Source, row: int, now: float) -> None:
@@ -415,19 +436,28 @@ class Core:
             attachment.ring(row, waiter)
 
     async def receive(
-        self, sources: list[Source], waiter: Waiter, deadline: float | None
+        self,
+        sources: list[Source],
+        waiter: Waiter,
+        deadline: float | None,
+        parked: bool = False,
     ) -> tuple[str, dict[str, Any]] | None:
         """Wait for a message in one of `sources`: (channel, message), or None at `deadline`.
 
-        A lock that stays busy is ridden out, with a line in the log each `lock_timeout`.
+        `parked`: a `take` with this waiter has just found nothing. A lock that stays busy is ridden
+        out, with a line in the log each `lock_timeout`.
         """
-        parked = False
-        busy_since = None
+        busy_since = 0.0
+        wait = parked
         try:
             while True:
+                if wait and not await waiter.wait(self, sources, deadline):
+                    return None
+                wait = True
                 try:
                     found = self.take(sources, waiter, parked)
                 except LockTimeout as error:
+                    wait = False
                     now = time.monotonic()
                     busy_since = busy_since or now
                     if now - busy_since >= self.options.lock_timeout or not isinstance(
@@ -437,12 +467,9 @@ class Core:
                         logger.warning("prefix %r: a receive goes on waiting: %s", self.prefix, error)
                     await waiter.pause(0.001)
                     continue
+                parked = found is None
                 if found is not None:
-                    parked = False
                     return found
-                parked = True
-                if not await waiter.wait(self, sources, deadline):
-                    return None
         finally:
             if parked:
                 self._leave(sources, waiter)
@@ -651,6 +678,12 @@ class Core:
         if now - self._logged.get(kind, -_LOG_EVERY) >= _LOG_EVERY:
             self._logged[kind] = now
             logger.warning("prefix %r, %s: a message was dropped (%s)", self.prefix, where, why)
+
+
+def _listed(channels: Any) -> list[Any]:
+    if isinstance(channels, (str, bytes)):
+        raise InvalidName(f"receive takes a list of channel names, not one string: [{channels!r}]")
+    return list(channels)
 
 
 def _joined(local_parts: list[bytes]) -> list[bytes]:

@@ -20,7 +20,7 @@ from collections import deque
 from typing import Any
 
 from ..attachment import CHECK_EVERY, Attachment
-from ..doorbell import ALL
+from ..doorbell import ALL, Doorbell
 from ..errors import IPCError, LockTimeout, SegmentError
 from ..inbox import Inbox
 from ..layout import Q_COUNT
@@ -45,10 +45,11 @@ class Sleep:
 class Hub(ABC):
     """The waiter of one loop. A subclass says how its loop watches, times and resolves."""
 
+    bell: Doorbell | None = None
+
     def __init__(self, attachment: Attachment) -> None:
-        taken = attachment.new_bell()
-        self.index, self._generation, self.bell = taken or (0, 0, None)
         self._orphans = attachment.orphans
+        self.index, self._generation, self.bell = attachment.new_bell() or (0, 0, None)
         self._attachment: Attachment | None = None  # only while active
         self._sleeping: dict[int, deque[Sleep]] = {}  # by queue row
         self._drains: dict[int, tuple[Core, Source]] = {}  # process-specific queues, by row

@@ -18,7 +18,7 @@ from typing import Any
 from .. import errors
 from ..attachment import Attachment
 from ..errors import InvalidName, LockBusy, NotOwner
-from ..names import check_channel, check_group, check_receive
+from ..names import check_channel, check_group
 from ..options import Options
 from .core import Core
 from .waiter import current_waiter
@@ -80,15 +80,28 @@ class IPCChannelLayer:
         Cancelled, it has taken nothing (B4). Raises NotOwner, an AssertionError, for a
         process-specific channel of another layer or process; InvalidName.
         """
+        core = self._core
+        sources = core.exact_sources.get(channel)
+        if sources is None:
+            sources = self._exact(channel)
+        waiter = current_waiter(core)
+        try:
+            found = core.take(sources, waiter)
+        except LockBusy:
+            found = await core.receive(sources, waiter, None)
+        if found is None:
+            found = await core.receive(sources, waiter, None, parked=True)
+        assert found is not None  # without a deadline there is always a message
+        return found[1]
+
+    def _exact(self, channel: str) -> Any:
         check_channel(channel)
         if "!" in channel and self._own not in channel:
             raise NotOwner(
                 f"channel {channel!r} is not this layer's to receive: its process-specific "
                 f"channels contain {self._own!r}; make them with new_channel()"
             )
-        found = await self._receive(self._core.sources((channel,), exact=True), None)
-        assert found is not None
-        return found[1]
+        return self._core.exact_source(channel)
 
     async def receive_async(
         self, channels: Iterable[str], timeout: float | None | object = _MISSING
@@ -99,7 +112,7 @@ class IPCChannelLayer:
         runs out the result is (None, None). Process-specific channels are named up to the ``!``; the
         full name comes back. Raises InvalidName, NotOwner.
         """
-        sources = self._core.sources(check_receive(channel) for channel in _listed(channels))
+        sources = self._core.sources(channels)
         if not sources:
             return None, None
         seconds = self._options.receive_timeout if timeout is _MISSING else timeout
@@ -111,7 +124,7 @@ class IPCChannelLayer:
 
     async def _receive(self, sources: Any, deadline: float | None) -> Any:
         core = self._core
-        return await core.receive(sources, current_waiter(core.attach()), deadline)
+        return await core.receive(sources, current_waiter(core), deadline)
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel of this layer (B1)."""
@@ -195,9 +208,3 @@ class IPCChannelLayer:
                         f"{error}: its holder is stopped, or the machine is overloaded"
                     ) from None
                 await asyncio.sleep(0.001)
-
-
-def _listed(channels: Iterable[str]) -> Iterable[str]:
-    if isinstance(channels, (str, bytes)):
-        raise InvalidName(f"give a list of channel names, not one string: [{channels!r}]")
-    return channels

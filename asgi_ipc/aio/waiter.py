@@ -10,6 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from ..attachment import Attachment
+from .core import Core
 from .hub import Hub, hub_of
 
 if sys.version_info >= (3, 11):
@@ -23,11 +24,11 @@ class LoopWaiter(Hub):
 
     def __init__(self, attachment: Attachment, loop: weakref.ref[Any]) -> None:
         super().__init__(attachment)
-        self._loop = loop
+        self.ref = loop
         self._thread = threading.get_ident()
 
     def loop(self) -> asyncio.AbstractEventLoop:
-        found: asyncio.AbstractEventLoop | None = self._loop()
+        found: asyncio.AbstractEventLoop | None = self.ref()
         if found is None:
             raise RuntimeError("the event loop of this receive is gone")
         return found
@@ -40,7 +41,7 @@ class LoopWaiter(Hub):
         if threading.get_ident() == self._thread:
             _resolve(future, error)
         else:
-            loop = self._loop()
+            loop = self.ref()
             if loop is not None:
                 with contextlib.suppress(RuntimeError):  # closed: nobody waits there any more
                     loop.call_soon_threadsafe(_resolve, future, error)
@@ -64,7 +65,7 @@ class LoopWaiter(Hub):
         self.loop().add_reader(self.bell.fileno(), self.rung)
 
     def unwatch(self) -> None:
-        loop = self._loop()
+        loop = self.ref()
         if loop is not None and not loop.is_closed() and self.bell is not None:
             loop.remove_reader(self.bell.fileno())
 
@@ -80,7 +81,10 @@ def _resolve(future: asyncio.Future[None], error: BaseException | None) -> None:
             future.set_exception(error)
 
 
-def current_waiter(attachment: Attachment) -> LoopWaiter:
+def current_waiter(core: Core) -> LoopWaiter:
     """The waiter of the running loop."""
-    found: LoopWaiter = hub_of(attachment, asyncio.get_running_loop(), LoopWaiter)
+    loop = asyncio.get_running_loop()
+    found: LoopWaiter | None = core.loop_waiter
+    if found is None or found.ref() is not loop:
+        found = core.loop_waiter = hub_of(core.attach(), loop, LoopWaiter)
     return found
