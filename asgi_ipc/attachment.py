@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from . import recovery
@@ -28,18 +29,16 @@ from .layout import (
     LOCK_MUTEX,
     MAX_PROCESSES,
     MAX_WAITERS,
-    P_DEAD_SINCE,
     P_GENERATION,
     P_PID,
     PROCESS_WORDS,
     Q_DROPS,
-    R_GENERATION,
     S_DROPS,
     S_EPOCH,
     WORD,
 )
 from .lock import FileLock, Mutex, Section, init_mutex, make_section, process_of
-from .segment import Members, Paths, Segment, Wanted, attach, attach_lock, open_file
+from .segment import Members, Segment, Wanted, attach, attach_lock, open_file
 from .store import Store, Target
 
 logger = logging.getLogger("asgi_ipc")
@@ -104,10 +103,12 @@ class Attachment:
         self.inboxes: dict[str, Inbox] = {}
         self.local = threading.local()  # the waiter of each blocking thread
         self.hubs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-        self.orphans: list[tuple[int, int]] = []  # waiter ids whose thread or loop is gone
+        self._orphans: list[tuple[int, int]] = []  # waiter ids whose thread or loop is gone
         self.bells: weakref.WeakSet[Doorbell] = weakref.WeakSet()
         self.broken: IPCError | None = None
         self._ringer = Ringer(segment.paths.directory, segment.nonce)
+        # For the finalizers of waiters, which must not keep this object alive.
+        self.give_back = partial(_give_back, self._ringer, self._orphans)
         self._warned = False
         self._sweep_at = self._check_at = 0.0
         self.due = 0.0  # time of the next upkeep
@@ -190,7 +191,7 @@ class Attachment:
 
     def new_bell(self) -> tuple[int, int, Doorbell] | None:
         """A waiter id with its open doorbell: (id, generation, bell); None if ids ran out."""
-        self._free_orphans()
+        self._free_orphans(self.section)
         taken = self.section(self.store.add_waiter, self.process)
         if taken is None:
             if not self._warned:
@@ -213,12 +214,12 @@ class Attachment:
         self.section(self.store.publish_waiter, waiter, generation)
         return waiter, generation, bell
 
-    def _free_orphans(self) -> None:
+    def _free_orphans(self, section: Section) -> None:
         """Give back the waiter ids of threads and loops that ended. Bits that are still set are
         passed over by those who meet them."""
-        while self.orphans:
-            self.section(self.store.remove_waiter, *self.orphans[-1])
-            self.orphans.pop()
+        while self._orphans:
+            section(self.store.remove_waiter, *self._orphans[-1])
+            self._orphans.pop()
 
     # -- process-specific queues ------------------------------------------------------------------
 
@@ -250,7 +251,7 @@ class Attachment:
 
     # -- upkeep -----------------------------------------------------------------------------------
 
-    def upkeep(self, now: float, expiry: float) -> None:
+    def upkeep(self, now: float, expiry: float, section: Section) -> None:
         """Do what is due. Raises SegmentVanished when the segment's name is gone."""
         if now >= self._check_at:
             self._check_at = now + CHECK_EVERY
@@ -263,12 +264,12 @@ class Attachment:
             if self.broken is not None:
                 forget(self)
                 raise self.broken
-            self._bury_the_dead(now, expiry)
-            self._free_orphans()
+            self._bury_the_dead(now, expiry, section)
+            self._free_orphans(section)
             for inbox in list(self.inboxes.values()):
-                self._expire_inbox(self.fresh(inbox), now)
+                self._expire_inbox(self.fresh(inbox), now, section)
         if now >= self._sweep_at:
-            more = self.section(self._sweep, now)
+            more = section(self._sweep, now)
             self._sweep_at = now + (SWEEP_HURRY if more else SWEEP_EVERY)
         self.due = min(self._sweep_at, self._check_at)
 
@@ -284,17 +285,16 @@ class Attachment:
         if self.segment.members.held(index):
             return True
         # Another attachment of this very process: the kernel does not report one's own locks.
-        return (
-            self.store.words[process + P_PID] == os.getpid()
-            and (index in self.segment.members.claimed)
+        return self.store.words[process + P_PID] == os.getpid() and (
+            index in self.segment.members.claimed
         )
 
-    def _bury_the_dead(self, now: float, expiry: float) -> None:
+    def _bury_the_dead(self, now: float, expiry: float, section: Section) -> None:
         words = self.store.words
         for index in range(MAX_PROCESSES):
             process = self.store.process_row(index)
             if words[process + P_GENERATION] and not self.alive(process):
-                self.section(self.store.bury, process, now, expiry)
+                section(self.store.bury, process, now, expiry)
 
     def claim(self, row: int, now: float, expiry: float) -> int:
         """Inside a section: make this process the owner of the queue at `row`; 0, or the pid of
@@ -305,16 +305,16 @@ class Attachment:
             owner = self.store.own(row, self.process)
         return self.store.words[owner + P_PID] if owner else 0
 
-    def _expire_inbox(self, inbox: Inbox, now: float) -> None:
+    def _expire_inbox(self, inbox: Inbox, now: float, section: Section) -> None:
         """Whoever left a message unread for its whole life has gone: end its memberships."""
         gone = {entry.local.encode("ascii") for entry in inbox.expire(now)}
         if not gone:
             return
         target = Target(inbox.queue.encode("ascii"))
-        row = self.section(self.store.count_expired, target, len(gone))
+        row = section(self.store.count_expired, target, len(gone))
         at = 0
         while row:
-            at = self.section(self.groups.discard_local, row, target.generation, gone, at)
+            at = section(self.groups.discard_local, row, target.generation, gone, at)
             if not at:
                 return
 
@@ -352,6 +352,15 @@ def forget(attachment: Attachment) -> None:
             del _attachments[attachment.prefix]
     for user in list(_users):
         user.detach(attachment)
+
+
+def _give_back(
+    ringer: Ringer, orphans: list[tuple[int, int]], bell: Doorbell, waiter: int, generation: int
+) -> None:
+    """A waiter ends: close its bell now, and free its id with the next upkeep."""
+    bell.close()
+    ringer.forget(waiter)
+    orphans.append((waiter, generation))
 
 
 def register(user: Any) -> None:

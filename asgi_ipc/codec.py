@@ -72,7 +72,7 @@ class Codec:
 
 
 def _plain_copy(message: Any) -> dict[str, Any]:
-    """Copy `message` with every value as its base type; raises InvalidMessage at the first bad one."""
+    """Copy `message` with every value as its base type, or raise InvalidMessage."""
     if not isinstance(message, dict):
         raise InvalidMessage(f"a message must be a dict, not {_named(message)}")
     copied = _plain(message, "message", 0)

@@ -11,7 +11,6 @@ tells the sender when nobody is there any more.
 
 from __future__ import annotations
 
-import _signal
 import contextlib
 import os
 import signal
@@ -19,6 +18,10 @@ import stat
 import sys
 from array import array
 from collections.abc import Callable
+from typing import Any
+
+# Without the enum that signal.getsignal makes of its answer, which costs more than the write.
+_getsignal: Callable[[int], Any] = getattr(signal, "_signal", signal).getsignal
 
 _ROOM = 4096  # bytes read at once; more rings than that mean: look at everything
 ALL = 0
@@ -114,7 +117,7 @@ class Ringer:
                 return False
         ring = row.to_bytes(4, sys.byteorder)
         try:
-            if _signal.getsignal(_signal.SIGPIPE) is _signal.SIG_IGN:
+            if _getsignal(signal.SIGPIPE) == signal.SIG_IGN:
                 os.write(known[1].number, ring)
             else:
                 _write_without_sigpipe(known[1].number, ring)
@@ -137,6 +140,10 @@ class Ringer:
             return None
         known = self._open[waiter] = (generation, bell)
         return known
+
+    def forget(self, waiter: int) -> None:
+        """Close the bell of a waiter that is known to be gone."""
+        self._open.pop(waiter, None)
 
     def close(self) -> None:
         self._open.clear()

@@ -3,8 +3,8 @@
 ::
 
     IPCError
-    ├── ChannelFull            capacity or memory is used up        (also the peers' ChannelFull)
-    ├── MessageTooLarge        over max_message_size                (also the peers' MessageTooLarge)
+    ├── ChannelFull            capacity or memory is used up        (also that of the peers)
+    ├── MessageTooLarge        over max_message_size                (also that of the peers)
     ├── InvalidName            a channel or group name              (TypeError)
     ├── InvalidMessage         a value that cannot travel           (TypeError, ValueError)
     ├── InvalidOption          a constructor argument               (ValueError, TypeError)
@@ -65,6 +65,10 @@ class LockTimeout(IPCError, TimeoutError):
 
 class LockBusy(LockTimeout):
     """The lock was not released within one stretch of waiting; the asyncio shell tries again."""
+
+    def __init__(self, holder: int) -> None:
+        super().__init__(f"the lock is busy (held by thread {holder})")
+        self.holder = holder
 
 
 class Reentered(IPCError, RuntimeError):

@@ -1,9 +1,9 @@
 """Groups: memberships, and the plan of a broadcast. Part of the store, and sans-IO like it.
 
 A membership is a row that is found by (group, channel), by the list of its group, and by the list
-of the queue that its channel is kept in. It names that queue by row and generation: when the reader of
-the queue is gone the queue's row gets another generation, and every membership that leads there
-is a *ghost*: nobody sees it any more, and the sweep frees it when it comes by.
+of the queue that its channel is kept in. It names that queue by row and generation: when the
+reader of the queue is gone the queue's row gets another generation, and every membership that
+leads there is a *ghost*: nobody sees it any more, and the sweep frees it when it comes by.
 """
 
 from __future__ import annotations
@@ -269,4 +269,3 @@ class Groups:
         if not (store.members.has_room() and store.groups.has_room()):
             self.sweep(now, _AT_ONCE)
         return store.members.has_room() and store.groups.has_room()
-

@@ -13,11 +13,12 @@ A segment is cut into regions, in this order::
 
 Everything is counted in *words* of 8 bytes, and a reference to a row or a record is the index of
 its first word, so that following one is a single load. 0 is no reference. Some words are two
-*halves* of 4 bytes, named by their index in halves. Times are seconds of CLOCK_MONOTONIC as doubles.
+*halves* of 4 bytes, named by their index in halves. Times are seconds of CLOCK_MONOTONIC, as
+doubles.
 
 *Primary* words are the truth: a killed process leaves them whole, because each is one store of 8
-bytes (or of a half), made after everything that it stands for. *Derived* words (marked so) speed things up and are
-computed anew by ``recovery`` from the primary ones.
+bytes (or of a half), made after everything that it stands for. *Derived* words (marked so) speed
+things up and are computed anew by ``recovery`` from the primary ones.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ that held the mutex and waited for the GIL would stall every other process. Wher
 not exist, and with ``lock="file"``, it is a flock.
 
 Everything about `section` is about exceptions that a signal handler raises between any two
-bytecodes: no helper releases the lock, there is no ``with`` and no ``finally``. The ``except`` may run
-with the lock held, not yet held or no longer held, and does the same in each case: an
-error-checking mutex answers EPERM to whoever does not hold it. What the operation left half done is
-seen by the dirty word.
+bytecodes: no helper releases the lock, there is no ``with`` and no ``finally``. The ``except`` may
+run with the lock held, not yet held or no longer held, and does the same in each case: an
+error-checking mutex answers EPERM to whoever does not hold it. What the operation left half done
+is seen by the dirty word.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from types import FrameType
 from typing import Any
 from zlib import crc32
@@ -41,13 +41,13 @@ _PTHREAD_MUTEX_ERRORCHECK = 2
 _libc = ctypes.PyDLL(None)
 
 
-@lru_cache(maxsize=None)
+@cache
 def robust_mutexes() -> bool:
     """Whether this platform has mutexes that the kernel releases when their holder dies."""
     return sys.platform.startswith("linux") and hasattr(_libc, "pthread_mutex_consistent")
 
 
-@lru_cache(maxsize=None)
+@cache
 def machine() -> int:
     """Who may touch a mutex: libc family, word size and processor in one number."""
     family = 1 if hasattr(_libc, "gnu_get_libc_version") else 2
@@ -158,8 +158,8 @@ def make_section(
     """Return ``section(operation, *args)``, which runs an operation of the store under the lock.
 
     `recover` is called, under the lock, when the store is dirty. The lock is waited for `patience`
-    seconds, then LockBusy is raised if that is less than `timeout`, else LockTimeout, which names the
-    holder. `renew(holder)` makes the lock anew if its holder is dead after all, and says if it did.
+    seconds, then LockBusy is raised if that is less than `timeout`, else LockTimeout, which names
+    the holder. `renew(holder)` makes the lock anew if its holder is dead after all, and says so.
     """
     trylock, unlock, consistent, handle = lock.trylock, lock.unlock, lock.consistent, lock.handle
 
@@ -173,7 +173,7 @@ def make_section(
             result = operation(*args)
             unlock(handle)
         except BaseException as error:
-            if not _outer_section(sys._getframe().f_back, section.__code__, handle):
+            if not _nested(sys._getframe(), handle):
                 consistent(handle)
                 unlock(handle)
             if isinstance(error, (IndexError, struct.error)):
@@ -193,9 +193,7 @@ def make_section(
                 consistent(handle)  # it is ours; what its last holder left shows in the dirty word
                 return
             if code == errno.EDEADLK:
-                frame = sys._getframe().f_back
-                assert frame is not None
-                if _outer_section(frame.f_back, section.__code__, handle):
+                if _nested(sys._getframe(1), handle):
                     raise Reentered(
                         "the layer was called from inside one of its own calls, by a signal "
                         "handler or __del__ of this thread. Set a flag there, or use a thread"
@@ -211,8 +209,8 @@ def make_section(
                     holder = lock.holder()
                     if not renew(holder):
                         if patience < timeout:
-                            raise LockBusy(f"the lock was not to be had for {patience:g} s")
-                        raise LockTimeout(_complaint(holder, timeout))
+                            raise LockBusy(holder)
+                        raise LockTimeout(complaint(holder, timeout))
                 time.sleep(pause)
                 pause = min(pause + 0.0001, _LONGEST_SLEEP)
             code = trylock(handle)
@@ -220,16 +218,19 @@ def make_section(
     return section
 
 
-def _outer_section(frame: FrameType | None, code: Any, handle: object) -> bool:
-    """Whether a section for this lock is on the stack from `frame` outwards."""
-    while frame is not None:
-        if frame.f_code is code and frame.f_locals.get("handle") is handle:
+def _nested(frame: FrameType, handle: object) -> bool:
+    """Whether the section that runs in `frame` was called from inside another for this lock."""
+    code = frame.f_code
+    outer = frame.f_back
+    while outer is not None:
+        if outer.f_code is code and outer.f_locals.get("handle") is handle:
             return True
-        frame = frame.f_back
+        outer = outer.f_back
     return False
 
 
-def _complaint(holder: int, timeout: float) -> str:
+def complaint(holder: int, timeout: float) -> str:
+    """What to tell a user whose call gave up on the lock."""
     if not holder:
         return f"the lock was not to be had for {timeout:g} s; nobody seems to hold it for long"
     pid = process_of(holder) or holder

@@ -79,12 +79,16 @@ class Log:
         # The value of S_ENDS when nothing is stored: both ends in one store.
         self.empty = layout.log << 32 | layout.log
 
+    def close(self) -> None:
+        """Let go of the store, which refers to this log."""
+        del self._expire
+
     def ends(self) -> tuple[int, int, int]:
         """(head, tail, mark), checked."""
         halves = self._halves
         head, tail, mark = halves[HALF_HEAD], halves[HALF_TAIL], self._words[S_MARK]
         if not (self.start <= head <= mark and self.start <= tail <= mark <= self.end):
-            raise CorruptStore(f"the ends of the log ({tail} to {head}, mark {mark}) are outside it")
+            raise CorruptStore(f"the log from {tail} to {head}, mark {mark}, is not inside itself")
         return head, tail, mark
 
     def size(self, at: int) -> int:
@@ -148,7 +152,7 @@ class Log:
         return place
 
     def _place(self, size: int, keep: int, head: int, tail: int, mark: int) -> int:
-        """Where `size` words fit so that `keep` more stay free behind them; 0 for nowhere. Wraps."""
+        """Where `size` words fit and `keep` more stay free behind them; 0 for nowhere. Wraps."""
         if tail > head:
             return head if tail - head > size + keep else 0
         after = mark - head - size
@@ -207,11 +211,11 @@ class Log:
         words[S_MOVES] += 1
 
     def _grow(self, head: int, tail: int, mark: int, least: int, wanted: int) -> bool:
-        """Move the mark so that `wanted` words lie before it; by `least` if no more is to be had."""
+        """Move the mark so that `wanted` words lie before it; by `least` if need be."""
         step = max(_STEP // WORD, (mark - self.start) // 2)
         step = min(max(step, self.start + wanted - mark), self.end - mark)
         while step > 0:
-            upto = min((mark + step + PAGE // WORD - 1) // (PAGE // WORD) * (PAGE // WORD), self.end)
+            upto = min(-(-(mark + step) * WORD // PAGE) * PAGE // WORD, self.end)
             if self._reserve(mark * WORD, (upto - mark) * WORD):
                 if tail > head:
                     # Records lie at the old mark: from there to the new one a dead one leads on.

@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.internet import defer, task
 from twisted.internet.interfaces import IReadDescriptor
-from twisted.python.threadable import isInIOThread
+from twisted.python import threadable
 from zope.interface import implementer
 
 from .aio.core import Core
@@ -47,15 +47,18 @@ class ReactorWaiter(Hub):
 
     def __init__(self, attachment: Attachment, reactor: weakref.ref[Any]) -> None:
         super().__init__(attachment)
-        self._reactor = reactor
+        self._reference = reactor
         self._watched = _Bell(self)
+
+    def _reactor(self) -> Any:
+        return self._reference()
 
     def future(self) -> defer.Deferred[None]:
         return defer.Deferred()
 
     def resolve(self, future: defer.Deferred[None], error: BaseException | None) -> None:
         reactor = self._reactor()
-        if isInIOThread() or not reactor.running:
+        if not reactor.running or threadable.isInIOThread():  # type: ignore[no-untyped-call]
             _resolve(future, error)
         else:
             reactor.callFromThread(_resolve, future, error)

@@ -8,7 +8,6 @@ doing it twice, or half and then whole, comes to the same.
 
 from __future__ import annotations
 
-from .errors import CorruptStore
 from .groups import Groups
 from .layout import (
     CLEAN,

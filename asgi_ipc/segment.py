@@ -193,12 +193,9 @@ class Segment:
         self.layout = layout
         self.fd: int = shm.fd
         self.members: Members
-        # Views of the header only; the store has its own.
-        view = memoryview(memory)[:PAGE].cast("Q")
-        self.nonce = view[H_NONCE]
-        self.lock_kind = view[H_LOCK_KIND]
-        self.mode = view[H_MODE]
-        view.release()
+        self.nonce = _word(memory, H_NONCE)
+        self.lock_kind = _word(memory, H_LOCK_KIND)
+        self.mode = _word(memory, H_MODE)
         status = os.fstat(self.fd)
         self._identity = (status.st_dev, status.st_ino)
 
@@ -491,7 +488,6 @@ def _create(paths: Paths, wanted: Wanted) -> Segment:
     try:
         os.fchmod(shm.fd, wanted.mode)
         memory = mmap.mmap(shm.fd, layout.size)
-        view = memoryview(memory)
         try:
             with contextlib.suppress(AttributeError):  # macOS
                 os.posix_fallocate(shm.fd, 0, layout.fixed_bytes)
@@ -522,7 +518,7 @@ def _create(paths: Paths, wanted: Wanted) -> Segment:
         if wanted.lock_kind == LOCK_MUTEX:
             init_mutex(memory, H_LOCK * WORD)
         words[H_MAGIC] = MAGIC
-        view.release()
+        store.close()
         return Segment(paths, shm, memory, layout)
     except BaseException:
         os.close(shm.fd)
@@ -586,7 +582,10 @@ def _cgroup_files() -> Iterator[tuple[str, str]]:
 
 def _reclaimable(folder: str) -> int:
     """Bytes of page cache that the kernel gives up before it kills."""
-    with contextlib.suppress(OSError, ValueError), open(os.path.join(folder, "memory.stat")) as file:
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open(os.path.join(folder, "memory.stat")) as file,
+    ):
         for line in file:
             name, _, value = line.partition(" ")
             if name == "inactive_file":

@@ -28,26 +28,24 @@ from .layout import (
     G_NAME,
     HALF_HEAD,
     HALF_TAIL,
-    LIVE,
-    LOCAL_SEPARATOR,
     L_EXPIRES,
     L_NEXT,
     L_PREV,
     L_QUEUE,
     L_SIZE,
     L_STATE,
-    Layout,
-    MAX_PROCESSES,
-    MAX_WAITERS,
+    LIVE,
     M_GROUP,
     M_NAME,
-    PROCESS_WORDS,
+    MAX_PROCESSES,
+    MAX_WAITERS,
     P_ATTACHED,
     P_DEAD_SINCE,
     P_GENERATION,
     P_OWNED,
     P_PID,
     P_UID,
+    PROCESS_WORDS,
     Q_COUNT,
     Q_CREATED,
     Q_DROPS,
@@ -64,9 +62,9 @@ from .layout import (
     Q_TOTAL,
     Q_WAITERS,
     Q_WAITING,
+    R_GENERATION,
     RECORD,
     RECORD_WORDS,
-    R_GENERATION,
     S_BIGGEST,
     S_COUNTER,
     S_DIRTY,
@@ -79,12 +77,13 @@ from .layout import (
     S_MARK,
     S_SEQ,
     S_SINCE,
-    WAITER_SET_WORDS,
-    WAITER_WORDS,
-    WORD,
     W_GENERATION,
     W_PROCESS,
     W_PROCESS_GENERATION,
+    WAITER_SET_WORDS,
+    WAITER_WORDS,
+    WORD,
+    Layout,
     record_words,
 )
 from .log import Log
@@ -167,7 +166,7 @@ class Store:
         self._turn = 0  # which waiter was rung last, so that each gets its share
 
     def format(self, first_mark: int, now: float) -> None:
-        """Make zeroed memory an empty store. The bytes before `first_mark` (a word) are reserved."""
+        """Make zeroed memory an empty store; all before the word `first_mark` is reserved."""
         words, doubles = self.words, self.doubles
         words[S_ENDS] = self.log.empty
         words[S_MARK] = first_mark
@@ -275,8 +274,8 @@ class Store:
             log, buffer = self.log, self.buffer
             if not log.start <= at <= log.last:
                 raise CorruptStore(f"a queue leads to word {at}, outside the log")
-            size, state, seq, following, _, owner, length, expires, _, _, check = RECORD.unpack_from(
-                buffer, at * WORD
+            size, state, seq, following, _, owner, length, expires, _, _, check = (
+                RECORD.unpack_from(buffer, at * WORD)
             )
             start = (at + RECORD_WORDS) * WORD
             body: bytes = buffer[start : start + length]
@@ -317,7 +316,6 @@ class Store:
 
     def _read(self, row: int, at: int) -> Taken:
         """The record at `at`, every field checked before it is used."""
-        log = self.log
         buffer = self.buffer
         size, state, seq, _, _, owner, length, expires, _, locals_length, check = (
             RECORD.unpack_from(buffer, at * WORD)
@@ -364,7 +362,7 @@ class Store:
 
     def _let_go(self, row: int, now: float) -> int:
         """Drop expired messages at the front of a queue; return how many messages are left."""
-        words, doubles, log = self.words, self.doubles, self.log
+        words, doubles = self.words, self.doubles
         for _ in range(_AT_ONCE):
             at = words[row + Q_FIRST]
             if not at or doubles[self._inside(at) + L_EXPIRES] > now:
@@ -642,7 +640,8 @@ class Store:
             doubles[process + P_DEAD_SINCE] = now
             for index in range(MAX_WAITERS):
                 at = self.layout.waiters + index * WAITER_WORDS
-                if words[at + W_PROCESS_GENERATION] == generation and words[at + W_PROCESS] == process:
+                mine = words[at + W_PROCESS] == process
+                if mine and words[at + W_PROCESS_GENERATION] == generation:
                     words[at + W_GENERATION] = 0
                     words[at + W_PROCESS_GENERATION] = 0
         over = now - doubles[process + P_DEAD_SINCE] >= expiry
@@ -711,6 +710,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of the memory; the store cannot be used after that."""
+        self.log.close()
         self.words.release()
         self.halves.release()
         self.doubles.release()

@@ -32,7 +32,7 @@ class ThreadWaiter:
     bell: Doorbell | None = None
 
     def __init__(self, attachment: Attachment) -> None:
-        self._orphans = attachment.orphans
+        self._give_back = attachment.give_back
         self.index, self._generation, self.bell = attachment.new_bell() or (0, 0, None)
         self._poll = select.poll()
         if self.bell is not None:
@@ -40,8 +40,7 @@ class ThreadWaiter:
 
     def __del__(self) -> None:
         if self.bell is not None:
-            self.bell.close()
-            self._orphans.append((self.index, self._generation))
+            self._give_back(self.bell, self.index, self._generation)
 
     def wake(self) -> None:
         """Another thread of this process has put something into an inbox that we wait for."""
@@ -93,8 +92,8 @@ class IPCChannelLayer:
     """A channel layer over shared memory, blocking, for Channels 1 and plain threads.
 
     Every process of the machine that names the same `prefix` exchanges messages with the others,
-    asyncio ones (`asgi_ipc.aio.IPCChannelLayer`) included. For the options see `asgi_ipc.options.Options`.
-    One layer may be used from many threads.
+    asyncio ones (`asgi_ipc.aio.IPCChannelLayer`) included. `asgi_ipc.options.Options` lists the
+    options. One layer may be used from many threads.
     """
 
     def __init__(self, prefix: str = "asgi", **options: Any) -> None:

@@ -135,7 +135,7 @@ class Table:
         return True
 
     def insert(self, name: bytes, generation: int, fields: dict[int, int], salt: int = 0) -> int:
-        """Make the row of `name`, all words 0 but `fields`; `has_room` has said that there is one."""
+        """Make the row of `name`, all words 0 but `fields`. `has_room` was asked before."""
         words, state, width = self._words, self.state, self.row_words
         row = words[state + T_FREE]
         if row:

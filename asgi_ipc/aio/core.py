@@ -21,7 +21,7 @@ from ..attachment import Attachment, attached, register
 from ..codec import Codec, DecodeError
 from ..errors import InvalidName, LimitReached, LockBusy, LockTimeout, NotAChannel, NotOwner
 from ..groups import Plan
-from ..inbox import ANY, Entry, Inbox
+from ..inbox import ANY, Entry, Inbox, Waiting
 from ..layout import (
     CAPACITY,
     DROP_REASONS,
@@ -116,7 +116,7 @@ class Core:
         self._sources: dict[str, Source] = {}
         self.exact_sources: dict[str, list[Source]] = {}
         self._plans: dict[bytes, tuple[Plan, list[Target]]] = {}
-        self._section: Any = None
+        self.section: Any = None
         self._put: Any = None
         self._take: Any = None
         self.loop_waiter: Any = None  # the waiter of the loop that last received
@@ -133,7 +133,7 @@ class Core:
         found = self._attachment
         if found is None:
             found = attached(self._wanted)
-            self._section = found.make_section(self._patience, self.options.lock_timeout)
+            self.section = found.make_section(self._patience, self.options.lock_timeout)
             self._put = found.store.put
             self._take = found.store.take
             self.max_message_size = min(
@@ -146,14 +146,14 @@ class Core:
         """Forget the attachment (only if it is this one); the next call attaches again."""
         if attachment is None or self._attachment is attachment:
             self._attachment = None
-            self._section = self._put = self._take = self.loop_waiter = None
+            self.section = self._put = self._take = self.loop_waiter = None
             self._routes = {}
             self._sources = {}
             self.exact_sources = {}
             self._plans = {}
 
     def upkeep(self, attachment: Attachment, now: float) -> None:
-        attachment.upkeep(now, self.expiry)
+        attachment.upkeep(now, self.expiry, self.section)
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class Core:
         now = time.monotonic()
         if now >= attachment.due:
             self.upkeep(attachment, now)
-        waiter = self._section(self._put, target, body, now, now + self.expiry)
+        waiter = self.section(self._put, target, body, now, now + self.expiry)
         if waiter:
             if waiter < 0:
                 self._refuse(attachment, channel, waiter)
@@ -184,10 +184,8 @@ class Core:
         check_channel(channel)
         attachment = self.attach()
         queue, local = split(channel)
-        target = Target(
-            queue.encode("ascii"), local.encode("ascii"), self.capacity_of(channel)
-        )
-        self._section(self._refuse_group, attachment, target, channel)
+        target = Target(queue.encode("ascii"), local.encode("ascii"), self.capacity_of(channel))
+        self.section(self._refuse_group, attachment, target, channel)
         if len(self._routes) >= _CACHED:
             self._routes.clear()
         self._routes[channel] = target
@@ -283,7 +281,7 @@ class Core:
             source = sources[0]
             if len(sources) == 1 and source.inbox is None:
                 channel = source.channel
-                body = self._section(
+                body = self.section(
                     self._take, source.target, now, 0 if waiter is None else waiter.index
                 )
                 if body is None:
@@ -313,11 +311,16 @@ class Core:
         found = self._buffered(attachment, sources, now)
         if found is not None:
             if parked and waiter is not None:
-                rings = self._section(self._unpark, attachment, sources, None, waiter)
+                rings = self.section(self._unpark, attachment, sources, None, waiter)
             else:
                 rings = ()
         else:
-            found, rings = self._section(self._attempt, attachment, sources, now, waiter, parked)
+            woken: list[Waiting] = []
+            found, rings = self.section(
+                self._attempt, attachment, sources, now, waiter, parked, woken
+            )
+            for waiting in woken:
+                waiting.wake()
         for row, other in rings:
             attachment.ring(row, other)
         return found
@@ -326,7 +329,7 @@ class Core:
         """What was drained before, by whichever thread of this process."""
         for source in sources:
             if source.inbox:
-                entry = self._entry(attachment, source, now, self._section)
+                entry = self._entry(attachment, source, now, self.section)
                 if entry is not None:
                     return source, source.queue + entry.local, entry.body
         return None
@@ -350,10 +353,12 @@ class Core:
         now: float,
         waiter: Waiter | None,
         parked: bool,
+        woken: list[Waiting],
     ) -> Any:
         """Inside a section: take from the first queue that has something, or park in all.
 
-        Returns what was taken, (source, channel, body) or None, and the rings that are due.
+        Returns what was taken, (source, channel, body) or None, and the rings that are due. Puts
+        into `woken` which other receives of this process got something out of a drained queue.
         """
         store = attachment.store
         for source in sources:
@@ -363,7 +368,8 @@ class Core:
                     continue
                 found = source, source.channel, body
             else:
-                self._drain(attachment, source, self._bind(attachment, source.target, now), now)
+                row = self._bind(attachment, source.target, now)
+                woken += self._drain(attachment, source, row, now)
                 entry = self._entry(attachment, source, now, lambda call, *args: call(*args))
                 if entry is None:
                     continue
@@ -382,8 +388,11 @@ class Core:
             raise LimitReached(NO_ROW.format(attachment.store.queues.used))
         return row
 
-    def _drain(self, attachment: Attachment, source: Source, row: int, now: float) -> None:
-        """Inside a section: own a process-specific queue, and move what it holds to the inbox."""
+    def _drain(self, attachment: Attachment, source: Source, row: int, now: float) -> list[Waiting]:
+        """Inside a section: own a process-specific queue, and move what it holds to the inbox.
+
+        Returns whom to wake, once the section is over.
+        """
         owner = attachment.claim(row, now, self.expiry)
         if owner:
             raise NotOwner(
@@ -394,8 +403,7 @@ class Core:
         assert inbox is not None
         queue = source.queue
         attachment.drain(row, inbox, lambda local: self.capacity_of(queue + local))
-        for waiting in inbox.to_wake():
-            waiting.wake()
+        return inbox.to_wake()
 
     def _unpark(
         self,
@@ -423,17 +431,19 @@ class Core:
     def drain(self, source: Source, waiter: Waiter) -> None:
         """The bell rang for a process-specific queue: empty it into the inbox, wake, and park."""
         attachment = self.attach()
-        self._section(self._drain_and_park, attachment, source, waiter.index)
+        for waiting in self.section(self._drain_and_park, attachment, source, waiter.index):
+            waiting.wake()
 
-    def _drain_and_park(self, attachment: Attachment, source: Source, waiter: int) -> None:
+    def _drain_and_park(self, attachment: Attachment, source: Source, waiter: int) -> list[Waiting]:
         now = time.monotonic()
         row = self._bind(attachment, source.target, now)
-        self._drain(attachment, source, row, now)
+        woken = self._drain(attachment, source, row, now)
         if not attachment.store.words[row + Q_COUNT]:
             attachment.store.park(row, waiter)
         else:
             # More than one section takes: ring again, behind whoever waits for the lock.
             attachment.ring(row, waiter)
+        return woken
 
     async def receive(
         self,
@@ -464,7 +474,9 @@ class Core:
                         error, LockBusy
                     ):
                         busy_since = now
-                        logger.warning("prefix %r: a receive goes on waiting: %s", self.prefix, error)
+                        logger.warning(
+                            "prefix %r: a receive goes on waiting: %s", self.prefix, error
+                        )
                     await waiter.pause(0.001)
                     continue
                 parked = found is None
@@ -481,7 +493,7 @@ class Core:
             return
         # If the lock is not to be had a bit stays, and whoever rings for it is passed on.
         with contextlib.suppress(LockTimeout):
-            for row, other in self._section(self._unpark, attachment, sources, None, waiter):
+            for row, other in self.section(self._unpark, attachment, sources, None, waiter):
                 attachment.ring(row, other)
 
     # -- groups -----------------------------------------------------------------------------------
@@ -491,13 +503,13 @@ class Core:
         names = check_group(group).encode("ascii"), check_channel(channel).encode("ascii")
         attachment = self.attach()
         now = time.monotonic()
-        self._section(attachment.groups.add, *names, now, now + self.group_expiry)
+        self.section(attachment.groups.add, *names, now, now + self.group_expiry)
 
     def group_discard(self, group: str, channel: str) -> None:
         """End a membership, if there is one (A5)."""
         names = check_group(group).encode("ascii"), check_channel(channel).encode("ascii")
         attachment = self.attach()
-        self._section(attachment.groups.discard, *names)
+        self.section(attachment.groups.discard, *names)
 
     def group_channels(self, group: str) -> list[str]:
         """The members whose readers live, as far as is known, and whose time is not over (A5)."""
@@ -506,7 +518,7 @@ class Core:
         now = time.monotonic()
         if now >= attachment.due:
             self.upkeep(attachment, now)
-        found: list[str] = self._section(attachment.groups.channels, name, now)
+        found: list[str] = self.section(attachment.groups.channels, name, now)
         return found
 
     def group_send(self, group: str, message: dict[str, Any]) -> None:
@@ -524,7 +536,7 @@ class Core:
             self.upkeep(attachment, now)
         targets: list[Target] | None = None
         sent = 0
-        section = self._section
+        section = self.section
         while targets is None or sent < len(targets):
             targets, rings, dropped = section(
                 self._broadcast, attachment, name, targets, sent, body, now
@@ -575,7 +587,9 @@ class Core:
         for queue, (row, generation, local_parts) in plan.channels.items():
             name = queue.decode("ascii")
             if self._capacities and local_parts:
-                capacity = min(self.capacity_of(name + part.decode("ascii")) for part in local_parts)
+                capacity = min(
+                    self.capacity_of(name + part.decode("ascii")) for part in local_parts
+                )
             else:
                 capacity = self.capacity_of(name) if self._capacities else self.options.capacity
             for joined in _joined(local_parts):
@@ -599,7 +613,7 @@ class Core:
         attachment = self.attach()
         now = time.monotonic()
         store = attachment.store
-        self._section(store.sweep, now)
+        self.section(store.sweep, now)
         words, doubles = store.words, store.doubles
         pending, oldest = 0, now
         for row in store.queues.rows():
@@ -616,7 +630,7 @@ class Core:
         now = time.monotonic()
         store = attachment.store
         target = Target(queue.encode("ascii"))
-        row = self._section(store.find_unexpired, target, now)
+        row = self.section(store.find_unexpired, target, now)
         if not row:
             return self._statistics(queue, now, now, 0, 0, 0, 0.0)
         words = store.words

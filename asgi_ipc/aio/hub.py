@@ -48,9 +48,10 @@ class Hub(ABC):
     bell: Doorbell | None = None
 
     def __init__(self, attachment: Attachment) -> None:
-        self._orphans = attachment.orphans
+        self._give_back = attachment.give_back
         self.index, self._generation, self.bell = attachment.new_bell() or (0, 0, None)
-        self._attachment: Attachment | None = None  # only while active
+        self._attachment: Attachment | None = None  # only while active, as the next
+        self._core: Core | None = None  # the last that waited: its patience is that of this loop
         self._sleeping: dict[int, deque[Sleep]] = {}  # by queue row
         self._drains: dict[int, tuple[Core, Source]] = {}  # process-specific queues, by row
         self._sleepers = 0
@@ -58,8 +59,7 @@ class Hub(ABC):
 
     def __del__(self) -> None:
         if self.bell is not None:
-            self.bell.close()
-            self._orphans.append((self.index, self._generation))
+            self._give_back(self.bell, self.index, self._generation)
 
     # -- what a loop is asked for -----------------------------------------------------------------
 
@@ -74,6 +74,10 @@ class Hub(ABC):
     @abstractmethod
     async def sleep(self, future: Any, seconds: float | None) -> bool:
         """Await a future for so many seconds; False when they were over first."""
+
+    @abstractmethod
+    async def pause(self, seconds: float) -> None:
+        """Sleep while the lock is busy."""
 
     @abstractmethod
     def watch(self) -> None:
@@ -105,7 +109,8 @@ class Hub(ABC):
                     self._drains[row] = core, source
                     joined.append((source.inbox, source.local))
                     ready = source.inbox.join(source.local, sleep) or ready
-            if not self._timer:
+            self._core = core
+            if self._timer is None:
                 self._activate(attachment)
             if ready:
                 return True
@@ -129,10 +134,14 @@ class Hub(ABC):
 
     def left(self, core: Core, source: Source) -> None:
         sleeping = self._sleeping.get(source.target.row) if source.inbox is None else None
-        if sleeping and self._attachment is not None:
+        if sleeping:
             row = source.target.row
-            if self._attachment.section(self._attachment.store.park_if_empty, row, self.index):
-                sleeping[0].wake()
+            store = core.attach().store
+            try:
+                if core.section(store.park_if_empty, row, self.index):
+                    sleeping[0].wake()
+            except LockTimeout:
+                sleeping[0].wake()  # it parks for itself, once it can
 
     # -- called by the loop -----------------------------------------------------------------------
 
@@ -157,19 +166,16 @@ class Hub(ABC):
 
     def look(self) -> None:
         """The safety check, about once a second; and upkeep, and going idle."""
-        attachment = self._attachment
+        attachment, core = self._attachment, self._core
         self._timer = None
-        if attachment is None:
+        if attachment is None or core is None:
             return
         if not self._sleepers:
             self._deactivate(attachment)
             return
         self._timer = self.later(CHECK_EVERY if self.index else _LOOK_EVERY)
         with self._failing_to_all():
-            now = time.monotonic()
-            for core in {core for core, _ in self._drains.values()} or ():
-                core.upkeep(attachment, now)
-            attachment.upkeep(now, 60.0)
+            core.upkeep(attachment, time.monotonic())
             words = attachment.store.words
             for row, sleeping in list(self._sleeping.items()):
                 if words[row + Q_COUNT]:
@@ -207,11 +213,16 @@ class Hub(ABC):
 
     def _deactivate(self, attachment: Attachment) -> None:
         self.unwatch()
-        self._attachment = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        core, self._core, self._attachment = self._core, None, None
         drains, self._drains = self._drains, {}
+        if core is None:
+            return
         with contextlib.suppress(IPCError):
             for row in drains:
-                attachment.section(attachment.store.unpark, row, self.index)
+                core.section(attachment.store.unpark, row, self.index)
                 attachment.pass_on(row)
 
     def release(self, attachment: Attachment) -> None:

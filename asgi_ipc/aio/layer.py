@@ -18,6 +18,7 @@ from typing import Any
 from .. import errors
 from ..attachment import Attachment
 from ..errors import InvalidName, LockBusy, NotOwner
+from ..lock import complaint
 from ..names import check_channel, check_group
 from ..options import Options
 from .core import Core
@@ -31,18 +32,16 @@ class IPCChannelLayer:
     """A channel layer over shared memory, for asyncio.
 
     Every process of the machine that names the same `prefix` exchanges messages with the others,
-    blocking ones (`asgi_ipc.IPCChannelLayer`) included. For the options see `asgi_ipc.options.Options`.
+    blocking ones (`asgi_ipc.IPCChannelLayer`) included. The options: `asgi_ipc.options.Options`.
 
     One layer may be used from any number of event loops and threads, at once or one after another.
     """
-
-    extensions = ("groups", "flush", "statistics", "asyncio")
 
     def __init__(self, prefix: str = "asgi", **options: Any) -> None:
         """Raises InvalidOption. Shared memory is attached to by the first call."""
         self._options = Options.read(prefix, options)
         self._core = Core(self._options, patience=min(_STRETCH, self._options.lock_timeout / 2))
-        self.extensions: list[str] = list(type(self).extensions)  # type: ignore[misc]
+        self.extensions = ["groups", "flush", "statistics", "asyncio"]
         self.prefix = prefix
         self.expiry = self._options.expiry
         self.group_expiry = self._options.group_expiry
@@ -109,8 +108,8 @@ class IPCChannelLayer:
         """Return (channel, message) from the first of `channels` that has one (A9).
 
         `timeout` in seconds is ``receive_timeout`` if not given, and None waits for ever; when it
-        runs out the result is (None, None). Process-specific channels are named up to the ``!``; the
-        full name comes back. Raises InvalidName, NotOwner.
+        runs out the result is (None, None). Process-specific channels are named up to the ``!``;
+        the full name comes back. Raises InvalidName, NotOwner.
         """
         sources = self._core.sources(channels)
         if not sources:
@@ -198,13 +197,12 @@ class IPCChannelLayer:
 
     async def _patiently(self, call: Callable[..., Any], *args: Any) -> Any:
         """Run `call`, letting the loop go on between tries while the lock is busy."""
-        deadline = time.monotonic() + self._options.lock_timeout
+        timeout = self._options.lock_timeout
+        deadline = time.monotonic() + timeout
         while True:
             try:
                 return call(*args)
             except LockBusy as error:
                 if time.monotonic() >= deadline:
-                    raise errors.LockTimeout(
-                        f"{error}: its holder is stopped, or the machine is overloaded"
-                    ) from None
+                    raise errors.LockTimeout(complaint(error.holder, timeout)) from None
                 await asyncio.sleep(0.001)

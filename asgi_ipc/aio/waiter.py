@@ -1,4 +1,4 @@
-"""How asyncio waits: the loop's own readers, timers and futures. Nothing else in the package does."""
+"""How asyncio waits: the loop's own readers, timers and futures. Only this file knows them."""
 
 from __future__ import annotations
 
@@ -86,5 +86,6 @@ def current_waiter(core: Core) -> LoopWaiter:
     loop = asyncio.get_running_loop()
     found: LoopWaiter | None = core.loop_waiter
     if found is None or found.ref() is not loop:
+        core.loop_waiter = None  # the last one may be of a loop that is closed, and go
         found = core.loop_waiter = hub_of(core.attach(), loop, LoopWaiter)
     return found
