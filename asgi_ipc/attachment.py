@@ -290,10 +290,12 @@ class Attachment:
         )
 
     def _bury_the_dead(self, now: float, expiry: float, section: Section) -> None:
-        words = self.store.words
-        for index in range(MAX_PROCESSES):
+        first = self.store.layout.processes + P_GENERATION
+        last = first + MAX_PROCESSES * PROCESS_WORDS
+        generations = self.store.words[first:last:PROCESS_WORDS].tolist()
+        for index, generation in enumerate(generations):
             process = self.store.process_row(index)
-            if words[process + P_GENERATION] and not self.alive(process):
+            if generation and not self.alive(process):
                 section(self.store.bury, process, now, expiry)
 
     def claim(self, row: int, now: float, expiry: float) -> int:

@@ -2,8 +2,8 @@
 
 What may travel is the list of M1 and nothing else, so that what a sender may do never depends on
 who receives. msgpack itself is more generous (ints to 2**64, any map key, bytearray, timestamps),
-so types are checked first: by two set operations for a flat dict of plain values, which is what
-nearly every message is, and by a walk that names the path for all others.
+so types are checked first, by set operations; only what these do not know (a subclass, or a value
+that cannot travel) is walked, which finds the path that the error names.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from .errors import InvalidMessage, InvalidOption
 MAX_DEPTH = 200  # nested lists and dicts; msgpack's own stacks end between 511 and 1024
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 
-_all_plain = frozenset({str, bytes, int, float, bool, type(None)}).issuperset
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
+_CONTAINERS = frozenset({dict, list, tuple})
+_all_plain = _PLAIN.issuperset
+_all_allowed = (_PLAIN | _CONTAINERS).issuperset
 _all_str = frozenset({str}).issuperset
-_UINT64 = b"\xcf"  # how msgpack opens every int from 2**32 up, the too large ones included
+_UINT64 = 0xCF  # how msgpack opens every int from 2**32 up, the too large ones included
+_MANY = 100_000  # containers on one level, from which on a message may be one that holds itself
 
 
 class DecodeError(Exception):
@@ -38,22 +42,20 @@ class Codec:
 
     def encode(self, message: dict[str, Any]) -> bytes:
         """Return `message` as bytes; raises InvalidMessage naming the path to a bad value."""
+        if not (
+            type(message) is dict
+            and _all_str(map(type, message))
+            and (_all_plain(map(type, message.values())) or _is_plain(message))
+        ):
+            message = _plain_copy(message)
         try:
-            if not (
-                type(message) is dict
-                and _all_plain(map(type, message.values()))
-                and _all_str(map(type, message))
-            ):
-                message = _plain_copy(message)
-            # The packer holds no Python code and keeps the GIL: one for all threads is enough.
+            # No Python code runs in there and the GIL is kept: one packer serves all threads.
             body: bytes = self._pack(message)
-            if _UINT64 in body:
-                _plain_copy(message)
-        except InvalidMessage:
-            raise
         except (ValueError, OverflowError):
             _plain_copy(message)  # finds what msgpack refused, and says where it is
             raise
+        if _UINT64 in body and _has_uint64(message.values()):
+            _plain_copy(message)
         if self._fernet is not None:
             body = self._fernet.encrypt(body)
         return body
@@ -69,6 +71,44 @@ class Codec:
         if type(message) is not dict:
             raise DecodeError(f"a {type(message).__name__}, not a dict")
         return message
+
+
+def _is_plain(message: dict[Any, Any]) -> bool:
+    """Whether a nested message holds nothing but exact types that may travel.
+
+    Level by level, with set operations: a walk in Python takes many times as long as packing.
+    """
+    level: list[Any] = [message]
+    for _ in range(MAX_DEPTH):
+        deeper: list[Any] = []
+        for values in level:
+            if type(values) is dict:
+                if not _all_str(map(type, values)):
+                    return False
+                values = values.values()
+            kinds = {*map(type, values)}
+            if not _all_plain(kinds):
+                if not _all_allowed(kinds):
+                    return False
+                deeper += [value for value in values if type(value) in _CONTAINERS]
+        if not deeper:
+            return True
+        if len(deeper) > _MANY:
+            return False
+        level = deeper
+    return False
+
+
+def _has_uint64(values: Iterable[Any]) -> bool:
+    """Whether a plain message holds an int that msgpack takes and signed 64 bits do not."""
+    for value in values:
+        kind = type(value)
+        if kind is int:
+            if value > INT_MAX:
+                return True
+        elif kind in _CONTAINERS and _has_uint64(value.values() if kind is dict else value):
+            return True
+    return False
 
 
 def _plain_copy(message: Any) -> dict[str, Any]:

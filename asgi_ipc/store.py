@@ -98,7 +98,7 @@ NO_ROW = (
     "processes of this prefix"
 )
 
-_CHECKED = 32 * 1024  # bytes at each end of a body that its checksum covers
+_CHECKED = 64 * 1024  # bytes of a body that its checksum covers: of a larger one, both ends
 _AT_ONCE = 128  # expired messages let go in one call
 _IDLE = 60.0  # seconds without a message after which an empty queue's row is reclaimed
 
@@ -232,7 +232,9 @@ class Store:
             expires,
             now,
             len(local_parts),
-            checksum(seq, local_parts, body),
+            adler32(body, seq)
+            if not local_parts and len(body) <= _CHECKED
+            else checksum(seq, local_parts, body),
         )
         if local_parts:
             self.buffer[start : start + len(local_parts)] = local_parts
@@ -279,7 +281,8 @@ class Store:
             )
             start = (at + RECORD_WORDS) * WORD
             body: bytes = buffer[start : start + length]
-            if owner != row or state != LIVE or check != checksum(seq, b"", body):
+            summed = adler32(body, seq) if length <= _CHECKED else checksum(seq, b"", body)
+            if owner != row or state != LIVE or check != summed:
                 raise CorruptStore(f"a queue leads to word {at} of the log, which is none of its")
             words[S_DIRTY] = DIRTY
             halves = self.halves
@@ -294,6 +297,8 @@ class Store:
             words[S_LIVE] = live
             if not live:
                 words[S_ENDS] = log.empty  # reuse the same pages, over and over
+            elif halves[HALF_HEAD] == at + size:
+                halves[HALF_HEAD] = at  # the newest: give its place back
             elif halves[HALF_TAIL] == at:
                 halves[HALF_TAIL] = at + size
             if expires > now:
@@ -721,6 +726,6 @@ def checksum(seq: int, local_parts: bytes, body: bytes) -> int:
 
     Adler-32, because it is the fastest that the standard library has for short strings.
     """
-    if len(body) > 2 * _CHECKED:
-        body = body[:_CHECKED] + body[-_CHECKED:]
+    if len(body) > _CHECKED:
+        body = body[: _CHECKED // 2] + body[-_CHECKED // 2 :]
     return adler32(body, adler32(local_parts, seq & 0xFFFFFFFF) if local_parts else seq)

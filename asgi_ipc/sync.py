@@ -19,7 +19,7 @@ from . import errors
 from .aio.core import Core, Source
 from .attachment import CHECK_EVERY, Attachment
 from .doorbell import ALL, Doorbell
-from .errors import InvalidName
+from .errors import InvalidName, LockTimeout
 from .names import check_channel, check_receive
 from .options import Options
 
@@ -149,8 +149,15 @@ class IPCChannelLayer:
             waiter = attachment.local.waiter
         except AttributeError:
             waiter = attachment.local.waiter = ThreadWaiter(attachment)
+        parked = True
+        try:
+            found = core.take(sources, waiter)
+            if found is not None:
+                return found
+        except LockTimeout:
+            parked = False  # ridden out by the wait below
         deadline = time.monotonic() + self._options.receive_timeout
-        receiving = core.receive(sources, waiter, deadline)
+        receiving = core.receive(sources, waiter, deadline, parked)
         try:
             receiving.send(None)
         except StopIteration as finished:

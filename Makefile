@@ -1,0 +1,52 @@
+# What a developer types. Each target sets up what it needs; all that has to be there is Python 3.9 or later.
+
+PYTHON ?= python3
+DEMO_PORTS ?= 8001 8002
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help test test-all demo clean
+
+help:
+	@echo "make test      lint, type check and all tests, in an environment of its own (.venv)"
+	@echo "make test-all  the same tests at full length"
+	@echo "make demo      a chat on two server processes; Ctrl-C stops it"
+	@echo "make clean     removes the environments and everything that was built"
+
+# The tests run whatever the first two say, so that one run tells everything; any failure counts.
+test: .venv/installed
+	@status=0; \
+	.venv/bin/ruff check . || status=1; \
+	.venv/bin/mypy || status=1; \
+	.venv/bin/python -m pytest || status=1; \
+	exit $$status
+
+test-all: export ASGI_IPC_TEST_LENGTH = full
+test-all: test
+
+demo: .venv-demo/installed
+	@exec .venv-demo/bin/python demo/run.py --ports $(DEMO_PORTS)
+
+.venv/installed: setup.py pyproject.toml
+	$(make-environment)
+	.venv/bin/python $(PIP_INSTALL) --editable '.[test]'
+	@touch $@
+
+.venv-demo/installed: setup.py pyproject.toml
+	$(make-environment)
+	.venv-demo/bin/python $(PIP_INSTALL) --editable '.[channels]' 'daphne>=4'
+	@touch $@
+
+# A virtual environment in the folder of the target. Debian and its kin ship Python without ensurepip.
+define make-environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' \
+	|| { echo "$(PYTHON) is not Python 3.9 or later; name one that is: make PYTHON=/path/to/it ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	|| { echo "$(PYTHON) cannot make virtual environments; install its venv module (on Debian and" \
+	"Ubuntu: apt-get install python3-venv) and try again." >&2; exit 1; }
+	$(PYTHON) -m venv $(@D)
+endef
+
+clean:
+	rm -rf .venv .venv-demo .environments build dist *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,123 @@
+"""Runs the chat: two server processes, one worker process, no other service.
+
+Used by `make demo`. Stops on Ctrl-C, SIGTERM or SIGHUP, and when one of its processes ends; in
+every case the others are stopped by their ids and the shared memory is removed.
+"""
+
+import argparse
+import asyncio
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from asgi_ipc import segment
+from chat import settings
+
+HERE = Path(__file__).resolve().parent
+HOST = "127.0.0.1"
+PREFIX = settings.CHANNEL_LAYERS["default"]["CONFIG"]["prefix"]
+SECONDS_TO_STOP = 10
+
+WELCOME = """\
+One chat, two server processes, no Redis:
+
+    http://{host}:{ports[0]}/room/lobby/
+    http://{host}:{ports[1]}/room/lobby/
+
+Open both, side by side: what is said in one appears in the other.
+Say "/count some words": a third process counts them and answers.
+Speak from a fourth, in another terminal:
+
+    CHAT_PREFIX={prefix} {python} {manage} say lobby "Good morning"
+
+Ctrl-C stops it all and leaves nothing behind.
+"""
+
+
+def require_free(port):
+    """End at once, before anything is started or removed, where another program has the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            sys.exit(f"Port {port}: {error.strerror}. Name two others with --ports.")
+
+
+def commands(ports):
+    """The processes: a server for each port, and the worker."""
+    for port in ports:
+        yield ("-m", "daphne", "-v", "0", "-b", HOST, "-p", str(port), "chat.asgi:application")
+    yield ("manage.py", "runworker", "word-count")
+
+
+async def answer(ports):
+    """Return when every port takes connections."""
+    for port in ports:
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(HOST, port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                break
+
+
+async def stop(children):
+    """Ask every process to end, and see to it that it does."""
+    for child in children:
+        if child.returncode is None:
+            child.terminate()
+    for child in children:
+        try:
+            await asyncio.wait_for(child.wait(), SECONDS_TO_STOP)
+        except asyncio.TimeoutError:
+            child.kill()
+            await child.wait()
+
+
+async def run(ports):
+    """Run until told to stop (returns 0) or until one of the processes ends unasked (returns 1)."""
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    children = []
+    try:
+        for command in commands(ports):
+            # Each in a session of its own, so that Ctrl-C comes here alone and they stop in order.
+            children.append(
+                await asyncio.create_subprocess_exec(
+                    sys.executable, *command, cwd=HERE, start_new_session=True
+                )
+            )
+        ends = [asyncio.ensure_future(told.wait())]
+        ends += [asyncio.ensure_future(child.wait()) for child in children]
+        ready = asyncio.ensure_future(answer(ports))
+        await asyncio.wait([ready, *ends], return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            manage = HERE / "manage.py"
+            print(
+                WELCOME.format(
+                    host=HOST, ports=ports, prefix=PREFIX, python=sys.executable, manage=manage
+                ),
+                flush=True,
+            )
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for command, child in zip(commands(ports), children):
+            if child.returncode is not None:
+                print(f"{' '.join(command)} ended with {child.returncode}.", file=sys.stderr)
+    finally:
+        await stop(children)
+        segment.destroy(PREFIX)
+    return 0 if told.is_set() else 1
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ports", nargs=2, type=int, default=[8001, 8002], metavar="PORT")
+    ports = parser.parse_args().ports
+    for port in ports:
+        require_free(port)
+    sys.exit(asyncio.run(run(ports)))

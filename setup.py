@@ -1,0 +1,83 @@
+"""What the package is called, which version it is, and what it needs.
+
+How it is built and tested stands in pyproject.toml.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """The version in asgi_ipc/__init__.py, read as text: an import would need its dependencies."""
+    source = (HERE / "asgi_ipc" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__(?:: \w+)? = "([^"]+)"$', source, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('asgi_ipc/__init__.py has no line __version__ = "..."')
+    return found.group(1)
+
+
+CRYPTOGRAPHY = ["cryptography"]
+TWISTED = ["Twisted"]
+CHANNELS = ["channels>=4"]
+TEST = [
+    *CRYPTOGRAPHY,
+    *TWISTED,
+    *CHANNELS,
+    "Django",
+    "async-timeout",
+    "daphne>=4",
+    "hypothesis",
+    "mypy",
+    "pytest>=7",
+    "pytest-asyncio>=0.24",
+    "ruff",
+    "uvloop",
+    "websockets",
+]
+
+setup(
+    name="asgi_ipc",
+    version=read_version(),
+    description="A channel layer for one machine, over POSIX shared memory: no server to run",
+    long_description=(HERE / "README.rst").read_text(encoding="utf-8"),
+    long_description_content_type="text/x-rst",
+    author="asgi_ipc contributors",
+    license="BSD-3-Clause",
+    packages=find_packages(include=["asgi_ipc", "asgi_ipc.*"]),
+    package_data={"asgi_ipc": ["py.typed"]},
+    zip_safe=False,
+    python_requires=">=3.9",
+    install_requires=[
+        "posix_ipc",
+        "msgpack>=0.6",
+        'async-timeout; python_version < "3.11"',
+    ],
+    extras_require={
+        "cryptography": CRYPTOGRAPHY,
+        "twisted": TWISTED,
+        "channels": CHANNELS,
+        "test": TEST,
+    },
+    classifiers=[
+        "Development Status :: 5 - Production/Stable",
+        "Framework :: AsyncIO",
+        "Framework :: Django",
+        "Intended Audience :: Developers",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Topic :: Internet :: WWW/HTTP",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,170 @@
+"""Virtual environments for tests that need another Python, or packages of another time.
+
+Each is built once, by pip, in ``.environments`` beside the tests, and kept. Its folder is named
+after its pins and its interpreter, so that a change of either builds another one. The package under
+test is never installed there: whoever starts a program in it puts the repository on PYTHONPATH.
+
+This module must not import the package under test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ENVIRONMENTS = REPOSITORY / ".environments"
+
+# What the package under test needs, so that it can be imported in every environment.
+OWN_DEPENDENCIES = ("posix_ipc", "msgpack", "async-timeout")
+
+# asgiref 1.1.2 was tried on each of these; six 1.17.0 is the first that all of them can import.
+ASGIREF1_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
+ASGIREF1 = ("asgiref==1.1.2", "six==1.17.0")
+
+
+class Environment(NamedTuple):
+    """What to build: the first of ``pythons`` that this machine has, with ``pins`` installed."""
+
+    pythons: tuple[str, ...]
+    pins: tuple[str, ...]
+
+
+KNOWN = {
+    # Django 1.11 and daphne 1.4.2 as they were released; Twisted and autobahn as new as they bear.
+    "channels1": Environment(
+        pythons=("3.9",),
+        pins=(
+            *ASGIREF1,
+            "channels==1.1.8",
+            "daphne==1.4.2",
+            "Django==1.11.29",
+            "Twisted==26.4.0",
+            "autobahn==24.4.2",
+            "pytz",
+            "setuptools<81",
+            "websockets>=15",
+            "pytest",
+            "pytest-asyncio",
+            *OWN_DEPENDENCIES,
+        ),
+    ),
+    "asgiref1-oldest": Environment(ASGIREF1_PYTHONS, (*ASGIREF1, *OWN_DEPENDENCIES)),
+    "asgiref1-newest": Environment(ASGIREF1_PYTHONS[::-1], (*ASGIREF1, *OWN_DEPENDENCIES)),
+}
+
+
+def environment(name: str) -> Path:
+    """The Python of the environment ``name`` (a key of ``KNOWN``), which is built when needed.
+
+    Skips the calling test where this machine has none of the interpreters. A build that fails is an
+    error, not a skip. Any number of test processes may ask at once: one builds, the others wait.
+    """
+    wanted = KNOWN[name]
+    base = next(filter(None, map(python, wanted.pythons)), None)
+    if base is None:
+        pytest.skip(f"lacking: Python {' or '.join(wanted.pythons)} (for the environment {name})")
+    version = subprocess.check_output(
+        [base, "-c", "import platform as p; print(p.python_implementation(), p.python_version())"],
+        text=True,
+    )
+    recipe = "\n".join([version.strip(), *wanted.pins])
+    folder = ENVIRONMENTS / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
+    executable = folder / "bin" / "python"
+    complete = folder / "complete"
+    with _only_one(folder.with_name(folder.name + ".lock")):
+        # The executable is a link to the interpreter, which may have been removed since.
+        if not (complete.exists() and os.access(executable, os.X_OK)):
+            shutil.rmtree(folder, ignore_errors=True)
+            _build(name, base, folder, wanted.pins)
+            complete.write_text(recipe + "\n", encoding="utf-8")
+    return executable
+
+
+def python(version: str) -> Path | None:
+    """An interpreter of ``version`` ("3.9"): pythonX.Y on PATH, else one of pyenv's; or None.
+
+    Each candidate is run and asked, because a pyenv shim stands on PATH whether or not there is
+    anything behind it.
+    """
+    on_path = shutil.which(f"python{version}")
+    candidates = [Path(on_path)] if on_path else []
+    candidates += sorted(
+        _pyenv_root().glob(f"versions/{version}.*/bin/python"),
+        key=lambda path: [int(number) for number in re.findall(r"\d+", path.parts[-3])],
+        reverse=True,
+    )
+    return next((path for path in candidates if _answers(path, version)), None)
+
+
+def child_environment(**variables: str) -> dict[str, str]:
+    """Variables for a child that runs the code under test: this process's, with PYTHONPATH set."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
+
+
+def _pyenv_root() -> Path:
+    named = os.environ.get("PYENV_ROOT")
+    if not named and shutil.which("pyenv"):
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            named = subprocess.check_output(["pyenv", "root"], text=True).strip()
+    return Path(named) if named else Path.home() / ".pyenv"
+
+
+def _answers(path: Path, version: str) -> bool:
+    """Whether ``path`` runs, and is CPython of ``version`` that can make virtual environments."""
+    ask = (
+        "import ensurepip, platform, sys, venv;"
+        "print(platform.python_implementation(), '%d.%d' % sys.version_info[:2])"
+    )
+    try:
+        asked = subprocess.run([path, "-c", ask], capture_output=True, text=True, check=False)
+    except OSError:
+        return False
+    return asked.returncode == 0 and asked.stdout.split() == ["CPython", version]
+
+
+def _build(name: str, base: Path, folder: Path, pins: tuple[str, ...]) -> None:
+    print(f"building the environment {name} in {folder}", file=sys.stderr)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    for command in (
+        [str(base), "-m", "venv", str(folder)],
+        [
+            *(str(folder / "bin" / "python"), "-m", "pip", "install"),
+            *("--quiet", "--disable-pip-version-check", *pins),
+        ],
+    ):
+        done = subprocess.run(
+            command,
+            env=clean,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"{name} could not be built: {' '.join(command)} ended with {done.returncode}:\n"
+                + done.stdout
+            )
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on the file ``path``, which the kernel releases if we die."""
+    path.parent.mkdir(exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
