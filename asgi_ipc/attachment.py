@@ -21,6 +21,7 @@ from typing import Any
 from . import recovery
 from .doorbell import ALL, Doorbell, Ringer, path_of
 from .errors import IncompatibleSegment, IPCError, Reentered, SegmentVanished
+from .files import Members, open_file
 from .groups import Groups
 from .inbox import Inbox
 from .layout import (
@@ -38,8 +39,9 @@ from .layout import (
     WORD,
 )
 from .lock import FileLock, Mutex, Section, init_mutex, make_section, process_of
-from .segment import Members, Segment, Wanted, attach, attach_lock, open_file
-from .store import Store, Target
+from .queues import Target
+from .segment import Segment, Wanted, attach, attach_lock
+from .store import Store
 
 logger = logging.getLogger("asgi_ipc")
 

@@ -32,7 +32,8 @@ from .layout import (
     R_GENERATION,
     S_DIRTY,
 )
-from .store import NO_ROW, Store, Target
+from .queues import NO_ROW, Target
+from .store import Store
 
 _AT_ONCE = 256  # ghosts freed in one call that needs room
 

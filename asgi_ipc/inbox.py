@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from .layout import LOCAL_SEPARATOR
-from .store import Taken
+from .queues import Taken
 
 ANY = None  # the local part of a receiver that takes whatever comes
 

@@ -106,10 +106,12 @@ def receive(core: Core, channels: Iterable[str], seconds: float) -> defer.Deferr
     from twisted.internet import reactor
 
     async def receiving() -> Any:
-        sources = core.sources(channels)
+        session = core.attach()
+        sources = core.sources(session, channels)
         if not sources:
             return None, None
-        waiter = hub_of(core.attach(), reactor, ReactorWaiter)
-        return await core.receive(sources, waiter, time.monotonic() + seconds) or (None, None)
+        waiter = hub_of(session.attachment, reactor, ReactorWaiter)
+        deadline = time.monotonic() + seconds
+        return await core.receive(session, sources, waiter, deadline) or (None, None)
 
     return defer.ensureDeferred(receiving())

@@ -25,7 +25,6 @@ import mmap
 import os
 import re
 import stat
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from typing import Any, NamedTuple
 
 import posix_ipc
 
+from .cgroup import cgroup_allows
 from .errors import (
     CorruptStore,
     ForeignSegment,
@@ -42,6 +42,7 @@ from .errors import (
     LockTimeout,
     SegmentError,
 )
+from .files import Members, check_owner, open_file
 from .layout import (
     FIRST_MARK,
     H_CREATED,
@@ -74,10 +75,7 @@ logger = logging.getLogger("asgi_ipc")
 
 SHM = "/dev/shm"  # where Linux shows its segments as files
 MAX_PREFIX = 100
-_MARGIN = 16 << 20  # bytes of a memory cgroup that growth leaves free, at the most
 _HALF_MADE = 5.0  # seconds to wait for whoever holds attach.lock
-
-_FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 
 
 class Wanted(NamedTuple):
@@ -118,70 +116,6 @@ class Paths:
         self.attach_lock = os.path.join(self.directory, "attach.lock")
         self.section_lock = os.path.join(self.directory, "section.lock")
         self.members = os.path.join(self.directory, "members")
-
-
-class Members:
-    """The file of byte locks. One object for a process and file, because closing any descriptor
-    of a file drops all locks that the process holds on it. Callers take turns (`attachment`)."""
-
-    _open: dict[tuple[int, int], Members] = {}
-
-    def __init__(self, fd: int, key: tuple[int, int]) -> None:
-        self._fd = fd
-        self._key = key
-        self._users = 0
-        self.claimed: set[int] = set()  # what this process holds, which F_GETLK does not tell it
-
-    @classmethod
-    def open(cls, path: str, mode: int) -> Members:
-        try:
-            found = os.stat(path, follow_symlinks=False)
-            members = cls._open.get((found.st_dev, found.st_ino))
-        except FileNotFoundError:
-            members = None
-        if members is None:
-            fd = open_file(path, mode)
-            made = os.fstat(fd)
-            members = cls(fd, (made.st_dev, made.st_ino))
-            cls._open[members._key] = members
-        members._users += 1
-        return members
-
-    def close(self) -> None:
-        self._users -= 1
-        if not self._users and self._open.pop(self._key, None) is self:
-            os.close(self._fd)
-
-    @classmethod
-    def forget_all(cls) -> None:
-        """In a forked child: its parent's locks are not its own."""
-        for members in cls._open.values():
-            os.close(members._fd)
-        cls._open.clear()
-
-    def claim(self, index: int) -> bool:
-        if index in self.claimed:
-            return False
-        try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
-        except (BlockingIOError, PermissionError):
-            return False
-        self.claimed.add(index)
-        return True
-
-    def release(self, index: int) -> None:
-        self.claimed.discard(index)
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, index)
-
-    def held(self, index: int, count: int = 1) -> bool:
-        """Whether another process holds one of the bytes. Its own a process never sees held."""
-        if sys.platform == "darwin":
-            ask = _FLOCK.pack(index, count, 0, fcntl.F_WRLCK, os.SEEK_SET)
-            kind = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, ask))[3]
-        else:
-            ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, index, count, 0)
-            kind = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, ask))[0]
-        return bool(kind != fcntl.F_UNLCK)
 
 
 class Segment:
@@ -276,7 +210,7 @@ def destroy(prefix: str) -> bool:
     with attach_lock(paths, 0o600):
         with contextlib.suppress(posix_ipc.ExistentialError):
             posix_ipc.unlink_shared_memory(paths.segment)
-        _check_owner(paths.directory, os.lstat(paths.directory), 0o600, stat.S_ISDIR)
+        check_owner(paths.directory, os.lstat(paths.directory), 0o600, stat.S_ISDIR)
         for name in os.listdir(paths.directory):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(paths.directory, name))
@@ -316,53 +250,15 @@ def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterato
             os.close(fd)
 
 
-def open_file(path: str, mode: int) -> int:
-    """Open or create a file of ours, with exactly `mode`, whatever the umask."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
-        os.fchmod(fd, mode)
-        return fd
-    except FileExistsError:
-        pass
-    try:
-        fd = os.open(path, flags)
-    except FileNotFoundError:
-        return open_file(path, mode)
-    except PermissionError as error:
-        raise ForeignSegment(f"{path} cannot be opened: {error.strerror}") from None
-    _check_owner(path, os.fstat(fd), mode, stat.S_ISREG)
-    return fd
-
-
 def _make_directory(path: str, mode: int) -> None:
     mode |= (mode & 0o444) >> 2  # who may read may also look inside
     try:
         os.mkdir(path, mode)
         os.chmod(path, mode)
     except FileExistsError:
-        _check_owner(path, os.lstat(path), mode, stat.S_ISDIR)
+        check_owner(path, os.lstat(path), mode, stat.S_ISDIR)
     except OSError as error:
         raise SegmentError(f"cannot make {path}: {error.strerror}") from error
-
-
-def _check_owner(path: str, status: os.stat_result, mode: int, kind: Any) -> None:
-    """Refuse what somebody else made, unless `mode` opens the layer to a group that we share."""
-    ours = status.st_uid == os.geteuid() or (
-        mode & 0o060 == 0o060
-        and status.st_mode & 0o060 == 0o060
-        and status.st_gid in {os.getegid(), *os.getgroups()}
-    )
-    if not ours:
-        raise ForeignSegment(
-            f"{path} belongs to uid {status.st_uid}, and this process runs as uid {os.geteuid()}. "
-            "Another user made it: choose another prefix, or, to share it with a group, give every "
-            "process mode=0o660 and a common group"
-        )
-    if not kind(status.st_mode):
-        raise ForeignSegment(f"{path} is not what this package makes there; remove it")
-    if status.st_mode & 0o002:
-        raise ForeignSegment(f"{path} can be written by everybody; remove it, or mend its mode")
 
 
 def _open(paths: Paths, wanted: Wanted, alive: bool) -> Segment | None:
@@ -377,7 +273,7 @@ def _open(paths: Paths, wanted: Wanted, alive: bool) -> Segment | None:
         ) from None
     try:
         status = os.fstat(shm.fd)
-        _check_owner(f"the segment of prefix {paths.prefix!r}", status, wanted.mode, _any_kind)
+        check_owner(f"the segment of prefix {paths.prefix!r}", status, wanted.mode, _any_kind)
         stale, memory = _examine(paths, wanted, shm.fd, status.st_size)
         if memory is not None and not (stale and not alive):
             if stale:
@@ -536,58 +432,3 @@ def namespace(kind: str) -> int:
 
 def _word(memory: mmap.mmap, at: int) -> int:
     return int.from_bytes(memory[at * WORD : at * WORD + WORD], sys.byteorder)
-
-
-def cgroup_allows(length: int) -> bool:
-    """Whether the memory cgroup has room for `length` bytes more, less a margin.
-
-    It does not answer "no" as tmpfs does: it sends the OOM killer, so one has to ask first.
-    """
-    for limit_file, used_file in _cgroup_files():
-        try:
-            with open(limit_file) as file:
-                limit = file.read().strip()
-            if limit == "max" or int(limit) >= 1 << 60:
-                continue
-            with open(used_file) as file:
-                free = int(limit) - int(file.read()) + _reclaimable(os.path.dirname(used_file))
-        except (OSError, ValueError):
-            continue
-        if free - min(_MARGIN, int(limit) // 10) < length:
-            return False
-    return True
-
-
-def _cgroup_files() -> Iterator[tuple[str, str]]:
-    try:
-        with open("/proc/self/cgroup") as file:
-            lines = [line.strip().split(":", 2) for line in file]
-    except OSError:
-        return
-    for _, controllers, path in (line for line in lines if len(line) == 3):
-        if controllers == "":
-            root, names = "/sys/fs/cgroup", ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            root = "/sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        while True:
-            folder = root + path.rstrip("/")
-            yield os.path.join(folder, names[0]), os.path.join(folder, names[1])
-            if path in ("/", ""):
-                break
-            path = os.path.dirname(path)
-
-
-def _reclaimable(folder: str) -> int:
-    """Bytes of page cache that the kernel gives up before it kills."""
-    with (
-        contextlib.suppress(OSError, ValueError),
-        open(os.path.join(folder, "memory.stat")) as file,
-    ):
-        for line in file:
-            name, _, value = line.partition(" ")
-            if name == "inactive_file":
-                return int(value)
-    return 0

@@ -1,4 +1,4 @@
-"""The store: queues, their messages and their waiters, over one piece of memory.
+"""The store: everything that a segment holds, over one piece of memory.
 
 Sans-IO: the store is given a buffer and, with each call, the time; it knows no clock, no lock and
 no system call (memory to grow into is asked for through `reserve`). Tests run it on a bytearray.
@@ -8,33 +8,21 @@ sets the dirty word before its first change and clears it with its last store; w
 (ChannelFull) it refuses before. So a call that was killed or interrupted leaves the dirty word
 set, and the next holder of the lock computes everything derived anew from what is primary.
 
-Calls that end with a message in a queue return the waiter to ring: the bit was taken out of the
-queue's waiter set under the lock, the byte is written after it is released (`doorbell`).
+It is put together from `memory` (the words), `waiters` (who is rung), and `queues` (messages); here
+are the processes that own queues, what happens when they die, and the upkeep.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
-from zlib import adler32
+from typing import Any
 
-from .errors import CorruptStore, LimitReached
+from .errors import CorruptStore
 from .layout import (
     CLEAN,
-    DEAD,
     DEAD_OWNER,
     DIRTY,
-    EXPIRED,
     G_NAME,
-    HALF_HEAD,
-    HALF_TAIL,
-    L_EXPIRES,
-    L_NEXT,
-    L_PREV,
-    L_QUEUE,
-    L_SIZE,
-    L_STATE,
-    LIVE,
     M_GROUP,
     M_NAME,
     MAX_PROCESSES,
@@ -46,104 +34,31 @@ from .layout import (
     P_PID,
     P_UID,
     PROCESS_WORDS,
-    Q_COUNT,
-    Q_CREATED,
-    Q_DROPS,
     Q_FIRST,
-    Q_FULL,
-    Q_LAST,
     Q_MEMBERS,
-    Q_NAME,
     Q_NEXT_OWNED,
     Q_OWNER,
     Q_OWNER_GENERATION,
-    Q_SEEN,
-    Q_SEEN_AT,
-    Q_TOTAL,
-    Q_WAITERS,
     Q_WAITING,
     R_GENERATION,
-    RECORD,
-    RECORD_WORDS,
-    S_BIGGEST,
     S_COUNTER,
     S_DIRTY,
-    S_DROPS,
     S_ENDS,
     S_EPOCH,
-    S_FULL,
-    S_LIMIT,
-    S_LIVE,
     S_MARK,
-    S_SEQ,
     S_SINCE,
     W_GENERATION,
     W_PROCESS,
     W_PROCESS_GENERATION,
-    WAITER_SET_WORDS,
     WAITER_WORDS,
-    WORD,
     Layout,
-    record_words,
 )
-from .log import Log
+from .queues import EXPIRED_AT_ONCE, IDLE, Queues
 from .table import Table
 
-LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
 
-FULL, NO_MEMORY, GONE = -1, -2, -3  # what `put` answers instead of a waiter
-
-NO_ROW = (
-    "no room for another channel ({} in use). Raise message_memory or group_memory for all "
-    "processes of this prefix"
-)
-
-_CHECKED = 64 * 1024  # bytes of a body that its checksum covers: of a larger one, both ends
-_AT_ONCE = 128  # expired messages let go in one call
-_IDLE = 60.0  # seconds without a message after which an empty queue's row is reclaimed
-
-
-class Taken(NamedTuple):
-    """A message taken out of a queue, not decoded."""
-
-    seq: int
-    expires: float
-    local_parts: bytes  # joined by LOCAL_SEPARATOR; b"" where the channel has no local part
-    body: bytes
-
-
-class Target:
-    """A queue as a process knows it: its name, and where its row was when last looked up.
-
-    `local_parts` and `capacity` belong to what is sent there: the local part of one channel, or
-    those of all members of a broadcast (`fixed`: if the queue is gone it is not made again).
-    """
-
-    __slots__ = ("capacity", "fixed", "generation", "local_parts", "queue", "row")
-
-    def __init__(
-        self,
-        queue: bytes,
-        local_parts: bytes = b"",
-        capacity: int = 0,
-        *,
-        row: int = 0,
-        generation: int = -1,
-        fixed: bool = False,
-    ) -> None:
-        self.queue = queue
-        self.local_parts = local_parts
-        self.capacity = capacity
-        self.row = row
-        self.generation = generation  # -1 is that of no row: look it up
-        self.fixed = fixed
-
-
-class Store:
-    """Queues in `buffer`, laid out by `layout`.
-
-    `reserve(offset, length)` makes bytes safe to touch and says whether it could.
-    """
+class Store(Queues):
+    """Queues, groups and processes in `buffer`, laid out by `layout`."""
 
     def __init__(
         self,
@@ -151,19 +66,11 @@ class Store:
         layout: Layout,
         reserve: Callable[[int, int], bool] = lambda offset, length: True,
     ) -> None:
-        self.buffer = buffer
-        self.layout = layout
-        view = memoryview(buffer)
-        self.words: memoryview[int] = view.cast("B").cast("Q")
-        self.halves: memoryview[int] = view.cast("B").cast("I")
-        self.doubles: memoryview[float] = view.cast("B").cast("d")
-        self.log = Log(buffer, self.words, self.halves, self.doubles, layout, reserve, self._expire)
-        self.queues = Table("queues", buffer, self.words, layout.queues, Q_NAME, reserve)
+        super().__init__(buffer, layout, reserve)
         self.groups = Table("groups", buffer, self.words, layout.groups, G_NAME, reserve)
         self.members = Table(
             "members", buffer, self.words, layout.members, M_NAME, reserve, salt_word=M_GROUP
         )
-        self._turn = 0  # which waiter was rung last, so that each gets its share
 
     def format(self, first_mark: int, now: float) -> None:
         """Make zeroed memory an empty store; all before the word `first_mark` is reserved."""
@@ -174,260 +81,7 @@ class Store:
         words[S_EPOCH] = 1
         doubles[S_SINCE] = now
 
-    def counted(self) -> int:
-        """The next value of the one counter behind generations, versions and epochs."""
-        words = self.words
-        value = words[S_COUNTER] + 1
-        words[S_COUNTER] = value
-        return value
-
-    # -- messages ---------------------------------------------------------------------------------
-
-    def put(self, target: Target, body: bytes, now: float, expires: float) -> int:
-        """Append `body` to the queue of `target`.
-
-        Returns the waiter to ring, 0 if nobody waits, or FULL, NO_MEMORY or GONE when nothing was
-        done: the capacity is reached, no room is left in memory (or for another queue), or a fixed
-        target is no longer there.
-        """
-        words = self.words
-        row = target.row
-        if words[row + R_GENERATION] != target.generation:
-            row = self.bind(target, now)
-            if not row:
-                return GONE if target.fixed else NO_MEMORY
-        count = words[row + Q_COUNT]
-        if count >= target.capacity:
-            count = self._let_go(row, now)
-            if count >= target.capacity:
-                words[row + Q_FULL] += 1
-                words[S_FULL] += 1
-                return FULL
-        local_parts = target.local_parts
-        size = RECORD_WORDS + ((len(body) + len(local_parts) + 15) >> 4 << 1)
-        halves, log = self.halves, self.log
-        at = halves[HALF_HEAD]
-        live = words[S_LIVE] + size
-        words[S_DIRTY] = DIRTY
-        if at + size > words[S_LIMIT] or size > words[S_BIGGEST] or live > log.max_live:
-            at = self._room(size, now)
-            if not at:
-                words[S_DIRTY] = CLEAN
-                return NO_MEMORY
-            live = words[S_LIVE] + size
-            count = words[row + Q_COUNT]
-        seq = words[S_SEQ] + 1
-        last = words[row + Q_LAST]
-        start = (at + RECORD_WORDS) * WORD
-        RECORD.pack_into(
-            self.buffer,
-            at * WORD,
-            size,
-            LIVE,
-            seq,
-            0,
-            last,
-            row,
-            len(body),
-            expires,
-            now,
-            len(local_parts),
-            adler32(body, seq)
-            if not local_parts and len(body) <= _CHECKED
-            else checksum(seq, local_parts, body),
-        )
-        if local_parts:
-            self.buffer[start : start + len(local_parts)] = local_parts
-            start += len(local_parts)
-        self.buffer[start : start + len(body)] = body
-        words[S_SEQ] = seq
-        halves[HALF_HEAD] = at + size  # published: from here on the message exists
-        if last:
-            words[last + L_NEXT] = at
-        else:
-            words[row + Q_FIRST] = at
-        words[row + Q_LAST] = at
-        words[row + Q_COUNT] = count + 1
-        words[row + Q_TOTAL] += 1
-        words[S_LIVE] = live
-        words[S_DIRTY] = CLEAN
-        return self.pick(row) if words[row + Q_WAITING] else 0
-
-    def take(self, target: Target, now: float, waiter: int = 0) -> bytes | None:
-        """Take the oldest message out of the queue of `target`; None when it is empty.
-
-        `waiter`, if it is given, is parked at the empty queue, in this very call.
-        """
-        words = self.words
-        row = target.row
-        if words[row + R_GENERATION] != target.generation:
-            row = self.bind(target, now) if waiter else self.find(target)
-            if not row:
-                if waiter:
-                    raise LimitReached(NO_ROW.format(self.queues.used))
-                return None
-        while True:
-            at = words[row + Q_FIRST]
-            if not at:
-                if waiter:
-                    self.park(row, waiter)
-                return None
-            # As `_read` and `_free`, in one: this is half of what every message costs.
-            log, buffer = self.log, self.buffer
-            if not log.start <= at <= log.last:
-                raise CorruptStore(f"a queue leads to word {at}, outside the log")
-            size, state, seq, following, _, owner, length, expires, _, _, check = (
-                RECORD.unpack_from(buffer, at * WORD)
-            )
-            start = (at + RECORD_WORDS) * WORD
-            body: bytes = buffer[start : start + length]
-            summed = adler32(body, seq) if length <= _CHECKED else checksum(seq, b"", body)
-            if owner != row or state != LIVE or check != summed:
-                raise CorruptStore(f"a queue leads to word {at} of the log, which is none of its")
-            words[S_DIRTY] = DIRTY
-            halves = self.halves
-            halves[2 * at + L_STATE] = DEAD
-            words[row + Q_FIRST] = following
-            if following:
-                words[following + L_PREV] = 0
-            else:
-                words[row + Q_LAST] = 0
-            words[row + Q_COUNT] -= 1
-            live = words[S_LIVE] - size
-            words[S_LIVE] = live
-            if not live:
-                words[S_ENDS] = log.empty  # reuse the same pages, over and over
-            elif halves[HALF_HEAD] == at + size:
-                halves[HALF_HEAD] = at  # the newest: give its place back
-            elif halves[HALF_TAIL] == at:
-                halves[HALF_TAIL] = at + size
-            if expires > now:
-                words[S_DIRTY] = CLEAN
-                return body
-            self._count_drop(row, EXPIRED)
-            words[S_DIRTY] = CLEAN
-
-    def peek(self, row: int) -> Taken | None:
-        """Read the oldest message of the queue at `row` and leave it there."""
-        at = self.words[row + Q_FIRST]
-        return self._read(row, self._inside(at)) if at else None
-
-    def pop(self, row: int) -> None:
-        """Consume the message that `peek` gave."""
-        words = self.words
-        words[S_DIRTY] = DIRTY
-        self._free(row, words[row + Q_FIRST])
-        words[S_DIRTY] = CLEAN
-
-    def _read(self, row: int, at: int) -> Taken:
-        """The record at `at`, every field checked before it is used."""
-        buffer = self.buffer
-        size, state, seq, _, _, owner, length, expires, _, locals_length, check = (
-            RECORD.unpack_from(buffer, at * WORD)
-        )
-        if owner != row or state != LIVE or size != record_words(length, locals_length):
-            raise CorruptStore(f"a queue leads to word {at} of the log, which is none of its")
-        start = (at + RECORD_WORDS) * WORD
-        local_parts = bytes(buffer[start : start + locals_length]) if locals_length else b""
-        start += locals_length
-        body: bytes = buffer[start : start + length]
-        if check != checksum(seq, local_parts, body):
-            raise CorruptStore(f"the message at word {at} of the log has been altered")
-        return Taken(seq, expires, local_parts, body)
-
-    def _free(self, row: int, at: int) -> None:
-        """Take the record at `at` out of the log and out of its queue at `row`."""
-        words, halves = self.words, self.halves
-        size = halves[2 * at + L_SIZE]
-        halves[2 * at + L_STATE] = DEAD
-        following, before = words[at + L_NEXT], words[at + L_PREV]
-        if following:
-            words[following + L_PREV] = before
-        else:
-            words[row + Q_LAST] = before
-        if before:
-            words[before + L_NEXT] = following
-        else:
-            words[row + Q_FIRST] = following
-        words[row + Q_COUNT] -= 1
-        live = words[S_LIVE] - size
-        words[S_LIVE] = live
-        if not live:
-            words[S_ENDS] = self.log.empty
-        elif halves[HALF_TAIL] == at:
-            halves[HALF_TAIL] = at + size
-
-    def _room(self, size: int, now: float) -> int:
-        words, log = self.words, self.log
-        if words[S_LIVE] + size > log.max_live:
-            self.sweep_log(_AT_ONCE, now)
-            if words[S_LIVE] + size > log.max_live:
-                return 0
-        return log.make_room(size, now)
-
-    def _let_go(self, row: int, now: float) -> int:
-        """Drop expired messages at the front of a queue; return how many messages are left."""
-        words, doubles = self.words, self.doubles
-        for _ in range(_AT_ONCE):
-            at = words[row + Q_FIRST]
-            if not at or doubles[self._inside(at) + L_EXPIRES] > now:
-                break
-            words[S_DIRTY] = DIRTY
-            self._expire(at)
-            words[S_DIRTY] = CLEAN
-        return words[row + Q_COUNT]
-
-    def _expire(self, at: int) -> None:
-        """Drop a live record whose time is over. With the dirty word set."""
-        row = self.queues.checked(self.halves[2 * at + L_QUEUE])
-        self._free(row, at)
-        self._count_drop(row, EXPIRED)
-        owner = self.words[row + Q_OWNER]
-        if owner and self.doubles[owner + P_DEAD_SINCE]:
-            # Unread, and nobody left to read: the memberships need not wait for `expiry`.
-            self.doubles[owner + P_DEAD_SINCE] = LONG_DEAD
-
-    def _count_drop(self, row: int, reason: int) -> None:
-        self.words[row + Q_DROPS] += 1
-        self.words[S_DROPS + reason] += 1
-
-    def _inside(self, at: int) -> int:
-        if not self.log.start <= at <= self.log.last:
-            raise CorruptStore(f"a queue leads to word {at}, outside the log")
-        return at
-
-    # -- queues -----------------------------------------------------------------------------------
-
-    def find(self, target: Target) -> int:
-        """The row of `target`'s queue, remembered in the target; 0 if there is none."""
-        words = self.words
-        row = target.row
-        if words[row + R_GENERATION] != target.generation:
-            row = self.queues.find(target.queue)
-            if row:
-                target.generation = words[row + R_GENERATION]
-                target.row = row
-        return row
-
-    def bind(self, target: Target, now: float) -> int:
-        """The row of `target`'s queue, made if there is none; 0 if that cannot be done."""
-        if target.fixed:
-            return 0
-        row = self.find(target)
-        if row:
-            return row
-        words = self.words
-        words[S_DIRTY] = DIRTY
-        if not self.queues.has_room():
-            self._reclaim(now, 0.0, _AT_ONCE * 2)
-        if self.queues.has_room():
-            generation = self.counted()
-            row = self.queues.insert(target.queue, generation, {})
-            self.doubles[row + Q_CREATED] = self.doubles[row + Q_SEEN_AT] = now
-            target.generation = generation
-            target.row = row
-        words[S_DIRTY] = CLEAN
-        return row
+    # -- ownership of process-specific queues -----------------------------------------------------
 
     def own(self, row: int, process: int) -> int:
         """Make `process` the owner of a process-specific queue.
@@ -470,7 +124,7 @@ class Store:
     def drop_queue(self, row: int) -> bool:
         """Drop messages of a queue whose reader is dead; True once none is left."""
         words = self.words
-        for _ in range(_AT_ONCE):
+        for _ in range(EXPIRED_AT_ONCE):
             at = words[row + Q_FIRST]
             if not at:
                 return True
@@ -480,128 +134,6 @@ class Store:
             self._count_drop(row, DEAD_OWNER)
             words[S_DIRTY] = CLEAN
         return not words[row + Q_FIRST]
-
-    def _reclaim(self, now: float, idle: float, limit: int) -> None:
-        """Free rows of queues that nobody uses and that saw no message for `idle` seconds."""
-        words, doubles = self.words, self.doubles
-        for row in self.queues.sweep(limit):
-            if words[row + Q_TOTAL] != words[row + Q_SEEN]:
-                words[row + Q_SEEN] = words[row + Q_TOTAL]
-                doubles[row + Q_SEEN_AT] = now
-                if idle:
-                    continue
-            if words[row + Q_FIRST]:
-                if idle and doubles[self._inside(words[row + Q_FIRST]) + L_EXPIRES] <= now:
-                    self._let_go(row, now)
-                continue
-            if (
-                words[row + Q_MEMBERS]
-                or words[row + Q_WAITING]
-                or words[row + Q_OWNER]
-                or now - doubles[row + Q_SEEN_AT] < idle
-            ):
-                continue
-            words[S_DIRTY] = DIRTY
-            self.queues.remove(row)
-            words[S_DIRTY] = CLEAN
-
-    # -- waiters: the bits; the bells are `doorbell` ----------------------------------------------
-
-    def add_waiter(self, process: int) -> tuple[int, int] | None:
-        """Take a waiter id for `process`: (id, generation), or None when all are in use.
-
-        The caller opens the doorbell that these name, and then calls `publish_waiter`.
-        """
-        words = self.words
-        for index in range(1, MAX_WAITERS):  # 0 stands for nobody
-            at = self.layout.waiters + index * WAITER_WORDS
-            if not words[at + W_GENERATION] and not words[at + W_PROCESS_GENERATION]:
-                words[at + W_PROCESS] = process
-                words[at + W_PROCESS_GENERATION] = words[process + P_GENERATION]
-                return index, self.counted()
-        return None
-
-    def publish_waiter(self, index: int, generation: int) -> None:
-        self.words[self.layout.waiters + index * WAITER_WORDS + W_GENERATION] = generation
-
-    def remove_waiter(self, index: int, generation: int) -> None:
-        """Give a waiter id back, if it still is of that generation. Its bits go as they are met."""
-        at = self.layout.waiters + index * WAITER_WORDS
-        if self.words[at + W_GENERATION] in (generation, 0):
-            self.words[at + W_GENERATION] = 0
-            self.words[at + W_PROCESS_GENERATION] = 0
-
-    def waiter_generation(self, index: int) -> int:
-        """The generation of a waiter, which with its id names its doorbell; 0 if it is gone."""
-        return self.words[self.layout.waiters + index * WAITER_WORDS + W_GENERATION]
-
-    def park(self, row: int, waiter: int) -> None:
-        """Put `waiter` into the waiter set of the queue at `row`."""
-        words = self.words
-        word = waiter >> 6
-        # The summary first: a death in between leaves a bit that leads nowhere, not a deaf waiter.
-        words[row + Q_WAITING] |= 1 << word
-        words[row + Q_WAITERS + word] |= 1 << (waiter & 63)
-
-    def unpark(self, row: int, waiter: int) -> bool:
-        """Take `waiter` out of the waiter set; False if it was out: a ring is under way to it."""
-        words = self.words
-        word, bit = waiter >> 6, 1 << (waiter & 63)
-        bits = words[row + Q_WAITERS + word]
-        if not bits & bit:
-            return False
-        words[row + Q_WAITERS + word] = bits & ~bit
-        if bits == bit:
-            words[row + Q_WAITING] &= ~(1 << word)
-        return True
-
-    def pick(self, row: int) -> int:
-        """Take one waiter out of the set of the queue at `row`, in turn; 0 if it is empty."""
-        words = self.words
-        waiting = words[row + Q_WAITING]
-        while waiting:
-            word = (waiting & -waiting).bit_length() - 1
-            if word < WAITER_SET_WORDS and (bits := words[row + Q_WAITERS + word]):
-                turn = self._turn & 63
-                bit = bits >> turn << turn or bits
-                bit &= -bit
-                self._turn = bit.bit_length()
-                words[row + Q_WAITERS + word] = bits ^ bit
-                if bits == bit:
-                    words[row + Q_WAITING] = waiting ^ (1 << word)
-                return word << 6 | bit.bit_length() - 1
-            waiting &= waiting - 1
-            words[row + Q_WAITING] = waiting
-        return 0
-
-    def park_if_empty(self, row: int, waiter: int) -> bool:
-        """Park `waiter` at the queue at `row`, or return True if there is a message in it."""
-        if self.words[row + Q_COUNT]:
-            return True
-        self.park(row, waiter)
-        return False
-
-    def pick_if_waiting(self, row: int) -> int:
-        """Take a waiter out of the set of the queue at `row` if there is something for it."""
-        words = self.words
-        if words[self.queues.checked(row) + R_GENERATION] and words[row + Q_COUNT]:
-            return self.pick(row)
-        return 0
-
-    def find_unexpired(self, target: Target, now: float) -> int:
-        """The row of a queue, after its expired messages were let go; 0 if there is none."""
-        row = self.find(target)
-        if row:
-            self._let_go(row, now)
-        return row
-
-    def count_expired(self, target: Target, count: int) -> int:
-        """Count messages of a queue that expired in a buffer; return its row, 0 if it is gone."""
-        row = self.find(target)
-        if row:
-            self.words[row + Q_DROPS] += count
-            self.words[S_DROPS + EXPIRED] += count
-        return row
 
     # -- processes --------------------------------------------------------------------------------
 
@@ -667,7 +199,7 @@ class Store:
                 words[S_DIRTY] = CLEAN
             row = following
             steps += 1
-            if steps >= _AT_ONCE:
+            if steps >= EXPIRED_AT_ONCE:
                 return False
         if over:
             words[process + P_GENERATION] = 0
@@ -683,49 +215,8 @@ class Store:
 
     # -- upkeep -----------------------------------------------------------------------------------
 
-    def sweep_log(self, limit: int, now: float) -> bool:
-        """Let go of what is dead or expired at the tail of the log, `limit` records at the most.
-
-        True if that was not enough to come to a record that lives.
-        """
-        words, doubles, log = self.words, self.doubles, self.log
-        for _ in range(limit):
-            head, tail, mark = log.ends()
-            if head == tail:
-                return False
-            if tail == mark:
-                self.halves[HALF_TAIL] = log.start
-                continue
-            size = log.size(tail)
-            if self.halves[2 * tail + L_STATE] == LIVE:
-                if doubles[tail + L_EXPIRES] > now:
-                    return False
-                words[S_DIRTY] = DIRTY
-                self._expire(tail)
-                words[S_DIRTY] = CLEAN
-            else:
-                self.halves[HALF_TAIL] = tail + size
-        return True
-
     def sweep(self, now: float) -> bool:
         """A bounded round of upkeep: messages that nobody reads expire, and the rows of queues
         that nobody uses are reclaimed. True if the log has more that is over."""
-        self._reclaim(now, _IDLE, 32)
+        self.reclaim(now, IDLE, 32)
         return self.sweep_log(32, now)
-
-    def close(self) -> None:
-        """Let go of the memory; the store cannot be used after that."""
-        self.log.close()
-        self.words.release()
-        self.halves.release()
-        self.doubles.release()
-
-
-def checksum(seq: int, local_parts: bytes, body: bytes) -> int:
-    """32 bits over a message as it lies in the log; of a large one, over both its ends.
-
-    Adler-32, because it is the fastest that the standard library has for short strings.
-    """
-    if len(body) > _CHECKED:
-        body = body[: _CHECKED // 2] + body[-_CHECKED // 2 :]
-    return adler32(body, adler32(local_parts, seq & 0xFFFFFFFF) if local_parts else seq)

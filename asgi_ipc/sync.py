@@ -16,7 +16,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from . import errors
-from .aio.core import Core, Source
+from .aio.base import Session
+from .aio.core import Core
+from .aio.receiving import Receiving, Source
 from .attachment import CHECK_EVERY, Attachment
 from .doorbell import ALL, Doorbell
 from .errors import InvalidName, LockTimeout
@@ -47,8 +49,9 @@ class ThreadWaiter:
         if self.bell is not None:
             self.bell.ring(ALL)
 
-    async def wait(self, core: Core, sources: list[Source], deadline: float | None) -> bool:
-        attachment = core.attach()
+    async def wait(
+        self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
+    ) -> bool:
         rows = {source.target.row for source in sources} | {ALL}
         joined = []
         try:
@@ -71,7 +74,7 @@ class ThreadWaiter:
                 rung = self.bell.answer()
                 for row in rung:
                     if row not in rows:
-                        attachment.pass_on(row)
+                        session.attachment.pass_on(row)
                 if not rows.isdisjoint(rung):
                     return True
         finally:
@@ -84,7 +87,7 @@ class ThreadWaiter:
     def keeps(self, source: Source) -> bool:
         return False
 
-    def left(self, core: Core, source: Source) -> None:
+    def left(self, session: Session, source: Source) -> None:
         pass
 
 
@@ -139,25 +142,26 @@ class IPCChannelLayer:
         Raises InvalidName, NotOwner.
         """
         core = self._core
-        sources = core.sources(channels)
+        session = core.session or core.attach()
+        sources = core.sources(session, channels)
         if not sources:
             return None, None
         if not block:
-            return core.take(sources) or (None, None)
-        attachment = core.attach()
+            return core.take(session, sources) or (None, None)
+        attachment = session.attachment
         try:
             waiter = attachment.local.waiter
         except AttributeError:
             waiter = attachment.local.waiter = ThreadWaiter(attachment)
         parked = True
         try:
-            found = core.take(sources, waiter)
+            found = core.take(session, sources, waiter)
             if found is not None:
                 return found
         except LockTimeout:
             parked = False  # ridden out by the wait below
         deadline = time.monotonic() + self._options.receive_timeout
-        receiving = core.receive(sources, waiter, deadline, parked)
+        receiving = core.receive(session, sources, waiter, deadline, parked)
         try:
             receiving.send(None)
         except StopIteration as finished:
@@ -176,13 +180,13 @@ class IPCChannelLayer:
         """`receive` with ``block=True`` as a coroutine, on whatever asyncio loop runs it (A9)."""
         from .aio.waiter import current_waiter
 
-        core = self._core
-        sources = core.sources(channels)
+        session = self._core.attach()
+        sources = self._core.sources(session, channels)
         if not sources:
             return None, None
         deadline = time.monotonic() + self._options.receive_timeout
-        waiter = current_waiter(core)
-        return await core.receive(sources, waiter, deadline) or (None, None)
+        waiter = current_waiter(session)
+        return await self._core.receive(session, sources, waiter, deadline) or (None, None)
 
     def receive_twisted(self, channels: Iterable[str]) -> Any:
         """`receive` with ``block=True`` as a Deferred, driven by the reactor's readers (A9)."""

@@ -24,7 +24,8 @@ from ..doorbell import ALL, Doorbell
 from ..errors import IPCError, LockTimeout, SegmentError
 from ..inbox import Inbox
 from ..layout import Q_COUNT
-from .core import Core, Source
+from .base import Session
+from .receiving import Receiving, Source
 
 _LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
 
@@ -50,10 +51,10 @@ class Hub(ABC):
     def __init__(self, attachment: Attachment) -> None:
         self._give_back = attachment.give_back
         self.index, self._generation, self.bell = attachment.new_bell() or (0, 0, None)
-        self._attachment: Attachment | None = None  # only while active, as the next
-        self._core: Core | None = None  # the last that waited: its patience is that of this loop
+        self._session: Session | None = None  # only while active, as the next
+        self._core: Receiving | None = None  # the last that waited
         self._sleeping: dict[int, deque[Sleep]] = {}  # by queue row
-        self._drains: dict[int, tuple[Core, Source]] = {}  # process-specific queues, by row
+        self._drains: dict[int, tuple[Receiving, Source]] = {}  # process-specific queues, by row
         self._sleepers = 0
         self._timer: Any = None
 
@@ -93,8 +94,9 @@ class Hub(ABC):
 
     # -- the waiter protocol ----------------------------------------------------------------------
 
-    async def wait(self, core: Core, sources: list[Source], deadline: float | None) -> bool:
-        attachment = core.attach()
+    async def wait(
+        self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
+    ) -> bool:
         sleep = Sleep(self, self.future())
         joined: list[tuple[Inbox | None, Any]] = []
         self._sleepers += 1
@@ -111,7 +113,7 @@ class Hub(ABC):
                     ready = source.inbox.join(source.local, sleep) or ready
             self._core = core
             if self._timer is None:
-                self._activate(attachment)
+                self._activate(session)
             if ready:
                 return True
             seconds = None if deadline is None else deadline - time.monotonic()
@@ -132,13 +134,12 @@ class Hub(ABC):
     def keeps(self, source: Source) -> bool:
         return source.inbox is not None or source.target.row in self._sleeping
 
-    def left(self, core: Core, source: Source) -> None:
+    def left(self, session: Session, source: Source) -> None:
         sleeping = self._sleeping.get(source.target.row) if source.inbox is None else None
         if sleeping:
             row = source.target.row
-            store = core.attach().store
             try:
-                if core.section(store.park_if_empty, row, self.index):
+                if session.section(session.store.park_if_empty, row, self.index):
                     sleeping[0].wake()
             except LockTimeout:
                 sleeping[0].wake()  # it parks for itself, once it can
@@ -147,8 +148,8 @@ class Hub(ABC):
 
     def rung(self) -> None:
         """The doorbell can be read: wake whom the rings are for."""
-        attachment = self._attachment
-        if self.bell is None or attachment is None:
+        session = self._session
+        if self.bell is None or session is None:
             return
         with self._failing_to_all():
             for row in self.bell.answer():
@@ -160,29 +161,29 @@ class Hub(ABC):
                     sleeping[0].wake()
                 elif row in self._drains:
                     core, source = self._drains[row]
-                    core.drain(source, self)
+                    core.drain(session, source, self)
                 else:
-                    attachment.pass_on(row)
+                    session.attachment.pass_on(row)
 
     def look(self) -> None:
         """The safety check, about once a second; and upkeep, and going idle."""
-        attachment, core = self._attachment, self._core
+        session, core = self._session, self._core
         self._timer = None
-        if attachment is None or core is None:
+        if session is None or core is None:
             return
         if not self._sleepers:
-            self._deactivate(attachment)
+            self._deactivate()
             return
         self._timer = self.later(CHECK_EVERY if self.index else _LOOK_EVERY)
         with self._failing_to_all():
-            core.upkeep(attachment, time.monotonic())
-            words = attachment.store.words
+            core.upkeep(session, time.monotonic())
+            words = session.store.words
             for row, sleeping in list(self._sleeping.items()):
                 if words[row + Q_COUNT]:
                     sleeping[0].wake()
             for row, (core, source) in list(self._drains.items()):
                 if words[row + Q_COUNT]:
-                    core.drain(source, self)
+                    core.drain(session, source, self)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -205,30 +206,30 @@ class Hub(ABC):
         for sleep in sleeps:
             self.resolve(sleep.future, None if error is None else type(error)(*error.args))
 
-    def _activate(self, attachment: Attachment) -> None:
-        self._attachment = attachment
+    def _activate(self, session: Session) -> None:
+        self._session = session
         if self.bell is not None:
             self.watch()
         self._timer = self.later(CHECK_EVERY if self.index else _LOOK_EVERY)
 
-    def _deactivate(self, attachment: Attachment) -> None:
+    def _deactivate(self) -> None:
         self.unwatch()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        core, self._core, self._attachment = self._core, None, None
+        session, self._session, self._core = self._session, None, None
         drains, self._drains = self._drains, {}
-        if core is None:
+        if session is None:
             return
         with contextlib.suppress(IPCError):
             for row in drains:
-                core.section(attachment.store.unpark, row, self.index)
-                attachment.pass_on(row)
+                session.section(session.store.unpark, row, self.index)
+                session.attachment.pass_on(row)
 
-    def release(self, attachment: Attachment) -> None:
+    def release(self) -> None:
         """The layer is closed: let go of the loop now, if nobody waits."""
-        if not self._sleepers and self._attachment is attachment:
-            self._deactivate(attachment)
+        if not self._sleepers:
+            self._deactivate()
 
 
 def hub_of(attachment: Attachment, loop: Any, make: Any) -> Any:

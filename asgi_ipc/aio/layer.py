@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import errors
-from ..attachment import Attachment
 from ..errors import InvalidName, LockBusy, NotOwner
 from ..lock import complaint
 from ..names import check_channel, check_group
 from ..options import Options
+from .base import Session
 from .core import Core
 from .waiter import current_waiter
 
@@ -80,27 +80,28 @@ class IPCChannelLayer:
         process-specific channel of another layer or process; InvalidName.
         """
         core = self._core
-        sources = core.exact_sources.get(channel)
+        session = core.attach()
+        sources = session.exact_sources.get(channel)
         if sources is None:
-            sources = self._exact(channel)
-        waiter = current_waiter(core)
+            sources = self._exact(session, channel)
+        waiter = current_waiter(session)
         try:
-            found = core.take(sources, waiter)
+            found = core.take(session, sources, waiter)
         except LockBusy:
-            found = await core.receive(sources, waiter, None)
+            found = await core.receive(session, sources, waiter, None)
         if found is None:
-            found = await core.receive(sources, waiter, None, parked=True)
+            found = await core.receive(session, sources, waiter, None, parked=True)
         assert found is not None  # without a deadline there is always a message
         return found[1]
 
-    def _exact(self, channel: str) -> Any:
+    def _exact(self, session: Session, channel: str) -> Any:
         check_channel(channel)
         if "!" in channel and self._own not in channel:
             raise NotOwner(
                 f"channel {channel!r} is not this layer's to receive: its process-specific "
                 f"channels contain {self._own!r}; make them with new_channel()"
             )
-        return self._core.exact_source(channel)
+        return self._core.exact_source(session, channel)
 
     async def receive_async(
         self, channels: Iterable[str], timeout: float | None | object = _MISSING
@@ -111,19 +112,19 @@ class IPCChannelLayer:
         runs out the result is (None, None). Process-specific channels are named up to the ``!``;
         the full name comes back. Raises InvalidName, NotOwner.
         """
-        sources = self._core.sources(channels)
+        session = self._core.attach()
+        sources = self._core.sources(session, channels)
         if not sources:
             return None, None
         seconds = self._options.receive_timeout if timeout is _MISSING else timeout
         if seconds is None:
-            return await self._receive(sources, None) or (None, None)
+            return await self._receive(session, sources, None) or (None, None)
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
             raise TypeError(f"timeout must be a number of seconds or None, not {seconds!r}")
-        return await self._receive(sources, time.monotonic() + seconds) or (None, None)
+        return await self._receive(session, sources, time.monotonic() + seconds) or (None, None)
 
-    async def _receive(self, sources: Any, deadline: float | None) -> Any:
-        core = self._core
-        return await core.receive(sources, current_waiter(core), deadline)
+    async def _receive(self, session: Session, sources: Any, deadline: float | None) -> Any:
+        return await self._core.receive(session, sources, current_waiter(session), deadline)
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel of this layer (B1)."""
@@ -168,11 +169,11 @@ class IPCChannelLayer:
     async def close(self) -> None:
         """Free what this layer holds of the process: descriptors and memory. Nothing is removed
         from shared memory, and the next call attaches again."""
-        attachment: Attachment | None = self._core._attachment
-        if attachment is not None:
-            waiter = attachment.hubs.get(asyncio.get_running_loop())
+        session = self._core.session
+        if session is not None:
+            waiter = session.attachment.hubs.get(asyncio.get_running_loop())
             if waiter is not None:
-                waiter.release(attachment)
+                waiter.release()
         self._core.detach()
 
     close_pools = close

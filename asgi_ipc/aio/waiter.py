@@ -10,7 +10,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from ..attachment import Attachment
-from .core import Core
+from .base import Session
 from .hub import Hub, hub_of
 
 if sys.version_info >= (3, 11):
@@ -81,11 +81,11 @@ def _resolve(future: asyncio.Future[None], error: BaseException | None) -> None:
             future.set_exception(error)
 
 
-def current_waiter(core: Core) -> LoopWaiter:
+def current_waiter(session: Session) -> LoopWaiter:
     """The waiter of the running loop."""
     loop = asyncio.get_running_loop()
-    found: LoopWaiter | None = core.loop_waiter
+    found: LoopWaiter | None = session.loop_waiter
     if found is None or found.ref() is not loop:
-        core.loop_waiter = None  # the last one may be of a loop that is closed, and go
-        found = core.loop_waiter = hub_of(core.attach(), loop, LoopWaiter)
+        session.loop_waiter = None  # the last one may be of a loop that is closed, and go
+        found = session.loop_waiter = hub_of(session.attachment, loop, LoopWaiter)
     return found

@@ -19,4 +19,3 @@ TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 # Django wants one; nothing here is signed, so it need not outlive the process.
 SECRET_KEY = secrets.token_hex()
-USE_TZ = True

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import time
@@ -100,7 +101,7 @@ def site(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Iterato
         yield site
         for process in (server, *site.workers):
             assert process.alive(), process.describe()
-            assert "Traceback" not in process.output(), process.describe()
+            assert not re.search("error|traceback", process.output(), re.I), process.describe()
 
 
 def test_requests_one_after_another(site: Site) -> None:

@@ -1,0 +1,149 @@
+"""What every operation of a layer stands on: its options, and the attachment of its process."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from ..attachment import Attachment, attached, register
+from ..codec import Codec
+from ..errors import LimitReached
+from ..groups import Plan
+from ..layout import (
+    DROP_REASONS,
+    Q_DROPS,
+    R_GENERATION,
+    S_DROPS,
+)
+from ..lock import Section
+from ..options import Options
+from ..queues import NO_ROW, Target
+from ..segment import Paths, Wanted
+
+logger = logging.getLogger("asgi_ipc")
+
+_CACHED = 20_000  # names whose routes a layer remembers
+_TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
+_LOG_EVERY = 10.0  # seconds between two log lines about the same kind of drop
+
+Found = tuple[str, bytes]  # full channel name, undecoded body
+
+
+class Session:
+    """What a layer knows while it is attached. All of it goes with a detach, in one step, so that
+    nothing of one attachment is ever used with another; a call in progress keeps what it began
+    with."""
+
+    __slots__ = (
+        "attachment",
+        "exact_sources",
+        "groups",
+        "loop_waiter",
+        "plans",
+        "put",
+        "ring",
+        "routes",
+        "section",
+        "sources",
+        "store",
+        "take",
+    )
+
+    def __init__(self, attachment: Attachment, section: Section) -> None:
+        self.attachment = attachment
+        self.section = section
+        self.store = attachment.store
+        self.groups = attachment.groups
+        self.ring = attachment.ring
+        self.put = attachment.store.put
+        self.take = attachment.store.take
+        self.routes: dict[str, Target] = {}  # where to send, by channel
+        self.sources: dict[str, Any] = {}  # where to receive from, by channel up to the "!"
+        self.exact_sources: dict[str, Any] = {}  # the same by full name, as lists of one
+        self.plans: dict[bytes, tuple[Plan, list[Target]]] = {}  # of broadcasts, by group
+        self.loop_waiter: Any = None  # the waiter of the loop that last received
+
+
+class Base:
+    """One layer's view of the attachment that its process has to a prefix."""
+
+    def __init__(self, options: Options, patience: float | None = None) -> None:
+        """`patience`: seconds that one call may wait for the lock; by default ``lock_timeout``."""
+        self.options = options
+        self.prefix = options.prefix
+        self.expiry = options.expiry
+        self.group_expiry = options.group_expiry
+        self.max_message_size = options.max_message_size
+        self.codec = Codec(options.symmetric_encryption_keys)
+        self._capacities = options.capacities()
+        self._patience = options.lock_timeout if patience is None else patience
+        self._wanted = Wanted(
+            options.prefix,
+            options.message_memory,
+            options.group_memory,
+            options.max_message_size,
+            options.mode,
+            options.lock,
+        )
+        self.session: Session | None = None
+        self._turn = 0
+        self._logged: dict[str, float] = {}
+        self._samples: dict[str, tuple[float, int, int]] = {}
+        Paths(options.prefix)  # refuses a prefix that cannot be
+        register(self)
+
+    # -- attaching --------------------------------------------------------------------------------
+
+    def attach(self) -> Session:
+        """What is known while attached; the first call attaches."""
+        found = self.session
+        if found is None:
+            attachment = attached(self._wanted)
+            section = attachment.make_section(self._patience, self.options.lock_timeout)
+            found = Session(attachment, section)
+            limit = attachment.segment.layout.max_message_size
+            self.max_message_size = min(self.options.max_message_size, limit)
+            self.session = found
+        return found
+
+    def detach(self, attachment: Attachment | None = None) -> None:
+        """Forget the attachment (only if it is this one); the next call attaches again."""
+        session = self.session
+        if attachment is None or (session is not None and session.attachment is attachment):
+            self.session = None
+
+    def upkeep(self, session: Session, now: float) -> None:
+        session.attachment.upkeep(now, self.expiry, session.section)
+
+    def capacity_of(self, channel: str) -> int:
+        """How many messages may wait in `channel`; patterns see the full name that is sent to."""
+        for match, capacity in self._capacities:
+            if match(channel):
+                return capacity
+        return self.options.capacity
+
+    def _bind(self, session: Session, target: Target, now: float) -> int:
+        row = session.store.bind(target, now)
+        if not row:
+            raise LimitReached(NO_ROW.format(session.store.queues.used))
+        return row
+
+    # -- drops ------------------------------------------------------------------------------------
+
+    def _count_drop(
+        self, session: Session, target: Target, reason: int, channel: str, why: str
+    ) -> None:
+        words = session.store.words
+        words[S_DROPS + reason] += 1
+        if words[target.row + R_GENERATION] == target.generation:
+            words[target.row + Q_DROPS] += 1
+        self._log_drop(f"channel {channel!r}", f"{DROP_REASONS[reason]}: {why}")
+
+    def _log_drop(self, where: str, why: str) -> None:
+        """One line in ten seconds for each kind of drop, however many there are."""
+        kind = why.partition(":")[0]
+        now = time.monotonic()
+        if now - self._logged.get(kind, -_LOG_EVERY) >= _LOG_EVERY:
+            self._logged[kind] = now
+            logger.warning("prefix %r, %s: a message was dropped (%s)", self.prefix, where, why)

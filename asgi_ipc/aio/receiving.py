@@ -1,0 +1,339 @@
+"""Receiving: the one thing that waits.
+
+A receive first tries, and parks in the section that found nothing. Nothing is awaited between
+taking a message out and returning it: cancelling a receive loses nothing and doubles nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from ..codec import DecodeError
+from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
+from ..inbox import ANY, Entry, Inbox, Waiting
+from ..layout import (
+    Q_COUNT,
+    UNDECODABLE,
+)
+from ..names import check_channel, check_receive, split
+from ..queues import Target
+from .base import Base, Session
+
+logger = logging.getLogger("asgi_ipc")
+
+_CACHED = 20_000  # names whose routes a layer remembers
+_TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
+_LOG_EVERY = 10.0  # seconds between two log lines about the same kind of drop
+
+Found = tuple[str, bytes]  # full channel name, undecoded body
+
+
+class Waiter(Protocol):
+    """Who waits for a core: a thread or an event loop, with a doorbell of its own."""
+
+    index: int  # waiter id; 0 if ids have run out, and it has to look by itself
+
+    async def wait(
+        self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
+    ) -> bool:
+        """Sleep until there may be something in one of `sources`; False at `deadline`."""
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep while the lock is busy."""
+
+    def keeps(self, source: Source) -> bool:
+        """Whether another receive of this waiter waits for `source`, so that its bit must stay."""
+
+    def left(self, session: Session, source: Source) -> None:
+        """A receive of this waiter got a message from `source`: others may be left waiting."""
+
+
+class Source:
+    """A channel as a receive names it: a queue, and for process-specific ones what part of it."""
+
+    __slots__ = ("channel", "inbox", "local", "queue", "target")
+
+    def __init__(self, channel: str, inbox: Inbox | None) -> None:
+        self.queue, local = split(channel)
+        self.channel = channel
+        self.target = Target(self.queue.encode("ascii"))
+        self.inbox = inbox
+        self.local: str | None = local or ANY
+
+
+class Receiving(Base):
+    """The receiving half of a core."""
+
+    def sources(self, session: Session, channels: Iterable[str]) -> list[Source]:
+        """Look up what a receive names; process-specific channels only up to the ``!`` (A1)."""
+        known: dict[str, Source] = session.sources
+        try:
+            if type(channels) is list and len(channels) == 1:
+                return [known[channels[0]]]
+            channels = _listed(channels)
+            found = [known[channel] for channel in channels]
+        except (KeyError, TypeError):
+            found = [self._source(session, check_receive(channel)) for channel in channels]
+        if len(found) > 1:
+            # Begin with another one each time: a busy channel never starves a quiet one (M9).
+            self._turn = turn = (self._turn + 1) % len(found)
+            found = found[turn:] + found[:turn]
+        return found
+
+    def exact_source(self, session: Session, channel: str) -> list[Source]:
+        """What a receive of one full name takes from, as a list of one; looked up once."""
+        check_channel(channel)
+        found = [self._source(session, channel)]
+        if len(session.exact_sources) >= _CACHED:
+            session.exact_sources.clear()
+        session.exact_sources[channel] = found
+        return found
+
+    def _source(self, session: Session, channel: str) -> Source:
+        queue = split(channel)[0]
+        source = Source(channel, session.attachment.inbox(queue) if queue.endswith("!") else None)
+        if source.local is ANY:
+            if len(session.sources) >= _CACHED:
+                session.sources.clear()
+            session.sources[channel] = source
+        return source
+
+    def take(
+        self,
+        session: Session,
+        sources: list[Source],
+        waiter: Waiter | None = None,
+        parked: bool = False,
+    ) -> tuple[str, dict[str, Any]] | None:
+        """Take one message out of `sources`: (channel, message), or None if there is none.
+
+        With a waiter: park it, if there is none, in the section that saw so. `parked`: it may be
+        parked in all of them from the last try; what is left of that goes when a message is taken.
+        """
+        now = time.monotonic()
+        if now >= session.attachment.due:
+            self.upkeep(session, now)
+        while True:
+            source = sources[0]
+            if len(sources) == 1 and source.inbox is None:
+                channel = source.channel
+                body = session.section(
+                    session.take, source.target, now, 0 if waiter is None else waiter.index
+                )
+                if body is None:
+                    return None
+            else:
+                found = self._take_any(session, sources, now, waiter, parked)
+                if found is None:
+                    return None
+                source, channel, body = found
+            if parked and waiter is not None:
+                waiter.left(session, source)
+                parked = False
+            try:
+                return channel, self.codec.decode(body)
+            except DecodeError as error:
+                self._count_drop(session, source.target, UNDECODABLE, channel, str(error))
+
+    def _take_any(
+        self,
+        session: Session,
+        sources: list[Source],
+        now: float,
+        waiter: Waiter | None,
+        parked: bool,
+    ) -> Any:
+        """`take` where there are several queues, or an inbox: (source, channel, body) or None."""
+        found = self._buffered(session, sources, now)
+        if found is not None:
+            if parked and waiter is not None:
+                rings = session.section(self._unpark, session, sources, None, waiter)
+            else:
+                rings = ()
+        else:
+            woken: list[Waiting] = []
+            found, rings = session.section(
+                self._attempt, session, sources, now, waiter, parked, woken
+            )
+            for waiting in woken:
+                waiting.wake()
+        for row, other in rings:
+            session.ring(row, other)
+        return found
+
+    def _buffered(self, session: Session, sources: list[Source], now: float) -> Any:
+        """What was drained before, by whichever thread of this process."""
+        for source in sources:
+            if source.inbox:
+                entry = self._entry(session, source, now, session.section)
+                if entry is not None:
+                    return source, source.queue + entry.local, entry.body
+        return None
+
+    def _entry(self, session: Session, source: Source, now: float, section: Any) -> Entry | None:
+        """The oldest entry for `source` in its inbox; what has expired is dropped on the way."""
+        assert source.inbox is not None
+        inbox = session.attachment.fresh(source.inbox)
+        while True:
+            entry = inbox.take(source.local)
+            if entry is None or entry.expires > now:
+                return entry
+            section(session.store.count_expired, source.target, 1)
+
+    def _attempt(
+        self,
+        session: Session,
+        sources: list[Source],
+        now: float,
+        waiter: Waiter | None,
+        parked: bool,
+        woken: list[Waiting],
+    ) -> Any:
+        """Inside a section: take from the first queue that has something, or park in all.
+
+        Returns what was taken, (source, channel, body) or None, and the rings that are due. Puts
+        into `woken` which other receives of this process got something out of a drained queue.
+        """
+        store = session.store
+        for source in sources:
+            if source.inbox is None:
+                body = store.take(source.target, now)
+                if body is None:
+                    continue
+                found = source, source.channel, body
+            else:
+                row = self._bind(session, source.target, now)
+                woken += self._drain(session, source, row, now)
+                entry = self._entry(session, source, now, _at_once)
+                if entry is None:
+                    continue
+                found = source, source.queue + entry.local, entry.body
+            if parked and waiter is not None:
+                return found, self._unpark(session, sources, source, waiter)
+            return found, ()
+        if waiter is not None and waiter.index:
+            for source in sources:
+                store.park(self._bind(session, source.target, now), waiter.index)
+        return None, ()
+
+    def _drain(self, session: Session, source: Source, row: int, now: float) -> list[Waiting]:
+        """Inside a section: own a process-specific queue, and move what it holds to the inbox.
+
+        Returns whom to wake, once the section is over.
+        """
+        owner = session.attachment.claim(row, now, self.expiry)
+        if owner:
+            raise NotOwner(
+                f"channel {source.channel!r} belongs to process {owner}: a process-specific "
+                "channel is received only by the process that first did"
+            )
+        inbox = source.inbox
+        assert inbox is not None
+        queue = source.queue
+        session.attachment.drain(row, inbox, lambda local: self.capacity_of(queue + local))
+        return inbox.to_wake()
+
+    def _unpark(
+        self,
+        session: Session,
+        sources: list[Source],
+        taken: Source | None,
+        waiter: Waiter,
+    ) -> list[tuple[int, int]]:
+        """Inside a section: take the waiter's bits back; returns the rings that then are due.
+
+        A bit that is gone already means that a ring is under way for nothing: it goes to another.
+        """
+        store = session.store
+        due = []
+        for source in sources:
+            if source is taken or not waiter.index or waiter.keeps(source):
+                continue
+            row = store.find(source.target)
+            if row and not store.unpark(row, waiter.index):
+                other = store.pick_if_waiting(row)
+                if other:
+                    due.append((row, other))
+        return due
+
+    def drain(self, session: Session, source: Source, waiter: Waiter) -> None:
+        """The bell rang for a process-specific queue: empty it into the inbox, wake, and park."""
+        for waiting in session.section(self._drain_and_park, session, source, waiter.index):
+            waiting.wake()
+
+    def _drain_and_park(self, session: Session, source: Source, waiter: int) -> list[Waiting]:
+        now = time.monotonic()
+        row = self._bind(session, source.target, now)
+        woken = self._drain(session, source, row, now)
+        if not session.store.words[row + Q_COUNT]:
+            session.store.park(row, waiter)
+        else:
+            # More than one section takes: ring again, behind whoever waits for the lock.
+            session.ring(row, waiter)
+        return woken
+
+    async def receive(
+        self,
+        session: Session,
+        sources: list[Source],
+        waiter: Waiter,
+        deadline: float | None,
+        parked: bool = False,
+    ) -> tuple[str, dict[str, Any]] | None:
+        """Wait for a message in one of `sources`: (channel, message), or None at `deadline`.
+
+        `parked`: a `take` with this waiter has just found nothing. A lock that stays busy is ridden
+        out, with a line in the log each `lock_timeout`.
+        """
+        busy_since = 0.0
+        wait = parked
+        try:
+            while True:
+                if wait and not await waiter.wait(self, session, sources, deadline):
+                    return None
+                wait = True
+                try:
+                    found = self.take(session, sources, waiter, parked)
+                except LockTimeout as error:
+                    wait = False
+                    now = time.monotonic()
+                    busy_since = busy_since or now
+                    if now - busy_since >= self.options.lock_timeout or not isinstance(
+                        error, LockBusy
+                    ):
+                        busy_since = now
+                        logger.warning(
+                            "prefix %r: a receive goes on waiting: %s", self.prefix, error
+                        )
+                    await waiter.pause(0.001)
+                    continue
+                parked = found is None
+                if found is not None:
+                    return found
+        finally:
+            if parked:
+                self._leave(session, sources, waiter)
+
+    def _leave(self, session: Session, sources: list[Source], waiter: Waiter) -> None:
+        """Stop waiting without a message: by a timeout, a cancellation or an error."""
+        if session.attachment.broken is not None:
+            return
+        # If the lock is not to be had a bit stays, and whoever rings for it is passed on.
+        with contextlib.suppress(LockTimeout):
+            for row, other in session.section(self._unpark, session, sources, None, waiter):
+                session.ring(row, other)
+
+
+def _at_once(call: Any, *args: Any) -> Any:
+    """In place of a section for what is inside one already."""
+    return call(*args)
+
+
+def _listed(channels: Any) -> list[Any]:
+    if isinstance(channels, (str, bytes)):
+        raise InvalidName(f"receive takes a list of channel names, not one string: [{channels!r}]")
+    return list(channels)

@@ -1,0 +1,101 @@
+"""Waiter ids and waiter sets: who is to be rung when a message comes. Part of the store.
+
+Only the state is here: a bit for each waiter in a set for each queue. The bells that wake are
+`doorbell`. A sender takes a bit out under the lock, and rings when it has let go of it.
+"""
+
+from __future__ import annotations
+
+from .layout import (
+    MAX_WAITERS,
+    P_GENERATION,
+    Q_COUNT,
+    Q_WAITERS,
+    Q_WAITING,
+    W_GENERATION,
+    W_PROCESS,
+    W_PROCESS_GENERATION,
+    WAITER_SET_WORDS,
+    WAITER_WORDS,
+)
+from .memory import Memory
+
+
+class Waiters(Memory):
+    """Waiters by id, and the waiter set of each queue."""
+
+    _turn = 0  # which waiter this process rang last, so that each gets its share
+
+    def add_waiter(self, process: int) -> tuple[int, int] | None:
+        """Take a waiter id for `process`: (id, generation), or None when all are in use.
+
+        The caller opens the doorbell that these name, and then calls `publish_waiter`.
+        """
+        words = self.words
+        for index in range(1, MAX_WAITERS):  # 0 stands for nobody
+            at = self.layout.waiters + index * WAITER_WORDS
+            if not words[at + W_GENERATION] and not words[at + W_PROCESS_GENERATION]:
+                words[at + W_PROCESS] = process
+                words[at + W_PROCESS_GENERATION] = words[process + P_GENERATION]
+                return index, self.counted()
+        return None
+
+    def publish_waiter(self, index: int, generation: int) -> None:
+        self.words[self.layout.waiters + index * WAITER_WORDS + W_GENERATION] = generation
+
+    def remove_waiter(self, index: int, generation: int) -> None:
+        """Give a waiter id back, if it still is of that generation. Its bits go as they are met."""
+        at = self.layout.waiters + index * WAITER_WORDS
+        if self.words[at + W_GENERATION] in (generation, 0):
+            self.words[at + W_GENERATION] = 0
+            self.words[at + W_PROCESS_GENERATION] = 0
+
+    def waiter_generation(self, index: int) -> int:
+        """The generation of a waiter, which with its id names its doorbell; 0 if it is gone."""
+        return self.words[self.layout.waiters + index * WAITER_WORDS + W_GENERATION]
+
+    def park(self, row: int, waiter: int) -> None:
+        """Put `waiter` into the waiter set of the queue at `row`."""
+        words = self.words
+        word = waiter >> 6
+        # The summary first: a death in between leaves a bit that leads nowhere, not a deaf waiter.
+        words[row + Q_WAITING] |= 1 << word
+        words[row + Q_WAITERS + word] |= 1 << (waiter & 63)
+
+    def unpark(self, row: int, waiter: int) -> bool:
+        """Take `waiter` out of the waiter set; False if it was out: a ring is under way to it."""
+        words = self.words
+        word, bit = waiter >> 6, 1 << (waiter & 63)
+        bits = words[row + Q_WAITERS + word]
+        if not bits & bit:
+            return False
+        words[row + Q_WAITERS + word] = bits & ~bit
+        if bits == bit:
+            words[row + Q_WAITING] &= ~(1 << word)
+        return True
+
+    def pick(self, row: int) -> int:
+        """Take one waiter out of the set of the queue at `row`, in turn; 0 if it is empty."""
+        words = self.words
+        waiting = words[row + Q_WAITING]
+        while waiting:
+            word = (waiting & -waiting).bit_length() - 1
+            if word < WAITER_SET_WORDS and (bits := words[row + Q_WAITERS + word]):
+                turn = self._turn & 63
+                bit = bits >> turn << turn or bits
+                bit &= -bit
+                self._turn = bit.bit_length()
+                words[row + Q_WAITERS + word] = bits ^ bit
+                if bits == bit:
+                    words[row + Q_WAITING] = waiting ^ (1 << word)
+                return word << 6 | bit.bit_length() - 1
+            waiting &= waiting - 1
+            words[row + Q_WAITING] = waiting
+        return 0
+
+    def park_if_empty(self, row: int, waiter: int) -> bool:
+        """Park `waiter` at the queue at `row`, or return True if there is a message in it."""
+        if self.words[row + Q_COUNT]:
+            return True
+        self.park(row, waiter)
+        return False
