@@ -36,7 +36,7 @@ TEST = [
     "pytest-asyncio>=0.24",
     "ruff",
     "uvloop",
-    "websockets",
+    "websockets>=15",
 ]
 
 setup(

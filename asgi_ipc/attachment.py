@@ -52,6 +52,7 @@ DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
 
 _attachments: weakref.WeakValueDictionary[str, Attachment] = weakref.WeakValueDictionary()
 _users: weakref.WeakSet[Any] = weakref.WeakSet()  # objects with a detach() method
+_kept: dict[tuple[str, int], dict[str, Inbox]] = {}  # by prefix and nonce, see `_release`
 _graveyard: list[tuple[Any, ...]] = []  # arguments of `_release` that are still to be run
 
 
@@ -102,7 +103,8 @@ class Attachment:
         self.index = index
         self.store = Store(segment.memory, segment.layout, segment.reserve)
         self.groups = Groups(self.store)
-        self.inboxes: dict[str, Inbox] = {}
+        # What an earlier attachment of this process to this segment had drained and not delivered.
+        self.inboxes = _kept.pop((wanted.prefix, segment.nonce), {})
         self.local = threading.local()  # the waiter of each blocking thread
         self.hubs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._orphans: list[tuple[int, int]] = []  # waiter ids whose thread or loop is gone
@@ -134,7 +136,15 @@ class Attachment:
             raise
         self.generation = self.store.words[self.process + P_GENERATION]
         self._finalizer = weakref.finalize(
-            self, _to_release, segment, self.store, self.lock, self._ringer, index, self.process
+            self,
+            _to_release,
+            segment,
+            self.store,
+            self.lock,
+            self._ringer,
+            self.inboxes,
+            index,
+            self.process,
         )
 
     # -- sections ---------------------------------------------------------------------------------
@@ -382,12 +392,18 @@ def _release(
     store: Store,
     lock: Mutex | FileLock,
     ringer: Ringer,
+    inboxes: dict[str, Inbox],
     index: int,
     process: int,
 ) -> None:
     """Leave a segment: clear up what is ours in it, and close everything."""
+    now = time.monotonic()
+    for name, kept in list(_kept.items()):
+        if name[0] == segment.paths.prefix or not any(inbox.lives(now) for inbox in kept.values()):
+            del _kept[name]
+    if any(inbox.lives(now) for inbox in inboxes.values()):
+        _kept[segment.paths.prefix, segment.nonce] = inboxes
     with contextlib.suppress(IPCError, OSError):
-        now = time.monotonic()
         section = make_section(
             lock,
             store.words,
@@ -449,6 +465,7 @@ def _after_fork_in_child() -> None:
         for user in list(_users):
             user.detach(attachment)
     _attachments.clear()
+    _kept.clear()
     Members.forget_all()
 
 

@@ -104,6 +104,10 @@ class Inbox:
     def has(self, local: str | None) -> bool:
         return bool(self._entries if local is ANY else self._by_local.get(local))
 
+    def lives(self, now: float) -> bool:
+        """Whether anything in it can still be received."""
+        return any(entry.expires > now for entry in list(self._entries.values()))
+
     def expire(self, now: float) -> Iterator[Entry]:
         """Take out the entries that nobody read in time, oldest first."""
         while self._entries:

@@ -95,7 +95,7 @@ P_ATTACHED = 2  # time
 P_UID = 3
 P_DEAD_SINCE = 4  # time when its byte lock was found free; 0.0 while it lives
 P_OWNED = 5  # derived: first queue that it owns
-P_KIND = 6
+P_LEFT = 6  # 1 once it has detached in good order
 PROCESS_WORDS = 8
 MAX_PROCESSES = 1024
 

@@ -30,6 +30,7 @@ from .layout import (
     P_ATTACHED,
     P_DEAD_SINCE,
     P_GENERATION,
+    P_LEFT,
     P_OWNED,
     P_PID,
     P_UID,
@@ -156,6 +157,7 @@ class Store(Queues):
         words[row + P_OWNED] = 0
         words[row + P_PID] = pid
         words[row + P_UID] = uid
+        words[row + P_LEFT] = 0
         doubles[row + P_ATTACHED] = now
         doubles[row + P_DEAD_SINCE] = 0.0
         words[row + P_GENERATION] = self.counted()
@@ -165,9 +167,9 @@ class Store(Queues):
     def bury(self, process: int, now: float, expiry: float) -> bool:
         """Clear up after a process that is dead, a bounded number of steps for each call.
 
-        Its queues are dropped at once; they, and so its memberships, go `expiry` seconds after
-        the death was noticed, or as soon as a message for them expires unread (A6). True when all
-        is done and the row is free.
+        What waits in its queues is dropped at once (later, if it left in good order). The queues,
+        and so its memberships, go `expiry` seconds after the death was noticed, or as soon as a
+        message for them expires unread (A6). True when all is done and the row is free.
         """
         words, doubles = self.words, self.doubles
         generation = words[process + P_GENERATION]
@@ -185,7 +187,7 @@ class Store(Queues):
         row, steps = words[process + P_OWNED], 0
         while row:
             following = words[self.queues.checked(row) + Q_NEXT_OWNED]
-            if not self.drop_queue(row):
+            if (over or not words[process + P_LEFT]) and not self.drop_queue(row):
                 return False
             if over:
                 words[S_DIRTY] = DIRTY
@@ -206,12 +208,13 @@ class Store(Queues):
         return over
 
     def leave(self, process: int, now: float) -> None:
-        """A process detaches in good order. If it still owns queues they are buried later."""
+        """A process detaches in good order.
+
+        It may attach again, so what waits in queues of its own stays until `bury` is over.
+        """
         words = self.words
-        if words[process + P_OWNED]:
-            self.bury(process, now, float("inf"))
-        else:
-            self.bury(process, now, 0.0)
+        words[process + P_LEFT] = 1
+        self.bury(process, now, float("inf") if words[process + P_OWNED] else 0.0)
 
     # -- upkeep -----------------------------------------------------------------------------------
 

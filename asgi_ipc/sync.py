@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import random
+import os
 import select
-import string
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -201,7 +200,7 @@ class IPCChannelLayer:
                 f"new_channel takes a pattern that ends in '?', not {pattern!r}: names with '!' "
                 "are made up by the process that receives on them"
             )
-        return check_channel(pattern + "".join(random.choices(string.ascii_letters, k=12)))
+        return check_channel(pattern + os.urandom(8).hex())
 
     # -- groups -----------------------------------------------------------------------------------
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
-import string
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -128,7 +126,7 @@ class IPCChannelLayer:
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel of this layer (B1)."""
-        name = f"{prefix}{self._own}" + "".join(random.choices(string.ascii_letters, k=12))
+        name = f"{prefix}{self._own}" + os.urandom(8).hex()
         return check_channel(name)
 
     # -- groups -----------------------------------------------------------------------------------
