@@ -34,8 +34,10 @@ from .layout import (
     P_PID,
     PROCESS_WORDS,
     Q_DROPS,
+    S_BURY_AT,
     S_DROPS,
     S_EPOCH,
+    S_SWEEP_AT,
     WORD,
 )
 from .lock import FileLock, Mutex, Section, init_mutex, make_section, process_of
@@ -114,7 +116,7 @@ class Attachment:
         # For the finalizers of waiters, which must not keep this object alive.
         self.give_back = partial(_give_back, self._ringer, self._orphans)
         self._warned = False
-        self._sweep_at = self._check_at = 0.0
+        self._check_at = 0.0
         self.due = 0.0  # time of the next upkeep
         self.lock: Mutex | FileLock
         if segment.lock_kind == LOCK_MUTEX:
@@ -265,6 +267,7 @@ class Attachment:
 
     def upkeep(self, now: float, expiry: float, section: Section) -> None:
         """Do what is due. Raises SegmentVanished when the segment's name is gone."""
+        doubles, more = self.store.doubles, False
         if now >= self._check_at:
             self._check_at = now + CHECK_EVERY
             if self.broken is None and self.segment.vanished():
@@ -276,14 +279,19 @@ class Attachment:
             if self.broken is not None:
                 forget(self)
                 raise self.broken
-            self._bury_the_dead(now, expiry, section)
-            self._free_orphans(section)
+            if self._orphans:
+                self._free_orphans(section)
             for inbox in list(self.inboxes.values()):
-                self._expire_inbox(self.fresh(inbox), now, section)
-        if now >= self._sweep_at:
+                if inbox:
+                    self._expire_inbox(self.fresh(inbox), now, section)
+            # One process looks after the dead for all.
+            if now >= doubles[S_BURY_AT]:
+                doubles[S_BURY_AT] = now + CHECK_EVERY
+                self._bury_the_dead(now, expiry, section)
+        if now >= doubles[S_SWEEP_AT]:
             more = section(self._sweep, now)
-            self._sweep_at = now + (SWEEP_HURRY if more else SWEEP_EVERY)
-        self.due = min(self._sweep_at, self._check_at)
+            doubles[S_SWEEP_AT] = now + (SWEEP_HURRY if more else SWEEP_EVERY)
+        self.due = min(now + (SWEEP_HURRY if more else SWEEP_EVERY), self._check_at)
 
     def _sweep(self, now: float) -> bool:
         self.groups.sweep(now, 16)

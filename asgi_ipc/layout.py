@@ -70,7 +70,8 @@ S_LIMIT = 50  # derived: up to this word the head moves without further thought 
 S_FULL = 51  # ChannelFull raised since creation or flush
 S_RECOVERIES = 52
 S_MOVES = 53  # records copied to the head to let the tail move
-S_BROKEN = 54  # primary: 1 when recovery found bytes that cannot be right
+S_SWEEP_AT = 54  # time when the next sweep of the store is due, by whoever comes first
+S_BURY_AT = 55  # the same for looking who lives
 S_DROPS = 56  # 8 words: messages dropped, by reason
 S_TABLES = 64  # 3 × TABLE_WORDS: queues, groups, members
 

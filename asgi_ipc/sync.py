@@ -21,6 +21,7 @@ from .aio.receiving import Receiving, Source
 from .attachment import CHECK_EVERY, Attachment
 from .doorbell import ALL, Doorbell
 from .errors import InvalidName, LockTimeout
+from .layout import Q_COUNT
 from .names import check_channel, check_receive
 from .options import Options
 
@@ -69,7 +70,12 @@ class ThreadWaiter:
                     time.sleep(min(seconds, _LOOK_EVERY))
                     return True
                 if not self._poll.poll(math.ceil(seconds * 1000)):
-                    return True  # look, in case whoever should have rung was killed before
+                    # Look, in case whoever should have rung was killed before it could.
+                    core.upkeep(session, time.monotonic())
+                    words = session.store.words
+                    if any(words[source.target.row + Q_COUNT] for source in sources):
+                        return True
+                    continue
                 rung = self.bell.answer()
                 for row in rung:
                     if row not in rows:

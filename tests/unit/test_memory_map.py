@@ -1,0 +1,44 @@
+"""docs/memory-map.rst is what its script draws from asgi_ipc/layout.py, and the script misses
+nothing that stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from asgi_ipc import layout
+from tests import environments
+
+DOCS = environments.REPOSITORY / "docs"
+PAGE = (DOCS / "memory-map.rst").read_text(encoding="utf-8")
+
+
+def test_the_page_is_up_to_date() -> None:
+    asked = subprocess.run(
+        [sys.executable, DOCS / "draw_memory_map.py", "--check"],
+        env=environments.child_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert asked.returncode == 0, asked.stdout
+
+
+def test_every_constant_is_on_the_page() -> None:
+    """But for those before the first section, which say what a word is."""
+    source = Path(layout.__file__).read_text(encoding="utf-8").partition("\n# -- ")[2]
+    constants = re.findall(r"^([A-Z][A-Z0-9_]+)\b", source, re.MULTILINE)
+    assert len(constants) > 100
+    assert [name for name in constants if not re.search(rf"\b{name}\b", PAGE)] == []
+
+
+def test_no_two_words_of_a_table_lie_in_one_place() -> None:
+    """And so a number that was given twice in layout.py is found."""
+    tables = re.findall(r"^word .*\n[= ]+\n((?:.+\n)+?)[= ]+\n", PAGE, re.MULTILINE)
+    assert len(tables) >= 11
+    for table in tables:
+        places = [row.partition("``")[0].strip() for row in table.splitlines()]
+        assert len(places) == len(set(places)), table
