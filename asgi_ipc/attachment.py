@@ -186,7 +186,7 @@ class Attachment:
             waiter = self.section(self._pick_another, row, waiter, generation)
 
     def _pick_another(self, row: int, waiter: int, generation: int) -> int:
-        if self.store.waiter_generation(waiter) == generation:
+        if generation and self.store.waiter_generation(waiter) == generation:
             self.store.remove_waiter(waiter, generation)
         return self.store.pick(row)
 

@@ -71,7 +71,10 @@ class ThreadWaiter:
                     return True
                 if not self._poll.poll(math.ceil(seconds * 1000)):
                     # Look, in case whoever should have rung was killed before it could.
-                    core.upkeep(session, time.monotonic())
+                    try:
+                        core.upkeep(session, time.monotonic())
+                    except LockTimeout:
+                        return True  # ridden out by the receive
                     words = session.store.words
                     if any(words[source.target.row + Q_COUNT] for source in sources):
                         return True

@@ -25,7 +25,7 @@ import pytest_asyncio
 
 import asgi_ipc
 from asgi_ipc import segment
-from asgi_ipc.aio import IPCChannelLayer
+from asgi_ipc.aio import IPCChannelLayer, hub
 
 from .contract import LIVENESS, MESSAGE, in_threads, run_python
 from .contract.asynchronous import (
@@ -578,3 +578,18 @@ def held_of(prefix: str) -> list[str]:
     """Descriptors and mappings of this process that belong to `prefix`."""
     mapped = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     return [line for line in open_descriptors() + mapped if prefix in line]
+
+
+async def test_woken_receive_that_is_cancelled_leaves_its_turn_to_the_next(
+    layer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One loop, two receives, one doorbell: the ring was for both. No safety check helps here."""
+    monkeypatch.setattr(hub, "CHECK_EVERY", 1000.0)
+    first = asyncio.ensure_future(layer.receive("c"))
+    second = asyncio.ensure_future(layer.receive("c"))
+    await turns(3)
+    await layer.send("c", MESSAGE)
+    waiter = layer._core.session.loop_waiter
+    waiter.rung()  # the loop would call it now: it wakes the first
+    first.cancel()
+    assert await asyncio.wait_for(second, LIVENESS) == MESSAGE

@@ -49,7 +49,8 @@ class Waiter(Protocol):
         """Whether another receive of this waiter waits for `source`, so that its bit must stay."""
 
     def left(self, session: Session, source: Source) -> None:
-        """A receive of this waiter got a message from `source`: others may be left waiting."""
+        """A receive of this waiter waits for `source` no longer: others of its may still do, and
+        the ring that it answered may have been for them."""
 
 
 class Source:
@@ -132,7 +133,8 @@ class Receiving(Base):
                     return None
                 source, channel, body = found
             if parked and waiter is not None:
-                waiter.left(session, source)
+                for waited_for in sources:
+                    waiter.left(session, waited_for)
                 parked = False
             try:
                 return channel, self.codec.decode(body)
@@ -326,6 +328,8 @@ class Receiving(Base):
         with contextlib.suppress(LockTimeout):
             for row, other in session.section(self._unpark, session, sources, None, waiter):
                 session.ring(row, other)
+            for source in sources:
+                waiter.left(session, source)
 
 
 def _at_once(call: Any, *args: Any) -> Any:

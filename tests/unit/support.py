@@ -406,9 +406,9 @@ def _memoryview_is(replacement: Any) -> Iterator[None]:
     assert memoryview is builtins.memoryview
 
 
-def deaths(store: Store, operation: Callable[[Store], Any]) -> Iterator[Store]:
+def deaths(store: Store, operation: Callable[[Store], Any], every: int = 1) -> Iterator[Store]:
     """The memory that is left when `operation` is killed at its first write, its second, and so
-    on until it comes to its end, which must take more than one."""
+    on (or at `every` so-manyth) until it comes to its end, which must take more than one."""
     fatal = 0
     while True:
         watched, watch = under_watch(store, fatal)
@@ -416,7 +416,7 @@ def deaths(store: Store, operation: Callable[[Store], Any]) -> Iterator[Store]:
             operation(watched)
         except Killed:
             yield copy_of(watched)
-            fatal += 1
+            fatal += every
             continue
         assert watch.writes > 1, "the operation does too little to die in the middle of it"
         return

@@ -15,7 +15,6 @@ from asgi_ipc import recovery
 from asgi_ipc.errors import CorruptStore
 from asgi_ipc.groups import Groups
 from asgi_ipc.layout import (
-    CLEAN,
     DEAD_OWNER,
     DIRTY,
     FLUSHING,
@@ -51,6 +50,7 @@ from asgi_ipc.layout import (
     S_LIMIT,
     S_LIVE,
     S_MARK,
+    S_MOVES,
     S_RECOVERIES,
     S_SEQ,
     T_FREE,
@@ -106,15 +106,26 @@ def busy_store() -> Store:
 
 
 def crowded_store() -> Store:
-    """A log in which the next record has to wrap, and the one at the tail to be moved."""
+    """The next large record has to wrap, and those at the tail to be moved out of its way."""
     store = make_store(first_mark=4096)
     put(store, "stuck", b"stuck" * 20)
     put(store, "brief", b"brief" * 20, expires=LATER)
-    while store.halves[HALF_HEAD] + 40 < store.words[S_MARK]:
+    while not moves(store, send_large):
         put(store, "work", b"w" * 100)
         if len(bodies(store, "work")) > 2:
             take(store, "work")
     return store
+
+
+def send_large(store: Store) -> None:
+    put(store, "work", b"large" * 100)
+
+
+def moves(store: Store, operation: Callable[[Store], Any]) -> int:
+    """How many records `operation` would move."""
+    trial = copy_of(store)
+    operation(trial)
+    return trial.words[S_MOVES] - store.words[S_MOVES]
 
 
 def single_message() -> Store:
@@ -153,7 +164,7 @@ OPERATIONS: dict[str, tuple[Callable[[], Store], Callable[[Store], Any]]] = {
     "send to a new channel": (busy_store, lambda store: put(store, "new", b"new")),
     "send of local parts": (busy_store, lambda store: put(store, "specific.b!one", b"new")),
     "send at capacity": (busy_store, lambda store: put(store, "brief", b"new", LATER, capacity=4)),
-    "send that moves a record": (crowded_store, lambda store: put(store, "work", b"n" * 500)),
+    "send that moves a record": (crowded_store, send_large),
     "send that grows the log": (tight_log, lambda store: put(store, "work", b"2" * 700)),
     "send to a new channel when rows have run out": (
         full_table,
@@ -262,6 +273,14 @@ def histories() -> st.SearchStrategy[list[Step]]:
     return st.lists(st.tuples(st.integers(0, 7), names, st.integers(0, 900)), max_size=60)
 
 
+def store_of_two() -> Store:
+    """An empty store with two processes."""
+    store = make_store(first_mark=2048)
+    process(store, 0)
+    process(store, 1)
+    return store
+
+
 def run(store: Store, history: list[Step]) -> None:
     """One of eight things for each step; the number says how large, or which."""
     groups = Groups(store)
@@ -278,7 +297,7 @@ def run(store: Store, history: list[Step]) -> None:
         elif kind == 6:
             groups.discard(group, name.encode())
         elif "!" in name:
-            store.own(row_of(store, name), process(store, number % 2))
+            store.own(row_of(store, name), store.process_row(number % 2))
 
 
 DERIVED = {
@@ -312,7 +331,7 @@ def ruin(store: Store, value: int) -> None:
 @examples(100)
 @given(history=histories(), value=st.sampled_from([0, 1, 2**40, 2**64 - 1]))
 def test_recovery_needs_nothing_that_is_derived(history: list[Step], value: int) -> None:
-    store = make_store(first_mark=2048)
+    store = store_of_two()
     run(store, history)
     before = contents(store)
     ruin(store, value)
@@ -327,13 +346,14 @@ def test_recovery_needs_nothing_that_is_derived(history: list[Step], value: int)
 def test_recovery_at_a_random_moment_loses_at_most_what_was_in_hand(
     history: list[Step], last: list[Step], moment: int
 ) -> None:
-    store = make_store(first_mark=2048)
+    store = store_of_two()
     run(store, history)
     watched, _ = under_watch(store, moment)
     done = 0
     try:
-        for done, step in enumerate(last):
+        for step in last:
             run(watched, [step])
+            done += 1
     except Killed:
         pass
     left = next_holder(copy_of(watched))
@@ -409,7 +429,7 @@ def test_a_half_done_move_leaves_one_message() -> None:
     store = crowded_store()
     expected = contents(store).messages[b"stuck"]
     halves_done = 0
-    for left in deaths(store, lambda store: put(store, "work", b"n" * 500)):
+    for left in deaths(store, send_large):
         sequence = [left.words[at + L_SEQ] for at in left.log.records()]
         halves_done += len(sequence) != len(set(sequence))
         next_holder(left)
@@ -539,11 +559,10 @@ def test_a_flush_that_is_killed_is_finished_by_recovery() -> None:
 
 
 def test_a_flush_that_is_killed_again_and_again_comes_to_an_end() -> None:
-    for once in deaths(single_message(), lambda store: recovery.flush(store, NOW)):
-        if once.words[S_DIRTY] != FLUSHING:
-            continue
-        for twice in deaths(once, lambda store: recovery.recover(store, NOW)):
-            next_holder(twice)
-            assert_whole(twice)
-            assert contents(twice) == ({}, {}, {})
-            assert twice.words[S_DIRTY] == CLEAN
+    for once in deaths(single_message(), lambda store: recovery.flush(store, NOW), every=100):
+        if once.words[S_DIRTY] == FLUSHING:
+            for twice in deaths(once, lambda store: recovery.recover(store, NOW), every=100):
+                assert twice.words[S_DIRTY] == FLUSHING
+                next_holder(twice)
+                assert_whole(twice)
+                assert contents(twice) == ({}, {}, {})
