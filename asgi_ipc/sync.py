@@ -95,6 +95,9 @@ class ThreadWaiter:
     def keeps(self, source: Source) -> bool:
         return False
 
+    def awaits(self, source: Source) -> bool:
+        return False
+
     def left(self, session: Session, source: Source) -> None:
         pass
 

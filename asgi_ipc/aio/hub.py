@@ -23,7 +23,7 @@ from ..attachment import CHECK_EVERY, Attachment
 from ..doorbell import ALL, Doorbell
 from ..errors import IPCError, LockTimeout, SegmentError
 from ..inbox import Inbox
-from ..layout import Q_COUNT
+from ..layout import Q_COUNT, R_GENERATION
 from .base import Session
 from .receiving import Receiving, Source
 
@@ -54,7 +54,9 @@ class Hub(ABC):
         self._session: Session | None = None  # only while active, as the next
         self._core: Receiving | None = None  # the last that waited
         self._sleeping: dict[int, deque[Sleep]] = {}  # by queue row
-        self._drains: dict[int, tuple[Receiving, Source]] = {}  # process-specific queues, by row
+        # Process-specific queues: at each this waiter is parked, or a ring is under way to it.
+        self._drains: dict[str, tuple[Receiving, Source]] = {}
+        self._rows: dict[int, str] = {}  # and their names by row
         self._sleepers = 0
         self._timer: Any = None
 
@@ -108,7 +110,9 @@ class Hub(ABC):
                     self._sleeping.setdefault(row, deque()).append(sleep)
                     joined.append((None, row))
                 else:
-                    self._drains[row] = core, source
+                    if source.queue not in self._drains:
+                        self._drains[source.queue] = core, source
+                        self._rows[row] = source.queue
                     joined.append((source.inbox, source.local))
                     ready = source.inbox.join(source.local, sleep) or ready
             self._core = core
@@ -134,6 +138,9 @@ class Hub(ABC):
     def keeps(self, source: Source) -> bool:
         return source.inbox is not None or source.target.row in self._sleeping
 
+    def awaits(self, source: Source) -> bool:
+        return source.queue in self._drains
+
     def left(self, session: Session, source: Source) -> None:
         sleeping = self._sleeping.get(source.target.row) if source.inbox is None else None
         if sleeping:
@@ -154,14 +161,16 @@ class Hub(ABC):
         with self._failing_to_all():
             for row in self.bell.answer():
                 if row == ALL:
+                    # The waiter sets are empty: park anew, for whoever does not when it wakes.
+                    for queue in list(self._drains):
+                        self._drain(session, queue)
                     self._wake_all()
                     return
                 sleeping = self._sleeping.get(row)
                 if sleeping:
                     sleeping[0].wake()
-                elif row in self._drains:
-                    core, source = self._drains[row]
-                    core.drain(session, source, self)
+                elif row in self._rows:
+                    self._drain(session, self._rows[row])
                 else:
                     session.attachment.pass_on(row)
 
@@ -181,9 +190,10 @@ class Hub(ABC):
             for row, sleeping in list(self._sleeping.items()):
                 if words[row + Q_COUNT]:
                     sleeping[0].wake()
-            for row, (core, source) in list(self._drains.items()):
-                if words[row + Q_COUNT]:
-                    core.drain(session, source, self)
+            for row, queue in list(self._rows.items()):
+                target = self._drains[queue][1].target
+                if words[row + R_GENERATION] != target.generation or words[row + Q_COUNT]:
+                    self._drain(session, queue)
 
     # -- inside -----------------------------------------------------------------------------------
 
@@ -193,9 +203,20 @@ class Hub(ABC):
         try:
             yield
         except LockTimeout:
-            self._wake_all()  # each rides it out for itself
+            self._wake_all()  # each tries, and rides it out, for itself
+            self._drains.clear()
+            self._rows.clear()
         except SegmentError as error:
             self._wake_all(error)
+
+    def _drain(self, session: Session, queue: str) -> None:
+        """Move what a process-specific queue holds to those who wait for it, and park anew."""
+        core, source = self._drains[queue]
+        before = source.target.row
+        core.drain(session, source, self)
+        if source.target.row != before:
+            self._rows.pop(before, None)
+            self._rows[source.target.row] = queue
 
     def _wake_all(self, error: IPCError | None = None) -> None:
         sleeps = {sleep for sleeping in self._sleeping.values() for sleep in sleeping}
@@ -218,11 +239,11 @@ class Hub(ABC):
             self._timer.cancel()
             self._timer = None
         session, self._session, self._core = self._session, None, None
-        drains, self._drains = self._drains, {}
+        rows, self._rows, self._drains = self._rows, {}, {}
         if session is None:
             return
         with contextlib.suppress(IPCError):
-            for row in drains:
+            for row in rows:
                 session.section(session.store.unpark, row, self.index)
                 session.attachment.pass_on(row)
 

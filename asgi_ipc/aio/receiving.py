@@ -48,6 +48,9 @@ class Waiter(Protocol):
     def keeps(self, source: Source) -> bool:
         """Whether another receive of this waiter waits for `source`, so that its bit must stay."""
 
+    def awaits(self, source: Source) -> bool:
+        """Whether this waiter is parked already at the process-specific queue of `source`."""
+
     def left(self, session: Session, source: Source) -> None:
         """A receive of this waiter waits for `source` no longer: others of its may still do, and
         the ring that it answered may have been for them."""
@@ -151,11 +154,12 @@ class Receiving(Base):
     ) -> Any:
         """`take` where there are several queues, or an inbox: (source, channel, body) or None."""
         found = self._buffered(session, sources, now)
+        rings: Any = ()
         if found is not None:
-            if parked and waiter is not None:
+            if parked and waiter is not None and not all(map(waiter.keeps, sources)):
                 rings = session.section(self._unpark, session, sources, None, waiter)
-            else:
-                rings = ()
+        elif len(sources) == 1 and waiter is not None and waiter.awaits(sources[0]):
+            return None
         else:
             woken: list[Waiting] = []
             found, rings = session.section(
