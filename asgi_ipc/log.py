@@ -10,9 +10,9 @@ Three rules keep the work of each call in proportion to the size of its message:
 - The ring wraps at the *mark*, the end of what is reserved, and the mark grows only while more
   than half before it is live. One stuck message therefore cannot walk the ring through all memory.
 - At the last mark, live records stay under three quarters of the ring.
-- Room for the biggest record in the log is kept free at the head (the *gap*), so the record at the
-  tail can always be copied; and once the gap is small each allocation pays for some of the moves
-  to come.
+- What is free at the head (the *gap*) stays twice as large as the biggest record in the log: it may
+  be in two pieces, at the end and at the start, and one of them then takes whatever record stands
+  at the tail. Once the gap is small each allocation pays for some of the moves to come.
 
 Nothing here knows queues except by the links that a copy must take along.
 """
@@ -116,49 +116,42 @@ class Log:
                 if head != tail:
                     words[S_ENDS] = self.empty
                     continue
-            keep = max(size, words[S_BIGGEST]) if live else 0
-            if may_grow and (live + size) * 2 + keep > mark - self.start:
+            room = mark - self.start
+            biggest = max(size, words[S_BIGGEST]) if live else 0
+            if may_grow and (live + size) * 2 + biggest > room:
                 may_grow = False
-                if self._grow(head, tail, mark, size, (live + size + keep) * 2):
+                if self._grow(head, tail, mark, size, (live + size + biggest) * 2):
                     continue
-            place = self._place(size, keep, head, tail, mark)
-            gap = tail - head if tail > head else mark - head + tail - self.start
-            if place and (ahead <= 0 or gap - size > (mark - self.start) >> 3):
+            # Where memory is short even a large record must not take it all: it may have to stay.
+            keep = 2 * min(biggest, room >> 2)
+            enough = live + size + keep <= room
+            place = self._place(size, head, tail, mark) if enough else 0
+            gap = tail - head if tail > head else room - head + tail
+            if place and (ahead <= 0 or gap - size > room >> 3):
                 return self._limited(place, size, keep, tail, mark)
-            step = self._advance(head, tail, mark, now) if tail != head and lap > 0 else 0
+            step = self._advance(head, tail, mark, now, enough) if head != tail and lap > 0 else 0
             ahead -= step
             lap -= step
             if not step:
-                # The tail cannot move. Memory that was spared so far is taken now; without any,
-                # a place that leaves no gap must do.
-                if not place and may_grow:
-                    may_grow = False
-                    if self._grow(head, tail, mark, size, (live + size + keep) * 2):
-                        continue
-                place = place or self._place(size, 0, *self.ends())
-                return self._limited(place, size, keep, tail, mark)
+                return self._limited(place, size, keep, tail, mark) if place else 0
 
     def _limited(self, place: int, size: int, keep: int, tail: int, mark: int) -> int:
         """Note how far the head may go from `place` before `make_room` has to think again: while
-        the gap is wide, and keeps room for the biggest record. Returns `place`."""
-        slack = (mark - self.start) >> 3
-        if tail > place:
-            limit = tail - max(keep, slack) - 2
-        else:
-            limit = min(mark - keep, mark + tail - self.start - slack)
+        the gap is wide. Returns `place`."""
+        gap = max(keep, (mark - self.start) >> 3)
+        limit = tail - gap - 2 if tail > place else min(mark, mark + tail - self.start - gap)
         self._words[S_LIMIT] = max(limit, 0)
         if size > self._words[S_BIGGEST]:
             self._words[S_BIGGEST] = size
         return place
 
-    def _place(self, size: int, keep: int, head: int, tail: int, mark: int) -> int:
-        """Where `size` words fit and `keep` more stay free behind them; 0 for nowhere. Wraps."""
+    def _place(self, size: int, head: int, tail: int, mark: int) -> int:
+        """Where `size` words fit in one piece; 0 for nowhere. Wraps."""
         if tail > head:
-            return head if tail - head > size + keep else 0
-        after = mark - head - size
-        if after >= 0 and (after >= keep or tail - self.start > keep):
+            return head if tail - head > size else 0
+        if mark - head >= size:
             return head
-        if tail - self.start > size + keep:
+        if tail - self.start > size:
             self._wrap(head, mark)
             return self.start
         return 0
@@ -174,8 +167,9 @@ class Log:
         self._halves[2 * at + L_SIZE] = size
         self._halves[2 * at + L_STATE] = DEAD
 
-    def _advance(self, head: int, tail: int, mark: int, now: float) -> int:
-        """Move the tail over one record; return its words, or 0 if it cannot be moved."""
+    def _advance(self, head: int, tail: int, mark: int, now: float, move: bool) -> int:
+        """Move the tail over one record, which if it lives only `move` allows; return its words,
+        or 0 if the tail stays where it is."""
         halves = self._halves
         if tail == mark:
             halves[HALF_TAIL] = self.start
@@ -187,7 +181,7 @@ class Log:
                 return 2  # it is dead now, and the next step passes it
             if size > self.max_record:
                 raise CorruptStore(f"the record at word {tail} is too large")
-            place = self._place(size, 0, head, tail, mark)
+            place = self._place(size, head, tail, mark) if move else 0
             if not place:
                 return 0
             self._move(tail, place, size)

@@ -155,7 +155,6 @@ class Queues(Waiters):
         halves, log = self.halves, self.log
         at = halves[HALF_HEAD]
         live = words[S_LIVE] + size
-        words[S_DIRTY] = DIRTY
         if at + size > words[S_LIMIT] or size > words[S_BIGGEST] or live > log.max_live:
             at = self._room(size, now)
             if not at:
@@ -163,6 +162,7 @@ class Queues(Waiters):
                 return NO_MEMORY
             live = words[S_LIVE] + size
             count = words[row + Q_COUNT]
+        words[S_DIRTY] = DIRTY
         seq = words[S_SEQ] + 1
         last = words[row + Q_LAST]
         start = (at + RECORD_WORDS) * WORD
@@ -305,11 +305,13 @@ class Queues(Waiters):
             halves[HALF_TAIL] = at + size
 
     def _room(self, size: int, now: float) -> int:
+        """Where a record of `size` words can be written, or 0. Leaves the dirty word set."""
         words, log = self.words, self.log
         if words[S_LIVE] + size > log.max_live:
             self.sweep_log(EXPIRED_AT_ONCE, now)
             if words[S_LIVE] + size > log.max_live:
                 return 0
+        words[S_DIRTY] = DIRTY
         return log.make_room(size, now)
 
     def _let_go(self, row: int, now: float) -> int:
@@ -363,17 +365,17 @@ class Queues(Waiters):
         row = self.find(target)
         if row:
             return row
-        words = self.words
-        words[S_DIRTY] = DIRTY
         if not self.queues.has_room():
             self.reclaim(now, 0.0, EXPIRED_AT_ONCE * 2)
         if self.queues.has_room():
+            words = self.words
+            words[S_DIRTY] = DIRTY
             generation = self.counted()
             row = self.queues.insert(target.queue, generation, {})
             self.doubles[row + Q_CREATED] = self.doubles[row + Q_SEEN_AT] = now
+            words[S_DIRTY] = CLEAN
             target.generation = generation
             target.row = row
-        words[S_DIRTY] = CLEAN
         return row
 
     def pick_if_waiting(self, row: int) -> int:

@@ -176,13 +176,13 @@ class Store(Queues):
         if not generation:
             return True
         if not doubles[process + P_DEAD_SINCE]:
-            doubles[process + P_DEAD_SINCE] = now
             for index in range(MAX_WAITERS):
                 at = self.layout.waiters + index * WAITER_WORDS
                 mine = words[at + W_PROCESS] == process
                 if mine and words[at + W_PROCESS_GENERATION] == generation:
                     words[at + W_GENERATION] = 0
                     words[at + W_PROCESS_GENERATION] = 0
+            doubles[process + P_DEAD_SINCE] = now
         over = now - doubles[process + P_DEAD_SINCE] >= expiry
         row, steps = words[process + P_OWNED], 0
         while row:
@@ -191,13 +191,15 @@ class Store(Queues):
                 return False
             if over:
                 words[S_DIRTY] = DIRTY
-                words[process + P_OWNED] = following
-                words[row + Q_OWNER] = 0
                 if words[row + Q_MEMBERS] or words[row + Q_WAITING]:
                     # Memberships name the queue by its generation: with another they are ghosts.
+                    # First of all: without its owner nobody would come back to the queue.
                     words[row + R_GENERATION] = self.counted()
+                    words[row + Q_OWNER] = 0
                 else:
+                    words[row + Q_OWNER] = 0
                     self.queues.remove(row)
+                words[process + P_OWNED] = following
                 words[S_DIRTY] = CLEAN
             row = following
             steps += 1

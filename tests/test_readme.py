@@ -198,9 +198,9 @@ def test_the_options_example(example: Callable[[str], Path]) -> None:
     exec(example("options.py").read_text(encoding="utf-8"), names)
     layer = names["layer"]
     for channel, capacity in (
-        ("http.request", 200),
-        ("http.response!abc", 10),
-        ("websocket.send!abc", 20),
+        ("thumbnails", 1000),
+        ("http.response!abc", 20),
+        ("websocket.receive", 500),
         ("another", 100),
     ):
         for _ in range(capacity):

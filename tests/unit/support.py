@@ -61,6 +61,7 @@ from asgi_ipc.store import Store
 KIB = 1024
 FOREVER = 1e9  # a time that no test comes to
 NOW = 1000.0
+LATER = NOW + 100
 
 FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 
@@ -178,6 +179,27 @@ def sweep_all(store: Store, now: float) -> None:
     for _ in range(max(store.queues.high, store.members.high) + 1):
         store.sweep(now)
         groups.sweep(now, 16)
+
+
+def busy_store() -> Store:
+    """Queues with messages and without, groups, owners, waiters, and things that end soon."""
+    store = make_store(first_mark=8192)
+    first, second = process(store, 0), process(store, 1)
+    groups = Groups(store)
+    for i in range(4):
+        put(store, "work", b"work %d" % i)
+        put(store, "brief", b"brief %d" % i, expires=LATER)
+    owned(store, "specific.a!", first)
+    owned(store, "specific.b!", second)
+    row_of(store, "empty")
+    for i in range(3):
+        put(store, f"specific.a!socket{i}", b"to a %d" % i)
+        groups.add(b"chat", b"specific.a!socket%d" % i, NOW, FOREVER)
+        groups.add(b"chat", b"specific.b!socket%d" % i, NOW, LATER if i else FOREVER)
+    groups.add(b"alone", b"work", NOW, FOREVER)
+    store.park(row_of(store, "empty"), 5)
+    take(store, "work")
+    return store
 
 
 # -- what it holds --------------------------------------------------------------------------------
@@ -331,17 +353,28 @@ class Killed(BaseException):
     """The process is gone: nothing that it had still to do happens."""
 
 
+class Endless(BaseException):
+    """An operation has touched the memory so often that it will not come to an end."""
+
+
 class Watch:
     """Counts what is done to a store's memory, and kills at write number `fatal` (from 0)."""
+
+    limit = 1_000_000
 
     def __init__(self, fatal: int | None = None) -> None:
         self.fatal = fatal
         self.writes = 0
         self.touches = 0
 
+    def touch(self) -> None:
+        self.touches += 1
+        if self.touches > self.limit:
+            raise Endless
+
     def kills(self) -> bool:
         """Whether the write that is about to happen does not. After that, none does."""
-        self.touches += 1
+        self.touch()
         self.writes += 1
         return self.fatal is not None and self.writes > self.fatal
 
@@ -354,7 +387,7 @@ class _Words:
         self._watch = watch
 
     def __getitem__(self, at: int) -> Any:
-        self._watch.touches += 1
+        self._watch.touch()
         return self._view[at]
 
     def __setitem__(self, at: int, value: Any) -> None:

@@ -61,10 +61,12 @@ from asgi_ipc.store import Store
 
 from .support import (
     FOREVER,
+    LATER,
     NOW,
     Killed,
     assert_whole,
     bodies,
+    busy_store,
     contents,
     copy_of,
     deaths,
@@ -72,7 +74,6 @@ from .support import (
     examples,
     make_store,
     next_holder,
-    owned,
     process,
     put,
     row_of,
@@ -80,29 +81,6 @@ from .support import (
     target,
     under_watch,
 )
-
-LATER = NOW + 100
-
-
-def busy_store() -> Store:
-    """Queues with messages and without, groups, owners, waiters, and things that end soon."""
-    store = make_store(first_mark=8192)
-    first, second = process(store, 0), process(store, 1)
-    groups = Groups(store)
-    for i in range(4):
-        put(store, "work", b"work %d" % i)
-        put(store, "brief", b"brief %d" % i, expires=LATER)
-    owned(store, "specific.a!", first)
-    owned(store, "specific.b!", second)
-    row_of(store, "empty")
-    for i in range(3):
-        put(store, f"specific.a!socket{i}", b"to a %d" % i)
-        groups.add(b"chat", b"specific.a!socket%d" % i, NOW, FOREVER)
-        groups.add(b"chat", b"specific.b!socket%d" % i, NOW, LATER if i else FOREVER)
-    groups.add(b"alone", b"work", NOW, FOREVER)
-    store.park(row_of(store, "empty"), 5)
-    take(store, "work")
-    return store
 
 
 def crowded_store() -> Store:
@@ -197,22 +175,7 @@ OPERATIONS: dict[str, tuple[Callable[[], Store], Callable[[Store], Any]]] = {
 }
 
 
-# FIXME: both call something that clears the dirty word (`reclaim`, `sweep_log`) and then go on
-# writing, so that a death after that leaves a damaged store that looks clean.
-CLEAN_TOO_EARLY = (
-    "send to a new channel when rows have run out",
-    "send when memory has run out",
-)
-
-
-def each_operation() -> list[Any]:
-    known = pytest.mark.xfail(strict=True, reason="the dirty word is cleared in the middle")
-    return [
-        pytest.param(name, marks=[known] if name in CLEAN_TOO_EARLY else []) for name in OPERATIONS
-    ]
-
-
-@pytest.mark.parametrize("name", each_operation())
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_that_is_killed_has_happened_or_not(name: str) -> None:
     make, operation = OPERATIONS[name]
     store = make()
@@ -227,7 +190,7 @@ def test_an_operation_that_is_killed_has_happened_or_not(name: str) -> None:
         assert contents(left).living(LATER) in (before, after)
 
 
-@pytest.mark.parametrize("name", each_operation())
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_what_follows_a_death_works(name: str) -> None:
     make, operation = OPERATIONS[name]
     for left in deaths(make(), operation):
@@ -259,15 +222,7 @@ def test_upkeep_that_is_killed_takes_nothing_that_lives(name: str) -> None:
         assert contents(left).living(LATER) == before
 
 
-# FIXME: `bury` takes the queue from its owner before it gives it another generation, so that a
-# death in between leaves memberships that nobody ends.
-@pytest.mark.parametrize(
-    ("expiry", "memberships"),
-    [
-        pytest.param(0.0, 3, marks=pytest.mark.xfail(strict=True, reason="ghosts stay")),
-        (60.0, 6),
-    ],
-)
+@pytest.mark.parametrize(("expiry", "memberships"), [(0.0, 3), (60.0, 6)])
 def test_a_burial_that_is_killed_is_finished_by_the_next(expiry: float, memberships: int) -> None:
     store = busy_store()
     before = contents(store)
