@@ -20,7 +20,7 @@ def open_file(path: str, mode: int) -> int:
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
-        os.fchmod(fd, mode)
+        os.fchmod(fd, mode)  # whatever the umask
         return fd
     except FileExistsError:
         pass

@@ -37,7 +37,7 @@ H_MAGIC = 0
 H_VERSION = 1
 H_SIZE = 2  # bytes of the whole segment
 H_NONCE = 3  # random; names the doorbells of this segment and no other
-H_MACHINE = 4  # libc family, pointer width and mutex size: who may touch the lock
+H_MACHINE = 4  # libc family, word size and processor: who may touch the lock
 H_PID_NS = 5  # inode of the PID namespace
 H_TIME_NS = 6  # inode of the time namespace
 H_LOCK_KIND = 7  # LOCK_MUTEX or LOCK_FILE
@@ -105,7 +105,7 @@ W_GENERATION = 0  # primary: 0 is a free row; names the doorbell, stored after t
 W_PROCESS = 1  # reference of its process's row
 W_PROCESS_GENERATION = 2
 WAITER_WORDS = 4
-MAX_WAITERS = 1024
+MAX_WAITERS = 1088  # id 0 stands for nobody
 
 # -- tables: what every row begins with -----------------------------------------------------------
 # Row i also holds the head of hash bucket i, so that buckets grow with the rows (linear hashing).
@@ -119,7 +119,7 @@ Q_FIRST = 4  # derived: oldest record
 Q_LAST = 5  # derived: newest record
 Q_COUNT = 6  # derived: messages waiting
 Q_OWNER = 7  # primary: reference of the process that receives here; 0 for none
-Q_OWNER_GENERATION = 8
+Q_OWNER_GENERATION = 8  # primary: and its generation
 Q_NEXT_OWNED = 9  # derived: next queue of the same owner
 Q_MEMBERS = 10  # derived: memberships that lead here
 Q_TOTAL = 11  # messages accepted since creation or flush
@@ -130,9 +130,9 @@ Q_SEEN_AT = 15  # when that was; an empty row idle for long is reclaimed
 Q_DROPS = 16  # messages dropped here
 Q_FIRST_MEMBER = 17  # derived: newest membership that leads here
 Q_WAITING = 18  # bit i: word i of the waiter set is not empty
-Q_WAITERS = 19  # 16 words: the waiter set, one bit for each waiter row
-Q_NAME = 35  # 13 words
-QUEUE_WORDS = 48
+Q_WAITERS = 19  # 17 words: the waiter set, one bit for each waiter row
+Q_NAME = 36  # 13 words
+QUEUE_WORDS = 50
 WAITER_SET_WORDS = MAX_WAITERS // 64
 
 # -- group rows -----------------------------------------------------------------------------------
@@ -180,7 +180,8 @@ MAX_LOCALS = 1 << 20  # bytes of local parts in one record; a larger broadcast t
 
 FIRST_MARK = 64 * 1024  # bytes of log that a fresh segment reserves
 MIN_MEMORY = 64 * 1024
-MAX_MEMORY = 8 << 30  # bytes; references in a record are words in 32 bits
+MAX_MEMORY = 8 << 30  # bytes
+MAX_WORDS = (1 << 32) - 1  # of a segment: the ends of the log are halves
 
 
 class TableMap(NamedTuple):

@@ -53,7 +53,10 @@ _AHEAD = 8  # words of log looked at for each word allocated, once the gap is sm
 
 
 class Log:
-    """The ring of `layout` in `words`; `expire(at)` is called for records found expired."""
+    """The ring of `layout` in `words`.
+
+    `expire(at)` is called for records found expired, `check_row` for what should be a queue's row.
+    """
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Log:
         layout: Layout,
         reserve: Callable[[int, int], bool],
         expire: Callable[[int], None],
+        check_row: Callable[[int], int],
     ) -> None:
         self._buffer = buffer
         self._words = words
@@ -71,6 +75,7 @@ class Log:
         self._doubles = doubles
         self._reserve = reserve
         self._expire = expire
+        self._check_row = check_row
         self.start = layout.log
         self.end = layout.log_end
         self.last = layout.log_end - RECORD_WORDS  # where the last record could begin
@@ -81,7 +86,7 @@ class Log:
 
     def close(self) -> None:
         """Let go of the store, which refers to this log."""
-        del self._expire
+        del self._expire, self._check_row
 
     def ends(self) -> tuple[int, int, int]:
         """(head, tail, mark), checked."""
@@ -200,6 +205,10 @@ class Log:
         halves[HALF_HEAD] = new + size
         halves[2 * old + L_STATE] = DEAD
         row, following, before = halves[2 * new + L_QUEUE], words[new + L_NEXT], words[new + L_PREV]
+        self._check_row(row)
+        for link in (following, before):
+            if link and not self.start <= link <= self.last:
+                raise CorruptStore(f"the record at word {old} leads to word {link}, outside it")
         words[following + L_PREV if following else row + Q_LAST] = new
         words[before + L_NEXT if before else row + Q_FIRST] = new
         words[S_MOVES] += 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from .errors import InvalidOption
-from .layout import MAX_MEMORY, MIN_MEMORY
+from .layout import MAX_MEMORY, MAX_WORDS, MIN_MEMORY, WORD, Layout
 
 Capacities = list[tuple[Callable[[str], Any], int]]
 
@@ -56,9 +56,9 @@ class Options:
         """The options of a layer; raises InvalidOption for one that is unknown or cannot work."""
         if "channel_memory" in given:
             warnings.warn(
-                "channel_memory is called message_memory since asgi_ipc 1.1",
+                "channel_memory is the old name of message_memory",
                 DeprecationWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
             if "message_memory" in given:
                 raise InvalidOption("give message_memory, or its old name channel_memory, not both")
@@ -88,6 +88,14 @@ class Options:
                 raise InvalidOption(f"{name} must be an int from {shown}, not {value!r}")
         if self.mode & ~0o660 or self.mode & 0o600 != 0o600:
             raise InvalidOption(f"mode must be 0o600, or 0o660 for a group, not {self.mode:#o}")
+        if (
+            Layout(self.message_memory, self.group_memory, self.max_message_size).log_end
+            > MAX_WORDS
+        ):
+            raise InvalidOption(
+                "message_memory, group_memory and max_message_size are too large together: a "
+                f"segment can have {MAX_WORDS * WORD >> 30} GiB"
+            )
         for name in ("expiry", "group_expiry", "receive_timeout", "lock_timeout"):
             seconds = getattr(self, name)
             if (

@@ -25,7 +25,9 @@ from .layout import (
     L_SIZE,
     L_STATE,
     LIVE,
+    MAX_PROCESSES,
     P_DEAD_SINCE,
+    PROCESS_WORDS,
     Q_COUNT,
     Q_CREATED,
     Q_DROPS,
@@ -121,8 +123,17 @@ class Queues(Waiters):
         reserve: Callable[[int, int], bool] = lambda offset, length: True,
     ) -> None:
         super().__init__(buffer, layout)
-        self.log = Log(buffer, self.words, self.halves, self.doubles, layout, reserve, self._expire)
         self.queues = Table("queues", buffer, self.words, layout.queues, Q_NAME, reserve)
+        self.log = Log(
+            buffer,
+            self.words,
+            self.halves,
+            self.doubles,
+            layout,
+            reserve,
+            self._expire,
+            self.queues.checked,
+        )
 
     def close(self) -> None:
         self.log.close()
@@ -165,6 +176,8 @@ class Queues(Waiters):
         words[S_DIRTY] = DIRTY
         seq = words[S_SEQ] + 1
         last = words[row + Q_LAST]
+        if last and not log.start <= last <= log.last:
+            raise CorruptStore(f"a queue leads to word {last}, outside the log")
         start = (at + RECORD_WORDS) * WORD
         RECORD.pack_into(
             self.buffer,
@@ -231,6 +244,8 @@ class Queues(Waiters):
             summed = adler32(body, seq) if length <= _CHECKED else checksum(seq, b"", body)
             if owner != row or state != LIVE or check != summed:
                 raise CorruptStore(f"a queue leads to word {at} of the log, which is none of its")
+            if following and not log.start <= following <= log.last:
+                raise CorruptStore(f"a queue leads to word {following}, outside the log")
             words[S_DIRTY] = DIRTY
             halves = self.halves
             halves[2 * at + L_STATE] = DEAD
@@ -289,11 +304,11 @@ class Queues(Waiters):
         halves[2 * at + L_STATE] = DEAD
         following, before = words[at + L_NEXT], words[at + L_PREV]
         if following:
-            words[following + L_PREV] = before
+            words[self._inside(following) + L_PREV] = before
         else:
             words[row + Q_LAST] = before
         if before:
-            words[before + L_NEXT] = following
+            words[self._inside(before) + L_NEXT] = following
         else:
             words[row + Q_FIRST] = following
         words[row + Q_COUNT] -= 1
@@ -332,13 +347,20 @@ class Queues(Waiters):
         self._free(row, at)
         self._count_drop(row, EXPIRED)
         owner = self.words[row + Q_OWNER]
-        if owner and self.doubles[owner + P_DEAD_SINCE]:
+        if owner and self.doubles[self.process(owner) + P_DEAD_SINCE]:
             # Unread, and nobody left to read: the memberships need not wait for `expiry`.
             self.doubles[owner + P_DEAD_SINCE] = LONG_DEAD
 
     def _count_drop(self, row: int, reason: int) -> None:
         self.words[row + Q_DROPS] += 1
         self.words[S_DROPS + reason] += 1
+
+    def process(self, reference: int) -> int:
+        """Return `reference` if it is one of a process row, else raise CorruptStore."""
+        place = reference - self.layout.processes
+        if place % PROCESS_WORDS or not 0 <= place < MAX_PROCESSES * PROCESS_WORDS:
+            raise CorruptStore(f"{reference} is not the reference of a process")
+        return reference
 
     def _inside(self, at: int) -> int:
         if not self.log.start <= at <= self.log.last:

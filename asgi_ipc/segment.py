@@ -252,6 +252,8 @@ def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterato
 
 def _make_directory(path: str, mode: int) -> None:
     mode |= (mode & 0o444) >> 2  # who may read may also look inside
+    if mode & 0o060:
+        mode |= stat.S_ISGID  # what is made inside belongs to the group, whoever makes it
     try:
         os.mkdir(path, mode)
         os.chmod(path, mode)
@@ -383,6 +385,9 @@ def _create(paths: Paths, wanted: Wanted) -> Segment:
         raise SegmentError(f"cannot make shared memory of {layout.size} bytes: {error}") from error
     try:
         os.fchmod(shm.fd, wanted.mode)
+        if wanted.mode & 0o060:
+            with contextlib.suppress(PermissionError):
+                os.fchown(shm.fd, -1, os.stat(paths.directory).st_gid)
         memory = mmap.mmap(shm.fd, layout.size)
         try:
             with contextlib.suppress(AttributeError):  # macOS

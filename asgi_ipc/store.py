@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .errors import CorruptStore
 from .layout import (
     CLEAN,
     DEAD_OWNER,
@@ -25,7 +24,6 @@ from .layout import (
     G_NAME,
     M_GROUP,
     M_NAME,
-    MAX_PROCESSES,
     MAX_WAITERS,
     P_ATTACHED,
     P_DEAD_SINCE,
@@ -137,13 +135,6 @@ class Store(Queues):
         return not words[row + Q_FIRST]
 
     # -- processes --------------------------------------------------------------------------------
-
-    def process(self, reference: int) -> int:
-        """Return `reference` if it is one of a process row, else raise CorruptStore."""
-        place = reference - self.layout.processes
-        if place % PROCESS_WORDS or not 0 <= place < MAX_PROCESSES * PROCESS_WORDS:
-            raise CorruptStore(f"{reference} is not the reference of a process")
-        return reference
 
     def process_row(self, index: int) -> int:
         """The reference of the process whose byte lock is at offset `index`."""

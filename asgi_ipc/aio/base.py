@@ -23,11 +23,8 @@ from ..segment import Paths, Wanted
 
 logger = logging.getLogger("asgi_ipc")
 
-_CACHED = 20_000  # names whose routes a layer remembers
-_TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
+CACHED = 20_000  # names whose routes a layer remembers
 _LOG_EVERY = 10.0  # seconds between two log lines about the same kind of drop
-
-Found = tuple[str, bytes]  # full channel name, undecoded body
 
 
 class Session:

@@ -36,16 +36,12 @@ from ..layout import (
 )
 from ..names import check_channel, check_group, split
 from ..queues import FULL, NO_MEMORY, Target
-from .base import Session
+from .base import CACHED, Session
 from .receiving import Receiving
 
 logger = logging.getLogger("asgi_ipc")
 
-_CACHED = 20_000  # names whose routes a layer remembers
 _TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
-_LOG_EVERY = 10.0  # seconds between two log lines about the same kind of drop
-
-Found = tuple[str, bytes]  # full channel name, undecoded body
 
 
 class Core(Receiving):
@@ -81,7 +77,7 @@ class Core(Receiving):
         queue, local = split(channel)
         target = Target(queue.encode("ascii"), local.encode("ascii"), self.capacity_of(channel))
         session.section(self._refuse_group, session, target, channel)
-        if len(session.routes) >= _CACHED:
+        if len(session.routes) >= CACHED:
             session.routes.clear()
         session.routes[channel] = target
         return target
@@ -216,7 +212,7 @@ class Core(Receiving):
                 targets.append(
                     Target(queue, joined, capacity, row=row, generation=generation, fixed=True)
                 )
-        if len(session.plans) >= _CACHED:
+        if len(session.plans) >= CACHED:
             session.plans.clear()
         session.plans[group] = plan, targets
         return targets
@@ -283,7 +279,7 @@ class Core(Receiving):
             at, count_then, full_then = since, 0, 0  # there was a flush in between
         period = max(now - at, 1e-9)
         if now - at >= 1.0:
-            if len(self._samples) >= _CACHED:
+            if len(self._samples) >= CACHED:
                 self._samples.clear()
             self._samples[name] = (now, count, full)
         return {

@@ -21,15 +21,9 @@ from ..layout import (
 )
 from ..names import check_channel, check_receive, split
 from ..queues import Target
-from .base import Base, Session
+from .base import CACHED, Base, Session
 
 logger = logging.getLogger("asgi_ipc")
-
-_CACHED = 20_000  # names whose routes a layer remembers
-_TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
-_LOG_EVERY = 10.0  # seconds between two log lines about the same kind of drop
-
-Found = tuple[str, bytes]  # full channel name, undecoded body
 
 
 class Waiter(Protocol):
@@ -92,7 +86,7 @@ class Receiving(Base):
         """What a receive of one full name takes from, as a list of one; looked up once."""
         check_channel(channel)
         found = [self._source(session, channel)]
-        if len(session.exact_sources) >= _CACHED:
+        if len(session.exact_sources) >= CACHED:
             session.exact_sources.clear()
         session.exact_sources[channel] = found
         return found
@@ -101,7 +95,7 @@ class Receiving(Base):
         queue = split(channel)[0]
         source = Source(channel, session.attachment.inbox(queue) if queue.endswith("!") else None)
         if source.local is ANY:
-            if len(session.sources) >= _CACHED:
+            if len(session.sources) >= CACHED:
                 session.sources.clear()
             session.sources[channel] = source
         return source

@@ -255,9 +255,6 @@ def store_that_cannot_grow(granted: int) -> tuple[Store, int]:
     return store, fill(store, "c", 100)
 
 
-# FIXME: where memory cannot be reserved, the log is filled without the gap that moves need. With
-# messages that nobody reads at both ends, it then takes no other until one of them expires.
-@pytest.mark.xfail(strict=True, reason="the log is jammed")
 @pytest.mark.parametrize("granted", [0, 4 * KIB, 20 * KIB])
 def test_a_log_that_cannot_grow_is_not_jammed_by_stuck_messages(granted: int) -> None:
     store, number = store_that_cannot_grow(granted)
