@@ -203,18 +203,19 @@ class Groups:
         """Enter a new member row into the lists of its group and of its queue."""
         words = self.store.words
         group, queue = words[member + M_GROUP], words[member + M_QUEUE]
+        checked = self.store.members.checked
         first = words[group + G_FIRST]
         words[member + M_PREV] = 0
         words[member + M_NEXT] = first
         if first:
-            words[first + M_PREV] = member
+            words[checked(first) + M_PREV] = member
         words[group + G_FIRST] = member
         words[group + G_COUNT] += 1
         first = words[queue + Q_FIRST_MEMBER]
         words[member + M_QUEUE_PREV] = 0
         words[member + M_QUEUE_NEXT] = first
         if first:
-            words[first + M_QUEUE_PREV] = member
+            words[checked(first) + M_QUEUE_PREV] = member
         words[queue + Q_FIRST_MEMBER] = member
         words[queue + Q_MEMBERS] += 1
 
@@ -222,21 +223,22 @@ class Groups:
         store, words = self.store, self.store.words
         group = store.groups.checked(words[member + M_GROUP])
         queue = store.queues.checked(words[member + M_QUEUE])
+        checked = store.members.checked
         words[S_DIRTY] = DIRTY
         following, before = words[member + M_NEXT], words[member + M_PREV]
         if following:
-            words[following + M_PREV] = before
+            words[checked(following) + M_PREV] = before
         if before:
-            words[before + M_NEXT] = following
+            words[checked(before) + M_NEXT] = following
         else:
             words[group + G_FIRST] = following
         words[group + G_COUNT] -= 1
         words[group + G_VERSION] = store.counted()
         following, before = words[member + M_QUEUE_NEXT], words[member + M_QUEUE_PREV]
         if following:
-            words[following + M_QUEUE_PREV] = before
+            words[checked(following) + M_QUEUE_PREV] = before
         if before:
-            words[before + M_QUEUE_NEXT] = following
+            words[checked(before) + M_QUEUE_NEXT] = following
         else:
             words[queue + Q_FIRST_MEMBER] = following
         words[queue + Q_MEMBERS] -= 1

@@ -103,7 +103,8 @@ MAX_PROCESSES = 1024
 # -- waiters: fixed rows --------------------------------------------------------------------------
 W_GENERATION = 0  # primary: 0 is a free row; names the doorbell, stored after that is open
 W_PROCESS = 1  # reference of its process's row
-W_PROCESS_GENERATION = 2
+W_PROCESS_GENERATION = 2  # 0 is a free row too: one of an id that is taken and not yet open
+W_TAKEN = 3  # the generation that was given out with the id
 WAITER_WORDS = 4
 MAX_WAITERS = 1088  # id 0 stands for nobody
 

@@ -28,11 +28,14 @@ from types import FrameType
 from typing import Any
 from zlib import crc32
 
-from .errors import CorruptStore, LockBusy, LockTimeout, Reentered
+from .errors import CorruptStore, IPCError, LockBusy, LockTimeout, Reentered
 from .layout import S_DIRTY
 
 _SPINS = 30  # tries in a row before the first sleep, about as long as a section takes
 _LONGEST_SLEEP = 0.001  # seconds
+
+# What Python raises when a value read from memory leads outside, or cannot be a count.
+_OUT_OF_RANGE = (IndexError, ValueError, ArithmeticError, struct.error)
 
 _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
@@ -176,7 +179,7 @@ def make_section(
             if not _nested(sys._getframe(), handle):
                 consistent(handle)
                 unlock(handle)
-            if isinstance(error, (IndexError, struct.error)):
+            if isinstance(error, _OUT_OF_RANGE) and not isinstance(error, IPCError):
                 raise CorruptStore(
                     f"the shared memory holds bytes that cannot be right ({error}); flush() the "
                     "layer, or stop its processes and remove it"

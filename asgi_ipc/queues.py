@@ -166,7 +166,12 @@ class Queues(Waiters):
         halves, log = self.halves, self.log
         at = halves[HALF_HEAD]
         live = words[S_LIVE] + size
-        if at + size > words[S_LIMIT] or size > words[S_BIGGEST] or live > log.max_live:
+        if (
+            at + size > words[S_LIMIT]
+            or size > words[S_BIGGEST]
+            or live > log.max_live
+            or at < log.start
+        ):
             at = self._room(size, now)
             if not at:
                 words[S_DIRTY] = CLEAN
@@ -434,14 +439,18 @@ class Queues(Waiters):
             if words[row + Q_FIRST]:
                 if idle and doubles[self._inside(words[row + Q_FIRST]) + L_EXPIRES] <= now:
                     self._let_go(row, now)
+                    return  # that may have been much: the others come with the next round
                 continue
             if (
                 words[row + Q_MEMBERS]
-                or words[row + Q_WAITING]
                 or words[row + Q_OWNER]
                 or now - doubles[row + Q_SEEN_AT] < idle
             ):
                 continue
+            if words[row + Q_WAITING]:
+                self.prune(row)
+                if words[row + Q_WAITING]:
+                    continue
             words[S_DIRTY] = DIRTY
             self.queues.remove(row)
             words[S_DIRTY] = CLEAN

@@ -49,6 +49,7 @@ from .layout import (
     W_GENERATION,
     W_PROCESS,
     W_PROCESS_GENERATION,
+    W_TAKEN,
     WAITER_WORDS,
     Layout,
 )
@@ -120,19 +121,19 @@ class Store(Queues):
                 return
             here = words[here + Q_NEXT_OWNED]
 
-    def drop_queue(self, row: int) -> bool:
-        """Drop messages of a queue whose reader is dead; True once none is left."""
+    def drop_queue(self, row: int, limit: int = EXPIRED_AT_ONCE) -> int:
+        """Drop up to `limit` messages of a queue whose reader is dead; return how many it were."""
         words = self.words
-        for _ in range(EXPIRED_AT_ONCE):
+        for dropped in range(limit):
             at = words[row + Q_FIRST]
             if not at:
-                return True
+                return dropped
             self._inside(at)
             words[S_DIRTY] = DIRTY
             self._free(row, at)
             self._count_drop(row, DEAD_OWNER)
             words[S_DIRTY] = CLEAN
-        return not words[row + Q_FIRST]
+        return limit
 
     # -- processes --------------------------------------------------------------------------------
 
@@ -172,13 +173,16 @@ class Store(Queues):
                 mine = words[at + W_PROCESS] == process
                 if mine and words[at + W_PROCESS_GENERATION] == generation:
                     words[at + W_GENERATION] = 0
+                    words[at + W_TAKEN] = 0
                     words[at + W_PROCESS_GENERATION] = 0
             doubles[process + P_DEAD_SINCE] = now
         over = now - doubles[process + P_DEAD_SINCE] >= expiry
-        row, steps = words[process + P_OWNED], 0
+        row, budget = words[process + P_OWNED], EXPIRED_AT_ONCE
         while row:
             following = words[self.queues.checked(row) + Q_NEXT_OWNED]
-            if (over or not words[process + P_LEFT]) and not self.drop_queue(row):
+            if over or not words[process + P_LEFT]:
+                budget -= self.drop_queue(row, budget)
+            if budget <= 0:
                 return False
             if over:
                 words[S_DIRTY] = DIRTY
@@ -193,9 +197,7 @@ class Store(Queues):
                 words[process + P_OWNED] = following
                 words[S_DIRTY] = CLEAN
             row = following
-            steps += 1
-            if steps >= EXPIRED_AT_ONCE:
-                return False
+            budget -= 1
         if over:
             words[process + P_GENERATION] = 0
         return over

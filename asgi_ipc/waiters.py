@@ -15,6 +15,7 @@ from .layout import (
     W_GENERATION,
     W_PROCESS,
     W_PROCESS_GENERATION,
+    W_TAKEN,
     WAITER_SET_WORDS,
     WAITER_WORDS,
 )
@@ -24,7 +25,7 @@ from .memory import Memory
 class Waiters(Memory):
     """Waiters by id, and the waiter set of each queue."""
 
-    _turn = 0  # which waiter this process rang last, so that each gets its share
+    _turn = 0  # the waiter after the one that this process rang last: each gets its share
 
     def add_waiter(self, process: int) -> tuple[int, int] | None:
         """Take a waiter id for `process`: (id, generation), or None when all are in use.
@@ -34,10 +35,12 @@ class Waiters(Memory):
         words = self.words
         for index in range(1, MAX_WAITERS):  # 0 stands for nobody
             at = self.layout.waiters + index * WAITER_WORDS
-            if not words[at + W_GENERATION] and not words[at + W_PROCESS_GENERATION]:
+            if not words[at + W_PROCESS_GENERATION]:
+                generation = self.counted()
                 words[at + W_PROCESS] = process
+                words[at + W_TAKEN] = generation
                 words[at + W_PROCESS_GENERATION] = words[process + P_GENERATION]
-                return index, self.counted()
+                return index, generation
         return None
 
     def publish_waiter(self, index: int, generation: int) -> None:
@@ -45,10 +48,12 @@ class Waiters(Memory):
 
     def remove_waiter(self, index: int, generation: int) -> None:
         """Give a waiter id back, if it still is of that generation. Its bits go as they are met."""
+        words = self.words
         at = self.layout.waiters + index * WAITER_WORDS
-        if self.words[at + W_GENERATION] in (generation, 0):
-            self.words[at + W_GENERATION] = 0
-            self.words[at + W_PROCESS_GENERATION] = 0
+        if words[at + W_TAKEN] == generation:
+            words[at + W_GENERATION] = 0
+            words[at + W_TAKEN] = 0
+            words[at + W_PROCESS_GENERATION] = 0
 
     def waiter_generation(self, index: int) -> int:
         """The generation of a waiter, which with its id names its doorbell; 0 if it is gone."""
@@ -78,20 +83,41 @@ class Waiters(Memory):
         """Take one waiter out of the set of the queue at `row`, in turn; 0 if it is empty."""
         words = self.words
         waiting = words[row + Q_WAITING]
+        turn = self._turn
         while waiting:
-            word = (waiting & -waiting).bit_length() - 1
-            if word < WAITER_SET_WORDS and (bits := words[row + Q_WAITERS + word]):
-                turn = self._turn & 63
-                bit = bits >> turn << turn or bits
-                bit &= -bit
-                self._turn = bit.bit_length()
-                words[row + Q_WAITERS + word] = bits ^ bit
-                if bits == bit:
-                    words[row + Q_WAITING] = waiting ^ (1 << word)
-                return word << 6 | bit.bit_length() - 1
-            waiting &= waiting - 1
-            words[row + Q_WAITING] = waiting
+            first = turn >> 6
+            word = waiting >> first << first or waiting
+            word = (word & -word).bit_length() - 1
+            bits = words[row + Q_WAITERS + word] if word < WAITER_SET_WORDS else 0
+            if not bits:
+                waiting &= ~(1 << word)  # whoever was killed while it parked left this
+                words[row + Q_WAITING] = waiting
+                continue
+            bit = bits >> (turn & 63) << (turn & 63) if word == first else bits
+            if not bit:
+                turn = (first + 1) << 6  # all in this word have had their turn
+                continue
+            bit &= -bit
+            words[row + Q_WAITERS + word] = bits ^ bit
+            if bits == bit:
+                words[row + Q_WAITING] = waiting ^ (1 << word)
+            waiter = word << 6 | bit.bit_length() - 1
+            self._turn = waiter + 1
+            return waiter
         return 0
+
+    def prune(self, row: int) -> None:
+        """Take waiters that are gone out of the set of the queue at `row`."""
+        words = self.words
+        for word in range(WAITER_SET_WORDS):
+            bits = words[row + Q_WAITERS + word]
+            while bits:
+                waiter = word << 6 | (bits & -bits).bit_length() - 1
+                if not self.waiter_generation(waiter):
+                    self.unpark(row, waiter)
+                bits &= bits - 1
+            if not words[row + Q_WAITERS + word]:
+                words[row + Q_WAITING] &= ~(1 << word)
 
     def park_if_empty(self, row: int, waiter: int) -> bool:
         """Park `waiter` at the queue at `row`, or return True if there is a message in it."""

@@ -162,7 +162,7 @@ class Model(RuleBasedStateMachine):
     """What the store must do, and that it does."""
 
     memory = 64 * KIB
-    rows = 12  # queues that there is room for
+    rows = 20  # queues that there is room for
 
     # -- the world --------------------------------------------------------------------------------
 

@@ -261,7 +261,7 @@ def test_a_burial_is_done_in_bounded_parts() -> None:
         return touches(store, lambda store: store.bury(dead, NOW, 0.0))
 
     assert cost(5000, 1) <= cost(500, 1) + 10
-    assert cost(5000, 500) <= 2 * cost(500, 500)
+    assert cost(1000, 1000) <= 2 * cost(500, 500)
 
 
 def test_a_burial_of_many_messages_and_queues_comes_to_an_end() -> None:
