@@ -64,7 +64,9 @@ class Groups:
         queue = Target(channel[: channel.find(b"!") + 1] or channel)
         row = store.groups.find(group)
         member = store.members.find(channel, row) if row else 0
-        if not member and not self._has_room(now):
+        room = bool(member) or self._has_room(now)
+        row = store.groups.find(group)  # making room may have freed it
+        if not room:
             raise LimitReached(
                 f"group memory is full: {store.members.used} memberships in "
                 f"{store.groups.used} groups. Raise group_memory for all processes of this "

@@ -430,6 +430,7 @@ class Queues(Waiters):
     def reclaim(self, now: float, idle: float, limit: int) -> None:
         """Free rows of queues that nobody uses and that saw no message for `idle` seconds."""
         words, doubles = self.words, self.doubles
+        budget = EXPIRED_AT_ONCE
         for row in self.queues.sweep(limit):
             if words[row + Q_TOTAL] != words[row + Q_SEEN]:
                 words[row + Q_SEEN] = words[row + Q_TOTAL]
@@ -438,8 +439,10 @@ class Queues(Waiters):
                     continue
             if words[row + Q_FIRST]:
                 if idle and doubles[self._inside(words[row + Q_FIRST]) + L_EXPIRES] <= now:
-                    self._let_go(row, now)
-                    return  # that may have been much: the others come with the next round
+                    before = words[row + Q_COUNT]
+                    budget -= before - self._let_go(row, now)
+                    if budget <= 0:
+                        return  # the others come with the next rounds
                 continue
             if (
                 words[row + Q_MEMBERS]

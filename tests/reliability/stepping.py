@@ -418,7 +418,7 @@ class SendAtEnd(Scenario):
         send_numbers(survivor, "other", range(1))
 
     def operate(self, victim: Blocking) -> None:
-        victim.send("other", {"id": "mine", "body": FILLER})
+        victim.send("other", {"id": "mine", "body": FILLER + bytes(400)})
 
 
 class SendWithMoves(SendAtEnd):
@@ -718,6 +718,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
 
 FILLER = b"f" * 480
 FIRST_WORDS = 8 * 1024
+MARGIN = 32  # words
 
 
 def put(client: Blocking, queue: bytes, body: bytes, lives: float) -> None:
@@ -733,15 +734,15 @@ def member(client: Blocking, group: bytes, channel: bytes, lives: float) -> None
 
 
 def up_to_the_mark(store: Store, section: Any, stuck: bool, body: bytes) -> None:
-    """Send and receive until the next message of that size wraps the ring; or, with a message
-    stuck at the tail, until it has to be moved."""
+    """Send and receive until the next record that is MARGIN words larger wraps the ring; or, with
+    a message stuck at the tail, until it has to be moved."""
     words, halves = store.words, store.halves
     target = Target(b"filler", capacity=1000)
     now = time.monotonic()
     size = RECORD_WORDS + ((len(body) + 64 + 15) >> 4 << 1)
     body += bytes(64)
     section(store.put, target, body, now, now + LONG)
-    while halves[HALF_HEAD] + 2 * size <= (words[S_LIMIT] if stuck else words[S_MARK]):
+    while halves[HALF_HEAD] + size + MARGIN <= (words[S_LIMIT] if stuck else words[S_MARK]):
         section(store.put, target, body, now, now + LONG)
         assert section(store.take, target, now) == body
     assert words[S_LIVE], "the log is empty, so it begins anew"

@@ -511,8 +511,7 @@ class Model(RuleBasedStateMachine):
             return
         assert found in expected
         met["received"] += 1
-        if len(expected) > 1 or sources[0].inbox is not None:
-            self.remove_from_box(boxes, found)
+        self.remove_from_box(boxes, found)
 
     def forget_unbound(self, place: Place, sources: Any) -> None:
         """No room for the queue: then nobody has come to own it either."""

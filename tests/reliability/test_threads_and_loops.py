@@ -201,13 +201,15 @@ def test_loop_closed_with_receives_pending(aio: Any, monkeypatch: pytest.MonkeyP
         got: dict[str, Any] = await asyncio.wait_for(waiting, LIVENESS)
         return got
 
-    for channel in ("c", name, "d"):
-        assert asyncio.run(wait(channel)) == MESSAGE
-    assert all(not task.done() for task in kept)
-    for task in kept:  # or the loop complains that they were pending
-        task._log_destroy_pending = False
-        with contextlib.suppress(RuntimeError):
-            task.get_coro().close()
+    try:
+        for channel in ("c", name, "d"):
+            assert asyncio.run(wait(channel)) == MESSAGE
+        assert all(not task.done() for task in kept)
+    finally:
+        for task in kept:
+            task._log_destroy_pending = False  # or asyncio complains that it was
+            with contextlib.suppress(RuntimeError):
+                task.get_coro().close()
 
 
 def test_thousand_layers_dropped_without_close(prefix: str) -> None:
@@ -589,6 +591,7 @@ async def test_receive_cancelled_at_every_await(prefix: str, kind: int) -> None:
     aio = asgi_ipc.aio.IPCChannelLayer(prefix, lock="file")
     channel, receive = list(kinds_of_receive(aio, await aio.new_channel()).values())[kind]
     number, cancelled = 0, 0
+    await aio.receive_async(["warm"], 0.0001)  # the doorbell of this loop
     await aio.send("warm", MESSAGE)
     with open(segment.Paths(prefix).section_lock, "rb") as file:
         while True:

@@ -1,0 +1,484 @@
+"""Forks of every kind, and two PID namespaces: each child is a process of its own to the layer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asgi_ipc
+import asgi_ipc.aio
+from asgi_ipc.errors import LockTimeout
+
+from ..clients.processes import running
+from ..contract import LIVENESS, MESSAGE, until
+from ..environments import child_environment
+
+LOCKS = ("mutex", "file")
+
+
+@pytest.fixture
+def make(prefix: str) -> Iterator[Callable[..., Any]]:
+    made = []
+
+    def make(**options: Any) -> Any:
+        made.append(asgi_ipc.IPCChannelLayer(prefix, **{"receive_timeout": 0.2, **options}))
+        return made[-1]
+
+    yield make
+    for layer in made:
+        layer.close()
+
+
+class Child:
+    """A fork of this process that runs `work`. It never comes back from there."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        read, write = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            code, said = 1, ""
+            try:
+                os.close(read)
+                signal.alarm(int(3 * LIVENESS))  # whatever becomes of its parent
+                said = repr(work())
+                code = 0
+            except BaseException:
+                said = traceback.format_exc()
+            finally:
+                os.write(write, said.encode()[:60_000])
+                os._exit(code)
+        os.close(write)
+        self._read = read
+        self._status: int | None = None
+
+    def result(self) -> str:
+        """What `work` returned, as it is written; fails with what it raised."""
+        with open(self._read, "rb", closefd=False) as file:
+            said = file.read().decode()
+        assert self.wait() == 0, said
+        return said
+
+    def wait(self) -> int:
+        if self._status is None:
+            self._status = os.waitpid(self.pid, 0)[1]
+        return os.waitstatus_to_exitcode(self._status)
+
+    def end(self) -> None:
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+        os.close(self._read)
+
+
+@pytest.fixture
+def fork() -> Iterator[Callable[[Callable[[], object]], Child]]:
+    """Forks this process; whoever is left at the end is killed, and all are reaped."""
+    children: list[Child] = []
+
+    def fork(work: Callable[[], object]) -> Child:
+        children.append(Child(work))
+        return children[-1]
+
+    yield fork
+    for child in children:
+        child.end()
+
+
+@contextlib.contextmanager
+def held_by_a_thread(layer: Any) -> Iterator[threading.Event]:
+    """A thread of this process is inside a section until the event is set, or the block ends."""
+    inside, release = threading.Event(), threading.Event()
+
+    def operation() -> None:
+        inside.set()
+        release.wait(3 * LIVENESS)
+
+    attachment = layer._core.attach().attachment
+    holder = threading.Thread(target=attachment.section, args=(operation,))
+    holder.start()
+    try:
+        assert inside.wait(LIVENESS)
+        yield release
+    finally:
+        release.set()
+        holder.join(LIVENESS)
+
+
+# -- fork while another thread holds the lock ----------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_fork_while_a_thread_holds_the_lock(
+    make: Callable[..., Any], fork: Callable[..., Child], lock: str
+) -> None:
+    """The child has no copy of the held lock: it waits for its parent like any other process."""
+    layer = make(lock=lock, lock_timeout=LIVENESS)
+    layer.send("warm", MESSAGE)
+
+    def send() -> object:
+        layer.send("c", {"from": os.getpid()})
+        return layer.receive(["warm"])
+
+    with held_by_a_thread(layer) as release:
+        child = fork(send)
+        until(lambda: state_of(child.pid) in "SR")
+        release.set()
+        assert child.result() == repr(("warm", MESSAGE))
+    assert layer.receive(["c"]) == ("c", {"from": child.pid})
+    assert layer.receive(["c"]) == (None, None)
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_child_never_enters_a_section_of_its_parent(
+    make: Callable[..., Any], fork: Callable[..., Child], lock: str
+) -> None:
+    layer = make(lock=lock, lock_timeout=0.2)
+    layer.send("warm", MESSAGE)
+    session = layer._core.session
+
+    def intrude() -> object:
+        # What it inherited still refers to the parent's lock; and so does a first call.
+        try:
+            session.section(lambda: None)
+        except LockTimeout as error:
+            return str(os.getppid()) in str(error)
+        return "came in"
+
+    with held_by_a_thread(layer):
+        assert fork(intrude).result() == "True"
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_child_does_not_keep_the_lock_of_a_dead_parent(prefix: str, tmp_path: Path, lock: str) -> None:
+    """A process is killed inside a section; a child that it forked meanwhile lives on."""
+    source = f"""
+import os, sys, threading, time, asgi_ipc
+layer = asgi_ipc.IPCChannelLayer({prefix!r}, lock={lock!r})
+layer.send("warm", {{}})
+inside = threading.Event()
+def operation():
+    inside.set()
+    time.sleep(1000)
+section = layer._core.session.attachment.section
+threading.Thread(target=section, args=(operation,), daemon=True).start()
+inside.wait()
+child = os.fork()
+if not child:
+    os.setpgid(0, 0)
+    time.sleep({3 * LIVENESS})
+    os._exit(0)
+print("child", child, flush=True)
+threading.Event().wait()
+"""
+    with running(
+        [sys.executable, "-c", source], log=tmp_path / "log", environment=child_environment()
+    ) as process:
+        process.wait_until(lambda: process.output().endswith("\n"), "the child")
+        child = int(process.output().split()[1])
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait_for_end()
+            os.kill(child, 0)  # the child is still there
+            layer = asgi_ipc.IPCChannelLayer(prefix, lock=lock, lock_timeout=2)
+            assert layer.receive(["warm"]) == ("warm", {})
+            layer.close()
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def state_of(pid: int) -> str:
+    """R, S, T, Z and so on, as in /proc."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+
+
+# -- a layer that was made and used before the fork ----------------------------------------------
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_child_holds_nothing_of_its_parent(
+    make: Callable[..., Any], fork: Callable[..., Child], prefix: str, lock: str
+) -> None:
+    layer = make(lock=lock)
+    layer.send("c", MESSAGE)
+    layer.receive(["c", "own!"], block=True)
+    assert layer.receive(["c"], block=True) == (None, None)
+
+    def held() -> list[str]:
+        links = []
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                links.append(os.readlink(f"/proc/self/fd/{number}"))
+        return [link for link in links if prefix in link]
+
+    assert held()
+    assert fork(held).result() == "[]"
+    # And what it closed there was only its own: the parent is rung as before.
+    child = fork(lambda: layer.send("c", MESSAGE))
+    assert make(receive_timeout=LIVENESS).receive(["c"], block=True) == ("c", MESSAGE)
+    child.result()
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_preload_as_gunicorn_does(
+    make: Callable[..., Any], fork: Callable[..., Child], lock: str
+) -> None:
+    """The layer is made and used, then the workers are forked; all of them work at once."""
+    layer = make(lock=lock, capacity=10_000, receive_timeout=LIVENESS)
+    layer.send("warm", MESSAGE)
+    assert layer.receive({"warm", "own!"}, block=True) == ("warm", MESSAGE)
+    layer.send("own!a", {"to": "parent"})
+    layer.send("own!b", {"to": "parent"})
+    assert layer.receive(["own!"]) == ("own!a", {"to": "parent"})  # and the other is drained
+    workers, each = 4, 300
+
+    def work() -> list[int]:
+        own = f"own{os.getpid()}!"
+        layer.group_add("all", own + "x")
+        layer.send("ready", {})
+        got = []
+        while True:
+            channel, message = layer.receive({"work", own}, block=True)
+            if message is None or channel == own + "x":
+                return got  # the broadcast ends it
+            got.append(message["number"])
+            layer.send("answers", message)
+
+    children = [fork(work) for _ in range(workers)]
+    for _ in children:
+        assert layer.receive(["ready"], block=True) == ("ready", {})
+    for number in range(workers * each):
+        layer.send("work", {"number": number})
+    answers = [layer.receive(["answers"], block=True)[1]["number"] for _ in range(workers * each)]
+    layer.send_group("all", {})
+    shares = [eval(child.result()) for child in children]
+    assert sorted(answers) == list(range(workers * each))
+    assert sorted(number for share in shares for number in share) == list(range(workers * each))
+    assert all(share == sorted(share) for share in shares)
+    # What the parent had drained is still the parent's.
+    assert layer.receive(["own!"]) == ("own!b", {"to": "parent"})
+    assert layer.receive(["own!", "work", "answers"]) == (None, None)
+
+
+def test_preload_as_uvicorn_does(prefix: str, fork: Callable[..., Child]) -> None:
+    """The same with asyncio: each worker runs a loop of its own and makes channels of its own."""
+    layer = asgi_ipc.aio.IPCChannelLayer(prefix)
+
+    async def use() -> None:
+        name = await layer.new_channel()
+        await layer.group_add("all", name)
+        await layer.send(name, MESSAGE)
+        assert await layer.receive(name) == MESSAGE
+
+    asyncio.run(use())
+
+    async def work() -> str:
+        name = await layer.new_channel()
+        await layer.send("names", {"name": name})
+        message = await asyncio.wait_for(layer.receive(name), LIVENESS)
+        assert message == {"to": name}
+        return layer.client_prefix
+
+    async def lead(workers: int) -> None:
+        names = [(await layer.receive("names"))["name"] for _ in range(workers)]
+        queues = {name.partition("!")[0] for name in names}
+        assert len(queues) == workers, "workers share the queue of one process"
+        for name in names:
+            await layer.send(name, {"to": name})
+
+    children = [fork(lambda: asyncio.run(work())) for _ in range(3)]
+    asyncio.run(asyncio.wait_for(lead(3), LIVENESS))
+    prefixes = {child.result() for child in children}
+    assert len(prefixes | {repr(layer.client_prefix)}) == 4
+    asyncio.run(use())
+    asyncio.run(layer.close())
+
+
+def test_children_of_children(make: Callable[..., Any], fork: Callable[..., Child]) -> None:
+    layer = make(receive_timeout=LIVENESS)
+    layer.send("c", {"generation": 0})
+
+    def descend(generation: int) -> object:
+        got = layer.receive(["c"], block=True)
+        assert got == ("c", {"generation": generation - 1}), got
+        layer.send("c", {"generation": generation})
+        if generation < 4:
+            child = Child(lambda: descend(generation + 1))
+            try:
+                return child.result()
+            finally:
+                child.end()
+        return generation
+
+    assert fork(lambda: descend(1)).result().count("4")
+    assert layer.receive(["c"], block=True) == ("c", {"generation": 4})
+
+
+# -- multiprocessing ------------------------------------------------------------------------------
+
+
+def answer(layer_or_prefix: Any) -> None:
+    """Run by multiprocessing in its child: answers until it is told to end."""
+    layer = layer_or_prefix
+    if isinstance(layer, str):
+        layer = asgi_ipc.IPCChannelLayer(layer, receive_timeout=LIVENESS)
+    while True:
+        message = layer.receive(["questions"], block=True)[1]
+        if not message or "end" in message:
+            return
+        layer.send("answers", {**message, "pid": os.getpid()})
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(make: Callable[..., Any], method: str) -> None:
+    layer = make(receive_timeout=LIVENESS)
+    layer.send("warm", MESSAGE)
+    assert layer.receive(["warm"], block=True) == ("warm", MESSAGE)
+    context: Any = multiprocessing.get_context(method)
+    given = layer if method == "fork" else layer.prefix
+    children = [context.Process(target=answer, args=(given,), daemon=True) for _ in range(3)]
+    for child in children:
+        child.start()
+    try:
+        count = 300
+        for start in range(0, count, 50):
+            for number in range(start, start + 50):
+                layer.send("questions", {"number": number})
+            for _ in range(50):
+                assert layer.receive(["answers"], block=True)[1]
+        statistics = layer.channel_statistics("answers")
+        assert statistics["messages_count"] == count
+        assert statistics["messages_pending"] == 0
+        for _ in children:
+            layer.send("questions", {"end": True})
+        for child in children:
+            child.join(LIVENESS)
+        assert [child.exitcode for child in children] == [0, 0, 0]
+    finally:
+        for child in children:
+            if child.is_alive():
+                child.kill()
+            child.join()
+
+
+# -- PID namespaces -------------------------------------------------------------------------------
+
+UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+IN_A_NAMESPACE = """
+import os, sys, asgi_ipc
+prefix, lock, mine, other, count = *sys.argv[1:5], int(sys.argv[5])
+print("pid", os.getpid(), flush=True)
+layer = asgi_ipc.IPCChannelLayer(prefix, lock=lock, capacity=10_000, receive_timeout=60)
+try:
+    layer.send(other, {"number": 0})
+except asgi_ipc.errors.IncompatibleSegment as error:
+    print("refused", error, flush=True)
+    sys.exit(0)
+for number in range(1, count):
+    layer.send(other, {"number": number})
+got = [layer.receive([mine], block=True)[1]["number"] for _ in range(count)]
+assert got == list(range(count)), got
+assert layer.receive([mine]) == (None, None)
+print("done", flush=True)
+# Stay until the other one has what it needs: "go" is for whoever comes first.
+layer.receive([mine + "-end"], block=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def namespaces() -> None:
+    if sys.platform != "linux" or shutil.which("unshare") is None:
+        pytest.skip("lacking: unshare, to make PID namespaces")
+    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"lacking: the right to make PID namespaces ({tried.stderr.strip()})")
+
+
+def in_a_namespace(prefix: str, lock: str, mine: str, other: str, log: Path, count: int) -> Any:
+    arguments = [*UNSHARE, sys.executable, "-c", IN_A_NAMESPACE, prefix, lock, mine, other]
+    return running([*arguments, str(count)], log=log, environment=child_environment())
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_other_pid_namespace_is_refused_with_the_remedy(prefix: str, tmp_path: Path) -> None:
+    with in_a_namespace(prefix, "mutex", "a", "b", tmp_path / "a", 100) as first:
+        first.wait_for_output("pid 1\n")
+        first.wait_until(lambda: attached(prefix), "it to attach")
+        with in_a_namespace(prefix, "mutex", "b", "a", tmp_path / "b", 100) as second:
+            output = second.wait()
+        assert "pid 1\n" in output
+        assert "refused" in output and "PID namespace" in output and 'lock="file"' in output
+        assert first.alive(), first.describe()
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_two_pid_namespaces_with_file_locks(prefix: str, tmp_path: Path) -> None:
+    """Both are process 1, both send and receive at once, and both see each other as alive."""
+    layer = asgi_ipc.IPCChannelLayer(prefix, lock="file")
+    count = 3000
+    with in_a_namespace(prefix, "file", "a", "b", tmp_path / "a", count) as first:
+        with in_a_namespace(prefix, "file", "b", "a", tmp_path / "b", count) as second:
+            for process in (first, second):
+                process.wait_for_output("done")
+                assert "pid 1\n" in process.output()
+            # An unprocessed death would show as a dead owner here; then both end by themselves.
+            for name, process in (("a", first), ("b", second)):
+                layer.send(f"{name}-end", MESSAGE)
+                process.wait()
+    assert layer.receive(["a", "b"]) == (None, None)
+    layer.close()
+
+
+def attached(prefix: str) -> bool:
+    """Whether a process has made the segment; the test itself must not, in its namespace."""
+    path = Path(f"/dev/shm/asgi_ipc.{prefix}")
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()[:8] == b"asgi_ipc"
+    return False
+
+
+def test_moments_between_forks_and_calls(make: Callable[..., Any], fork: Callable[..., Child]) -> None:
+    """Threads that send, receive and attach while this process forks again and again."""
+    layer = make(capacity=100_000)
+    stop = threading.Event()
+    sent = [0, 0]
+
+    def keep_sending(which: int) -> None:
+        while not stop.is_set():
+            layer.send("c", {"number": sent[which], "by": which})
+            sent[which] += 1
+            if sent[which] % 50 == 0:
+                layer.close()  # so that it attaches anew, all the time
+                time.sleep(0)
+
+    threads = [threading.Thread(target=keep_sending, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(30):
+            child = fork(lambda n=number: layer.send("children", {"number": n}))
+            child.result()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(LIVENESS)
+    assert [layer.receive(["children"])[1] for _ in range(30)] == [{"number": n} for n in range(30)]
+    got = []
+    while (message := layer.receive(["c"])[1]) is not None:
+        got.append((message["by"], message["number"]))
+    for which in range(2):
+        assert [number for by, number in got if by == which] == list(range(sent[which]))
