@@ -20,7 +20,7 @@ from typing import Any
 
 from . import recovery
 from .doorbell import ALL, Doorbell, Ringer, path_of
-from .errors import IncompatibleSegment, IPCError, Reentered, SegmentVanished
+from .errors import IncompatibleSegment, IPCError, LockTimeout, Reentered, SegmentVanished
 from .files import Members, open_file
 from .groups import Groups
 from .inbox import Inbox
@@ -53,6 +53,7 @@ SWEEP_HURRY = 0.002  # when the last round left something to do
 DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
 
 _attachments: weakref.WeakValueDictionary[str, Attachment] = weakref.WeakValueDictionary()
+_everyone: weakref.WeakSet[Attachment] = weakref.WeakSet()  # those of removed segments too
 _users: weakref.WeakSet[Any] = weakref.WeakSet()  # objects with a detach() method
 _kept: dict[tuple[str, int], dict[str, Inbox]] = {}  # by prefix and nonce, see `_release`
 _graveyard: list[tuple[Any, ...]] = []  # arguments of `_release` that are still to be run
@@ -98,7 +99,7 @@ _guard = _Guard()
 class Attachment:
     """An attached segment. Get one with `attached`; it is released when nobody refers to it."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted, patience: float, timeout: float) -> None:
         self.segment, index = attach(wanted)
         segment = self.segment
         self.prefix = wanted.prefix
@@ -124,7 +125,7 @@ class Attachment:
         else:
             path, mode = segment.paths.section_lock, segment.mode
             self.lock = FileLock(path, lambda: open_file(path, mode))
-        self.section = self.make_section(10.0, 10.0)
+        self.section = self.make_section(patience, timeout)
         now = time.monotonic()
         try:
             row = self.store.process_row(index)
@@ -137,6 +138,7 @@ class Attachment:
             os.close(segment.fd)
             raise
         self.generation = self.store.words[self.process + P_GENERATION]
+        _everyone.add(self)
         self._finalizer = weakref.finalize(
             self,
             _to_release,
@@ -151,12 +153,14 @@ class Attachment:
 
     # -- sections ---------------------------------------------------------------------------------
 
-    def make_section(self, patience: float, timeout: float) -> Section:
+    def make_section(
+        self, patience: float, timeout: float, recover: Callable[[], None] | None = None
+    ) -> Section:
         """A section that waits `patience` seconds for the lock; see `lock.make_section`."""
         me = weakref.ref(self)
         segment, store, lock = self.segment, self.store, self.lock
 
-        def recover() -> None:
+        def recover_and_ring() -> None:
             recovery.recover(store, time.monotonic())
             attachment = me()
             if attachment is not None:
@@ -165,12 +169,13 @@ class Attachment:
         def renew(holder: int) -> bool:
             return isinstance(lock, Mutex) and _renew(segment, store, lock, holder)
 
+        recover = recover or recover_and_ring
         return make_section(lock, store.words, recover, patience, renew, timeout)
 
-    def flush(self) -> None:
+    def flush(self, patience: float, timeout: float) -> None:
         """Forget all messages and groups, also in a store that recovery gives up on."""
-        store, lock = self.store, self.lock
-        section = make_section(lock, store.words, lambda: None, 10.0, lambda holder: False, 10.0)
+        store = self.store
+        section = self.make_section(patience, timeout, recover=lambda: None)
         section(recovery.flush, store, time.monotonic())
         self.ring_everyone()
 
@@ -179,11 +184,14 @@ class Attachment:
     def ring(self, row: int, waiter: int) -> None:
         """Wake the waiter that was picked for the queue at `row`, or the next one if it is gone."""
         store = self.store
-        while waiter > 0:
-            generation = store.waiter_generation(waiter)
-            if generation and self._ringer.ring(waiter, generation, row):
-                return
-            waiter = self.section(self._pick_another, row, waiter, generation)
+        # The message is there already: that the lock is busy must not look like a failed send.
+        # Whoever waits then finds it by its own safety check.
+        with contextlib.suppress(LockTimeout):
+            while waiter > 0:
+                generation = store.waiter_generation(waiter)
+                if generation and self._ringer.ring(waiter, generation, row):
+                    return
+                waiter = self.section(self._pick_another, row, waiter, generation)
 
     def _pick_another(self, row: int, waiter: int, generation: int) -> int:
         if generation and self.store.waiter_generation(waiter) == generation:
@@ -192,9 +200,10 @@ class Attachment:
 
     def pass_on(self, row: int) -> None:
         """A ring for the queue at `row` came to somebody who has no use for it."""
-        waiter = self.section(self.store.pick_if_waiting, row)
-        if waiter:
-            self.ring(row, waiter)
+        with contextlib.suppress(LockTimeout):
+            waiter = self.section(self.store.pick_if_waiting, row)
+            if waiter:
+                self.ring(row, waiter)
 
     def ring_everyone(self) -> None:
         """After recovery or a flush the waiter sets are empty: all have to look and park anew."""
@@ -203,10 +212,10 @@ class Attachment:
             if generation:
                 self._ringer.ring(waiter, generation, ALL)
 
-    def new_bell(self) -> tuple[int, int, Doorbell] | None:
+    def new_bell(self, section: Section) -> tuple[int, int, Doorbell] | None:
         """A waiter id with its open doorbell: (id, generation, bell); None if ids ran out."""
-        self._free_orphans(self.section)
-        taken = self.section(self.store.add_waiter, self.process)
+        self._free_orphans(section)
+        taken = section(self.store.add_waiter, self.process)
         if taken is None:
             if not self._warned:
                 self._warned = True
@@ -221,11 +230,14 @@ class Attachment:
         path = path_of(self.segment.paths.directory, self.segment.nonce, waiter, generation)
         try:
             bell = Doorbell(path, self.segment.mode)
-        except BaseException:
-            self.section(self.store.remove_waiter, waiter, generation)
+            self.bells.add(bell)
+            section(self.store.publish_waiter, waiter, generation)
+        except BaseException as error:
+            with contextlib.suppress(LockTimeout):
+                section(self.store.remove_waiter, waiter, generation)
+            if isinstance(error, FileNotFoundError):
+                self._check_vanished()
             raise
-        self.bells.add(bell)
-        self.section(self.store.publish_waiter, waiter, generation)
         return waiter, generation, bell
 
     def _free_orphans(self, section: Section) -> None:
@@ -270,15 +282,7 @@ class Attachment:
         doubles, more = self.store.doubles, False
         if now >= self._check_at:
             self._check_at = now + CHECK_EVERY
-            if self.broken is None and self.segment.vanished():
-                self.broken = SegmentVanished(
-                    f"the shared memory of prefix {self.prefix!r} was removed while this process "
-                    "was attached (somebody's rm, or systemd's RemoveIPC=yes at a logout). What "
-                    "was in it is lost; the next call makes it anew"
-                )
-            if self.broken is not None:
-                forget(self)
-                raise self.broken
+            self._check_vanished()
             if self._orphans:
                 self._free_orphans(section)
             for inbox in list(self.inboxes.values()):
@@ -292,6 +296,18 @@ class Attachment:
             more = section(self._sweep, now)
             doubles[S_SWEEP_AT] = now + (SWEEP_HURRY if more else SWEEP_EVERY)
         self.due = min(now + (SWEEP_HURRY if more else SWEEP_EVERY), self._check_at)
+
+    def _check_vanished(self) -> None:
+        """Raise SegmentVanished if that is what happened; the next call then attaches anew."""
+        if self.broken is None and self.segment.vanished():
+            self.broken = SegmentVanished(
+                f"the shared memory of prefix {self.prefix!r} was removed while this process was "
+                "attached (somebody's rm, or systemd's RemoveIPC=yes at a logout). What was in it "
+                "is lost; the next call makes it anew"
+            )
+        if self.broken is not None:
+            forget(self)
+            raise self.broken
 
     def _sweep(self, now: float) -> bool:
         self.groups.sweep(now, 16)
@@ -341,15 +357,18 @@ class Attachment:
                 return
 
 
-def attached(wanted: Wanted) -> Attachment:
-    """This process's attachment to a prefix, made if there is none."""
+def attached(wanted: Wanted, patience: float, timeout: float) -> Attachment:
+    """This process's attachment to a prefix, made if there is none.
+
+    The lock is waited for as `lock.make_section` says.
+    """
     with _guard:
         found = _attachments.get(wanted.prefix)
         if found is not None and (found.broken is not None or found.segment.vanished()):
             # Layers that were made before find out for themselves, and say so.
             found = None
         if found is None:
-            found = _attachments[wanted.prefix] = Attachment(wanted)
+            found = _attachments[wanted.prefix] = Attachment(wanted, patience, timeout)
         elif found.segment.lock_kind != wanted.lock_kind:
             raise IncompatibleSegment(
                 f"prefix {wanted.prefix!r}: this process uses it already, with another lock= option"
@@ -462,8 +481,11 @@ def _after_fork_in_child() -> None:
     """A child has no part in its parent's presence: it attaches for itself when it first calls."""
     global _guard
     _guard = _Guard()
-    for attachment in list(_attachments.values()):
-        attachment._finalizer.detach()
+    for attachment in list(_everyone):
+        if attachment._finalizer.detach() is None:
+            continue
+        if isinstance(attachment.lock, FileLock):
+            attachment.lock.close()  # or the child would hold what its parent held
         attachment._ringer.close()
         for bell in list(attachment.bells):
             bell.forget()

@@ -20,6 +20,8 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
+from .files import Descriptor
+
 # Without the enum that signal.getsignal makes of its answer, which costs more than the write.
 _getsignal: Callable[[int], Any] = getattr(signal, "_signal", signal).getsignal
 
@@ -30,22 +32,6 @@ ALL = 0
 def path_of(directory: str, nonce: int, waiter: int, generation: int) -> str:
     """Where the doorbell of a waiter lies: a name that is never used again."""
     return os.path.join(directory, f"{nonce:016x}.{waiter}.{generation}")
-
-
-class Descriptor:
-    """A file descriptor that is closed when nobody refers to it any more.
-
-    One thread may drop a bell while another is about to write to it: the number must not come to
-    mean another file in between.
-    """
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        close(self.number)
 
 
 class Doorbell:

@@ -12,12 +12,14 @@
     ├── NotOwner               a receive on another process's name  (AssertionError)
     ├── LimitReached           a named limit (groups, names, processes) is used up
     ├── LockTimeout            the lock's holder is alive but does not move (TimeoutError)
+    │   └── LockBusy           for so short a time that asyncio tries again; callers never see it
     ├── Reentered              a call from inside a call of the same thread (RuntimeError)
     └── SegmentError           the shared memory itself             (OSError)
         ├── IncompatibleSegment    another layout, machine, libc or namespace
         ├── ForeignSegment         made by somebody else, or open to the world
         ├── SegmentVanished        removed while in use
         └── CorruptStore           bytes that no version of this package wrote
+            └── LockLost               those of the lock itself
 
 ``ChannelFull`` and ``MessageTooLarge`` are made when first needed, because each derives from the
 class of the same name of every peer that is installed (Channels 2 and later, asgiref 1): code
@@ -93,6 +95,10 @@ class SegmentVanished(SegmentError):
 
 class CorruptStore(SegmentError):
     """The segment holds bytes that cannot be right; ``flush()`` makes it usable again."""
+
+
+class LockLost(CorruptStore):
+    """The bytes of the lock itself cannot be right."""
 
 
 # Where each peer keeps its class of the same name.

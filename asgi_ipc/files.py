@@ -8,11 +8,28 @@ import os
 import stat
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from .errors import ForeignSegment
 
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
+
+
+class Descriptor:
+    """A file descriptor that is closed when nobody refers to it any more.
+
+    One thread may drop it while another is about to use it: the number must not come to mean
+    another file in between.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.number)
 
 
 def open_file(path: str, mode: int) -> int:
@@ -62,6 +79,7 @@ class Members:
     def __init__(self, fd: int, key: tuple[int, int]) -> None:
         self._fd = fd
         self._key = key
+        self.inode = key[1]
         self._users = 0
         self.claimed: set[int] = set()  # what this process holds, which F_GETLK does not tell it
 

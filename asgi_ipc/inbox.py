@@ -44,6 +44,8 @@ class Inbox:
         self._by_local: dict[str, deque[int]] = {}
         self._number = 0
         self._last_seq = 0
+        self._feeding = 0  # sequence number of the message that is being routed
+        self._fed_parts = 0  # and how many of its local parts have been
         self._fed: set[str] = set()  # local parts that got something since the last to_wake()
 
     def __len__(self) -> int:
@@ -56,8 +58,12 @@ class Inbox:
         """
         if taken.seq <= self._last_seq:
             return 0
+        if taken.seq != self._feeding:
+            self._feeding, self._fed_parts = taken.seq, 0
         full = 0
-        for part in taken.local_parts.split(LOCAL_SEPARATOR):
+        for part in taken.local_parts.split(LOCAL_SEPARATOR)[self._fed_parts :]:
+            # Counted before it is done: an interruption may lose a message, and doubles none (M3).
+            self._fed_parts += 1
             local = part.decode("ascii")
             numbers = self._by_local.get(local)
             if numbers is None:
@@ -85,11 +91,7 @@ class Inbox:
                 number, entry = entries.popitem(last=False)
             except KeyError:
                 return None
-            numbers = self._by_local.get(entry.local)
-            if numbers is not None:
-                # Not there: a tidied index, or a receiver of this local part came first.
-                with contextlib.suppress(ValueError):
-                    numbers.remove(number)
+            self._forget(entry.local, number)
             return entry
         numbers = self._by_local.get(local)
         while numbers:
@@ -100,6 +102,14 @@ class Inbox:
             if found is not None:
                 return found
         return None
+
+    def _forget(self, local: str, number: int) -> None:
+        """Take a number out of the buffer of its local part, where it stands first."""
+        numbers = self._by_local.get(local)
+        if numbers is not None:
+            # Not there: a tidied index, or a receiver of this local part came first.
+            with contextlib.suppress(ValueError):
+                numbers.remove(number)
 
     def has(self, local: str | None) -> bool:
         return bool(self._entries if local is ANY else self._by_local.get(local))
@@ -118,6 +128,7 @@ class Inbox:
             if entry.expires > now:
                 return
             if self._entries.pop(number, None) is not None:
+                self._forget(entry.local, number)
                 yield entry
 
     def clear(self) -> None:

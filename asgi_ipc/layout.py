@@ -46,6 +46,7 @@ H_GROUP_MEMORY = 9
 H_MAX_MESSAGE = 10
 H_MODE = 11  # permission bits
 H_CREATED = 12  # time
+H_MEMBERS = 13  # inode of the file of byte locks: removed, it tells nobody who lives
 
 LOCK_MUTEX, LOCK_FILE = 1, 2
 

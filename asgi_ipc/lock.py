@@ -28,7 +28,8 @@ from types import FrameType
 from typing import Any
 from zlib import crc32
 
-from .errors import CorruptStore, IPCError, LockBusy, LockTimeout, Reentered
+from .errors import CorruptStore, IPCError, LockBusy, LockLost, LockTimeout, Reentered
+from .files import Descriptor
 from .layout import S_DIRTY
 
 _SPINS = 30  # tries in a row before the first sleep, about as long as a section takes
@@ -101,19 +102,17 @@ class FileLock:
         self.handle = path
         self._open = open_file
         self._local = threading.local()
-        self._fds: list[int] = []
 
     def trylock(self, handle: object) -> int:
         local = self._local
         if getattr(local, "inside", False):
             return errno.EDEADLK
         try:
-            fd = local.fd
+            opened = local.opened
         except AttributeError:
-            fd = local.fd = self._open()
-            self._fds.append(fd)
+            opened = local.opened = Descriptor(self._open())
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return errno.EBUSY
         local.inside = True
@@ -121,9 +120,9 @@ class FileLock:
 
     def unlock(self, handle: object) -> int:
         self._local.inside = False
-        fd = getattr(self._local, "fd", None)
-        if fd is not None:
-            fcntl.flock(fd, fcntl.LOCK_UN)
+        opened = getattr(self._local, "opened", None)
+        if opened is not None:
+            fcntl.flock(opened.number, fcntl.LOCK_UN)
         return 0
 
     def consistent(self, handle: object) -> int:
@@ -143,8 +142,8 @@ class FileLock:
         return 0
 
     def close(self) -> None:
-        while self._fds:
-            os.close(self._fds.pop())
+        """Close the descriptors of all threads."""
+        self._local = threading.local()
 
 
 Section = Callable[..., Any]
@@ -167,16 +166,21 @@ def make_section(
     trylock, unlock, consistent, handle = lock.trylock, lock.unlock, lock.consistent, lock.handle
 
     def section(operation: Callable[..., Any], *args: Any) -> Any:
+        mine = False
         try:
             code = trylock(handle)
             if code:
                 acquire(code)
+            mine = True
             if words[S_DIRTY]:
                 recover()
             result = operation(*args)
             unlock(handle)
         except BaseException as error:
-            if not _nested(sys._getframe(), handle):
+            # A lost mutex must not even be unlocked: glibc takes this thread for its holder, and
+            # crashes.
+            # Where `mine` is not set yet the lock may still be, unless an outer section has it.
+            if not isinstance(error, LockLost) and (mine or not _nested(sys._getframe(), handle)):
                 consistent(handle)
                 unlock(handle)
             if isinstance(error, _OUT_OF_RANGE) and not isinstance(error, IPCError):
@@ -204,7 +208,11 @@ def make_section(
                 return  # an earlier call lost track of it: it is ours all the same
             tries += 1
             if code == errno.ENOTRECOVERABLE:
-                renew(0)
+                if not renew(0):
+                    raise LockLost(
+                        "the lock of the segment cannot be recovered or made anew; stop the "
+                        "processes of this prefix and remove it with asgi_ipc.segment.destroy()"
+                    )
             elif code != errno.EBUSY:
                 raise OSError(code, f"the lock of the segment: {os.strerror(code)}")
             elif tries > _SPINS:

@@ -86,7 +86,7 @@ class Options:
             if type(value) is not int or not least <= value <= most:
                 shown = f"{least:#o} to {most:#o}" if name == "mode" else f"{least} to {most}"
                 raise InvalidOption(f"{name} must be an int from {shown}, not {value!r}")
-        if self.mode & ~0o660 or self.mode & 0o600 != 0o600:
+        if self.mode not in (0o600, 0o660):
             raise InvalidOption(f"mode must be 0o600, or 0o660 for a group, not {self.mode:#o}")
         if (
             Layout(self.message_memory, self.group_memory, self.max_message_size).log_end

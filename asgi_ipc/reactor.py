@@ -14,9 +14,9 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python import threadable
 from zope.interface import implementer
 
+from .aio.base import Session
 from .aio.core import Core
 from .aio.hub import Hub, hub_of
-from .attachment import Attachment
 
 
 @implementer(IReadDescriptor)
@@ -45,8 +45,8 @@ class _Bell:
 class ReactorWaiter(Hub):
     """The hub of the reactor."""
 
-    def __init__(self, attachment: Attachment, reactor: weakref.ref[Any]) -> None:
-        super().__init__(attachment)
+    def __init__(self, session: Session, reactor: weakref.ref[Any]) -> None:
+        super().__init__(session)
         self._reference = reactor
         self._watched = _Bell(self)
 
@@ -110,7 +110,7 @@ def receive(core: Core, channels: Iterable[str], seconds: float) -> defer.Deferr
         sources = core.sources(session, channels)
         if not sources:
             return None, None
-        waiter = hub_of(session.attachment, reactor, ReactorWaiter)
+        waiter = hub_of(session, reactor, ReactorWaiter)
         deadline = time.monotonic() + seconds
         return await core.receive(session, sources, waiter, deadline) or (None, None)
 

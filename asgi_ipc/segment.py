@@ -52,6 +52,7 @@ from .layout import (
     H_MACHINE,
     H_MAGIC,
     H_MAX_MESSAGE,
+    H_MEMBERS,
     H_MESSAGE_MEMORY,
     H_MODE,
     H_NONCE,
@@ -121,12 +122,14 @@ class Paths:
 class Segment:
     """An open segment: its memory, its layout, and the files beside it."""
 
-    def __init__(self, paths: Paths, shm: Any, memory: mmap.mmap, layout: Layout) -> None:
+    def __init__(
+        self, paths: Paths, shm: Any, memory: mmap.mmap, layout: Layout, members: Members
+    ) -> None:
         self.paths = paths
         self.memory = memory
         self.layout = layout
         self.fd: int = shm.fd
-        self.members: Members
+        self.members = members
         self.nonce = _word(memory, H_NONCE)
         self.lock_kind = _word(memory, H_LOCK_KIND)
         self.mode = _word(memory, H_MODE)
@@ -150,8 +153,10 @@ class Segment:
         return True
 
     def vanished(self) -> bool:
-        """Whether the name of this segment is gone or has come to mean another one."""
+        """Whether this segment or what stands beside it was removed, or is another's by now."""
         try:
+            if os.stat(self.paths.members).st_ino != self.members.inode:
+                return True
             if self.paths.shows:
                 status = os.stat(SHM + self.paths.segment)
             else:
@@ -174,8 +179,7 @@ def attach(wanted: Wanted) -> tuple[Segment, int]:
         members = Members.open(paths.members, wanted.mode)
         try:
             alive = bool(members.claimed) or members.held(0, MAX_PROCESSES)
-            segment = _open(paths, wanted, alive) or _create(paths, wanted)
-            segment.members = members
+            segment = _open(paths, wanted, alive, members) or _create(paths, wanted, members)
             if not alive and segment.lock_kind == LOCK_MUTEX:
                 # Nobody else is attached, so nobody holds it: whatever it was left as is over.
                 init_mutex(segment.memory, H_LOCK * WORD)
@@ -224,8 +228,8 @@ def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterato
     """Hold the flock under which everything beside a segment is made and removed."""
     deadline = time.monotonic() + timeout
     while True:
-        _make_directory(paths.directory, mode)
         try:
+            _make_directory(paths.directory, mode)
             fd = open_file(paths.attach_lock, mode)
         except FileNotFoundError:
             continue  # somebody removed the directory in between
@@ -256,14 +260,15 @@ def _make_directory(path: str, mode: int) -> None:
         mode |= stat.S_ISGID  # what is made inside belongs to the group, whoever makes it
     try:
         os.mkdir(path, mode)
-        os.chmod(path, mode)
     except FileExistsError:
         check_owner(path, os.lstat(path), mode, stat.S_ISDIR)
+        return
     except OSError as error:
         raise SegmentError(f"cannot make {path}: {error.strerror}") from error
+    os.chmod(path, mode)  # whatever the umask
 
 
-def _open(paths: Paths, wanted: Wanted, alive: bool) -> Segment | None:
+def _open(paths: Paths, wanted: Wanted, alive: bool, members: Members) -> Segment | None:
     """Attach to the segment if it is there and usable; remove it and return None if it is stale."""
     try:
         shm = posix_ipc.SharedMemory(paths.segment)  # never with a size: that would resize it
@@ -276,11 +281,11 @@ def _open(paths: Paths, wanted: Wanted, alive: bool) -> Segment | None:
     try:
         status = os.fstat(shm.fd)
         check_owner(f"the segment of prefix {paths.prefix!r}", status, wanted.mode, _any_kind)
-        stale, memory = _examine(paths, wanted, shm.fd, status.st_size)
+        stale, memory = _examine(paths, wanted, shm.fd, status.st_size, members)
         if memory is not None and not (stale and not alive):
             if stale:
                 raise IncompatibleSegment(stale)
-            return _checked(paths, wanted, shm, memory, alive)
+            return _checked(paths, wanted, shm, memory, alive, members)
         if alive:
             raise CorruptStore(
                 f"the segment of prefix {paths.prefix!r} is {stale}, and processes are attached "
@@ -300,7 +305,9 @@ def _any_kind(mode: int) -> bool:
     return True
 
 
-def _examine(paths: Paths, wanted: Wanted, fd: int, size: int) -> tuple[str, mmap.mmap | None]:
+def _examine(
+    paths: Paths, wanted: Wanted, fd: int, size: int, members: Members
+) -> tuple[str, mmap.mmap | None]:
     """Look at the header: ("", memory) if it is usable, else why not, with the memory if it is
     at least one of ours."""
     if size < PAGE:
@@ -317,6 +324,8 @@ def _examine(paths: Paths, wanted: Wanted, fd: int, size: int) -> tuple[str, mma
         )
     if _word(memory, H_SIZE) != size:
         return "of another length than its header says", None
+    if _word(memory, H_MEMBERS) != members.inode:
+        return "without the files that stood beside it", None
     pid_ns, time_ns, kind = (_word(memory, at) for at in (H_PID_NS, H_TIME_NS, H_LOCK_KIND))
     share = "run all of them in one (docker run --pid=container:…)"
     if time_ns != namespace("time"):
@@ -344,7 +353,7 @@ def _examine(paths: Paths, wanted: Wanted, fd: int, size: int) -> tuple[str, mma
 
 
 def _checked(
-    paths: Paths, wanted: Wanted, shm: Any, memory: mmap.mmap, alive: bool
+    paths: Paths, wanted: Wanted, shm: Any, memory: mmap.mmap, alive: bool, members: Members
 ) -> Segment | None:
     """The segment, if its sizes agree with themselves and, while nobody else lives, with ours."""
     sizes = tuple(_word(memory, at) for at in (H_MESSAGE_MEMORY, H_GROUP_MEMORY, H_MAX_MESSAGE))
@@ -355,7 +364,7 @@ def _checked(
             raise CorruptStore(f"the header of prefix {paths.prefix!r} contradicts itself")
         sizes = ()
     if layout is not None and sizes == ours:
-        return Segment(paths, shm, memory, layout)
+        return Segment(paths, shm, memory, layout, members)
     described = "message_memory %d, group_memory %d, max_message_size %d"
     if not alive:
         logger.warning(
@@ -372,10 +381,10 @@ def _checked(
         paths.prefix,
         *sizes,
     )
-    return Segment(paths, shm, memory, layout)
+    return Segment(paths, shm, memory, layout, members)
 
 
-def _create(paths: Paths, wanted: Wanted) -> Segment:
+def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
     layout = Layout(wanted.message_memory, wanted.group_memory, wanted.max_message_size)
     try:
         shm = posix_ipc.SharedMemory(
@@ -413,6 +422,7 @@ def _create(paths: Paths, wanted: Wanted) -> Segment:
             (H_GROUP_MEMORY, wanted.group_memory),
             (H_MAX_MESSAGE, wanted.max_message_size),
             (H_MODE, wanted.mode),
+            (H_MEMBERS, members.inode),
         ):
             words[at] = value
         store.doubles[H_CREATED] = time.monotonic()
@@ -420,7 +430,7 @@ def _create(paths: Paths, wanted: Wanted) -> Segment:
             init_mutex(memory, H_LOCK * WORD)
         words[H_MAGIC] = MAGIC
         store.close()
-        return Segment(paths, shm, memory, layout)
+        return Segment(paths, shm, memory, layout, members)
     except BaseException:
         os.close(shm.fd)
         posix_ipc.unlink_shared_memory(paths.segment)

@@ -18,7 +18,7 @@ from . import errors
 from .aio.base import Session
 from .aio.core import Core
 from .aio.receiving import Receiving, Source
-from .attachment import CHECK_EVERY, Attachment
+from .attachment import CHECK_EVERY
 from .doorbell import ALL, Doorbell
 from .errors import InvalidName, LockTimeout
 from .layout import Q_COUNT
@@ -33,9 +33,10 @@ class ThreadWaiter:
 
     bell: Doorbell | None = None
 
-    def __init__(self, attachment: Attachment) -> None:
-        self._give_back = attachment.give_back
-        self.index, self._generation, self.bell = attachment.new_bell() or (0, 0, None)
+    def __init__(self, session: Session) -> None:
+        self._give_back = session.attachment.give_back
+        taken = session.attachment.new_bell(session.section)
+        self.index, self._generation, self.bell = taken or (0, 0, None)
         self._poll = select.poll()
         if self.bell is not None:
             self._poll.register(self.bell.fileno(), select.POLLIN)
@@ -163,7 +164,7 @@ class IPCChannelLayer:
         try:
             waiter = attachment.local.waiter
         except AttributeError:
-            waiter = attachment.local.waiter = ThreadWaiter(attachment)
+            waiter = attachment.local.waiter = ThreadWaiter(session)
         parked = True
         try:
             found = core.take(session, sources, waiter)

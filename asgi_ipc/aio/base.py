@@ -96,8 +96,9 @@ class Base:
         """What is known while attached; the first call attaches."""
         found = self.session
         if found is None:
-            attachment = attached(self._wanted)
-            section = attachment.make_section(self._patience, self.options.lock_timeout)
+            waits = self._patience, self.options.lock_timeout
+            attachment = attached(self._wanted, *waits)
+            section = attachment.make_section(*waits)
             found = Session(attachment, section)
             limit = attachment.segment.layout.max_message_size
             self.max_message_size = min(self.options.max_message_size, limit)

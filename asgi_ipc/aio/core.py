@@ -222,7 +222,7 @@ class Core(Receiving):
     def flush(self) -> None:
         """Forget all messages and groups, for every client, when it returns (A7)."""
         session = self.attach()
-        session.attachment.flush()
+        session.attachment.flush(self._patience, self.options.lock_timeout)
         session.plans.clear()
 
     def global_statistics(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
-from ..attachment import CHECK_EVERY, Attachment
+from ..attachment import CHECK_EVERY
 from ..doorbell import ALL, Doorbell
 from ..errors import IPCError, LockTimeout, SegmentError
 from ..inbox import Inbox
@@ -48,9 +48,11 @@ class Hub(ABC):
 
     bell: Doorbell | None = None
 
-    def __init__(self, attachment: Attachment) -> None:
+    def __init__(self, session: Session) -> None:
+        attachment = session.attachment
         self._give_back = attachment.give_back
-        self.index, self._generation, self.bell = attachment.new_bell() or (0, 0, None)
+        taken = attachment.new_bell(session.section)
+        self.index, self._generation, self.bell = taken or (0, 0, None)
         self._session: Session | None = None  # only while active, as the next
         self._core: Receiving | None = None  # the last that waited
         self._sleeping: dict[int, deque[Sleep]] = {}  # by queue row
@@ -253,12 +255,13 @@ class Hub(ABC):
             self._deactivate()
 
 
-def hub_of(attachment: Attachment, loop: Any, make: Any) -> Any:
+def hub_of(session: Session, loop: Any, make: Any) -> Any:
     """The hub of a loop, made when first needed; those of closed loops are let go on the way."""
+    attachment = session.attachment
     found = attachment.hubs.get(loop)
     if found is None:
         for other in list(attachment.hubs):
             if getattr(other, "is_closed", bool)():
                 attachment.hubs.pop(other, None)
-        found = attachment.hubs[loop] = make(attachment, weakref.ref(loop))
+        found = attachment.hubs[loop] = make(session, weakref.ref(loop))
     return found

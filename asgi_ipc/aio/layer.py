@@ -78,14 +78,15 @@ class IPCChannelLayer:
         process-specific channel of another layer or process; InvalidName.
         """
         core = self._core
-        session = core.attach()
+        session = core.session or await self._ridden_out(core.attach)
         sources = session.exact_sources.get(channel)
         if sources is None:
             sources = self._exact(session, channel)
-        waiter = current_waiter(session)
         try:
+            waiter = current_waiter(session)
             found = core.take(session, sources, waiter)
         except LockBusy:
+            waiter = await self._ridden_out(current_waiter, session)
             found = await core.receive(session, sources, waiter, None)
         if found is None:
             found = await core.receive(session, sources, waiter, None, parked=True)
@@ -110,7 +111,7 @@ class IPCChannelLayer:
         runs out the result is (None, None). Process-specific channels are named up to the ``!``;
         the full name comes back. Raises InvalidName, NotOwner.
         """
-        session = self._core.attach()
+        session = self._core.session or await self._ridden_out(self._core.attach)
         sources = self._core.sources(session, channels)
         if not sources:
             return None, None
@@ -122,7 +123,8 @@ class IPCChannelLayer:
         return await self._receive(session, sources, time.monotonic() + seconds) or (None, None)
 
     async def _receive(self, session: Session, sources: Any, deadline: float | None) -> Any:
-        return await self._core.receive(session, sources, current_waiter(session), deadline)
+        waiter = await self._ridden_out(current_waiter, session)
+        return await self._core.receive(session, sources, waiter, deadline)
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel of this layer (B1)."""
@@ -193,6 +195,14 @@ class IPCChannelLayer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"
+
+    async def _ridden_out(self, call: Callable[..., Any], *args: Any) -> Any:
+        """What a receive does before it can wait: however long the lock is busy."""
+        while True:
+            try:
+                return call(*args)
+            except LockBusy:
+                await asyncio.sleep(0.001)
 
     async def _patiently(self, call: Callable[..., Any], *args: Any) -> Any:
         """Run `call`, letting the loop go on between tries while the lock is busy."""

@@ -9,7 +9,6 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from ..attachment import Attachment
 from .base import Session
 from .hub import Hub, hub_of
 
@@ -22,8 +21,8 @@ elif not TYPE_CHECKING:
 class LoopWaiter(Hub):
     """The hub of an asyncio event loop (asyncio's own loops, uvloop)."""
 
-    def __init__(self, attachment: Attachment, loop: weakref.ref[Any]) -> None:
-        super().__init__(attachment)
+    def __init__(self, session: Session, loop: weakref.ref[Any]) -> None:
+        super().__init__(session)
         self.ref = loop
         self._thread = threading.get_ident()
 
@@ -87,5 +86,5 @@ def current_waiter(session: Session) -> LoopWaiter:
     found: LoopWaiter | None = session.loop_waiter
     if found is None or found.ref() is not loop:
         session.loop_waiter = None  # the last one may be of a loop that is closed, and go
-        found = session.loop_waiter = hub_of(session.attachment, loop, LoopWaiter)
+        found = session.loop_waiter = hub_of(session, loop, LoopWaiter)
     return found

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc.layout import (
-    BYTES_A_MEMBER,
     CLEAN,
     DIRTY,
     HALF_HEAD,
@@ -40,10 +39,12 @@ from asgi_ipc.layout import (
     R_CHAIN,
     RECORD_WORDS,
     S_BIGGEST,
+    S_BURY_AT,
     S_DIRTY,
     S_LIMIT,
     S_LIVE,
     S_MARK,
+    S_SWEEP_AT,
     T_FREE,
     T_USED,
     W_GENERATION,
@@ -58,7 +59,7 @@ FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 PACKAGE = os.path.dirname(asgi_ipc.__file__) + os.sep
 
 LONG = 1e6  # seconds that are not over before the test is
-PATIENCE = 60.0  # seconds after which a child that says nothing hangs
+PATIENCE = 20.0  # seconds after which a child that says nothing hangs
 LARGEST = 64 * 1024  # bytes of a message, packed
 
 
@@ -106,37 +107,39 @@ class Step(NamedTuple):
     dirty: bool
 
 
+def place_of(frame: FrameType) -> str:
+    code = frame.f_code
+    return f"{os.path.basename(code.co_filename)}:{frame.f_lineno} {code.co_name}"
+
+
 def record(call: Callable[[], Any], dirty: Callable[[], bool]) -> list[Step]:
     """The instructions that `call` takes when nothing stops it."""
     steps: list[Step] = []
 
     def at(frame: FrameType, n: int) -> None:
-        code = frame.f_code
-        where = f"{os.path.basename(code.co_filename)}:{frame.f_lineno} {code.co_name}"
-        steps.append(Step((code, frame.f_lasti), where, dirty()))
+        steps.append(Step((frame.f_code, frame.f_lasti), place_of(frame), dirty()))
 
     Stepper(at).run(call)
     return steps
 
 
-def chosen(steps: list[Step], seed: str, some: int = 60) -> list[int]:
+def chosen(steps: list[Step], seed: str, some: int = 50, outside: bool = False) -> list[int]:
     """At which of `steps` to stop, from 1: all of them at full length.
 
-    Else: inside sections every instruction, when it comes for the first and for the last time
-    (loops repeat the rest); outside some, evenly spread; and the end, where nothing is stopped.
+    Else: every instruction that runs while the store is dirty (and with `outside` every other one
+    too), when it comes for the first time; some of all, evenly spread; and the end, where nothing
+    is stopped.
     """
     count = len(steps)
     if FULL_LENGTH:
-        return list(range(1, count + 2))
+        return [*range(1, count + 1), 2 * count + 1000]
     first: dict[Any, int] = {}
-    last: dict[Any, int] = {}
     for n, step in enumerate(steps, 1):
-        if step.dirty:
+        if step.dirty or outside:
             first.setdefault(step.instruction, n)
-            last[step.instruction] = n
     every = max(1, count // some)
     spread = range(1 + random.Random(seed).randrange(every), count + 1, every)
-    return sorted({1, count, count + 1, *first.values(), *last.values(), *spread})
+    return sorted({1, count, 2 * count + 1000, *first.values(), *spread})
 
 
 # -- who does it ----------------------------------------------------------------------------------
@@ -197,8 +200,9 @@ class Blocking:
 
     def idle(self) -> None:
         """Attach, and see to it that no upkeep comes in between for a while."""
-        session = self.session
-        session.attachment._check_at = session.attachment.due = time.monotonic() + 5
+        session, later = self.session, time.monotonic() + 60
+        session.attachment._check_at = session.attachment.due = later
+        session.store.doubles[S_BURY_AT] = session.store.doubles[S_SWEEP_AT] = later
 
     def drain(self, channel: str) -> list[Any]:
         found = []
@@ -287,7 +291,7 @@ class Scenario:
     at_once = False  # all channels and groups change together, or not at all
     shrinks = False  # messages may be gone one after another
     changes = True  # what it does can be seen in `Held`
-    least = 100  # instructions that it takes at the least
+    least = 30  # instructions that it takes at the least
 
     def prepare(self, survivor: Blocking) -> None:
         """Fill an empty store."""
@@ -414,7 +418,8 @@ class SendAtEnd(Scenario):
     def prepare(self, survivor: Blocking) -> None:
         if self.stuck:
             send_numbers(survivor, "work", range(2))
-        up_to_the_mark(survivor.store, survivor.session.section, self.stuck, FILLER)
+        section, now = survivor.session.section, time.monotonic()
+        up_to_the_mark(survivor.store, section, self.stuck, FILLER, now)
         send_numbers(survivor, "other", range(1))
 
     def operate(self, victim: Blocking) -> None:
@@ -444,6 +449,8 @@ class SendThatGrows(Scenario):
 
 
 class Receive(Scenario):
+    least = 100
+
     def operate(self, victim: Blocking) -> None:
         assert victim.receive("work") == ("work", {"id": 0})
 
@@ -553,8 +560,6 @@ class GroupSend(Scenario):
 class GroupAddWhenFull(Scenario):
     """Every membership has run out: the sweep that makes room takes the group itself away."""
 
-    options = {"group_memory": 65 * BYTES_A_MEMBER}
-
     def prepare(self, survivor: Blocking) -> None:
         send_numbers(survivor, "work", range(3))
         for i in range(survivor.store.members.max_rows):
@@ -589,12 +594,10 @@ class Upkeep(Sweep):
     """The same as a call does it when it is due, with the look at who lives."""
 
     def operate(self, victim: Blocking) -> None:
-        attachment = victim.session.attachment
+        attachment, doubles = victim.session.attachment, victim.store.doubles
         attachment._check_at = attachment.due = 0.0
-        victim.core.upkeep(victim.session, time.monotonic() + LONG / 2)
-
-    def restore(self, survivor: Blocking) -> None:
-        self.arm(survivor)
+        doubles[S_BURY_AT] = doubles[S_SWEEP_AT] = 0.0
+        victim.core.upkeep(victim.session, time.monotonic())
 
 
 class Bury(Scenario):
@@ -633,8 +636,6 @@ class Bury(Scenario):
 
 class Attach(Scenario):
     """An attach, and the send that it is for."""
-
-    options = {"lock_timeout": 5.0}
 
     def arm(self, victim: Blocking) -> None:
         victim.close()
@@ -733,12 +734,11 @@ def member(client: Blocking, group: bytes, channel: bytes, lives: float) -> None
     session.section(session.groups.add, group, channel, now - LONG, now + lives)
 
 
-def up_to_the_mark(store: Store, section: Any, stuck: bool, body: bytes) -> None:
+def up_to_the_mark(store: Store, section: Any, stuck: bool, body: bytes, now: float) -> None:
     """Send and receive until the next record that is MARGIN words larger wraps the ring; or, with
     a message stuck at the tail, until it has to be moved."""
     words, halves = store.words, store.halves
     target = Target(b"filler", capacity=1000)
-    now = time.monotonic()
     size = RECORD_WORDS + ((len(body) + 64 + 15) >> 4 << 1)
     body += bytes(64)
     section(store.put, target, body, now, now + LONG)
@@ -761,6 +761,14 @@ def ruin(store: Store) -> None:
         words[table.state + T_FREE] = words[table.state + T_USED] = 7
         for row in table.rows():
             words[row + R_BUCKET] = words[row + R_CHAIN] = row
+
+
+def fill_from(survivor: Blocking, scenario: Scenario) -> None:
+    """The same store every time: empty, but for what the scenario puts there."""
+    survivor.idle()
+    survivor.flush()
+    bury_all(survivor)
+    scenario.prepare(survivor)
 
 
 def bury_all(survivor: Blocking) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import multiprocessing
 import os
 import shutil
@@ -148,12 +149,10 @@ def test_child_never_enters_a_section_of_its_parent(
 ) -> None:
     layer = make(lock=lock, lock_timeout=0.2)
     layer.send("warm", MESSAGE)
-    session = layer._core.session
 
     def intrude() -> object:
-        # What it inherited still refers to the parent's lock; and so does a first call.
         try:
-            session.section(lambda: None)
+            layer.send("c", MESSAGE)
         except LockTimeout as error:
             return str(os.getppid()) in str(error)
         return "came in"
@@ -163,7 +162,9 @@ def test_child_never_enters_a_section_of_its_parent(
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_child_does_not_keep_the_lock_of_a_dead_parent(prefix: str, tmp_path: Path, lock: str) -> None:
+def test_child_does_not_keep_the_lock_of_a_dead_parent(
+    prefix: str, tmp_path: Path, lock: str
+) -> None:
     """A process is killed inside a section; a child that it forked meanwhile lives on."""
     source = f"""
 import os, sys, threading, time, asgi_ipc
@@ -218,6 +219,7 @@ def test_child_holds_nothing_of_its_parent(
     assert layer.receive(["c"], block=True) == (None, None)
 
     def held() -> list[str]:
+        gc.collect()
         links = []
         for number in os.listdir("/proc/self/fd"):
             with contextlib.suppress(FileNotFoundError):
@@ -228,7 +230,8 @@ def test_child_holds_nothing_of_its_parent(
     assert fork(held).result() == "[]"
     # And what it closed there was only its own: the parent is rung as before.
     child = fork(lambda: layer.send("c", MESSAGE))
-    assert make(receive_timeout=LIVENESS).receive(["c"], block=True) == ("c", MESSAGE)
+    peer = make(lock=lock, receive_timeout=LIVENESS)
+    assert peer.receive(["c"], block=True) == ("c", MESSAGE)
     child.result()
 
 
@@ -423,6 +426,7 @@ def test_other_pid_namespace_is_refused_with_the_remedy(prefix: str, tmp_path: P
         assert "pid 1\n" in output
         assert "refused" in output and "PID namespace" in output and 'lock="file"' in output
         assert first.alive(), first.describe()
+        os.kill(first.pid, signal.SIGKILL)  # process 1 of a namespace is deaf to SIGTERM
 
 
 @pytest.mark.usefixtures("namespaces")
@@ -451,7 +455,9 @@ def attached(prefix: str) -> bool:
     return False
 
 
-def test_moments_between_forks_and_calls(make: Callable[..., Any], fork: Callable[..., Child]) -> None:
+def test_moments_between_forks_and_calls(
+    make: Callable[..., Any], fork: Callable[..., Child]
+) -> None:
     """Threads that send, receive and attach while this process forks again and again."""
     layer = make(capacity=100_000)
     stop = threading.Event()
@@ -461,7 +467,7 @@ def test_moments_between_forks_and_calls(make: Callable[..., Any], fork: Callabl
         while not stop.is_set():
             layer.send("c", {"number": sent[which], "by": which})
             sent[which] += 1
-            if sent[which] % 50 == 0:
+            if sent[which] % 10 == 0:
                 layer.close()  # so that it attaches anew, all the time
                 time.sleep(0)
 
@@ -469,14 +475,14 @@ def test_moments_between_forks_and_calls(make: Callable[..., Any], fork: Callabl
     for thread in threads:
         thread.start()
     try:
-        for number in range(30):
+        for number in range(60):
             child = fork(lambda n=number: layer.send("children", {"number": n}))
             child.result()
     finally:
         stop.set()
         for thread in threads:
             thread.join(LIVENESS)
-    assert [layer.receive(["children"])[1] for _ in range(30)] == [{"number": n} for n in range(30)]
+    assert [layer.receive(["children"])[1] for _ in range(60)] == [{"number": n} for n in range(60)]
     got = []
     while (message := layer.receive(["c"])[1]) is not None:
         got.append((message["by"], message["number"]))

@@ -273,8 +273,8 @@ def test_send_from_inside_a_section_is_refused(prefix: str, lock: str, how: str)
         def inside(send: Any = send, refused: Any = refused) -> None:
             try:
                 send("inner", MESSAGE)
-            except Exception as error:
-                refused.append(error)
+            except Exception as why:
+                refused.append(why)
 
         class Finalized:
             def __del__(self, inside: Any = inside) -> None:
@@ -316,16 +316,25 @@ def test_send_from_inside_a_section_is_refused(prefix: str, lock: str, how: str)
 @pytest.mark.parametrize("lock", LOCKS)
 def test_signal_handler_that_sends_at_any_moment(prefix: str, lock: str) -> None:
     """Each send of the handler is refused or done; none of the main program's is harmed."""
-    layer = asgi_ipc.IPCChannelLayer(prefix, lock=lock, capacity=1_000_000, receive_timeout=LIVENESS)
+    layer = asgi_ipc.IPCChannelLayer(
+        prefix, lock=lock, capacity=1_000_000, receive_timeout=LIVENESS
+    )
     outcomes: Counter[str] = Counter()
 
+    busy = False
+
     def handler() -> None:
+        nonlocal busy
+        if busy:  # a signal that came while the last one was handled
+            return
+        busy = True
         try:
             layer.send("inner", {"number": outcomes["sent"]})
         except Reentered:
             outcomes["refused"] += 1
         else:
             outcomes["sent"] += 1
+        busy = False
 
     layer.send("inner", {"number": -1})
     layer.receive(["inner"])

@@ -234,7 +234,7 @@ def wrapping(stuck: bool) -> Store:
     if stuck:
         put(store, "work", b"stuck")
         put(store, "x!1", b"stuck, too")
-    up_to_the_mark(store, lambda call, *args: call(*args), stuck, bytes(320))
+    up_to_the_mark(store, lambda call, *args: call(*args), stuck, bytes(320), NOW)
     put(store, "other", b"other")
     return store
 

@@ -42,7 +42,7 @@ def add(store: Store, owner: int) -> tuple[int, int]:
 # -- ids ------------------------------------------------------------------------------------------
 
 
-def test_at_least_1024_ids_less_the_one_for_nobody() -> None:
+def test_every_id_but_0_can_be_taken_and_0_stands_for_nobody() -> None:
     store = make_store()
     owner = process(store, 0)
     ids = [add(store, owner) for _ in range(MAX_WAITERS - 1)]
@@ -124,7 +124,7 @@ def test_nobody_is_picked_from_an_empty_set() -> None:
     assert store.pick(row) == 0
 
 
-@pytest.mark.parametrize("waiter", [1, 63, 64, 65, 1023])
+@pytest.mark.parametrize("waiter", [1, 63, 64, 65, MAX_WAITERS - 1])
 def test_who_is_parked_is_picked_once(waiter: int) -> None:
     store, row = queue_with(waiter)
     assert store.pick(row) == waiter

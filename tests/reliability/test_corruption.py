@@ -1,0 +1,613 @@
+"""Bits that flip under a live layer, and segments that cannot be right when somebody attaches.
+
+Whatever stands in memory: a call returns or raises an error of this package within a second,
+never hangs, never crashes the interpreter, and never returns what was not a message. Flushing (or
+removing, where the header itself is gone) brings the layer back. Left alone are the bytes of the
+mutex, which libc follows, and everything is done in children that a watchdog kills.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import mmap
+import os
+import random
+import select
+import signal
+import struct
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from asgi_ipc import IPCChannelLayer, segment
+from asgi_ipc.errors import (
+    CorruptStore,
+    IncompatibleSegment,
+    IPCError,
+    LockTimeout,
+    SegmentError,
+)
+from asgi_ipc.layout import (
+    DIRTY,
+    H_LOCK,
+    H_MACHINE,
+    H_MAGIC,
+    H_MESSAGE_MEMORY,
+    H_SIZE,
+    H_VERSION,
+    HALF_HEAD,
+    LOCK_BYTES,
+    MAGIC,
+    PAGE,
+    S_DIRTY,
+    S_MARK,
+    VERSION,
+    WORD,
+    Layout,
+)
+
+FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
+CHILDREN = 100 if FULL_LENGTH else 10
+FLIPS = 1000  # for each child
+LIMIT = 1.0  # seconds for any call
+HANGS = 15.0  # seconds without a sign of life, after which a child is killed
+
+SIZES: dict[str, Any] = {
+    "message_memory": 64 * 1024,
+    "group_memory": 64 * 1024,
+    "max_message_size": 4096,
+}
+OPTIONS: dict[str, Any] = {**SIZES, "receive_timeout": 0.001, "lock_timeout": 0.5}
+LOCK = range(H_LOCK * WORD, H_LOCK * WORD + LOCK_BYTES)
+
+pytestmark = pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="lacking: /dev/shm")
+
+
+# -- children under a watchdog --------------------------------------------------------------------
+
+
+def in_child(work: Callable[[Callable[[str], None]], Any]) -> Any:
+    """Run `work(alive)` in a forked child and return what it does, which must be JSON.
+
+    Fails if the child dies, raises, or does not call `alive` for too long.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            os.close(reader)
+            faulthandler.register(signal.SIGUSR1, file=writer)
+
+            def alive(about: str = "") -> None:
+                os.write(writer, f". {about}\n".encode())
+
+            os.write(writer, f"= {json.dumps(work(alive))}\n".encode())
+            code = 0
+        except BaseException:
+            os.write(writer, f"! {json.dumps(traceback.format_exc())}\n".encode())
+        finally:
+            os._exit(code)
+    os.close(writer)
+    text = b""
+    hung = False
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        while True:
+            if not select.select([pipe], [], [], 0.5 if hung else HANGS)[0]:
+                # It says first where it is.
+                os.kill(pid, signal.SIGKILL if hung else signal.SIGUSR1)
+                if hung:
+                    break
+                hung = True
+                continue
+            read = pipe.read(65536)
+            if not read:
+                break
+            text += read
+    _, status = os.waitpid(pid, 0)
+    lines = text.decode().splitlines()
+    last = next((line for line in reversed(lines) if line.startswith(". ")), "the beginning")
+    assert not hung, f"the child hung after {last}\n{text.decode().partition('recent')[2][:1500]}"
+    assert not os.WIFSIGNALED(status), f"signal {os.WTERMSIG(status)} after {last}"
+    for line in lines:
+        if line.startswith("! "):
+            pytest.fail(f"in the child, after {last}:\n{json.loads(line[2:])}", pytrace=False)
+    assert lines and lines[-1].startswith("= ")
+    return json.loads(lines[-1][2:])
+
+
+@contextmanager
+def attached_child(prefix: str) -> Iterator[None]:
+    """Another process is attached to `prefix`, idle, as long as this lasts."""
+    ready, tell = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            layer = IPCChannelLayer(prefix, **OPTIONS)
+            layer.send("attached", {})
+            os.write(tell, b"1")
+            while True:
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    try:
+        assert os.read(ready, 1) == b"1"
+        yield
+    finally:
+        os.close(ready)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def path_of(prefix: str) -> str:
+    return f"/dev/shm/asgi_ipc.{prefix}"
+
+
+@contextmanager
+def memory_of(prefix: str) -> Iterator[mmap.mmap]:
+    fd = os.open(path_of(prefix), os.O_RDWR)
+    try:
+        memory = mmap.mmap(fd, 0)
+    finally:
+        os.close(fd)
+    try:
+        yield memory
+    finally:
+        memory.close()
+
+
+def write(prefix: str, content: bytes) -> None:
+    """Make the segment of a prefix by hand."""
+    fd = os.open(path_of(prefix), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+
+
+# -- a live layer ---------------------------------------------------------------------------------
+
+
+class Victim:
+    """A layer that is used while its memory is damaged, and knows what it has been given."""
+
+    channels = ["a", "b", "c?d", "x!1", "x!2", "y!1"]
+    sources = ["a", "b", "c?d", "x!", "y!"]
+    groups = ["g", "h"]
+
+    def __init__(self, prefix: str, chance: random.Random) -> None:
+        self.prefix = prefix
+        self.chance = chance
+        self.layer = IPCChannelLayer(prefix, **OPTIONS)
+        self.sent: set[tuple[int, bytes]] = set()
+        self.number = 0
+        self.errors = self.calls = self.received = 0
+        self.slowest = 0.0
+        self.unhealed = 0
+
+    def message(self) -> dict[str, Any]:
+        self.number += 1
+        body = self.chance.randbytes(self.chance.choice([0, 5, 40, 700]))
+        self.sent.add((self.number, body))
+        return {"n": self.number, "body": body}
+
+    def one_call(self) -> None:
+        """Any call of the layer; an error of this package is an answer too."""
+        chance, layer = self.chance, self.layer
+        kind = chance.randrange(10)
+        began = time.perf_counter()
+        self.calls += 1
+        try:
+            if kind < 3:
+                layer.send(chance.choice(self.channels), self.message())
+            elif kind < 6:
+                channels = chance.sample(self.sources, chance.randint(1, 3))
+                self.check(layer.receive(channels, block=kind == 5 and chance.random() < 0.2))
+            elif kind == 6:
+                layer.group_add(chance.choice(self.groups), chance.choice(self.channels))
+            elif kind == 7:
+                layer.send_group(chance.choice(self.groups), self.message())
+            elif kind == 8:
+                channel = chance.choice(self.channels)
+                layer.group_discard(chance.choice(self.groups), channel)
+                layer.channel_statistics(channel)
+            else:
+                for channel in layer.group_channels(chance.choice(self.groups)):
+                    assert isinstance(channel, str)
+                layer.global_statistics()
+        except IPCError as error:
+            assert not isinstance(error, LockTimeout), error
+            self.errors += 1
+        took = time.perf_counter() - began
+        self.slowest = max(self.slowest, took)
+        assert took < LIMIT, f"call {kind} took {took:.1f} s"
+
+    def check(self, found: Any) -> None:
+        channel, message = found
+        if channel is not None:
+            self.received += 1
+            assert (message["n"], message["body"]) in self.sent, "not a message that was sent"
+
+    def works(self) -> bool:
+        """Whether the layer does all that a fresh one does."""
+        layer = self.layer
+        try:
+            for channel in ("a", "new?" + os.urandom(4).hex(), "x!1"):
+                message = self.message()
+                layer.send(channel, message)
+                source = channel.partition("!")[0] + "!" if "!" in channel else channel
+                if layer.receive([source]) != (channel, message):
+                    return False
+            layer.group_add("g", "b")
+            if layer.group_channels("g") != ["b"]:
+                return False
+            message = self.message()
+            layer.send_group("g", message)
+            return layer.receive(["b"]) == ("b", message)
+        except IPCError:
+            return False
+
+    def heal(self) -> None:
+        """Flush; if that is not enough, remove and attach anew. Then all is as in the beginning."""
+        try:
+            self.layer.flush()
+            flushed = self.works()
+        except IPCError:
+            flushed = False
+        if not flushed:
+            self.unhealed += 1
+            segment.destroy(self.prefix)
+            self.layer.close()
+            self.layer = IPCChannelLayer(self.prefix, **OPTIONS)
+            assert self.works(), "not even a new segment works"
+
+
+def damage(memory: mmap.mmap, layout: Layout, chance: random.Random) -> str:
+    """One bit or one page, mostly where something is. Says where."""
+    if chance.random() < 0.05:
+        page = chance.choice(
+            [
+                0,
+                layout.processes * WORD,
+                layout.waiters * WORD,
+                layout.queues.base * WORD,
+                layout.groups.base * WORD,
+                layout.members.base * WORD,
+                layout.log * WORD,
+                chance.randrange(0, layout.size // PAGE) * PAGE,
+            ]
+        )
+        if page == 0:
+            memory[: LOCK.start] = bytes(LOCK.start)
+            memory[LOCK.stop : PAGE] = bytes(PAGE - LOCK.stop)
+        else:
+            memory[page : page + PAGE] = bytes(PAGE)
+        return f"page {page // PAGE}"
+    first, length = chance.choice(
+        [
+            (0, LOCK.start),
+            (LOCK.stop, 512),
+            (LOCK.stop, 512),
+            (layout.processes * WORD, 256),
+            (layout.waiters * WORD, 256),
+            (layout.queues.base * WORD, 8 * layout.queues.words * WORD),
+            (layout.queues.base * WORD, 8 * layout.queues.words * WORD),
+            (layout.groups.base * WORD, 2 * layout.groups.words * WORD),
+            (layout.members.base * WORD, 8 * layout.members.words * WORD),
+            (layout.log * WORD, 256),
+            (layout.log * WORD, 2048),
+            (layout.log * WORD, 2048),
+            (LOCK.stop, layout.size - LOCK.stop),
+        ]
+    )
+    at, bit = first + chance.randrange(length), chance.randrange(8)
+    assert at not in LOCK
+    memory[at] ^= 1 << bit
+    return f"byte {at} bit {bit} (word {at // WORD})"
+
+
+def live_under_damage(prefix: str, seed: int, alive: Callable[[str], None]) -> dict[str, Any]:
+    chance = random.Random(seed)
+    layout = Layout(*SIZES.values())
+    victim = Victim(prefix, chance)
+    assert victim.works()
+    done = 0
+    while done < FLIPS:
+        for _ in range(chance.randrange(8)):
+            victim.one_call()
+        with memory_of(prefix) as memory:
+            for _ in range(chance.choice([1, 1, 1, 2, 5])):
+                where = damage(memory, layout, chance)
+                done += 1
+                alive(f"seed {seed}, damage {done}: {where}")
+        for _ in range(6):
+            victim.one_call()
+        victim.heal()
+        victim.sent.clear()
+    return {
+        "flips": done,
+        "calls": victim.calls,
+        "errors": victim.errors,
+        "received": victim.received,
+        "unhealed": victim.unhealed,
+        "slowest": victim.slowest,
+    }
+
+
+@pytest.mark.parametrize("seed", range(CHILDREN))
+def test_damage_under_a_live_layer(prefix: str, seed: int) -> None:
+    result = in_child(lambda alive: live_under_damage(prefix, seed, alive))
+    assert result["flips"] >= FLIPS
+    assert result["errors"] > 50, "the damage did not do anything"
+    assert result["received"] > 100, "nothing came through in spite of it"
+    # Only where the header's own words about what the segment is were hit may flush not do.
+    assert result["unhealed"] <= FLIPS // 10, f"flush did not mend {result['unhealed']} times"
+
+
+# What flush says that it mends: all but the identity of the segment.
+MENDED = {
+    "all queues": lambda layout: (layout.queues.base, layout.queues.end),
+    "all groups": lambda layout: (layout.groups.base, layout.groups.end),
+    "all members": lambda layout: (layout.members.base, layout.members.end),
+    "the log": lambda layout: (layout.log, layout.log + 8000),
+    "the state": lambda layout: (S_DIRTY, PAGE // WORD),
+}
+
+
+@pytest.mark.parametrize("filler", [b"\x00", b"\xff", b"\x5a"])
+@pytest.mark.parametrize("region", MENDED)
+def test_flush_mends_a_region_that_is_all_wrong(prefix: str, region: str, filler: bytes) -> None:
+    first, last = MENDED[region](Layout(*SIZES.values()))
+
+    def work(alive: Callable[[str], None]) -> dict[str, Any]:
+        victim = Victim(prefix, random.Random(1))
+        assert victim.works()
+        with memory_of(prefix) as memory:
+            memory[first * WORD : last * WORD] = filler * ((last - first) * WORD)
+        for _ in range(30):
+            victim.one_call()
+            alive(region)
+        victim.layer.flush()
+        return {"works": victim.works()}
+
+    assert in_child(work)["works"]
+
+
+def test_a_body_that_is_altered_never_arrives(prefix: str) -> None:
+    """Each byte of a body in turn: the checksum covers bodies up to 64 KiB whole."""
+
+    def work(alive: Callable[[str], None]) -> dict[str, Any]:
+        layer = IPCChannelLayer(prefix, **OPTIONS)
+        body = bytes(range(256)) * 3
+        refused = 0
+        for at in range(len(body)):
+            layer.flush()
+            layer.send("a", {"body": body})
+            with memory_of(prefix) as memory:
+                place = memory.find(body[:64])
+                assert place > 0
+                memory[place + at] ^= 1 << at % 8
+            try:
+                found = layer.receive(["a"])
+            except CorruptStore:
+                refused += 1
+            else:
+                assert found == (None, None), at
+            if not at % 50:
+                alive("")
+        return {"refused": refused, "of": len(body)}
+
+    result = in_child(work)
+    assert result["refused"] == result["of"] == 768
+
+
+def unrecoverable(prefix: str) -> None:
+    """Leave a segment that is dirty, and whose log makes no sense."""
+    with memory_of(prefix) as memory:
+        struct.pack_into("=I", memory, HALF_HEAD * 4, 7)
+        struct.pack_into("=Q", memory, S_DIRTY * WORD, DIRTY)
+
+
+def test_flush_brings_back_what_recovery_gives_up_on(prefix: str) -> None:
+    def work(alive: Callable[[str], None]) -> dict[str, Any]:
+        victim = Victim(prefix, random.Random(1))
+        assert victim.works()
+        unrecoverable(prefix)
+        for _ in range(2):
+            with pytest.raises(CorruptStore, match="flush"):
+                victim.layer.send("a", {})
+        victim.layer.flush()
+        return {"works": victim.works()}
+
+    assert in_child(work)["works"]
+
+
+def test_flush_brings_it_back_for_a_process_that_comes_later(prefix: str) -> None:
+    """The same when whoever flushes has to attach first: a restart, or a management command."""
+
+    def use(alive: Callable[[str], None]) -> None:
+        assert Victim(prefix, random.Random(1)).works()
+
+    def mend(alive: Callable[[str], None]) -> dict[str, Any]:
+        victim = Victim(prefix, random.Random(1))
+        victim.layer.flush()
+        return {"works": victim.works()}
+
+    in_child(use)
+    unrecoverable(prefix)
+    assert in_child(mend)["works"]
+
+
+# -- at attach ------------------------------------------------------------------------------------
+
+
+def whole_segment(prefix: str) -> bytes:
+    """The bytes of a segment that was used and left in good order, its file removed."""
+
+    def use(alive: Callable[[str], None]) -> None:
+        victim = Victim(prefix, random.Random(3))
+        for _ in range(200):
+            victim.one_call()
+
+    in_child(use)
+    with memory_of(prefix) as memory:
+        content = bytes(memory)
+    segment.destroy(prefix)
+    return content
+
+
+def attach_and_use(prefix: str, what: str, alive: Callable[[str], None]) -> dict[str, Any]:
+    """A layer meets a segment at its first call."""
+    alive(what)
+    victim = Victim(prefix, random.Random(what))
+    # What a stranger left may be anything; messages that were sent long ago included.
+    victim.check = lambda found: None  # type: ignore[method-assign]
+    for _ in range(5):
+        victim.one_call()
+        alive(what)
+    try:
+        victim.layer.flush()
+    except IPCError:
+        segment.destroy(prefix)
+        victim.layer.close()
+        victim.layer = IPCChannelLayer(prefix, **OPTIONS)
+    return {"works": victim.works(), "errors": victim.errors}
+
+
+def random_segments(whole: bytes) -> Iterator[tuple[str, bytes]]:
+    chance = random.Random(7)
+    size = len(whole)
+    for length in (0, 1, WORD, PAGE - 1, PAGE, PAGE + 1, 100_000, size, size + PAGE):
+        yield f"{length} random bytes", chance.randbytes(length)
+        yield f"{length} zeros", bytes(length)
+        magic = struct.pack("=QQQ", MAGIC, VERSION, length)[:length]
+        yield f"{length} with a header", magic + chance.randbytes(length - len(magic))
+    head = H_LOCK * WORD + LOCK_BYTES
+    for i in range(10):
+        yield f"random behind the header, {i}", whole[:head] + chance.randbytes(size - head)
+    for i in range(20):
+        damaged = bytearray(whole)
+        for _ in range(30):
+            damaged[chance.randrange(H_LOCK * WORD)] ^= 1 << chance.randrange(8)
+        yield f"damaged identity, {i}", bytes(damaged)
+    for length in (PAGE, size // 2, size - PAGE, size - 1):
+        yield f"truncated to {length}", whole[:length]
+    yield "magic missing", bytes(WORD) + whole[WORD:]
+    for version in (VERSION - 1, VERSION + 1, 2**64 - 1):
+        yield f"version {version}", versioned(whole, version)
+
+
+def versioned(whole: bytes, version: int) -> bytes:
+    at = H_VERSION * WORD
+    return whole[:at] + struct.pack("=Q", version) + whole[at + WORD :]
+
+
+def test_anything_found_at_attach_is_replaced_or_refused(prefix: str) -> None:
+    whole = whole_segment(prefix)
+    kinds = 0
+    for what, content in random_segments(whole):
+        write(prefix, content)
+        result = in_child(lambda alive: attach_and_use(prefix, what, alive))
+        assert result["works"], what
+        segment.destroy(prefix)
+        kinds += 1
+    assert kinds > 60
+
+
+REPLACED = {
+    "empty": lambda whole: b"",
+    "random": lambda whole: random.Random(1).randbytes(len(whole)),
+    "truncated": lambda whole: whole[: len(whole) // 2],
+    "half made": lambda whole: bytes(WORD) + whole[WORD:],
+    "older": lambda whole: versioned(whole, VERSION - 1),
+    "newer": lambda whole: versioned(whole, VERSION + 1),
+}
+
+
+@pytest.mark.parametrize("what", REPLACED)
+def test_while_nobody_lives_it_is_replaced_with_one_log_line(
+    prefix: str, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(prefix, REPLACED[what](whole_segment(prefix)))
+    layer = IPCChannelLayer(prefix, **OPTIONS)
+    layer.send("a", {"n": 1})
+    assert layer.receive(["a"]) == ("a", {"n": 1})
+    lines = [record.getMessage() for record in caplog.records if record.name == "asgi_ipc"]
+    assert len(lines) == 1 and prefix in lines[0], lines
+    layer.close()
+
+
+@pytest.mark.parametrize("what", ["truncated", "empty", "half made", "other length"])
+def test_while_others_live_it_is_refused(prefix: str, what: str) -> None:
+    with attached_child(prefix):
+        if what == "half made":
+            with memory_of(prefix) as memory:
+                memory[H_MAGIC * WORD : H_MAGIC * WORD + WORD] = bytes(WORD)
+        elif what == "other length":
+            with memory_of(prefix) as memory:
+                struct.pack_into("=Q", memory, H_SIZE * WORD, 12345)
+        else:
+            size = os.stat(path_of(prefix)).st_size
+            os.truncate(path_of(prefix), size // 2 if what == "truncated" else 0)
+        result = in_child(lambda alive: refused(prefix))
+        assert result[0] == CorruptStore.__name__
+        assert prefix in result[1] and "destroy" in result[1]
+        assert os.path.exists(path_of(prefix)), "what others use was removed"
+
+
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
+def test_another_version_of_living_processes_is_named(prefix: str, version: int) -> None:
+    with attached_child(prefix):
+        with memory_of(prefix) as memory:
+            struct.pack_into("=Q", memory, H_VERSION * WORD, version)
+        kind, text = in_child(lambda alive: refused(prefix))
+        assert kind == IncompatibleSegment.__name__
+        assert f"version {version}" in text and f"version {VERSION}" in text
+
+
+def test_another_machine_of_living_processes_is_named(prefix: str) -> None:
+    with attached_child(prefix):
+        with memory_of(prefix) as memory:
+            memory[H_MACHINE * WORD] ^= 1
+        kind, text = in_child(lambda alive: refused(prefix))
+        assert kind == IncompatibleSegment.__name__
+        assert 'lock="file"' in text
+
+
+def refused(prefix: str) -> list[str]:
+    try:
+        IPCChannelLayer(prefix, **OPTIONS).send("a", {})
+    except SegmentError as error:
+        return [type(error).__name__, str(error)]
+    return ["nothing", ""]
+
+
+def test_sizes_in_the_header_that_contradict_each_other(prefix: str) -> None:
+    """They decide where everything lies: refused while others live, replaced when none does."""
+    with attached_child(prefix):
+        with memory_of(prefix) as memory:
+            memory[H_MESSAGE_MEMORY * WORD + 3] ^= 1
+        kind, _ = in_child(lambda alive: refused(prefix))
+        assert kind == CorruptStore.__name__
+    assert in_child(lambda alive: attach_and_use(prefix, "sizes", alive))["works"]
+
+
+def test_a_segment_that_ends_before_its_mark(prefix: str) -> None:
+    """A mark beyond the log is refused by whoever sends next, not followed."""
+
+    def work(alive: Callable[[str], None]) -> dict[str, Any]:
+        victim = Victim(prefix, random.Random(1))
+        assert victim.works()
+        with memory_of(prefix) as memory:
+            struct.pack_into("=Q", memory, S_MARK * WORD, 1 << 40)
+        for _ in range(50):
+            victim.one_call()
+            alive("")
+        victim.layer.flush()
+        return {"works": victim.works()}
+
+    assert in_child(work)["works"]

@@ -1,0 +1,426 @@
+"""What may travel, what is refused and how the error says where it is, and encryption."""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import decimal
+import enum
+import math
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgi_ipc.codec import INT_MAX, INT_MIN, MAX_DEPTH, Codec, DecodeError
+from asgi_ipc.errors import InvalidMessage, InvalidOption
+
+from ..contract.cases import MEGABYTE_OF_JSON, VALUES, each
+from .support import examples
+
+
+def round_trip(message: Any, codec: Codec | None = None) -> Any:
+    codec = codec or Codec()
+    return codec.decode(codec.encode(message))
+
+
+def refusal(message: Any) -> str:
+    """The text of the error with which a message is refused."""
+    codec = Codec()
+    with pytest.raises(InvalidMessage) as caught:
+        codec.encode(message)
+    assert isinstance(caught.value, TypeError) and isinstance(caught.value, ValueError)
+    assert round_trip({"after": "it"}, codec) == {"after": "it"}
+    return str(caught.value)
+
+
+# -- what travels ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_value_arrives_as_it_was(value: Any) -> None:
+    for message in ({"v": value}, {"in": {"a": [value]}}, {"v": value, "w": [value, value]}):
+        found = round_trip(message)
+        assert found == message
+        assert type(found.popitem()[1]) is type(message.popitem()[1])
+
+
+def values() -> st.SearchStrategy[Any]:
+    text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+    leaves = (
+        st.none()
+        | st.booleans()
+        | st.integers(INT_MIN, INT_MAX)
+        | st.floats(allow_nan=False)
+        | text
+        | st.binary(max_size=20)
+    )
+    return st.recursive(
+        leaves,
+        lambda inner: st.lists(inner, max_size=5) | st.dictionaries(text, inner, max_size=5),
+        max_leaves=20,
+    )
+
+
+@examples(300)
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), values(), max_size=5))
+def test_every_message_arrives_as_it_was(message: dict[str, Any]) -> None:
+    assert round_trip(message) == message
+
+
+def test_what_is_no_number_arrives_as_such() -> None:
+    assert math.isnan(round_trip({"v": float("nan")})["v"])
+
+
+def test_a_bool_stays_a_bool() -> None:
+    assert round_trip({"v": [True, 1, False, 0]})["v"] == [True, 1, False, 0]
+    assert [type(value) for value in round_trip({"v": [True, 1]})["v"]] == [bool, int]
+
+
+def test_tuples_arrive_as_lists() -> None:
+    assert round_trip({"v": (1, (2, [3]))}) == {"v": [1, [2, [3]]]}
+
+
+def test_the_empty_message() -> None:
+    assert round_trip({}) == {}
+
+
+@pytest.mark.parametrize("message", each(MEGABYTE_OF_JSON))
+def test_a_megabyte_of_json_fits(message: dict[str, Any]) -> None:
+    codec = Codec()
+    body = codec.encode(message)
+    assert len(body) < 4 * 2**20
+    assert codec.decode(body) == message
+
+
+def test_what_arrives_is_a_copy() -> None:
+    codec = Codec()
+    message = {"list": [1], "dict": {"a": 1}}
+    body = codec.encode(message)
+    message["list"].append(2)  # type: ignore[attr-defined]
+    first, second = codec.decode(body), codec.decode(body)
+    assert first == second == {"list": [1], "dict": {"a": 1}}
+    assert first["list"] is not second["list"]
+
+
+# -- subclasses -----------------------------------------------------------------------------------
+
+
+class Text(str):
+    def __str__(self) -> str:
+        return "not what it holds"
+
+
+class Number(int):
+    pass
+
+
+class Real(float):
+    pass
+
+
+class Blob(bytes):
+    pass
+
+
+class Items(list):  # type: ignore[type-arg]
+    pass
+
+
+class Colour(str, enum.Enum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    HIGH = 3
+
+
+Point = collections.namedtuple("Point", "x y")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Text("text"), "text"),
+        (Number(5), 5),
+        (Real(0.5), 0.5),
+        (Blob(b"blob"), b"blob"),
+        (Items([1, 2]), [1, 2]),
+        (Colour.RED, "red"),
+        (Level.HIGH, 3),
+        (Point(1, 2), [1, 2]),
+        (collections.OrderedDict(a=1), {"a": 1}),
+        (collections.defaultdict(int, a=1), {"a": 1}),
+        (collections.Counter("a"), {"a": 1}),
+    ],
+)
+def test_subclasses_travel_as_their_base(value: Any, expected: Any) -> None:
+    flat = round_trip({"v": value})["v"]
+    deep = round_trip({"v": {"w": [value]}})["v"]["w"][0]
+    for found in (flat, deep):
+        assert found == expected and type(found) is type(expected)
+
+
+def test_a_message_may_be_a_subclass_of_dict() -> None:
+    assert type(round_trip(collections.OrderedDict(a=1))) is dict
+
+
+def test_keys_may_be_subclasses_of_str() -> None:
+    found = round_trip({Text("key"): 1, "in": {Colour.RED: 2}})
+    assert found == {"key": 1, "in": {"red": 2}}
+    assert {type(key) for key in found} == {str}
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("message", [None, [], "text", b"bytes", 5, [("a", 1)]])
+def test_a_message_is_a_dict(message: Any) -> None:
+    assert "must be a dict" in refusal(message)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (datetime.datetime(2020, 1, 1), "a datetime"),
+        ({1, 2}, "a set"),
+        (frozenset(), "a frozenset"),
+        (decimal.Decimal(1), "a Decimal"),
+        (bytearray(b"b"), "a bytearray"),
+        (memoryview(b"b"), "a memoryview"),
+        (1j, "a complex"),
+        (object(), "an object"),
+        (range(3), "a range"),
+        (iter([]), "a list_iterator"),
+        (len, "a builtin_function_or_method"),
+    ],
+)
+def test_anything_else_is_refused(value: Any, named: str) -> None:
+    assert f"message['v'] is {named}" in refusal({"v": value})
+    assert f"message['v']['w'][1] is {named}" in refusal({"v": {"w": [0, value]}})
+
+
+def test_a_lazy_string_of_django_is_refused() -> None:
+    lazy = pytest.importorskip("django.utils.functional").lazystr
+    assert "message['v'] is a __proxy__" in refusal({"v": lazy("text")})
+
+
+@pytest.mark.parametrize("key", [5, None, b"key", ("a",), 1.5, True])
+def test_keys_are_str(key: Any) -> None:
+    assert f"message has the key {key!r}" in refusal({key: 1})
+    assert f"message['a'][0] has the key {key!r}" in refusal({"a": [{key: 1}]})
+
+
+@pytest.mark.parametrize("value", [INT_MIN, INT_MAX, 2**32, -(2**31) - 1, 0xCF])
+def test_ints_of_64_bits_travel(value: int) -> None:
+    assert round_trip({"v": value, "w": [value]}) == {"v": value, "w": [value]}
+
+
+@pytest.mark.parametrize("value", [INT_MAX + 1, INT_MIN - 1, 2**64 - 1, 2**64, -(2**64), 10**100])
+def test_larger_ints_are_refused(value: int) -> None:
+    assert f"message['v'] is {value}" in refusal({"v": value})
+    assert f"message['a'][1]['b'] is {value}" in refusal({"a": [0, {"b": value}]})
+    assert f"message['v'] is {value}" in refusal({"v": Number(value)})
+    assert f"message['v'] is {value}" in refusal({"bytes": b"\xcf" * 9, "v": value})
+
+
+def test_what_looks_like_a_large_int_and_is_none_travels() -> None:
+    message = {"v": b"\xcf" * 20, "w": "\xcf", "x": 0xCFCFCFCF}
+    assert round_trip(message) == message
+
+
+@pytest.mark.parametrize("text", ["\ud800", "ok\udfff", "\ud83d alone"])
+def test_lone_surrogates_are_refused(text: str) -> None:
+    assert "message['v']" in refusal({"v": text}) and "surrogate" in refusal({"v": text})
+    assert "message['a'][0]" in refusal({"a": [text]})
+    assert "a key of message" in refusal({text: 1})
+    assert "a key of message['a']" in refusal({"a": {text: 1}})
+    assert "surrogate" in refusal({"v": Text(text)})
+
+
+WRAPS: dict[str, Callable[[Any], Any]] = {
+    "list": lambda value: [value],
+    "tuple": lambda value: (value,),
+    "dict": lambda value: {"k": value},
+    "subclass of list": lambda value: Items([value]),
+    "subclass of dict": lambda value: collections.OrderedDict(k=value),
+}
+
+
+def nested(depth: int, wrap: str = "list") -> dict[str, Any]:
+    """A message in which this many dicts and lists lie inside each other."""
+    value: Any = 1
+    for _ in range(depth - 1):
+        value = WRAPS[wrap](value)
+    return {"k": value}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_depth_is_limited_the_same_for_all(wrap: str) -> None:
+    assert Codec().encode(nested(MAX_DEPTH, wrap))
+    assert f"deeper than {MAX_DEPTH} levels" in refusal(nested(MAX_DEPTH + 1, wrap))
+
+
+def test_the_deepest_message_arrives() -> None:
+    assert round_trip(nested(MAX_DEPTH)) == nested(MAX_DEPTH)
+
+
+def test_a_message_that_holds_itself_is_refused() -> None:
+    for message in ({"a": 1}, {"a": [1, 2]}):
+        message["self"] = message  # type: ignore[assignment]
+        assert "nested deeper" in refusal(message)
+    twice: list[Any] = []
+    twice += [twice, twice]
+    assert "nested deeper" in refusal({"v": twice})
+
+
+def test_a_path_can_be_long() -> None:
+    assert len(refusal(nested(MAX_DEPTH + 50))) < 300
+
+
+def test_the_first_wrong_value_is_named() -> None:
+    assert "message['b'][2]" in refusal({"a": 1, "b": [0, 1, {1}, {2}], "c": {3}})
+
+
+# -- bodies that are no message -------------------------------------------------------------------
+
+
+@examples(500)
+@given(st.binary(max_size=60))
+def test_garbage_is_a_message_or_a_decode_error(body: bytes) -> None:
+    try:
+        assert type(Codec().decode(body)) is dict
+    except DecodeError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        b"\x91" * 5000,
+        b"\x81\xa1a" * 5000,
+        b"\xdf\xff\xff\xff\xff",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\x81\xa1\xff\x01",
+        b"\x81\x91\x01\x01",
+        b"\x80\x80",
+        b"\x93\x01\x02\x03",
+        b"\xa1a",
+        b"\xc0",
+        Codec().encode({"a": [1, 2, 3]})[:-1],
+    ],
+)
+def test_what_is_no_message_is_a_decode_error(body: bytes) -> None:
+    with pytest.raises(DecodeError):
+        Codec().decode(body)
+
+
+def test_a_decode_error_is_no_error_of_the_user() -> None:
+    assert not issubclass(DecodeError, (InvalidMessage, ValueError, TypeError))
+
+
+def test_bodies_may_be_views_of_the_memory() -> None:
+    codec = Codec()
+    body = codec.encode({"a": b"bytes"})
+    for kind in (bytes, bytearray, memoryview):
+        found = codec.decode(kind(body))  # type: ignore[arg-type]
+        assert found == {"a": b"bytes"} and type(found["a"]) is bytes
+
+
+# -- encryption -----------------------------------------------------------------------------------
+
+MESSAGE = {"secret": "plain to read", "n": [1, 2.5, None]}
+
+
+encrypting = pytest.mark.skipif(find_spec("cryptography") is None, reason="lacking: cryptography")
+
+
+@encrypting
+@pytest.mark.parametrize("key", ["key", b"key", "", "\u20ac" * 100, b"\xff\x00", "*%#"])
+def test_encrypted_messages_arrive_whatever_the_key_is(key: str | bytes) -> None:
+    codec = Codec([key])
+    assert round_trip(MESSAGE, codec) == MESSAGE
+    assert codec.decode(memoryview(codec.encode(MESSAGE))) == MESSAGE  # type: ignore[arg-type]
+
+
+@encrypting
+def test_encrypted_messages_cannot_be_read() -> None:
+    body = Codec(["key"]).encode(MESSAGE)
+    assert b"plain to read" not in body
+    with pytest.raises(DecodeError):
+        Codec().decode(body)
+
+
+@encrypting
+def test_encrypted_messages_differ_each_time() -> None:
+    codec = Codec(["key"])
+    assert codec.encode(MESSAGE) != codec.encode(MESSAGE)
+
+
+@encrypting
+def test_encrypted_with_the_first_key_and_read_with_all() -> None:
+    old, new, both = Codec(["old"]), Codec(["new"]), Codec(["new", "old"])
+    assert both.decode(old.encode(MESSAGE)) == both.decode(new.encode(MESSAGE)) == MESSAGE
+    assert new.decode(both.encode(MESSAGE)) == MESSAGE
+    with pytest.raises(DecodeError):
+        old.decode(both.encode(MESSAGE))
+
+
+@encrypting
+def test_encrypted_with_a_key_as_str_and_read_with_it_as_bytes() -> None:
+    assert Codec([b"key"]).decode(Codec(["key"]).encode(MESSAGE)) == MESSAGE
+
+
+@encrypting
+def test_encrypted_and_altered_is_a_decode_error() -> None:
+    codec = Codec(["key"])
+    body = bytearray(codec.encode(MESSAGE))
+    body[len(body) // 2] ^= 1
+    with pytest.raises(DecodeError):
+        codec.decode(bytes(body))
+
+
+@encrypting
+@pytest.mark.parametrize("body", [b"", b"garbage", Codec().encode(MESSAGE)])
+def test_not_encrypted_is_a_decode_error_for_who_has_a_key(body: bytes) -> None:
+    with pytest.raises(DecodeError):
+        Codec(["key"]).decode(body)
+
+
+@encrypting
+def test_what_may_be_encrypted_is_checked_before() -> None:
+    with pytest.raises(InvalidMessage, match=r"message\['v'\]"):
+        Codec(["key"]).encode({"v": {1}})
+
+
+@pytest.mark.parametrize("keys", ["one string", b"bytes"])
+def test_encrypted_with_a_bare_string_is_an_error_that_says_what_to_write(keys: Any) -> None:
+    with pytest.raises(InvalidOption, match=r"\[key\]"):
+        Codec(keys)
+
+
+@encrypting
+def test_encrypted_with_what_is_no_key_is_an_error() -> None:
+    with pytest.raises(InvalidOption, match="an int"):
+        Codec([5])  # type: ignore[list-item]
+
+
+@encrypting
+def test_keys_may_come_from_any_iterable_and_none_is_none_encrypted() -> None:
+    assert round_trip(MESSAGE, Codec(key for key in ("a", "b"))) == MESSAGE
+    assert Codec([]).encode(MESSAGE) == Codec().encode(MESSAGE)
+
+
+def test_without_cryptography_keys_are_an_error_that_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.fernet", None)
+    with pytest.raises(InvalidOption, match=r"asgi_ipc\[cryptography\]"):
+        Codec(["key"])
