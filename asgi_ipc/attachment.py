@@ -47,6 +47,8 @@ from .store import Store
 
 logger = logging.getLogger("asgi_ipc")
 
+STALE_BELL = 5.0  # seconds after which a doorbell that no waiter has is one of the dead
+TIDY_EVERY = 10.0  # seconds between two looks for such
 CHECK_EVERY = 1.0  # seconds between two looks at the segment's name and at who lives
 SWEEP_EVERY = 0.1  # seconds between two rounds of upkeep in the store, and
 SWEEP_HURRY = 0.002  # when the last round left something to do
@@ -117,7 +119,7 @@ class Attachment:
         # For the finalizers of waiters, which must not keep this object alive.
         self.give_back = partial(_give_back, self._ringer, self._orphans)
         self._warned = False
-        self._check_at = 0.0
+        self._check_at = self._tidy_at = 0.0
         self.due = 0.0  # time of the next upkeep
         self.lock: Mutex | FileLock
         if segment.lock_kind == LOCK_MUTEX:
@@ -247,6 +249,29 @@ class Attachment:
             section(self.store.remove_waiter, *self._orphans[-1])
             self._orphans.pop()
 
+    def retire_hubs(self) -> None:
+        """Let go of the waiters of loops that were closed."""
+        for loop, hub in list(self.hubs.items()):
+            if hub.closed():
+                self.hubs.pop(loop, None)
+                hub.retire()
+
+    def _remove_stale_bells(self) -> None:
+        """Unlink doorbells that were left behind by the dead."""
+        store, folder = self.store, self.segment.paths.directory
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder):
+                nonce, _, rest = name.partition(".")
+                waiter, _, generation = rest.partition(".")
+                if not (waiter.isdigit() and generation.isdigit()):
+                    continue
+                path = os.path.join(folder, name)
+                ours = nonce == f"{self.segment.nonce:016x}" and int(waiter) < MAX_WAITERS
+                if ours and store.waiter_taken(int(waiter)) == int(generation):
+                    continue
+                if time.time() - os.lstat(path).st_ctime > STALE_BELL:
+                    os.unlink(path)
+
     # -- process-specific queues ------------------------------------------------------------------
 
     def inbox(self, queue: str) -> Inbox:
@@ -280,9 +305,12 @@ class Attachment:
     def upkeep(self, now: float, expiry: float, section: Section) -> None:
         """Do what is due. Raises SegmentVanished when the segment's name is gone."""
         doubles, more = self.store.doubles, False
+        if self.broken is not None:
+            raise self.broken
         if now >= self._check_at:
             self._check_at = now + CHECK_EVERY
             self._check_vanished()
+            self.retire_hubs()
             if self._orphans:
                 self._free_orphans(section)
             for inbox in list(self.inboxes.values()):
@@ -291,7 +319,8 @@ class Attachment:
             # One process looks after the dead for all.
             if now >= doubles[S_BURY_AT]:
                 doubles[S_BURY_AT] = now + CHECK_EVERY
-                self._bury_the_dead(now, expiry, section)
+                if not self._bury_the_dead(now, expiry, section):
+                    doubles[S_BURY_AT] = self._check_at = now + SWEEP_HURRY
         if now >= doubles[S_SWEEP_AT]:
             more = section(self._sweep, now)
             doubles[S_SWEEP_AT] = now + (SWEEP_HURRY if more else SWEEP_EVERY)
@@ -325,14 +354,20 @@ class Attachment:
             index in self.segment.members.claimed
         )
 
-    def _bury_the_dead(self, now: float, expiry: float, section: Section) -> None:
+    def _bury_the_dead(self, now: float, expiry: float, section: Section) -> bool:
+        """Clear up after processes that died; False if there is more to do at once."""
         first = self.store.layout.processes + P_GENERATION
         last = first + MAX_PROCESSES * PROCESS_WORDS
         generations = self.store.words[first:last:PROCESS_WORDS].tolist()
+        done = True
         for index, generation in enumerate(generations):
             process = self.store.process_row(index)
             if generation and not self.alive(process):
-                section(self.store.bury, process, now, expiry)
+                done = section(self.store.bury, process, now, expiry) and done
+        if now >= self._tidy_at:
+            self._tidy_at = now + TIDY_EVERY
+            self._remove_stale_bells()
+        return done
 
     def claim(self, row: int, now: float, expiry: float) -> int:
         """Inside a section: make this process the owner of the queue at `row`; 0, or the pid of
@@ -405,7 +440,8 @@ def _give_back(
 
 
 def register(user: Any) -> None:
-    """Let `user` know, by `detach(attachment)`, when an attachment must not be used any more."""
+    """Let `user` know, by `detach(attachment)`, when an attachment must not be used any more, and
+    by `forked()` that it has become another process's."""
     _users.add(user)
 
 
@@ -496,6 +532,9 @@ def _after_fork_in_child() -> None:
             user.detach(attachment)
     _attachments.clear()
     _kept.clear()
+    _graveyard.clear()
+    for user in list(_users):
+        user.forked()
     Members.forget_all()
 
 

@@ -26,6 +26,9 @@ class Waiting(Protocol):
 
     def wake(self) -> None: ...
 
+    def gone(self) -> bool:
+        """Whether it will never wake: its loop was closed under it."""
+
 
 class Entry(NamedTuple):
     local: str
@@ -142,9 +145,9 @@ class Inbox:
         found = []
         if waiting:
             for local in self._fed:
-                receives = waiting.get(local) or waiting.get(ANY)
-                if receives:
-                    found.append(receives[0])
+                first = _first(waiting.get(local)) or _first(waiting.get(ANY))
+                if first is not None:
+                    found.append(first)
         self._fed.clear()
         return found
 
@@ -163,8 +166,9 @@ class Inbox:
         if not receives:
             self.waiting.pop(local, None)
         elif self.has(local):
-            with contextlib.suppress(IndexError):
-                receives[0].wake()
+            first = _first(receives)
+            if first is not None:
+                first.wake()
 
     def _tidy(self) -> None:
         """Forget the buffers of local parts that have nothing, most of which never will."""
@@ -172,3 +176,15 @@ class Inbox:
         for number, entry in list(self._entries.items()):
             by_local.setdefault(entry.local, deque()).append(number)
         self._by_local = by_local
+
+
+def _first(receives: deque[Waiting] | None) -> Waiting | None:
+    """The first receive that can still wake; those before it are forgotten."""
+    while receives:
+        try:
+            if not receives[0].gone():
+                return receives[0]
+            receives.popleft()
+        except IndexError:
+            break  # another thread was quicker
+    return None

@@ -56,6 +56,9 @@ class ReactorWaiter(Hub):
     def future(self) -> defer.Deferred[None]:
         return defer.Deferred()
 
+    def closed(self) -> bool:
+        return False  # there is one reactor, for the whole life of the process
+
     def resolve(self, future: defer.Deferred[None], error: BaseException | None) -> None:
         reactor = self._reactor()
         if not reactor.running or threadable.isInIOThread():  # type: ignore[no-untyped-call]

@@ -161,7 +161,7 @@ class Store(Queues):
 
         What waits in its queues is dropped at once (later, if it left in good order). The queues,
         and so its memberships, go `expiry` seconds after the death was noticed, or as soon as a
-        message for them expires unread (A6). True when all is done and the row is free.
+        message for them expires unread (A6). False if there is more to do at once.
         """
         words, doubles = self.words, self.doubles
         generation = words[process + P_GENERATION]
@@ -196,11 +196,11 @@ class Store(Queues):
                     self.queues.remove(row)
                 words[process + P_OWNED] = following
                 words[S_DIRTY] = CLEAN
+                budget -= 1
             row = following
-            budget -= 1
         if over:
             words[process + P_GENERATION] = 0
-        return over
+        return True
 
     def leave(self, process: int, now: float) -> None:
         """A process detaches in good order.

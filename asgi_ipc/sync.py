@@ -50,6 +50,9 @@ class ThreadWaiter:
         if self.bell is not None:
             self.bell.ring(ALL)
 
+    def gone(self) -> bool:
+        return False
+
     async def wait(
         self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
     ) -> bool:

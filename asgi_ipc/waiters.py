@@ -59,6 +59,10 @@ class Waiters(Memory):
         """The generation of a waiter, which with its id names its doorbell; 0 if it is gone."""
         return self.words[self.layout.waiters + index * WAITER_WORDS + W_GENERATION]
 
+    def waiter_taken(self, index: int) -> int:
+        """The generation that was given out with a waiter id, its doorbell open yet or not."""
+        return self.words[self.layout.waiters + index * WAITER_WORDS + W_TAKEN]
+
     def park(self, row: int, waiter: int) -> None:
         """Put `waiter` into the waiter set of the queue at `row`."""
         words = self.words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import Any
 
@@ -84,6 +85,9 @@ class Base:
             options.lock,
         )
         self.session: Session | None = None
+        self.client_prefix = ""
+        self.own = ""
+        self.forked()
         self._turn = 0
         self._logged: dict[str, float] = {}
         self._samples: dict[str, tuple[float, int, int]] = {}
@@ -110,6 +114,11 @@ class Base:
         session = self.session
         if attachment is None or (session is not None and session.attachment is attachment):
             self.session = None
+
+    def forked(self) -> None:
+        """Take a name of one's own for process-specific channels: at first, and in a child."""
+        self.client_prefix = os.urandom(8).hex()
+        self.own = f".{self.client_prefix}!"
 
     def upkeep(self, session: Session, now: float) -> None:
         session.attachment.upkeep(now, self.expiry, session.section)

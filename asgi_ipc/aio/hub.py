@@ -42,6 +42,9 @@ class Sleep:
     def wake(self) -> None:
         self._hub.resolve(self.future, None)
 
+    def gone(self) -> bool:
+        return self._hub.closed()
+
 
 class Hub(ABC):
     """The waiter of one loop. A subclass says how its loop watches, times and resolves."""
@@ -71,6 +74,10 @@ class Hub(ABC):
     @abstractmethod
     def future(self) -> Any:
         """A new future of the loop."""
+
+    @abstractmethod
+    def closed(self) -> bool:
+        """Whether the loop will never run again."""
 
     @abstractmethod
     def resolve(self, future: Any, error: BaseException | None) -> None:
@@ -249,6 +256,15 @@ class Hub(ABC):
                 session.section(session.store.unpark, row, self.index)
                 session.attachment.pass_on(row)
 
+    def retire(self) -> None:
+        """The loop is closed: nobody may be rung here any more, or the rings would be lost."""
+        if self.bell is not None:
+            self._give_back(self.bell, self.index, self._generation)
+        self.bell, self.index = None, 0
+        self._session = self._core = None
+        self._drains.clear()
+        self._rows.clear()
+
     def release(self) -> None:
         """The layer is closed: let go of the loop now, if nobody waits."""
         if not self._sleepers:
@@ -260,8 +276,6 @@ def hub_of(session: Session, loop: Any, make: Any) -> Any:
     attachment = session.attachment
     found = attachment.hubs.get(loop)
     if found is None:
-        for other in list(attachment.hubs):
-            if getattr(other, "is_closed", bool)():
-                attachment.hubs.pop(other, None)
+        attachment.retire_hubs()
         found = attachment.hubs[loop] = make(session, weakref.ref(loop))
     return found

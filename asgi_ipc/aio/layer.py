@@ -45,8 +45,11 @@ class IPCChannelLayer:
         self.group_expiry = self._options.group_expiry
         self.capacity = self._options.capacity
         self.channel_capacity = self._options.channel_capacity
-        self.client_prefix = os.urandom(8).hex()
-        self._own = f".{self.client_prefix}!"
+
+    @property
+    def client_prefix(self) -> str:
+        """What tells this layer's process-specific channels from all others."""
+        return self._core.client_prefix
 
     @property
     def ChannelFull(self) -> type[Exception]:
@@ -95,10 +98,10 @@ class IPCChannelLayer:
 
     def _exact(self, session: Session, channel: str) -> Any:
         check_channel(channel)
-        if "!" in channel and self._own not in channel:
+        if "!" in channel and self._core.own not in channel:
             raise NotOwner(
                 f"channel {channel!r} is not this layer's to receive: its process-specific "
-                f"channels contain {self._own!r}; make them with new_channel()"
+                f"channels contain {self._core.own!r}; make them with new_channel()"
             )
         return self._core.exact_source(session, channel)
 
@@ -128,7 +131,7 @@ class IPCChannelLayer:
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel of this layer (B1)."""
-        name = f"{prefix}{self._own}" + os.urandom(8).hex()
+        name = f"{prefix}{self._core.own}" + os.urandom(8).hex()
         return check_channel(name)
 
     # -- groups -----------------------------------------------------------------------------------

@@ -36,14 +36,16 @@ class LoopWaiter(Hub):
         self._thread = threading.get_ident()  # a loop may be run by another thread next time
         return self.loop().create_future()
 
+    def closed(self) -> bool:
+        loop = self.ref()
+        return loop is None or loop.is_closed()
+
     def resolve(self, future: asyncio.Future[None], error: BaseException | None) -> None:
-        if threading.get_ident() == self._thread:
-            _resolve(future, error)
-        else:
-            loop = self.ref()
-            if loop is not None:
-                with contextlib.suppress(RuntimeError):  # closed: nobody waits there any more
-                    loop.call_soon_threadsafe(_resolve, future, error)
+        with contextlib.suppress(RuntimeError):  # closed: nobody waits there any more
+            if threading.get_ident() == self._thread:
+                _resolve(future, error)
+            elif (loop := self.ref()) is not None:
+                loop.call_soon_threadsafe(_resolve, future, error)
 
     async def sleep(self, future: asyncio.Future[None], seconds: float | None) -> bool:
         if seconds is None:

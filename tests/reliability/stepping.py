@@ -291,6 +291,7 @@ class Scenario:
     at_once = False  # all channels and groups change together, or not at all
     shrinks = False  # messages may be gone one after another
     changes = True  # what it does can be seen in `Held`
+    in_finalizers = False  # most of it is done by finalizers, where an exception is only reported
     least = 30  # instructions that it takes at the least
 
     def prepare(self, survivor: Blocking) -> None:
@@ -646,6 +647,7 @@ class Attach(Scenario):
 
 class Detach(Scenario):
     changes = False
+    in_finalizers = True
 
     def arm(self, victim: Blocking) -> None:
         super().arm(victim)

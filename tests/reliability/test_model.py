@@ -556,6 +556,7 @@ class Model(RuleBasedStateMachine):
         return False
 
     def drain(self, queue: str, box: dict[str, list[Item]]) -> None:
+        self.let_go(queue)
         for item in self.queues.pop(queue, ()):
             met["drained"] += 1
             for local in item.locals:

@@ -198,7 +198,6 @@ def test_at_the_limit_memberships_that_ended_make_room_at_once() -> None:
     assert_whole(groups.store)
 
 
-# FIXME: `add` goes on with the row of the group as it was before the sweep freed it.
 def test_at_the_limit_a_group_whose_last_member_makes_room_for_the_next_stays_a_group() -> None:
     groups = make_groups()
     limit = groups.store.members.max_rows

@@ -107,7 +107,6 @@ def test_feeding_again_after_an_interruption_routes_once(feed: Feeder) -> None:
     assert bodies(feed.inbox, ANY) == [b"1", b"1"]
 
 
-# FIXME: what was routed before the interruption is routed again.
 @pytest.mark.parametrize("moment", [0, 1, 2])
 def test_feeding_that_is_interrupted_doubles_nothing(feed: Feeder, moment: int) -> None:
     calls = 0
@@ -152,7 +151,6 @@ def test_a_full_buffer_takes_again_what_was_received(feed: Feeder, local: str | 
     assert bodies(feed.inbox, "a") == [b"2"]
 
 
-# FIXME: `expire` leaves the numbers of what it takes out in the buffer of the local part.
 def test_a_full_buffer_takes_again_when_all_in_it_has_expired(feed: Feeder) -> None:
     feed("a", b"1", SOON, capacity=lambda local: 1)
     assert [entry.body for entry in feed.inbox.expire(SOON)] == [b"1"]

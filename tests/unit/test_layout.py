@@ -53,7 +53,7 @@ from .support import examples
 MEBIBYTE = 2**20
 
 # What each version's map was. Who changes the map gives it another VERSION, and adds a line.
-DIGESTS = {1: "DIGEST"}
+DIGESTS = {1: "174bdc030b6eb4b880c1daa006e2c03e0ffa2463fc6dfeacf6f617fd20045e58"}
 
 
 def everything() -> str:

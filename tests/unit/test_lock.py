@@ -316,8 +316,6 @@ def test_a_mutex_that_is_unrecoverable_is_made_anew(mutex: Shared) -> None:
     assert mutex.is_free()
 
 
-# FIXME: glibc has then noted this thread as the holder although it is none, and crashes in the
-# unlock with which a section ends in every case.
 def test_a_mutex_that_cannot_be_made_anew_is_an_error(mutex: Shared) -> None:
     make_unrecoverable(mutex)
 
@@ -677,8 +675,6 @@ def call_in(function: Callable[[Any], int], when: str, handler: Handler) -> Call
     return wrapped
 
 
-# FIXME: the inner call does not release what it has taken itself when its operation fails and an
-# outer call, which no longer holds the lock, is still on the stack.
 @pytest.mark.parametrize("call", [lambda: 5, lambda: fails(LimitReached("no room"))])
 @pytest.mark.parametrize(("what", "when"), [("trylock", "before"), ("unlock", "after")])
 def test_a_call_from_a_handler_beside_the_held_part_leaves_the_lock_free(
@@ -722,7 +718,6 @@ def test_a_thread_opens_the_file_lock_once(tmp_path: Path) -> None:
     assert descriptors(shared.path) == 1
 
 
-# FIXME: they stay open until the attachment is released.
 @on_linux
 def test_threads_that_ended_leave_no_descriptor_of_the_file_lock(tmp_path: Path) -> None:
     shared = Shared("file", tmp_path)

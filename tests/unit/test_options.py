@@ -110,7 +110,6 @@ def test_refused_by_its_name(name: str, value: Any) -> None:
     assert isinstance(caught.value, TypeError)
 
 
-# FIXME: both are let through, although the error for others says that there are two modes.
 @pytest.mark.parametrize("mode", [0o620, 0o640], ids=oct)
 def test_a_mode_that_lets_a_group_in_by_half_is_refused(mode: int) -> None:
     with pytest.raises(InvalidOption, match="mode"):

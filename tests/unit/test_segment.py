@@ -243,7 +243,6 @@ def test_attaching_while_others_remove_it_either_works_or_works_later(prefix: st
         assert all(process.hear() for process in processes)
 
 
-# FIXME: only the opening of attach.lock reckons with that.
 @pytest.mark.parametrize("moment", ["mkdir", "chmod"])
 def test_a_directory_that_is_removed_while_it_is_made_is_made_again(
     prefix: str, moment: str, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,7 @@ class Import(NamedTuple):
     at_once: bool
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its name in it."""
     found = {}
@@ -105,6 +107,7 @@ def walk(tree: ast.AST, inner: bool = False) -> Iterator[tuple[ast.AST, bool]]:
         yield from walk(node, inner or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
 
 
+@cache
 def everything() -> list[Import]:
     return [found for name, path in modules().items() for found in imports(name, path)]
 

@@ -89,7 +89,6 @@ def test_an_id_that_has_gone_to_somebody_else_is_not_given_back() -> None:
     assert store.waiter_generation(index) == new
 
 
-# FIXME: `remove_waiter` takes any id without a published generation for the one it is to free.
 def test_an_id_that_somebody_else_is_about_to_publish_is_not_given_back() -> None:
     store = make_store()
     owner = process(store, 0)
@@ -163,7 +162,6 @@ def test_queues_have_sets_of_their_own() -> None:
     assert store.pick(other) == 6
 
 
-# FIXME: turns are taken among 64 ids only; those with higher ids wait until none of these is left.
 @pytest.mark.parametrize("number", [3, 64, 200])
 def test_waiters_that_park_again_take_turns(number: int) -> None:
     waiters = set(range(1, number + 1))
@@ -300,7 +298,6 @@ def test_a_queue_at_which_somebody_waits_is_not_reclaimed() -> None:
     assert put(store, "c") == index
 
 
-# FIXME: the bits of waiters that died stay, and with them the row.
 def test_a_queue_at_which_only_the_dead_wait_is_reclaimed() -> None:
     store, row = queue_with()
     dead = process(store, 0)

@@ -1,0 +1,580 @@
+"""Who may open a layer, and what somebody who may not can do to it: nothing.
+
+Tests with a second user run as root, in children that give it up.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import logging
+import os
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asgi_ipc
+from asgi_ipc import IPCChannelLayer, segment
+from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
+from asgi_ipc.errors import ForeignSegment, InvalidOption, IPCError
+from asgi_ipc.layout import Q_DROPS, S_DROPS, UNDECODABLE
+
+from .test_corruption import in_child
+
+FIRST, SECOND, STRANGER = 61_001, 61_002, 61_003  # user ids that need no names
+SHARED = 61_100  # group id
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="lacking: root")
+pytestmark = pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="lacking: /dev/shm")
+
+
+def as_user(
+    uid: int, work: Callable[[], Any], gid: int | None = None, groups: tuple[int, ...] = ()
+) -> Any:
+    """What `work` returns, or the name and text of the error that it raises, as another user."""
+
+    def inside(alive: Callable[[str], None]) -> Any:
+        os.setgroups(groups)
+        os.setgid(uid if gid is None else gid)
+        os.setuid(uid)
+        try:
+            return ["done", work()]
+        except Exception as error:
+            return [type(error).__name__, str(error)]
+
+    return in_child(inside)
+
+
+def use(prefix: str, **options: Any) -> bool:
+    layer = IPCChannelLayer(prefix, **options)
+    layer.send("a", {"n": 1})
+    return layer.receive(["a"]) == ("a", {"n": 1})
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def remove(prefix: str) -> None:
+    """What another user made, which `segment.destroy` refuses to touch."""
+    paths = segment.Paths(prefix)
+    with suppress(FileNotFoundError):
+        os.unlink("/dev/shm" + paths.segment)
+    if os.path.islink(paths.directory):
+        os.unlink(paths.directory)
+    shutil.rmtree(paths.directory, ignore_errors=True)
+
+
+@pytest.fixture
+def foreign(prefix: str) -> Iterator[str]:
+    """A prefix that other users may use, which is cleared up as root."""
+    yield prefix
+    remove(prefix)
+
+
+def modes(prefix: str) -> dict[str, int]:
+    """The permission bits of all there is of a prefix; doorbells as one."""
+    paths = segment.Paths(prefix)
+    found = {
+        "segment": os.stat("/dev/shm" + paths.segment).st_mode,
+        "directory": os.stat(paths.directory).st_mode,
+    }
+    for name in os.listdir(paths.directory):
+        mode = os.stat(os.path.join(paths.directory, name)).st_mode
+        kind = "doorbell" if stat.S_ISFIFO(mode) else name
+        found[kind] = mode
+    return {name: stat.S_IMODE(mode) for name, mode in found.items()}
+
+
+# -- permissions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", ["mutex", "file"])
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o277])
+def test_0600_whatever_the_umask(prefix: str, mask: int, lock: str) -> None:
+    with umask(mask):
+        layer = IPCChannelLayer(prefix, receive_timeout=0.01, lock=lock)
+        layer.receive(["a"], block=True)
+        found = modes(prefix)
+        layer.close()
+    directory = found.pop("directory")
+    assert directory == 0o700
+    assert {"segment", "doorbell", "attach.lock", "members"} <= set(found)
+    assert ("section.lock" in found) == (lock == "file")
+    assert set(found.values()) == {0o600}, found
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_a_group_when_it_is_asked_for(prefix: str, mask: int) -> None:
+    with umask(mask):
+        layer = IPCChannelLayer(prefix, receive_timeout=0.01, mode=0o660)
+        layer.receive(["a"], block=True)
+        found = modes(prefix)
+        layer.close()
+    directory = found.pop("directory")
+    assert directory & 0o777 == 0o770
+    assert set(found.values()) == {0o660}, found
+
+
+async def test_doorbells_of_loops_are_0600(prefix: str) -> None:
+    layer = AsyncLayer(prefix)
+    with umask(0):
+        assert await layer.receive_async(["a"], timeout=0.01) == (None, None)
+    assert modes(prefix)["doorbell"] == 0o600
+    await layer.close()
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o606, 0o662, 0o777, 0o400, 0o640, 0])
+def test_no_other_mode(prefix: str, mode: int) -> None:
+    with pytest.raises(InvalidOption, match="mode"):
+        IPCChannelLayer(prefix, mode=mode)
+
+
+# -- another user ---------------------------------------------------------------------------------
+
+
+@as_root
+def test_another_user_is_refused(prefix: str) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {"n": 1})
+    kind, text = as_user(SECOND, lambda: use(prefix))
+    assert kind == ForeignSegment.__name__
+    assert "user" in text or "uid" in text
+    assert layer.receive(["a"]) == ("a", {"n": 1})
+    layer.close()
+
+
+@as_root
+def test_another_user_is_refused_even_with_the_mode_of_a_group(prefix: str) -> None:
+    layer = IPCChannelLayer(prefix, mode=0o660)
+    layer.send("a", {"n": 1})
+    assert as_user(SECOND, lambda: use(prefix, mode=0o660))[0] == ForeignSegment.__name__
+    layer.close()
+
+
+@as_root
+def test_another_user_cannot_remove_it(prefix: str) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {"n": 1})
+    kind, _ = as_user(SECOND, lambda: segment.destroy(prefix))
+    assert kind != "done"
+    assert layer.receive(["a"]) == ("a", {"n": 1})
+    layer.close()
+
+
+@as_root
+@pytest.mark.xfail(strict=True, reason="posix_ipc's PermissionsError comes through")
+def test_what_a_user_is_told_who_tries_to_remove_it(prefix: str) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {"n": 1})
+    try:
+        assert as_user(SECOND, lambda: segment.destroy(prefix))[0] == ForeignSegment.__name__
+    finally:
+        layer.close()
+
+
+@as_root
+def test_users_of_one_group_share_a_layer(foreign: str) -> None:
+    def first() -> bool:
+        with umask(0o077):
+            return use(foreign, mode=0o660)
+
+    def second() -> bool:
+        layer = IPCChannelLayer(foreign, mode=0o660)
+        layer.group_add("g", "b")
+        layer.send_group("g", {"n": 2})
+        return layer.receive(["a"]) == ("a", {"n": 3}) and layer.receive(["b"])[1] == {"n": 2}
+
+    assert as_user(FIRST, first, gid=SHARED) == ["done", True]
+    sends = as_user(
+        FIRST, lambda: IPCChannelLayer(foreign, mode=0o660).send("a", {"n": 3}), gid=SHARED
+    )
+    assert sends == ["done", None]
+    assert as_user(SECOND, second, gid=SHARED) == ["done", True]
+    assert as_user(SECOND, lambda: use(foreign, mode=0o660), groups=(SHARED,)) == ["done", True]
+    assert as_user(STRANGER, lambda: use(foreign, mode=0o660))[0] == ForeignSegment.__name__
+    # Who did not ask for a group does not get into one by accident.
+    without = as_user(SECOND, lambda: use(foreign), gid=SHARED)
+    assert without[0] == ForeignSegment.__name__
+
+
+# -- squatting ------------------------------------------------------------------------------------
+
+
+def squat_segment(prefix: str, mode: int) -> None:
+    path = "/dev/shm" + segment.Paths(prefix).segment
+    with open(path, "wb") as file:
+        file.truncate(1 << 20)
+    os.chmod(path, mode)
+
+
+def squat_directory(prefix: str, mode: int) -> None:
+    path = segment.Paths(prefix).directory
+    os.mkdir(path)
+    os.chmod(path, mode)
+
+
+def squat_real_segment(prefix: str, mode: int) -> None:
+    """A whole working layer, opened to everybody."""
+    assert use(prefix)
+    paths = segment.Paths(prefix)
+    os.chmod("/dev/shm" + paths.segment, mode)
+    os.chmod(paths.directory, mode | 0o111)
+    for name in os.listdir(paths.directory):
+        os.chmod(os.path.join(paths.directory, name), mode)
+
+
+SQUATS = [squat_segment, squat_directory, squat_real_segment]
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, 0o777])
+@pytest.mark.parametrize("squat", SQUATS, ids=lambda squat: str(squat.__name__))
+def test_what_another_user_made_before_us_is_refused(
+    foreign: str, squat: Callable[[str, int], None], mode: int
+) -> None:
+    assert as_user(SECOND, lambda: squat(foreign, mode)) == ["done", None]
+    for ours in (0o600, 0o660):
+        assert as_user(FIRST, lambda ours=ours: use(foreign, mode=ours))[0] == (
+            ForeignSegment.__name__
+        )
+        with pytest.raises(ForeignSegment):  # and so is root
+            use(foreign, mode=ours)
+
+
+@as_root
+def test_a_link_to_our_own_files_is_not_followed(foreign: str, tmp_path: Path) -> None:
+    """Sticky or not, what is ours is never written to through a name that somebody else made."""
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"precious")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    paths = segment.Paths(foreign)
+
+    def link() -> None:
+        os.symlink(mine, "/dev/shm" + paths.segment)
+        os.symlink(folder, paths.directory)
+
+    assert as_user(SECOND, link) == ["done", None]
+    with pytest.raises(IPCError):
+        use(foreign)
+    os.unlink(paths.directory)
+    with pytest.raises((IPCError, OSError)):
+        use(foreign)
+    assert mine.read_bytes() == b"precious"
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("what", ["segment", "directory", "attach.lock", "members", "section.lock"])
+def test_what_the_world_can_write_is_refused(prefix: str, what: str) -> None:
+    """Although it is ours: somebody else may have written to it."""
+    layer = IPCChannelLayer(prefix, lock="file")
+    layer.send("a", {"n": 1})
+    layer.close()
+    paths = segment.Paths(prefix)
+    path = {"segment": "/dev/shm" + paths.segment, "directory": paths.directory}.get(
+        what, os.path.join(paths.directory, what)
+    )
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    os.chmod(path, mode | 0o002)
+    try:
+        with pytest.raises(ForeignSegment, match="everybody"):
+            use(prefix, lock="file")
+    finally:
+        os.chmod(path, mode)
+
+
+@pytest.mark.parametrize("what", ["attach.lock", "members"])
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
+def test_a_file_of_another_kind_is_refused(
+    prefix: str, what: str, kind: str, tmp_path: Path
+) -> None:
+    paths = segment.Paths(prefix)
+    os.mkdir(paths.directory, 0o700)
+    path = os.path.join(paths.directory, what)
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    if kind == "link":
+        os.symlink(target, path)
+    elif kind == "fifo":
+        os.mkfifo(path, 0o600)
+    else:
+        os.mkdir(path)
+    try:
+        with pytest.raises((IPCError, OSError)):
+            use(prefix)
+        assert target.read_bytes() == b"precious"
+    finally:
+        os.rmdir(path) if kind == "directory" else os.unlink(path)
+
+
+def test_a_doorbell_that_is_no_fifo_is_not_written_to(prefix: str) -> None:
+    """Somebody who can write in the directory replaces a doorbell by a file."""
+    layer = IPCChannelLayer(prefix, receive_timeout=0.01)
+    layer.receive(["a"], block=True)  # parked, and its bell made
+    directory = Path(segment.Paths(prefix).directory)
+    (bell,) = [path for path in directory.iterdir() if stat.S_ISFIFO(path.stat().st_mode)]
+    bell.unlink()
+    bell.write_bytes(b"precious")
+    session = layer._core.session
+    assert session is not None
+    ringer = session.attachment._ringer
+    _, waiter, generation = bell.name.split(".")
+    assert not ringer.ring(int(waiter), int(generation), 1)
+    assert bell.read_bytes() == b"precious"
+    layer.close()
+
+
+# -- what a doorbell can make its reader do -------------------------------------------------------
+
+GARBAGE = {
+    "one byte": b"\x07",
+    "an odd length": b"\xff" * 7,
+    "all ones": b"\xff" * 8,
+    "small numbers": b"".join(i.to_bytes(4, "little") for i in range(1, 50)),
+    "zeros": bytes(64),
+    "more than is read at once": b"\xee" * 9000,
+    "random": bytes(range(256)) * 4,
+}
+
+
+def bells(prefix: str) -> list[Path]:
+    directory = Path(segment.Paths(prefix).directory)
+    if not directory.is_dir():
+        return []
+    return [path for path in directory.iterdir() if stat.S_ISFIFO(path.stat().st_mode)]
+
+
+def write_into_bells(prefix: str, garbage: bytes) -> int:
+    written = 0
+    for path in bells(prefix):
+        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            written += os.write(fd, garbage)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(fd)
+    return written
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+def test_garbage_in_the_doorbell_of_a_thread_only_makes_it_look(prefix: str, what: str) -> None:
+    layer = IPCChannelLayer(prefix, receive_timeout=20)
+    results: list[Any] = []
+
+    def wait() -> None:
+        try:
+            results.append(layer.receive(["a", "x!"], block=True))
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and not (
+        thread.is_alive() and bells(prefix) and write_into_bells(prefix, GARBAGE[what])
+    ):
+        time.sleep(0.005)
+    for _ in range(5):
+        assert write_into_bells(prefix, GARBAGE[what]) or len(GARBAGE[what]) > 8000
+        time.sleep(0.01)
+    assert results == [], "it did more than look"
+    layer.send("a", {"n": 1})
+    thread.join(10)
+    assert results == [("a", {"n": 1})]
+    layer.close()
+
+
+@pytest.mark.parametrize("what", GARBAGE)
+async def test_garbage_in_the_doorbell_of_a_loop_only_makes_it_look(
+    prefix: str, what: str
+) -> None:
+    layer = AsyncLayer(prefix)
+    name = await layer.new_channel()
+    receives = [asyncio.ensure_future(layer.receive(channel)) for channel in ("a", "b", name)]
+    await asyncio.sleep(0.02)
+    for _ in range(5):
+        assert write_into_bells(prefix, GARBAGE[what])
+        await asyncio.sleep(0.01)
+    assert not any(receive.done() for receive in receives)
+    for number, channel in enumerate(("a", "b", name)):
+        await layer.send(channel, {"n": number})
+    found = await asyncio.wait_for(asyncio.gather(*receives), 10)
+    assert found == [{"n": 0}, {"n": 1}, {"n": 2}]
+    await layer.close()
+
+
+# -- nothing is run -------------------------------------------------------------------------------
+
+_FORBIDDEN_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "yaml", "subprocess", "code"}
+_FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+
+
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    folder = Path(asgi_ipc.__file__).parent
+    files = sorted(folder.rglob("*.py"))
+    assert len(files) > 15
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path.relative_to(folder)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import):
+                names = {alias.name.partition(".")[0] for alias in node.names}
+                assert not names & _FORBIDDEN_MODULES, where
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert str(node.module).partition(".")[0] not in _FORBIDDEN_MODULES, where
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in _FORBIDDEN_CALLS, where
+
+
+@pytest.mark.parametrize("body", [b"\x80\x04N.", b"cos\nsystem\n(S'true'\ntR.", b"\xc7\x05\x01abcde"])
+def test_a_body_that_another_program_wrote_is_only_data(prefix: str, body: bytes) -> None:
+    """A pickle, or a msgpack extension type, in a record with a right checksum."""
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {"n": 1})
+    session = layer._core.session
+    assert session is not None
+    target = session.routes["a"]
+    now = time.monotonic()
+    session.section(session.store.put, target, body, now, now + 60)
+    layer.send("a", {"n": 2})
+    found = [layer.receive(["a"]) for _ in range(3)]
+    assert found == [("a", {"n": 1}), ("a", {"n": 2}), (None, None)]
+    assert session.store.words[S_DROPS + UNDECODABLE] == 1
+    layer.close()
+
+
+# -- encryption at rest ---------------------------------------------------------------------------
+
+OLD, NEW = "an old key", b"a new key \xff"
+
+
+@pytest.fixture
+def keyed(prefix: str) -> Iterator[Callable[..., IPCChannelLayer]]:
+    pytest.importorskip("cryptography", reason="lacking: cryptography")
+    made = []
+
+    def make(*keys: Any) -> IPCChannelLayer:
+        made.append(IPCChannelLayer(prefix, symmetric_encryption_keys=keys))
+        return made[-1]
+
+    yield make
+    for layer in made:
+        layer.close()
+
+
+def test_no_body_is_legible_in_memory(prefix: str, keyed: Callable[..., IPCChannelLayer]) -> None:
+    secret = b"correct horse battery staple"
+    plain = IPCChannelLayer(prefix)
+    plain.send("a", {"text": secret})
+    content = Path("/dev/shm" + segment.Paths(prefix).segment)
+    assert secret in content.read_bytes()  # so that the next says something
+    plain.flush()
+    plain.close()
+    segment.destroy(prefix)
+    layer = keyed(NEW)
+    layer.send("a", {"text": secret})
+    assert secret not in content.read_bytes()
+    assert layer.receive(["a"]) == ("a", {"text": secret})
+
+
+def test_the_first_key_encrypts_and_all_decrypt(keyed: Callable[..., IPCChannelLayer]) -> None:
+    old, new, both, reverse = keyed(OLD), keyed(NEW), keyed(NEW, OLD), keyed(OLD, NEW)
+    for sender, can in ((old, (old, both, reverse)), (new, (new, both, reverse))):
+        for receiver in can:
+            sender.send("a", {"n": 1})
+            assert receiver.receive(["a"]) == ("a", {"n": 1})
+    both.send("a", {"n": 2})
+    assert new.receive(["a"]) == ("a", {"n": 2})
+    reverse.send("a", {"n": 3})
+    assert old.receive(["a"]) == ("a", {"n": 3})
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_an_unknown_key_drops_counts_and_logs_and_goes_on(
+    keyed: Callable[..., IPCChannelLayer], block: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    sender, receiver = keyed(OLD), keyed(NEW)
+    for number in range(3):
+        sender.send("a", {"n": number})
+    receiver.send("a", {"n": 99})
+    with caplog.at_level(logging.WARNING, "asgi_ipc"):
+        assert receiver.receive(["a"], block=block) == ("a", {"n": 99})
+    lines = [record.getMessage() for record in caplog.records if record.name == "asgi_ipc"]
+    assert len(lines) == 1 and "'a'" in lines[0] and "undecodable" in lines[0]
+    session = receiver._core.session
+    assert session is not None
+    store = session.store
+    assert store.words[S_DROPS + UNDECODABLE] == 3
+    assert store.words[store.queues.find(b"a") + Q_DROPS] == 3
+
+
+async def test_a_waiting_loop_outlives_messages_under_an_unknown_key(prefix: str) -> None:
+    pytest.importorskip("cryptography", reason="lacking: cryptography")
+    receiver = AsyncLayer(prefix, symmetric_encryption_keys=[NEW])
+    name = await receiver.new_channel()
+    for other in (None, [OLD]):
+        sender = AsyncLayer(prefix, symmetric_encryption_keys=other)
+        receives = [asyncio.ensure_future(receiver.receive(channel)) for channel in ("a", name)]
+        await asyncio.sleep(0.01)
+        for channel in ("a", name):
+            await sender.send(channel, {"n": 1})
+        await asyncio.sleep(0.05)
+        assert not any(receive.done() for receive in receives)
+        for channel in ("a", name):
+            await receiver.send(channel, {"n": 2})
+        assert await asyncio.wait_for(asyncio.gather(*receives), 10) == [{"n": 2}] * 2
+        await sender.close()
+    await receiver.close()
+
+
+def test_keys_are_rotated_without_a_gap(prefix: str) -> None:
+    """Each process restarts on its own, in three steps, and every message arrives on the way."""
+    pytest.importorskip("cryptography", reason="lacking: cryptography")
+    steps = [[OLD], [OLD, NEW], [NEW, OLD], [NEW]]
+    layers = [IPCChannelLayer(prefix, symmetric_encryption_keys=steps[0]) for _ in range(3)]
+    sent = 0
+    received: list[int] = []
+
+    def exchange() -> None:
+        nonlocal sent
+        for sender in layers:
+            for receiver in layers:
+                sender.send("a", {"n": sent})
+                sent += 1
+                message = receiver.receive(["a"])[1]
+                assert message is not None, "a message was dropped"
+                received.append(message["n"])
+
+    for keys in steps[1:]:
+        for i in range(len(layers)):
+            layers[i].send("late", {"n": i})  # read by a process of the next step
+            layers[i].close()
+            layers[i] = IPCChannelLayer(prefix, symmetric_encryption_keys=keys)
+            assert layers[i].receive(["late"]) == ("late", {"n": i})
+            exchange()
+    assert received == list(range(sent)) and sent == 3 * 3 * 9
+    for layer in layers:
+        layer.close()
+
+
+def test_expiry_is_ours_and_not_of_the_wall_clock(
+    keyed: Callable[..., IPCChannelLayer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = keyed(NEW)
+    layer.send("a", {"n": 1})
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 1e6)
+    assert layer.receive(["a"]) == ("a", {"n": 1})
