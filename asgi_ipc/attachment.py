@@ -9,6 +9,7 @@ segment is still there, bury the dead, let messages expire.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -169,10 +170,18 @@ class Attachment:
                 attachment.ring_everyone()
 
         def renew(holder: int) -> bool:
-            return isinstance(lock, Mutex) and _renew(segment, store, lock, holder)
+            return isinstance(lock, Mutex) and _renew(segment, lock, holder)
 
         recover = recover or recover_and_ring
         return make_section(lock, store.words, recover, patience, renew, timeout)
+
+    def renew(self, holder: int) -> bool:
+        """For whoever waited for the lock in stretches: see `_renew`."""
+        return (
+            isinstance(self.lock, Mutex)
+            and bool(holder)
+            and _renew(self.segment, self.lock, holder)
+        )
 
     def flush(self, patience: float, timeout: float) -> None:
         """Forget all messages and groups, also in a store that recovery gives up on."""
@@ -209,10 +218,7 @@ class Attachment:
 
     def ring_everyone(self) -> None:
         """After recovery or a flush the waiter sets are empty: all have to look and park anew."""
-        for waiter in range(1, MAX_WAITERS):
-            generation = self.store.waiter_generation(waiter)
-            if generation:
-                self._ringer.ring(waiter, generation, ALL)
+        _ring_everyone(self.store, self._ringer)
 
     def new_bell(self, section: Section) -> tuple[int, int, Doorbell] | None:
         """A waiter id with its open doorbell: (id, generation, bell); None if ids ran out."""
@@ -245,9 +251,16 @@ class Attachment:
     def _free_orphans(self, section: Section) -> None:
         """Give back the waiter ids of threads and loops that ended. Bits that are still set are
         passed over by those who meet them."""
-        while self._orphans:
-            section(self.store.remove_waiter, *self._orphans[-1])
-            self._orphans.pop()
+        while True:
+            try:
+                orphan = self._orphans.pop()
+            except IndexError:
+                return
+            try:
+                section(self.store.remove_waiter, *orphan)
+            except BaseException:
+                self._orphans.append(orphan)
+                raise
 
     def retire_hubs(self) -> None:
         """Let go of the waiters of loops that were closed."""
@@ -279,12 +292,16 @@ class Attachment:
         return found if found is not None else self.inboxes.setdefault(queue, Inbox(queue))
 
     def fresh(self, inbox: Inbox) -> Inbox:
-        """The inbox, emptied if there was a flush since it was filled."""
+        """Inside a section: the inbox, emptied if there was a flush since it was filled."""
         epoch = self.store.words[S_EPOCH]
         if inbox.epoch != epoch:
             inbox.clear()
             inbox.epoch = epoch
         return inbox
+
+    def is_fresh(self, inbox: Inbox) -> bool:
+        """Whether nothing was flushed since it was filled. Only a section empties it (`fresh`)."""
+        return inbox.epoch == self.store.words[S_EPOCH]
 
     def drain(self, row: int, inbox: Inbox, capacity: Callable[[str], int]) -> None:
         """Inside a section: move what waits in the queue at `row` into its inbox."""
@@ -314,8 +331,8 @@ class Attachment:
             if self._orphans:
                 self._free_orphans(section)
             for inbox in list(self.inboxes.values()):
-                if inbox:
-                    self._expire_inbox(self.fresh(inbox), now, section)
+                if inbox and self.is_fresh(inbox):
+                    self._expire_inbox(inbox, now, section)
             # One process looks after the dead for all.
             if now >= doubles[S_BURY_AT]:
                 doubles[S_BURY_AT] = now + CHECK_EVERY
@@ -430,6 +447,13 @@ def forget(attachment: Attachment) -> None:
         user.detach(attachment)
 
 
+def _ring_everyone(store: Store, ringer: Ringer) -> None:
+    for waiter in range(1, MAX_WAITERS):
+        generation = store.waiter_generation(waiter)
+        if generation:
+            ringer.ring(waiter, generation, ALL)
+
+
 def _give_back(
     ringer: Ringer, orphans: list[tuple[int, int]], bell: Doorbell, waiter: int, generation: int
 ) -> None:
@@ -467,10 +491,15 @@ def _release(
     if any(inbox.lives(now) for inbox in inboxes.values()):
         _kept[segment.paths.prefix, segment.nonce] = inboxes
     with contextlib.suppress(IPCError, OSError):
+
+        def recover() -> None:
+            recovery.recover(store, now)
+            _ring_everyone(store, ringer)
+
         section = make_section(
             lock,
             store.words,
-            lambda: recovery.recover(store, now),
+            recover,
             1.0,
             lambda holder: False,
             1.0,
@@ -485,23 +514,38 @@ def _release(
     store.close()
 
 
-def _renew(segment: Segment, store: Store, lock: Mutex, holder: int) -> bool:
+def _renew(segment: Segment, lock: Mutex, holder: int) -> bool:
     """Make the mutex anew if its holder is dead; `holder` 0 means that it cannot be recovered.
 
     A death that the kernel did not report happens: before Linux 5.18 the OOM killer's victims
-    leave their robust mutexes behind.
+    leave their robust mutexes behind. Who lives is the kernel's word: a thread of that id, in a
+    process that holds one of the bytes (which it does before it ever takes the lock).
     """
-    if holder:
+    if holder and _thread_exists(holder):
         pid = process_of(holder)
-        for index in range(MAX_PROCESSES) if pid else ():
-            row = store.process_row(index)
-            if store.words[row + P_GENERATION] and store.words[row + P_PID] == pid:
-                if pid == os.getpid() or segment.members.held(index):
-                    return False
+        if not pid or pid == os.getpid() or pid in segment.members.pids():
+            return False
     with attach_lock(segment.paths, segment.mode):
-        if lock.holder() != holder and holder:
-            return True  # somebody else was quicker
-        init_mutex(segment.memory, H_LOCK * WORD)
+        if holder:
+            if lock.holder() == holder:
+                init_mutex(segment.memory, H_LOCK * WORD)
+            return True  # or somebody else was quicker
+        code = lock.trylock(lock.handle)
+        if code == errno.ENOTRECOVERABLE:
+            init_mutex(segment.memory, H_LOCK * WORD)
+        elif code in (0, errno.EOWNERDEAD):
+            lock.consistent(lock.handle)
+            lock.unlock(lock.handle)
+    return True
+
+
+def _thread_exists(thread: int) -> bool:
+    try:
+        os.kill(thread, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
     return True
 
 

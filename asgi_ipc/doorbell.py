@@ -12,6 +12,7 @@ tells the sender when nobody is there any more.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import stat
@@ -27,6 +28,7 @@ _getsignal: Callable[[int], Any] = getattr(signal, "_signal", signal).getsignal
 
 _ROOM = 4096  # bytes read at once; more rings than that mean: look at everything
 ALL = 0
+_GONE = (errno.EPIPE, errno.ENXIO, errno.ENOENT)  # nobody has it open, or it is no more
 
 
 def path_of(directory: str, nonce: int, waiter: int, generation: int) -> str:
@@ -98,7 +100,11 @@ class Ringer:
         """Wake a waiter for the queue at `row`; False if it is gone."""
         known = self._open.get(waiter)
         if known is None or known[0] != generation:
-            known = self._connect(waiter, generation)
+            try:
+                known = self._connect(waiter, generation)
+            except OSError as error:
+                # Out of descriptors, say: that is this process's trouble, not the waiter's end.
+                return error.errno not in _GONE
             if known is None:
                 return False
         ring = row.to_bytes(4, sys.byteorder)
@@ -109,19 +115,16 @@ class Ringer:
                 _write_without_sigpipe(known[1].number, ring)
         except BlockingIOError:
             return True  # full of rings: it has been told
-        except OSError:
+        except OSError as error:
             self._open.pop(waiter, None)
-            return False
+            return error.errno not in _GONE
         return True
 
     def _connect(self, waiter: int, generation: int) -> tuple[int, Descriptor] | None:
         self._open.pop(waiter, None)
         path = path_of(self._directory, self._nonce, waiter, generation)
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            bell = Descriptor(os.open(path, flags))
-        except OSError:
-            return None
+        bell = Descriptor(os.open(path, flags))
         if not generation or not stat.S_ISFIFO(os.fstat(bell.number).st_mode):
             return None
         known = self._open[waiter] = (generation, bell)

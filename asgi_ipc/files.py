@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import ForeignSegment
+from .layout import MAX_PROCESSES
 
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 
@@ -124,12 +125,28 @@ class Members:
         self.claimed.discard(index)
         fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, index)
 
+    def pids(self) -> set[int]:
+        """The processes that hold a byte, but for this one."""
+        found: set[int] = set()
+        at, end = 0, MAX_PROCESSES
+        while at < end:
+            kind, start, length, pid = self._ask(at, end - at)
+            if kind == fcntl.F_UNLCK:
+                break
+            found.add(pid)
+            at = start + max(length, 1)
+        return found
+
     def held(self, index: int, count: int = 1) -> bool:
         """Whether another process holds one of the bytes. Its own a process never sees held."""
+        return self._ask(index, count)[0] != fcntl.F_UNLCK
+
+    def _ask(self, index: int, count: int) -> tuple[int, int, int, int]:
+        """The first lock of another process on some bytes: (kind, start, length, pid)."""
         if sys.platform == "darwin":
             ask = _FLOCK.pack(index, count, 0, fcntl.F_WRLCK, os.SEEK_SET)
-            kind = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, ask))[3]
+            start, length, pid, kind, _ = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, ask))
         else:
             ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, index, count, 0)
-            kind = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, ask))[0]
-        return bool(kind != fcntl.F_UNLCK)
+            kind, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, ask))
+        return kind, start, length, pid

@@ -165,10 +165,11 @@ class Inbox:
             receives.remove(receive)
         if not receives:
             self.waiting.pop(local, None)
-        elif self.has(local):
-            first = _first(receives)
-            if first is not None:
-                first.wake()
+        first = _first(receives) if self.has(local) else None
+        if first is None and self._entries:
+            first = _first(self.waiting.get(ANY))
+        if first is not None:
+            first.wake()
 
     def _tidy(self) -> None:
         """Forget the buffers of local parts that have nothing, most of which never will."""

@@ -218,9 +218,13 @@ def make_section(
             elif tries > _SPINS:
                 if time.monotonic() >= deadline:
                     holder = lock.holder()
-                    if not renew(holder):
-                        if patience < timeout:
-                            raise LockBusy(holder)
+                    if patience < timeout:
+                        raise LockBusy(holder)
+                    if not holder:  # it was let go this very moment: one more try
+                        code = trylock(handle)
+                        if code != errno.EBUSY:
+                            continue
+                    if not holder or not renew(holder):
                         raise LockTimeout(complaint(holder, timeout))
                 time.sleep(pause)
                 pause = min(pause + 0.0001, _LONGEST_SLEEP)

@@ -408,9 +408,11 @@ class Queues(Waiters):
     def pick_if_waiting(self, row: int) -> int:
         """Take a waiter out of the set of the queue at `row` if there is something for it."""
         words = self.words
-        if words[self.queues.checked(row) + R_GENERATION] and words[row + Q_COUNT]:
-            return self.pick(row)
-        return 0
+        try:
+            self.queues.checked(row)
+        except CorruptStore:
+            return 0  # rings are from outside, and may be older than a flush
+        return self.pick(row) if words[row + R_GENERATION] and words[row + Q_COUNT] else 0
 
     def find_unexpired(self, target: Target, now: float) -> int:
         """The row of a queue, after its expired messages were let go; 0 if there is none."""

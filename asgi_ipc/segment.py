@@ -246,11 +246,16 @@ def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterato
                         ) from None
                     time.sleep(0.001)
             # Who waited for a lock whose file was removed meanwhile holds nothing.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.stat(paths.attach_lock)):
-                    yield
-                    return
+            try:
+                ours = os.path.samestat(os.fstat(fd), os.stat(paths.attach_lock))
+            except FileNotFoundError:
+                ours = False
+            if ours:
+                yield
+                return
         finally:
+            # Not only closed: a child that was forked meanwhile has it open too.
+            fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
 

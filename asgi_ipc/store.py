@@ -98,6 +98,9 @@ class Store(Queues):
         words[S_DIRTY] = DIRTY
         if owner:
             self._disown(row, owner)
+            if not words[owner + P_LEFT]:
+                # The reader died, and with it who was in groups: their memberships are ghosts.
+                words[row + R_GENERATION] = self.counted()
         words[row + Q_OWNER_GENERATION] = words[process + P_GENERATION]
         words[row + Q_OWNER] = process
         words[row + Q_NEXT_OWNED] = words[process + P_OWNED]

@@ -206,7 +206,9 @@ class Table:
     def clear(self) -> None:
         """Free every row. May be interrupted and begun again."""
         words, width = self._words, self.row_words
-        high = min(words[self.state + T_HIGH], self.max_rows)  # whatever is there: this also mends
+        # Whatever is there, this also mends it, and touches nothing that is not reserved.
+        reserved = words[self.state + T_RESERVED] // (width * WORD)
+        high = min(words[self.state + T_HIGH], self.max_rows, reserved)
         for row in range(self.base, self.base + high * width, width):
             words[row + R_GENERATION] = 0
         words[self.state + T_HIGH] = 0

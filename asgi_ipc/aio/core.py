@@ -44,6 +44,14 @@ logger = logging.getLogger("asgi_ipc")
 _TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
 
 
+class Broadcast:
+    """How far a group send has come: its targets, and how many of them have their message."""
+
+    def __init__(self) -> None:
+        self.targets: list[Target] | None = None
+        self.sent = 0
+
+
 class Core(Receiving):
     """The operations of one layer on the attachment of its process."""
 
@@ -137,28 +145,28 @@ class Core(Receiving):
         found: list[str] = session.section(session.groups.channels, name, now)
         return found
 
-    def group_send(self, group: str, message: dict[str, Any]) -> None:
+    def group_send(
+        self, group: str, message: dict[str, Any], progress: Broadcast | None = None
+    ) -> None:
         """Send to every member; what does not fit is dropped and counted (A5, B2, M7).
 
-        Each destination queue gets one record, whatever the number of its local parts.
+        Each destination queue gets one record, whatever the number of its local parts. Called
+        again with the same `progress` it goes on where LockBusy interrupted it.
         """
         name = check_group(group).encode("ascii")
         body = self.codec.encode(message)
         if len(body) > self.max_message_size:
             raise errors.MessageTooLarge(self._too_large(group, len(body)))
-        session = self.attach()
+        session = self.session or self.attach()
         now = time.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
-        targets: list[Target] | None = None
-        sent = 0
-        section = session.section
-        while targets is None or sent < len(targets):
-            targets, rings, dropped = section(
-                self._broadcast, session, name, targets, sent, body, now
+        progress = progress or Broadcast()
+        while progress.targets is None or progress.sent < len(progress.targets):
+            progress.targets, rings, dropped = session.section(
+                self._broadcast, session, name, progress.targets, progress.sent, body, now
             )
-            sent += _TARGETS_AT_ONCE
-            section = session.attachment.section  # begun, so it is finished: with all patience
+            progress.sent += _TARGETS_AT_ONCE
             for row, waiter in rings:
                 session.ring(row, waiter)
             for target, reason in dropped:

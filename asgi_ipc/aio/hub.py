@@ -21,7 +21,7 @@ from typing import Any
 
 from ..attachment import CHECK_EVERY
 from ..doorbell import ALL, Doorbell
-from ..errors import IPCError, LockTimeout, SegmentError
+from ..errors import IPCError, LockTimeout
 from ..inbox import Inbox
 from ..layout import Q_COUNT, R_GENERATION
 from .base import Session
@@ -152,7 +152,7 @@ class Hub(ABC):
 
     def left(self, session: Session, source: Source) -> None:
         sleeping = self._sleeping.get(source.target.row) if source.inbox is None else None
-        if sleeping:
+        if sleeping and self.index:
             row = source.target.row
             try:
                 if session.section(session.store.park_if_empty, row, self.index):
@@ -215,7 +215,7 @@ class Hub(ABC):
             self._wake_all()  # each tries, and rides it out, for itself
             self._drains.clear()
             self._rows.clear()
-        except SegmentError as error:
+        except IPCError as error:
             self._wake_all(error)
 
     def _drain(self, session: Session, queue: str) -> None:

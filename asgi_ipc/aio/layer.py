@@ -19,7 +19,7 @@ from ..lock import complaint
 from ..names import check_channel, check_group
 from ..options import Options
 from .base import Session
-from .core import Core
+from .core import Broadcast, Core
 from .waiter import current_waiter
 
 _STRETCH = 0.02  # seconds that a call may hold up its loop for the lock
@@ -114,20 +114,19 @@ class IPCChannelLayer:
         runs out the result is (None, None). Process-specific channels are named up to the ``!``;
         the full name comes back. Raises InvalidName, NotOwner.
         """
-        session = self._core.session or await self._ridden_out(self._core.attach)
-        sources = self._core.sources(session, channels)
+        seconds = self._options.receive_timeout if timeout is _MISSING else timeout
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float, type(None))):
+            raise TypeError(f"timeout must be a number of seconds or None, not {seconds!r}")
+        deadline = None if seconds is None else time.monotonic() + seconds
+        core = self._core
+        session = core.session or await self._ridden_out(core.attach, deadline=deadline)
+        sources = core.sources(session, channels) if session is not None else None
         if not sources:
             return None, None
-        seconds = self._options.receive_timeout if timeout is _MISSING else timeout
-        if seconds is None:
-            return await self._receive(session, sources, None) or (None, None)
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-            raise TypeError(f"timeout must be a number of seconds or None, not {seconds!r}")
-        return await self._receive(session, sources, time.monotonic() + seconds) or (None, None)
-
-    async def _receive(self, session: Session, sources: Any, deadline: float | None) -> Any:
-        waiter = await self._ridden_out(current_waiter, session)
-        return await self._core.receive(session, sources, waiter, deadline)
+        waiter = await self._ridden_out(current_waiter, session, deadline=deadline)
+        if waiter is None:
+            return None, None
+        return await core.receive(session, sources, waiter, deadline) or (None, None)
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel of this layer (B1)."""
@@ -151,7 +150,7 @@ class IPCChannelLayer:
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send `message` to every member of `group`; full channels are left out (B2, M7)."""
-        await self._patiently(self._core.group_send, group, message)
+        await self._patiently(self._core.group_send, group, message, Broadcast())
 
     # -- the rest ---------------------------------------------------------------------------------
 
@@ -199,12 +198,17 @@ class IPCChannelLayer:
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"
 
-    async def _ridden_out(self, call: Callable[..., Any], *args: Any) -> Any:
-        """What a receive does before it can wait: however long the lock is busy."""
+    async def _ridden_out(
+        self, call: Callable[..., Any], *args: Any, deadline: float | None = None
+    ) -> Any:
+        """What a receive does before it can wait, however long the lock is busy; None at
+        `deadline`."""
         while True:
             try:
                 return call(*args)
             except LockBusy:
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
                 await asyncio.sleep(0.001)
 
     async def _patiently(self, call: Callable[..., Any], *args: Any) -> Any:
@@ -216,5 +220,8 @@ class IPCChannelLayer:
                 return call(*args)
             except LockBusy as error:
                 if time.monotonic() >= deadline:
+                    session = self._core.session
+                    if session is not None and session.attachment.renew(error.holder):
+                        continue
                     raise errors.LockTimeout(complaint(error.holder, timeout)) from None
                 await asyncio.sleep(0.001)

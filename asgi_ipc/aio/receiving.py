@@ -69,10 +69,11 @@ class Receiving(Base):
     def sources(self, session: Session, channels: Iterable[str]) -> list[Source]:
         """Look up what a receive names; process-specific channels only up to the ``!`` (A1)."""
         known: dict[str, Source] = session.sources
-        try:
-            if type(channels) is list and len(channels) == 1:
-                return [known[channels[0]]]
+        if type(channels) is not list:
             channels = _listed(channels)
+        try:
+            if len(channels) == 1:
+                return [known[channels[0]]]
             found = [known[channel] for channel in channels]
         except (KeyError, TypeError):
             found = [self._source(session, check_receive(channel)) for channel in channels]
@@ -151,7 +152,9 @@ class Receiving(Base):
         rings: Any = ()
         if found is not None:
             if parked and waiter is not None and not all(map(waiter.keeps, sources)):
-                rings = session.section(self._unpark, session, sources, None, waiter)
+                # Taken is taken: that the lock is busy must not lose it.
+                with contextlib.suppress(LockTimeout):
+                    rings = session.section(self._unpark, session, sources, None, waiter)
         elif len(sources) == 1 and waiter is not None and waiter.awaits(sources[0]):
             return None
         else:
@@ -168,7 +171,7 @@ class Receiving(Base):
     def _buffered(self, session: Session, sources: list[Source], now: float) -> Any:
         """What was drained before, by whichever thread of this process."""
         for source in sources:
-            if source.inbox:
+            if source.inbox and session.attachment.is_fresh(source.inbox):
                 entry = self._entry(session, source, now, session.section)
                 if entry is not None:
                     return source, source.queue + entry.local, entry.body
@@ -177,7 +180,7 @@ class Receiving(Base):
     def _entry(self, session: Session, source: Source, now: float, section: Any) -> Entry | None:
         """The oldest entry for `source` in its inbox; what has expired is dropped on the way."""
         assert source.inbox is not None
-        inbox = session.attachment.fresh(source.inbox)
+        inbox = source.inbox
         while True:
             entry = inbox.take(source.local)
             if entry is None or entry.expires > now:
@@ -215,10 +218,15 @@ class Receiving(Base):
             if parked and waiter is not None:
                 return found, self._unpark(session, sources, source, waiter)
             return found, ()
+        rings = []
         if waiter is not None and waiter.index:
             for source in sources:
-                store.park(self._bind(session, source.target, now), waiter.index)
-        return None, ()
+                row = self._bind(session, source.target, now)
+                store.park(row, waiter.index)
+                if store.words[row + Q_COUNT]:
+                    # More than one drain takes, and none of it was for this receive: look again.
+                    rings.append((row, waiter.index))
+        return None, rings
 
     def _drain(self, session: Session, source: Source, row: int, now: float) -> list[Waiting]:
         """Inside a section: own a process-specific queue, and move what it holds to the inbox.
@@ -262,19 +270,22 @@ class Receiving(Base):
 
     def drain(self, session: Session, source: Source, waiter: Waiter) -> None:
         """The bell rang for a process-specific queue: empty it into the inbox, wake, and park."""
-        for waiting in session.section(self._drain_and_park, session, source, waiter.index):
+        woken, row = session.section(self._drain_and_park, session, source, waiter.index)
+        for waiting in woken:
             waiting.wake()
+        if row:
+            session.ring(row, waiter.index)  # more than one section takes
 
-    def _drain_and_park(self, session: Session, source: Source, waiter: int) -> list[Waiting]:
+    def _drain_and_park(
+        self, session: Session, source: Source, waiter: int
+    ) -> tuple[list[Waiting], int]:
+        """Inside a section. Returns whom to wake, and the queue's row if something is left."""
         now = time.monotonic()
         row = self._bind(session, source.target, now)
         woken = self._drain(session, source, row, now)
-        if not session.store.words[row + Q_COUNT]:
+        if waiter:
             session.store.park(row, waiter)
-        else:
-            # More than one section takes: ring again, behind whoever waits for the lock.
-            session.ring(row, waiter)
-        return woken
+        return woken, row if waiter and session.store.words[row + Q_COUNT] else 0
 
     async def receive(
         self,

@@ -726,6 +726,7 @@ class Model(RuleBasedStateMachine):
         for key in [key for key in self.inboxes if key[0] == place.process]:
             del self.inboxes[key]
         met["death of an owner"] += bool(owned)
+        self.upkeep(0)  # somebody notices
 
     @rule()
     def start(self) -> None:
