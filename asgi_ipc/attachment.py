@@ -48,7 +48,7 @@ from .store import Store
 
 logger = logging.getLogger("asgi_ipc")
 
-STALE_BELL = 5.0  # seconds after which a doorbell that no waiter has is one of the dead
+STALE_BELL = 5.0  # seconds after which a doorbell of another segment is one of the dead
 TIDY_EVERY = 10.0  # seconds between two looks for such
 CHECK_EVERY = 1.0  # seconds between two looks at the segment's name and at who lives
 SWEEP_EVERY = 0.1  # seconds between two rounds of upkeep in the store, and
@@ -279,10 +279,11 @@ class Attachment:
                 if not (waiter.isdigit() and generation.isdigit()):
                     continue
                 path = os.path.join(folder, name)
-                ours = nonce == f"{self.segment.nonce:016x}" and int(waiter) < MAX_WAITERS
-                if ours and store.waiter_taken(int(waiter)) == int(generation):
-                    continue
-                if time.time() - os.lstat(path).st_ctime > STALE_BELL:
+                if nonce == f"{self.segment.nonce:016x}" and int(waiter) < MAX_WAITERS:
+                    stale = store.waiter_taken(int(waiter)) != int(generation)
+                else:
+                    stale = time.time() - os.lstat(path).st_ctime > STALE_BELL
+                if stale:
                     os.unlink(path)
 
     # -- process-specific queues ------------------------------------------------------------------
@@ -381,6 +382,7 @@ class Attachment:
             process = self.store.process_row(index)
             if generation and not self.alive(process):
                 done = section(self.store.bury, process, now, expiry) and done
+                self._tidy_at = now
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_EVERY
             self._remove_stale_bells()

@@ -28,7 +28,8 @@ _getsignal: Callable[[int], Any] = getattr(signal, "_signal", signal).getsignal
 
 _ROOM = 4096  # bytes read at once; more rings than that mean: look at everything
 ALL = 0
-_GONE = (errno.EPIPE, errno.ENXIO, errno.ENOENT)  # nobody has it open, or it is no more
+# Nobody has it open, it is no more, or it never was a doorbell.
+_GONE = (errno.EPIPE, errno.ENXIO, errno.ENOENT, errno.ELOOP)
 
 
 def path_of(directory: str, nonce: int, waiter: int, generation: int) -> str:

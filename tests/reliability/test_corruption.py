@@ -34,6 +34,7 @@ from asgi_ipc.errors import (
 )
 from asgi_ipc.layout import (
     DIRTY,
+    EXPIRED,
     H_LOCK,
     H_MACHINE,
     H_MAGIC,
@@ -44,15 +45,18 @@ from asgi_ipc.layout import (
     LOCK_BYTES,
     MAGIC,
     PAGE,
+    S_BURY_AT,
     S_DIRTY,
+    S_DROPS,
     S_MARK,
+    S_SWEEP_AT,
     VERSION,
     WORD,
     Layout,
 )
 
 FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
-CHILDREN = 100 if FULL_LENGTH else 10
+CHILDREN = 200 if FULL_LENGTH else 20
 FLIPS = 1000  # for each child
 LIMIT = 1.0  # seconds for any call
 HANGS = 15.0  # seconds without a sign of life, after which a child is killed
@@ -354,7 +358,6 @@ MENDED = {
     "all groups": lambda layout: (layout.groups.base, layout.groups.end),
     "all members": lambda layout: (layout.members.base, layout.members.end),
     "the log": lambda layout: (layout.log, layout.log + 8000),
-    "the state": lambda layout: (S_DIRTY, PAGE // WORD),
 }
 
 
@@ -375,6 +378,48 @@ def test_flush_mends_a_region_that_is_all_wrong(prefix: str, region: str, filler
         return {"works": victim.works()}
 
     assert in_child(work)["works"]
+
+
+@pytest.mark.parametrize("filler", [b"\x00", b"\xff", b"\x5a"])
+def test_a_state_that_is_all_wrong(prefix: str, filler: bytes) -> None:
+    """Half of the header is destroyed: flushing may do, removing the segment must."""
+
+    def work(alive: Callable[[str], None]) -> dict[str, Any]:
+        victim = Victim(prefix, random.Random(1))
+        assert victim.works()
+        with memory_of(prefix) as memory:
+            memory[S_DIRTY * WORD : PAGE] = filler * (PAGE - S_DIRTY * WORD)
+        for _ in range(30):
+            victim.one_call()
+            alive("")
+        victim.heal()
+        return {"works": victim.works()}
+
+    assert in_child(work)["works"]
+
+
+@pytest.mark.parametrize("when", ["never", "long ago", "not a number", "at once"])
+def test_upkeep_goes_on_whatever_its_time_says(prefix: str, when: str) -> None:
+    """The words that say when upkeep is due are only believed while they can be right."""
+    value = {"never": 1e300, "long ago": -1e300, "not a number": float("nan"), "at once": 0.0}[when]
+
+    def work(alive: Callable[[str], None]) -> dict[str, Any]:
+        layer = IPCChannelLayer(prefix, **{**OPTIONS, "expiry": 0.05})
+        layer.send("unread", {})
+        with memory_of(prefix) as memory:
+            for at in (S_SWEEP_AT, S_BURY_AT):
+                struct.pack_into("=d", memory, at * WORD, value)
+        deadline = time.monotonic() + 3
+        expired = 0
+        while not expired and time.monotonic() < deadline:
+            layer.receive(["other"])
+            with memory_of(prefix) as memory:
+                (expired,) = struct.unpack_from("=Q", memory, (S_DROPS + EXPIRED) * WORD)
+            time.sleep(0.01)
+            alive("")
+        return {"expired": expired}
+
+    assert in_child(work)["expired"] == 1
 
 
 def test_a_body_that_is_altered_never_arrives(prefix: str) -> None:

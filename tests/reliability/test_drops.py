@@ -128,9 +128,7 @@ def test_a_refused_send_is_not_a_drop(make: Callable[..., IPCChannelLayer]) -> N
     assert layer.channel_statistics("a")["channel_full_count"] == 1
 
 
-def test_wrong_key(
-    make: Callable[..., IPCChannelLayer], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_wrong_key(make: Callable[..., IPCChannelLayer], caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("cryptography", reason="lacking: cryptography")
     sender = make(symmetric_encryption_keys=["theirs"])
     receiver = make(symmetric_encryption_keys=["ours"])

@@ -399,9 +399,7 @@ def test_garbage_in_the_doorbell_of_a_thread_only_makes_it_look(prefix: str, wha
 
 
 @pytest.mark.parametrize("what", GARBAGE)
-async def test_garbage_in_the_doorbell_of_a_loop_only_makes_it_look(
-    prefix: str, what: str
-) -> None:
+async def test_garbage_in_the_doorbell_of_a_loop_only_makes_it_look(prefix: str, what: str) -> None:
     layer = AsyncLayer(prefix)
     name = await layer.new_channel()
     receives = [asyncio.ensure_future(layer.receive(channel)) for channel in ("a", "b", name)]
@@ -419,7 +417,16 @@ async def test_garbage_in_the_doorbell_of_a_loop_only_makes_it_look(
 
 # -- nothing is run -------------------------------------------------------------------------------
 
-_FORBIDDEN_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "yaml", "subprocess", "code"}
+_FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "marshal",
+    "shelve",
+    "dill",
+    "yaml",
+    "subprocess",
+    "code",
+}
 _FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 
 
@@ -439,7 +446,9 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
                 assert node.func.id not in _FORBIDDEN_CALLS, where
 
 
-@pytest.mark.parametrize("body", [b"\x80\x04N.", b"cos\nsystem\n(S'true'\ntR.", b"\xc7\x05\x01abcde"])
+@pytest.mark.parametrize(
+    "body", [b"\x80\x04N.", b"cos\nsystem\n(S'true'\ntR.", b"\xc7\x05\x01abcde"]
+)
 def test_a_body_that_another_program_wrote_is_only_data(prefix: str, body: bytes) -> None:
     """A pickle, or a msgpack extension type, in a record with a right checksum."""
     layer = IPCChannelLayer(prefix)

@@ -444,7 +444,6 @@ def test_the_queue_of_a_dead_process_can_be_received_by_the_next_at_once(make: M
         assert layer.receive(["own!"]) == ("own!a", MESSAGE)
 
 
-# FIXME: nobody removes their names, so that each killed process leaves some in shared memory.
 def test_the_bells_of_a_dead_process_are_removed(make: Make) -> None:
     def wait(line: Line) -> None:
         layer = make(receive_timeout=60)
@@ -665,10 +664,9 @@ def held(make: Make) -> Iterator[tuple[Any, Any]]:
 
 
 def renew(found: Any, holder: int) -> bool:
-    return attachment._renew(found.segment, found.store, found.lock, holder)
+    return attachment._renew(found.segment, found.lock, holder)
 
 
-# FIXME: `_renew` looks at the holder again, once it has the lock to do so, but not if that is 0.
 def test_a_mutex_that_somebody_made_anew_already_is_left_alone(held: tuple[Any, Any]) -> None:
     """Two find it unrecoverable; the second comes when the first holds the new one."""
     found, process = held

@@ -26,6 +26,9 @@ class Receive:
     def wake(self) -> None:
         self.woken += 1
 
+    def gone(self) -> bool:
+        return False
+
 
 def hundred(local: str) -> int:
     return 100
