@@ -399,11 +399,12 @@ class Attachment:
 
     def _expire_inbox(self, inbox: Inbox, now: float, section: Section) -> None:
         """Whoever left a message unread for its whole life has gone: end its memberships."""
-        gone = {entry.local.encode("ascii") for entry in inbox.expire(now)}
-        if not gone:
+        expired = [entry.local.encode("ascii") for entry in inbox.expire(now)]
+        if not expired:
             return
+        gone = set(expired)
         target = Target(inbox.queue.encode("ascii"))
-        row = section(self.store.count_expired, target, len(gone))
+        row = section(self.store.count_expired, target, len(expired))
         at = 0
         while row:
             at = section(self.groups.discard_local, row, target.generation, gone, at)

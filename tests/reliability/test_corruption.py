@@ -556,7 +556,7 @@ def test_anything_found_at_attach_is_replaced_or_refused(prefix: str) -> None:
     kinds = 0
     for what, content in random_segments(whole):
         write(prefix, content)
-        result = in_child(lambda alive: attach_and_use(prefix, what, alive))
+        result = in_child(lambda alive, what=what: attach_and_use(prefix, what, alive))
         assert result["works"], what
         segment.destroy(prefix)
         kinds += 1

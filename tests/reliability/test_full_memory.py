@@ -162,7 +162,7 @@ def test_several_senders_until_full(prefix: str) -> None:
             if not pid:
                 try:
                     mine = IPCChannelLayer(prefix, capacity=MANY)
-                    accepted, _ = fill(mine, [f"from.{i}"], lambda: 3000 * (i + 1))
+                    accepted, _ = fill(mine, [f"from.{i}"], lambda i=i: 3000 * (i + 1))
                     os.write(writer, str(len(accepted[f"from.{i}"])).encode())
                     os._exit(0)
                 finally:

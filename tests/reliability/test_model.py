@@ -125,6 +125,8 @@ class Place(Attachment):
         self.lock = FreeLock()  # type: ignore[assignment]
         self._orphans = []
         self._check_at = 0.0
+        self._tidy_at = float("inf")  # it has no files beside it
+        self._tidy_at = float("inf")
         self.segment = types.SimpleNamespace(vanished=lambda: False)  # type: ignore[assignment]
         self.section = self.make_section(10.0, 10.0)
         self._ringer = types.SimpleNamespace(ring=self.rings)  # type: ignore[assignment]

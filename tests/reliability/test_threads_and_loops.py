@@ -173,7 +173,8 @@ def test_a_new_loop_for_every_call(aio: Any) -> None:
     left = [name for name in os.listdir(directory) if not name.endswith((".lock", "members"))]
     assert len(left) <= 3
     # And the ids too: the next one to wait still gets a doorbell.
-    assert aio._core.session.attachment.new_bell() is not None
+    attached = aio._core.session
+    assert attached.attachment.new_bell(attached.section) is not None
 
 
 def test_loop_closed_with_receives_pending(aio: Any, monkeypatch: pytest.MonkeyPatch) -> None:

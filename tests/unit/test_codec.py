@@ -66,7 +66,7 @@ def values() -> st.SearchStrategy[Any]:
     )
 
 
-@examples(300)
+@examples(100)
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), values(), max_size=5))
 def test_every_message_arrives_as_it_was(message: dict[str, Any]) -> None:
     assert round_trip(message) == message

@@ -163,17 +163,18 @@ def test_names_differ_by_segment_waiter_and_generation(folder: str) -> None:
     assert len(names) == 4
 
 
-@pytest.mark.parametrize("what", ["file", "link"])
-def test_what_is_no_fifo_is_not_written_to(folder: str, what: str) -> None:
-    path = Path(path_of(folder, NONCE, 5, 7))
-    precious = Path(folder) / "precious"
+def test_what_is_no_fifo_is_not_written_to(folder: str) -> None:
+    precious = Path(path_of(folder, NONCE, 5, 7))
     precious.write_text("kept")
-    if what == "link":
-        path.symlink_to(precious)
-    else:
-        os.link(precious, path)
     assert not Ringer(folder, NONCE).ring(5, 7, 8)
     assert precious.read_text() == "kept"
+
+
+def test_a_link_to_another_bell_is_not_followed(folder: str) -> None:
+    with bell_of(folder, 6) as other:
+        os.symlink(path_of(folder, NONCE, 6, 7), path_of(folder, NONCE, 5, 7))
+        assert not Ringer(folder, NONCE).ring(5, 7, 8)
+        assert other.answer() == []
 
 
 def test_a_reader_that_is_gone_raises_no_signal(folder: str) -> None:

@@ -80,6 +80,17 @@ def test_an_empty_log_begins_at_its_start_again_after_each_message() -> None:
     assert store.log.records() == [store.log.start]
 
 
+def test_beside_a_stuck_message_it_keeps_using_the_same_place() -> None:
+    store = make_store()
+    put(store, "stuck", b"unread")
+    head = store.halves[HALF_HEAD]
+    for _ in range(100):
+        put(store, "c", bytes(500))
+        take(store, "c")
+        assert store.halves[HALF_HEAD] == head
+    assert store.words[S_MOVES] == 0
+
+
 def test_a_record_takes_what_its_body_and_local_parts_need() -> None:
     store = make_store()
     for size in (0, 1, 8, 15, 16, 17, 100):

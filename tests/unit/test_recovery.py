@@ -380,8 +380,8 @@ def test_recovery_empties_the_waiter_sets() -> None:
     row = row_of(store, "empty")
     store.words[S_DIRTY] = DIRTY
     next_holder(store)
-    assert store.pick(row) == 0
     assert store.words[row + Q_WAITING] == 0
+    assert store.pick(row) == 0
 
 
 def test_recovery_gives_every_group_another_version() -> None:
