@@ -7,6 +7,7 @@ of the core is run to its end by hand: its waiter never suspends, so there is no
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 import os
 import select
@@ -24,6 +25,8 @@ from .errors import InvalidName, LockTimeout
 from .layout import Q_COUNT
 from .names import check_channel, check_receive
 from .options import Options
+
+logger = logging.getLogger("asgi_ipc")
 
 _LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
 
@@ -106,6 +109,28 @@ class ThreadWaiter:
         pass
 
 
+def _waiter_of_thread(session: Session) -> ThreadWaiter:
+    """The waiter of the calling thread, made when it first waits."""
+    local = session.attachment.local
+    try:
+        found: ThreadWaiter = local.waiter
+    except AttributeError:
+        found = local.waiter = ThreadWaiter(session)
+    return found
+
+
+def _ridden_out(session: Session, error: LockTimeout, deadline: float) -> ThreadWaiter | None:
+    """The waiter of a thread whose first try to receive met a lock that stays busy."""
+    while True:
+        logger.warning("prefix %r: a receive goes on waiting: %s", session.attachment.prefix, error)
+        try:
+            return _waiter_of_thread(session)
+        except LockTimeout as again:
+            error = again
+            if time.monotonic() >= deadline:
+                return None
+
+
 class IPCChannelLayer:
     """A channel layer over shared memory, blocking, for Channels 1 and plain threads.
 
@@ -163,19 +188,18 @@ class IPCChannelLayer:
             return None, None
         if not block:
             return core.take(session, sources) or (None, None)
-        attachment = session.attachment
-        try:
-            waiter = attachment.local.waiter
-        except AttributeError:
-            waiter = attachment.local.waiter = ThreadWaiter(session)
+        deadline = time.monotonic() + self._options.receive_timeout
         parked = True
         try:
+            waiter = _waiter_of_thread(session)
             found = core.take(session, sources, waiter)
             if found is not None:
                 return found
-        except LockTimeout:
-            parked = False  # ridden out by the wait below
-        deadline = time.monotonic() + self._options.receive_timeout
+        except LockTimeout as error:
+            late = _ridden_out(session, error, deadline)
+            if late is None:
+                return None, None
+            waiter, parked = late, False
         receiving = core.receive(session, sources, waiter, deadline, parked)
         try:
             receiving.send(None)
