@@ -332,7 +332,9 @@ class Attachment:
             if self._orphans:
                 self._free_orphans(section)
             for inbox in list(self.inboxes.values()):
-                if inbox and self.is_fresh(inbox):
+                if inbox and not self.is_fresh(inbox):
+                    section(self.fresh, inbox)
+                if inbox:
                     self._expire_inbox(inbox, now, section)
             # One process looks after the dead for all.
             if now >= doubles[S_BURY_AT]:

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from multiprocessing.connection import Connection, Pipe
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -67,22 +68,30 @@ LARGEST = 64 * 1024  # bytes of a message, packed
 
 
 class Stepper:
-    """Runs a call and counts the package's instructions; before each it calls `at(frame, n)`."""
+    """Runs a call and counts the package's instructions; before each it calls `at(frame, n)`.
+
+    What `at` raises is raised at that instruction, and nothing is counted after it.
+    """
 
     def __init__(self, at: Callable[[FrameType, int], None]) -> None:
         self._at = at
+        self._counting = False
         self.taken = 0
 
     def run(self, call: Callable[[], Any]) -> Any:
         # Without the collector, whose finalizers would be counted now in one run, now in another.
         gc.collect()
         gc.disable()
-        # Python 3.12 and later deliver no opcode unless a frame had asked before settrace.
-        sys._getframe().f_trace_opcodes = True
-        sys.settrace(self._call)
         try:
+            if sys.version_info >= (3, 12):
+                return self._run_monitored(call)
+            # What is traced shows opcodes only if some frame had asked for them before.
+            sys._getframe().f_trace_opcodes = True
+            sys.settrace(self._call)
+            self._counting = True
             return call()
         finally:
+            self._counting = False
             sys.settrace(None)
             gc.enable()
 
@@ -94,9 +103,68 @@ class Stepper:
 
     def _step(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "opcode":
-            self.taken += 1
-            self._at(frame, self.taken)
+            self._count(frame)
         return self._step
+
+    def _run_monitored(self, call: Callable[[], Any]) -> Any:
+        """From Python 3.12 on a frame that asks for opcodes while it is called gets none, or not
+        until it is called again: there every function of the package is told beforehand."""
+        monitoring: Any = sys.monitoring
+        tool = monitoring.DEBUGGER_ID
+        monitoring.use_tool_id(tool, "stepping")
+        try:
+            wanted = monitoring.events.INSTRUCTION
+            monitoring.register_callback(
+                tool, wanted, lambda code, at: self._count(sys._getframe(1))
+            )
+            for code in package_code():
+                monitoring.set_local_events(tool, code, wanted)
+            self._counting = True
+            return call()
+        finally:
+            self._counting = False
+            for code in package_code():
+                monitoring.set_local_events(tool, code, 0)
+            monitoring.register_callback(tool, wanted, None)
+            monitoring.free_tool_id(tool)
+
+    def _count(self, frame: FrameType) -> None:
+        if not self._counting:
+            return
+        self.taken += 1
+        try:
+            self._at(frame, self.taken)
+        except BaseException:
+            self._counting = False
+            raise
+
+
+@cache
+def package_code() -> list[CodeType]:
+    """The code of every function of the package that is imported, also of those inside others."""
+    found: dict[int, CodeType] = {}
+    seen: set[int] = set()
+    left: list[Any] = [
+        vars(module) for name, module in [*sys.modules.items()] if name.startswith("asgi_ipc")
+    ]
+    while left:
+        thing = left.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, dict):
+            left += thing.values()
+        elif isinstance(thing, CodeType):
+            if thing.co_filename.startswith(PACKAGE):
+                found[id(thing)] = thing
+                left += thing.co_consts
+        elif isinstance(thing, type):
+            if thing.__module__.startswith("asgi_ipc"):
+                left += vars(thing).values()
+        else:
+            for name in ("__code__", "__func__", "__wrapped__", "fget", "func"):
+                left.append(getattr(thing, name, None))
+    return [*found.values()]
 
 
 class Step(NamedTuple):

@@ -162,10 +162,7 @@ def test_expiry(make: Callable[..., IPCChannelLayer], how: str) -> None:
     assert drops_of(layer, "a") == 3
 
 
-COUNTED_ONCE = pytest.mark.xfail(strict=True, reason="counted once for each local part")
-
-
-@pytest.mark.parametrize("how", ["receive", pytest.param("upkeep", marks=COUNTED_ONCE)])
+@pytest.mark.parametrize("how", ["receive", "upkeep"])
 async def test_expiry_in_the_buffer_of_a_local_part(prefix: str, how: str) -> None:
     layer = AsyncLayer(prefix, expiry=0.1)
     slow, other = await layer.new_channel(), await layer.new_channel()
