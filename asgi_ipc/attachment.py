@@ -9,7 +9,6 @@ segment is still there, bury the dead, let messages expire.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import threading
@@ -535,12 +534,8 @@ def _renew(segment: Segment, lock: Mutex, holder: int) -> bool:
             if lock.holder() == holder:
                 init_mutex(segment.memory, H_LOCK * WORD)
             return True  # or somebody else was quicker
-        code = lock.trylock(lock.handle)
-        if code == errno.ENOTRECOVERABLE:
+        if lock.lost():  # and not made anew by somebody who was quicker
             init_mutex(segment.memory, H_LOCK * WORD)
-        elif code in (0, errno.EOWNERDEAD):
-            lock.consistent(lock.handle)
-            lock.unlock(lock.handle)
     return True
 
 

@@ -89,6 +89,14 @@ class Mutex:
         # The futex word, which holds the thread id of the holder: glibc's first int, musl's second.
         place = 0 if hasattr(_libc, "gnu_get_libc_version") else 4
         self._futex = ctypes.c_uint32.from_buffer(memory, offset + place)
+        # Where each libc notes that a mutex cannot be recovered, and how.
+        self._state, self._lost = self._futex, 0x3FFFFFFF
+        if place == 0:
+            self._state, self._lost = ctypes.c_uint32.from_buffer(memory, offset + 8), 0x7FFFFFFE
+
+    def lost(self) -> bool:
+        """Whether nobody can ever take the mutex again."""
+        return bool(self._state.value & 0x7FFFFFFF == self._lost)
 
     def holder(self) -> int:
         """Thread id of whoever holds the mutex; 0 if nobody does."""

@@ -317,6 +317,8 @@ class Receiving(Base):
                         error, LockBusy
                     ):
                         busy_since = now
+                        if isinstance(error, LockBusy):
+                            session.attachment.renew(error.holder)  # it may be dead after all
                         logger.warning(
                             "prefix %r: a receive goes on waiting: %s", self.prefix, error
                         )
