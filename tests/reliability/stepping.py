@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from multiprocessing.connection import Connection, Pipe
@@ -170,9 +171,13 @@ def package_code() -> list[CodeType]:
 class Step(NamedTuple):
     """One instruction of a recorded run."""
 
-    instruction: tuple[CodeType, int]
+    instruction: tuple[str, int, int]
     where: str
     dirty: bool
+
+
+def instruction_of(frame: FrameType) -> tuple[str, int, int]:
+    return frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_lasti
 
 
 def place_of(frame: FrameType) -> str:
@@ -185,7 +190,7 @@ def record(call: Callable[[], Any], dirty: Callable[[], bool]) -> list[Step]:
     steps: list[Step] = []
 
     def at(frame: FrameType, n: int) -> None:
-        steps.append(Step((frame.f_code, frame.f_lasti), place_of(frame), dirty()))
+        steps.append(Step(instruction_of(frame), place_of(frame), dirty()))
 
     Stepper(at).run(call)
     return steps
@@ -208,6 +213,48 @@ def chosen(steps: list[Step], seed: str, some: int = 50, outside: bool = False) 
     every = max(1, count // some)
     spread = range(1 + random.Random(seed).randrange(every), count + 1, every)
     return sorted({1, count, 2 * count + 1000, *first.values(), *spread})
+
+
+class Moment(NamedTuple):
+    """The `time`-th time that an instruction comes. Steadier than a number of steps: the way to it
+    may be longer than it was in the recorded run."""
+
+    instruction: tuple[str, int, int]
+    time: int
+    where: str
+
+
+THE_END = Moment(("", 0, 0), 0, "the end")
+
+
+def moments(steps: list[Step], numbers: Iterable[int]) -> Iterator[Moment]:
+    """What the `numbers` of a recorded run stand for; one that is too high is the end."""
+    wanted = set(numbers)
+    times: Counter[Any] = Counter()
+    for n, step in enumerate(steps, 1):
+        times[step.instruction] += 1
+        if n in wanted:
+            yield Moment(step.instruction, times[step.instruction], step.where)
+    if max(wanted) > len(steps):
+        yield THE_END
+
+
+def at_moment(moment: Moment, act: Callable[[FrameType], None]) -> Callable[[FrameType, int], None]:
+    """For a `Stepper`: `act(frame)` when the moment comes."""
+    lasti, time = moment.instruction[2], 0
+
+    def at(frame: FrameType, n: int) -> None:
+        nonlocal time
+        if frame.f_lasti == lasti and instruction_of(frame) == moment.instruction:
+            time += 1
+            if time == moment.time:
+                act(frame)
+
+    return at
+
+
+def die(frame: FrameType) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 # -- who does it ----------------------------------------------------------------------------------
@@ -888,9 +935,3 @@ def assert_the_largest_fits(survivor: Blocking) -> None:
     body = b"x" * (survivor.core.max_message_size - 100)
     survivor.send("largest", {"id": body})
     assert survivor.drain("largest") == [("largest", body)]
-
-
-def numbered(steps: list[Step], numbers: Iterable[int]) -> Iterator[tuple[int, str]]:
-    """Each number with the place that it stands for."""
-    for n in numbers:
-        yield n, steps[n - 1].where if n <= len(steps) else "the end"

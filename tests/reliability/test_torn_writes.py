@@ -46,7 +46,7 @@ from ..unit.support import (
     row_of,
     take,
 )
-from .stepping import FULL_LENGTH, Stepper, ruin, up_to_the_mark
+from .stepping import FULL_LENGTH, Stepper, place_of, ruin, up_to_the_mark
 
 LATER = NOW + 100
 Operation = Callable[[Store], Any]
@@ -98,8 +98,7 @@ def writes_of(store: Store, operation: Operation) -> list[Write]:
             writes.append(Write(place, first, data, notes.pop() if notes else None))
         notes.clear()
         if frame is not None:
-            code = frame.f_code
-            place = f"{code.co_filename.rpartition('/')[2]}:{frame.f_lineno} {code.co_name}"
+            place = place_of(frame)
 
     stepper = Stepper(look)
     with pytest.MonkeyPatch.context() as patch:

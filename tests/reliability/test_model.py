@@ -1,0 +1,850 @@
+"""Both contracts against dicts and deques: a state machine over a store on a bytearray.
+
+Several processes, each with the real operations of a layer on its own view of one memory. What is
+replaced is the world around them: the clock (time is an input), the lock, the doorbells (rings are
+noted) and the kernel's word on who lives. Between any two operations the dirty word may be set,
+so that the next one recovers first, or finishes a flush.
+
+The model is exact about what a receiver gets and about who is a member of what. It is not about
+when something that has expired is let go, which the contracts leave open.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import weakref
+from collections import Counter, deque
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+from unittest import mock
+
+from hypothesis import Phase
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import asgi_ipc.aio.base
+import asgi_ipc.aio.core
+import asgi_ipc.aio.receiving
+import asgi_ipc.attachment
+from asgi_ipc import errors
+from asgi_ipc.aio.base import Session
+from asgi_ipc.aio.core import Core
+from asgi_ipc.attachment import Attachment
+from asgi_ipc.errors import LimitReached, NotAChannel, NotOwner
+from asgi_ipc.groups import Groups
+from asgi_ipc.layout import (
+    BUFFER,
+    CAPACITY,
+    DEAD_OWNER,
+    DIRTY,
+    EXPIRED,
+    FLUSHING,
+    MEMORY,
+    S_BURY_AT,
+    S_DIRTY,
+    S_DROPS,
+    S_EPOCH,
+    S_LIVE,
+    S_SWEEP_AT,
+    UNDECODABLE,
+    WORD,
+    record_words,
+)
+from asgi_ipc.options import Options
+from asgi_ipc.store import Store
+
+from ..unit.support import FULL_LENGTH, KIB, NOW, Reserve, assert_whole, examples, make_store
+
+EXPIRY = 60.0
+GROUP_EXPIRY = 200.0
+CAPACITIES = {"tiny": 1, "x.A!2": 2, "y.*": 3}
+CAPACITY_OF_ALL_OTHERS = 4
+MAX_MESSAGE = 6 * KIB
+
+NORMAL = ["n0", "n1", "n2", "tiny", "r?a", "r?b"]
+SPECIFIC = ["x.A!1", "x.A!2", "x.A!3", "y.B!1", "y.B!2"]
+MANY = [f"many.{i}" for i in range(30)]  # more than there are rows for
+GROUPS = ["g0", "g1", "n0"]  # a group may have the name of a channel
+
+# What was met in all runs together: a machine that never comes to a thing has not tested it.
+met: Counter[str] = Counter()
+
+
+class Item(NamedTuple):
+    """A message in a queue, or a copy of it in the buffer of a local part."""
+
+    number: int
+    locals: tuple[str, ...]
+    expires: float
+    body: dict[str, Any]
+    words: int
+
+
+class FreeLock:
+    """A lock that nobody else wants, which sees that it is taken and released in turn."""
+
+    handle = object()
+    held = False
+
+    def trylock(self, handle: object) -> int:
+        assert not self.held
+        self.held = True
+        return 0
+
+    def unlock(self, handle: object) -> int:
+        self.held = False
+        return 0
+
+    def consistent(self, handle: object) -> int:
+        return 0
+
+    def holder(self) -> int:
+        return 0
+
+
+class Place(Attachment):
+    """The attachment of a process that is only pretended, in a memory that others share."""
+
+    def __init__(self, world: Model, index: int) -> None:
+        self.world = world
+        self.index = index
+        self.prefix = "model"
+        self.store = Store(world.store.buffer, world.store.layout, world.reserve)
+        self.groups = Groups(self.store)
+        self.inboxes = {}
+        self.hubs = weakref.WeakKeyDictionary()
+        self.broken = None
+        self.due = float("inf")
+        self.lock = FreeLock()  # type: ignore[assignment]
+        self._orphans = []
+        self._check_at = 0.0
+        self._tidy_at = 0.0
+        self._tidy_at = float("inf")
+        nowhere = types.SimpleNamespace(directory="/nonexistent")  # it has no files beside it
+        self.segment = types.SimpleNamespace(  # type: ignore[assignment]
+            vanished=lambda: False, paths=nowhere, nonce=0
+        )
+        self.section = self.make_section(10.0, 10.0)
+        self._ringer = types.SimpleNamespace(ring=self.rings)  # type: ignore[assignment]
+        self.process = self.section(self.store.attach, index, 100 + index, 0, world.now)
+        self.waiters = [self.new_waiter() for _ in range(3)]
+
+    def _remove_stale_bells(self) -> None:
+        """There are none: whoever is rung is told so by `rings`."""
+
+    def new_waiter(self) -> int:
+        waiter, generation = self.section(self.store.add_waiter, self.process)
+        self.section(self.store.publish_waiter, waiter, generation)
+        self.world.waiters[waiter] = self.index
+        return int(waiter)
+
+    def rings(self, waiter: int, generation: int, row: int) -> bool:
+        """In place of a doorbell: noted, if there is somebody who hears it."""
+        if self.world.waiters[waiter] not in self.world.places:
+            return False
+        if row:
+            self.world.rung.append((self.store.queues.name(row).decode(), waiter))
+        return True
+
+    def ring_everyone(self) -> None:
+        self.world.parked.clear()
+
+    def alive(self, process: int) -> bool:
+        return process not in self.world.dead
+
+
+class Waits:
+    """A waiter that is parked and never waits."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def keeps(self, source: Any) -> bool:
+        return False
+
+    def awaits(self, source: Any) -> bool:
+        return False
+
+    def left(self, session: Any, source: Any) -> None:
+        pass
+
+
+class Death(NamedTuple):
+    noticed: float | None
+    in_order: bool
+
+
+class Model(RuleBasedStateMachine):
+    """What the store must do, and that it does."""
+
+    memory = 64 * KIB
+    rows = 20  # queues that there is room for
+
+    # -- the world --------------------------------------------------------------------------------
+
+    @initialize(scarce=st.booleans())
+    def begin(self, scarce: bool) -> None:
+        self.now = NOW
+        self.patches = ExitStack()
+        clock = types.SimpleNamespace(monotonic=lambda: self.now)
+        for module in (asgi_ipc.aio.base, asgi_ipc.aio.core, asgi_ipc.aio.receiving):
+            if hasattr(module, "time"):
+                self.patches.enter_context(mock.patch.object(module, "time", clock))
+        self.patches.enter_context(mock.patch.object(asgi_ipc.attachment, "time", clock))
+        # Log lines are not what this is about, and there are many.
+        self.patches.enter_context(mock.patch.object(asgi_ipc.aio.base, "logger"))
+        self.reserve = Reserve(72 * KIB if scarce else 1 << 40)
+        self.scarce = scarce
+        self.store = make_store(
+            reserve=self.reserve,
+            message_memory=self.memory,
+            max_message_size=MAX_MESSAGE,
+            queues=self.rows,
+        )
+        self.cores: dict[int, Core] = {}
+        self.dead: dict[int, Death] = {}  # by process
+        self.queues: dict[str, deque[Item]] = {}
+        self.inboxes: dict[tuple[int, str], dict[str, list[Item]]] = {}
+        self.owners: dict[str, int] = {}  # queue → process
+        self.members: dict[str, dict[str, float]] = {}
+        self.gone_with: dict[str, float] = {}  # queues of the dead, and when they died
+        self.parked: dict[str, set[int]] = {}
+        self.once_parked: set[str] = set()  # bits of the dead may keep their rows for a while
+        self.waiters: dict[int, int] = {}  # waiter → index of its process
+        self.places: set[int] = set()  # indices of living processes
+        self.rung: list[tuple[str, int]] = []
+        self.number = 0
+        self.drops = Counter[int]()
+        self.lost = 0  # what must turn up as expired or as a dead owner's
+        self.flushes = 0
+        self.pending_flush = False
+        for _ in range(2):
+            self.start_process()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "patches"):
+            return
+        try:
+            if sys.exc_info()[0] is None:
+                self.drained_the_largest_fits_again()
+        finally:
+            self.patches.close()
+
+    def drained_the_largest_fits_again(self) -> None:
+        """All that is left expires; then it is counted, and nothing is in the way."""
+        self.settle()
+        self.interrupted(DIRTY)  # so that no waiter keeps a row
+        core = next(iter(self.cores.values()))
+        self.now += EXPIRY + GROUP_EXPIRY
+        for _ in range(200):
+            for each in self.cores.values():
+                self.upkeep_of(each)
+        store = self.store
+        assert store.words[S_LIVE] == 0
+        epoch = store.words[S_EPOCH]  # what was flushed stays in an inbox until it is next used
+        for place in map(self.place, self.cores.values()):
+            assert not [inbox for inbox in place.inboxes.values() if inbox and inbox.epoch == epoch]
+        self.lost += sum(map(len, self.queues.values()))
+        for boxes in self.inboxes.values():
+            self.lost += sum(map(len, boxes.values()))
+        assert store.words[S_DROPS + EXPIRED] + store.words[S_DROPS + DEAD_OWNER] == self.lost
+        if not self.scarce:
+            core.send("n1", {"pad": b"x" * (MAX_MESSAGE - 20)})
+        elif store.queues.high:  # its first rows were reserved in time
+            core.send("n1", {"pad": b"x" * 1000})
+        assert_whole(store)
+        met["ends"] += 1
+
+    def place(self, core: Core) -> Place:
+        assert core.session is not None
+        place = core.session.attachment
+        assert isinstance(place, Place)
+        return place
+
+    def start_process(self) -> None:
+        index = len(self.cores) + len(self.dead)
+        if index >= 6:
+            return
+        options = Options.read(
+            "model",
+            {
+                "message_memory": self.memory,
+                "group_memory": 64 * KIB,
+                "max_message_size": MAX_MESSAGE,
+                "expiry": EXPIRY,
+                "group_expiry": GROUP_EXPIRY,
+                "capacity": CAPACITY_OF_ALL_OTHERS,
+                "channel_capacity": CAPACITIES,
+            },
+        )
+        core = Core(options)
+        self.places.add(index)
+        place = Place(self, index)
+        core.session = Session(place, place.section)
+        self.cores[place.process] = core
+
+    def settle(self) -> None:
+        """A flush that was begun is finished by whoever comes next."""
+        if self.pending_flush:
+            self.pending_flush = False
+            self.place(self.any_core(0)).section(lambda: None)
+            self.flushed()
+
+    def flushed(self) -> None:
+        for thing in (self.queues, self.inboxes, self.owners, self.members, self.parked):
+            thing.clear()
+        self.gone_with.clear()
+        self.drops.clear()
+        self.lost = 0
+        self.flushes += 1
+
+    # -- what the model knows ---------------------------------------------------------------------
+
+    def capacity(self, channel: str) -> int:
+        if channel == "tiny":
+            return 1
+        if channel == "x.A!2":
+            return 2
+        return 3 if channel.startswith("y.") else CAPACITY_OF_ALL_OTHERS
+
+    def living(self, queue: str) -> list[Item]:
+        return [item for item in self.queues.get(queue, ()) if item.expires > self.now]
+
+    def let_go(self, queue: str) -> None:
+        """Everything lives equally long, so what has expired is at the front."""
+        waiting = self.queues.get(queue, deque())
+        while waiting and waiting[0].expires <= self.now:
+            waiting.popleft()
+            self.lost += 1
+            met["expired"] += 1
+
+    def alive_in(self, group: str) -> list[str]:
+        return [name for name, until in self.members.get(group, {}).items() if until > self.now]
+
+    def names_in_use(self) -> set[str]:
+        """Queues that must have a row, or may still have one."""
+        used = {queue for queue, waiting in self.queues.items() if waiting}
+        used |= set(self.owners) | set(self.gone_with) | set(self.parked) | self.once_parked
+        return used | {queue_of(name) for names in self.members.values() for name in names}
+
+    def no_room(self, words: int, queues: int = 1) -> bool:
+        """Whether a refusal for want of memory can be right."""
+        expired_too = self.store.words[S_LIVE]
+        return (
+            expired_too + words > self.store.layout.max_live
+            or self.scarce
+            or len(self.names_in_use()) + queues > self.rows
+        )
+
+    def sent(self, queue: str, item: Item) -> None:
+        """A message is in a queue: somebody who waits there, if anybody does, has been rung."""
+        self.queues.setdefault(queue, deque()).append(item)
+        met["sent"] += 1
+        waiting = self.parked.get(queue)
+        if waiting:
+            rung = [waiter for where, waiter in self.rung if where == queue]
+            assert rung and rung[0] in waiting, f"who waits for {queue} was not rung"
+            waiting.discard(rung[0])
+            self.rung.remove((queue, rung[0]))
+            met["rung"] += 1
+            if not waiting:
+                del self.parked[queue]
+
+    def item(self, locals_: tuple[str, ...], message: dict[str, Any]) -> Item:
+        size = len(next(iter(self.cores.values())).codec.encode(message))
+        words = record_words(size, len(",".join(locals_)))
+        return Item(message["number"], locals_, self.now + EXPIRY, message, words)
+
+    def message(self, size: int) -> dict[str, Any]:
+        self.number += 1
+        return {"number": self.number, "pad": bytes([self.number % 256]) * size}
+
+    # -- rules: sending ---------------------------------------------------------------------------
+
+    def any_core(self, which: int) -> Core:
+        return list(self.cores.values())[which % len(self.cores)]
+
+    @rule(
+        who=st.integers(0, 9),
+        channel=st.sampled_from(NORMAL + SPECIFIC + MANY),
+        size=st.sampled_from([0, 10, 300, 1500, MAX_MESSAGE - 40]),
+        times=st.integers(1, 5),
+    )
+    def send_a_few(self, who: int, channel: str, size: int, times: int) -> None:
+        for _ in range(times):
+            self.send(who, channel, size)
+
+    @rule(who=st.integers(0, 9), channels=st.lists(st.sampled_from(NORMAL + SPECIFIC + MANY)))
+    def send_to_many(self, who: int, channels: list[str]) -> None:
+        for i, channel in enumerate(channels):
+            self.send(who + i, channel, 100 * i)
+
+    def send(self, who: int, channel: str, size: int) -> None:
+        self.settle()
+        core = self.any_core(who)
+        queue, local = queue_of(channel), channel.partition("!")[2]
+        message = self.message(size)
+        item = self.item((local,), message)
+        self.rung.clear()
+        try:
+            core.send(channel, message)
+        except NotAChannel:
+            assert channel in GROUPS
+            met["a group's name"] += 1
+        except errors.ChannelFull as error:
+            if "no memory" in str(error):
+                met["memory full"] += 1
+                assert self.no_room(item.words)
+            else:
+                met["full"] += 1
+                assert len(self.living(queue)) >= self.capacity(channel)
+        else:
+            assert len(self.living(queue)) < self.capacity(channel)
+            self.sent(queue, item)
+
+    @rule(who=st.integers(0, 9), channel=st.sampled_from(NORMAL + SPECIFIC))
+    def send_too_much(self, who: int, channel: str) -> None:
+        self.settle()
+        core = self.any_core(who)
+        try:
+            core.send(channel, {"pad": b"x" * MAX_MESSAGE})
+        except errors.MessageTooLarge:
+            met["too large"] += 1
+        except NotAChannel:
+            assert channel in GROUPS
+        else:
+            raise AssertionError("more than max_message_size was accepted")
+
+    @rule(who=st.integers(0, 9), group=st.sampled_from(GROUPS), size=st.sampled_from([0, 500]))
+    def group_send(self, who: int, group: str, size: int) -> None:
+        self.settle()
+        core = self.any_core(who)
+        message = self.message(size)
+        queues: dict[str, list[str]] = {}
+        for name in self.alive_in(group):
+            queues.setdefault(queue_of(name), []).append(name)
+        before = [self.store.words[S_DROPS + reason] for reason in (CAPACITY, MEMORY)]
+        self.rung.clear()
+        core.group_send(group, message)  # never ChannelFull
+        full, no_memory = (
+            self.store.words[S_DROPS + reason] - old
+            for reason, old in zip((CAPACITY, MEMORY), before)
+        )
+        expected_full = 0
+        for queue, names in queues.items():
+            item = self.item(tuple(name.partition("!")[2] for name in names), message)
+            if len(self.living(queue)) >= min(map(self.capacity, names)):
+                expected_full += 1
+            elif self.holds(queue, item.number):
+                self.sent(queue, item)
+                met["broadcast"] += 1
+                met["broadcast to several"] += len(names) > 1
+            else:
+                assert self.no_room(item.words, 0)
+                no_memory -= 1
+        assert no_memory == 0
+        assert full == expected_full
+        met["group full"] += full
+        self.drops[CAPACITY] += full
+        self.drops[MEMORY] += self.store.words[S_DROPS + MEMORY] - before[1]
+
+    def holds(self, queue: str, number: int) -> bool:
+        """Whether the newest message of a queue is the one of that number."""
+        return number in [message["number"] for message in self.stored(queue)]
+
+    def stored(self, queue: str) -> list[dict[str, Any]]:
+        """What waits in a queue, unexpired, read without taking it."""
+        store = self.store
+        row = store.queues.find(queue.encode())
+        found, at = [], store.words[row + 4] if row else 0
+        while at:
+            taken = store._read(row, at)
+            if taken.expires > self.now:
+                found.append(next(iter(self.cores.values())).codec.decode(taken.body))
+            at = store.words[at + 2]
+        return found
+
+    # -- rules: receiving -------------------------------------------------------------------------
+
+    @rule(
+        who=st.integers(0, 9),
+        names=st.lists(
+            st.sampled_from([*NORMAL, "x.A!", "y.B!", *MANY[:3]]), max_size=4, unique=True
+        ),
+    )
+    def receive(self, who: int, names: list[str]) -> None:
+        """Channels 1: several channels, process-specific ones up to the ``!``."""
+        self.settle()
+        core = self.any_core(who)
+        sources = core.sources(core.attach(), names)
+        if sources:
+            self.expect(core, sources, None)
+
+    @rule(who=st.integers(0, 9), name=st.sampled_from(NORMAL + SPECIFIC + MANY))
+    def receive_exactly(self, who: int, name: str) -> None:
+        """Channels 4: one channel by its full name."""
+        self.settle()
+        core = self.any_core(who)
+        self.expect(core, core.exact_source(core.attach(), name), None)
+
+    @rule(who=st.integers(0, 9), name=st.sampled_from(NORMAL), waiter=st.integers(0, 2))
+    def receive_or_park(self, who: int, name: str, waiter: int) -> None:
+        self.settle()
+        core = self.any_core(who)
+        waits = Waits(self.place(core).waiters[waiter])
+        self.expect(core, core.exact_source(core.attach(), name), waits)
+
+    def expect(self, core: Core, sources: Any, waiter: Any) -> None:
+        """Receive from `sources`, in this order, and compare."""
+        place = self.place(core)
+        expected: Any = None
+        boxes = {s.queue: self.inboxes.setdefault((place.process, s.queue), {}) for s in sources}
+        for source in sources:
+            if source.inbox is not None and expected is None:
+                expected = self.from_box(boxes[source.queue], source)
+        if expected is None:
+            for source in sources:
+                if source.inbox is None:
+                    self.let_go(source.queue)
+                    waiting = self.queues.get(source.queue)
+                    if waiting:
+                        expected = [(source.channel, waiting.popleft().body)]
+                else:
+                    if self.owned_by_another(place.process, source.queue):
+                        expected = NotOwner
+                        break
+                    self.drain(source.queue, boxes[source.queue])
+                    expected = self.from_box(boxes[source.queue], source)
+                if expected is not None:
+                    break
+        try:
+            found = core.take(core.session, sources, waiter)
+        except NotOwner:
+            met["not the owner"] += 1
+            assert expected is NotOwner
+            return
+        except LimitReached:
+            met["no row"] += 1
+            assert len(self.names_in_use()) + 1 > self.rows or self.scarce
+            assert expected is None
+            self.forget_unbound(place, sources)
+            return
+        assert expected is not NotOwner
+        if expected is None:
+            assert found is None
+            met["nothing"] += 1
+            if waiter is not None:
+                self.parked.setdefault(sources[0].queue, set()).add(waiter.index)
+            return
+        assert found in expected
+        met["received"] += 1
+        self.remove_from_box(boxes, found)
+
+    def forget_unbound(self, place: Place, sources: Any) -> None:
+        """No room for the queue: then nobody has come to own it either."""
+        for source in sources:
+            if source.queue.endswith("!") and not self.store.queues.find(source.queue.encode()):
+                assert not self.queues.get(source.queue)
+                self.owners.pop(source.queue, None)
+
+    def owned_by_another(self, process: int, queue: str) -> bool:
+        owner = self.owners.get(queue)
+        if owner is not None and owner != process:
+            if owner not in self.dead:
+                return True
+            if self.dead[owner].noticed is None:
+                self.notice_death(owner)
+            if not self.dead[owner].in_order:
+                self.end_memberships(queue)
+            met["inherited"] += 1
+        self.owners[queue] = process
+        self.gone_with.pop(queue, None)
+        return False
+
+    def drain(self, queue: str, box: dict[str, list[Item]]) -> None:
+        self.let_go(queue)
+        for item in self.queues.pop(queue, ()):
+            met["drained"] += 1
+            for local in item.locals:
+                buffer = box.setdefault(local, [])
+                if len(buffer) >= self.capacity(queue + local):
+                    self.drops[BUFFER] += 1
+                    met["buffer full"] += 1
+                else:
+                    buffer.append(item)
+
+    def from_box(self, box: dict[str, list[Item]], source: Any) -> Any:
+        """What may come out of a buffer for `source`: a list, because the members of one
+        broadcast are in no order."""
+        if source.local is None:
+            held = {item.number: item for each in box.values() for item in each}
+            for _, item in sorted(held.items()):
+                holders = [local for local, each in box.items() if item in each]
+                if item.expires > self.now:
+                    return [(source.queue + local, item.body) for local in holders]
+                for local in holders:
+                    box[local].remove(item)
+                    self.lost += 1
+                    met["expired in a buffer"] += 1
+            return None
+        buffer = box.get(source.local, [])
+        while buffer and buffer[0].expires <= self.now:
+            buffer.pop(0)
+            self.lost += 1
+            met["expired in a buffer"] += 1
+        return [(source.channel, buffer[0].body)] if buffer else None
+
+    def remove_from_box(self, boxes: dict[str, dict[str, list[Item]]], found: Any) -> None:
+        queue, local = queue_of(found[0]), found[0].partition("!")[2]
+        if not queue.endswith("!"):
+            return
+        buffer = boxes[queue][local]
+        assert buffer[0].body == found[1]
+        del buffer[0]
+
+    @rule(who=st.integers(0, 9), channel=st.sampled_from(SPECIFIC), times=st.integers(1, 4))
+    def slow_socket(self, who: int, channel: str, times: int) -> None:
+        """Messages come for one socket of a process, and only another of its sockets reads."""
+        self.settle()
+        owner = self.owners.get(queue_of(channel))
+        if owner in self.cores:
+            who = list(self.cores).index(owner)
+        for _ in range(times):
+            self.send(who, channel, 10)
+            self.receive_exactly(who, queue_of(channel) + "other")
+
+    @rule(who=st.integers(0, 9), channel=st.sampled_from(SPECIFIC), exactly=st.booleans())
+    def late_socket(self, who: int, channel: str, exactly: bool) -> None:
+        """A socket that comes back when what was kept for it has expired."""
+        self.slow_socket(who, channel, 2)
+        self.now += EXPIRY + 1
+        for i in range(len(self.cores)):
+            if exactly:
+                self.receive_exactly(i, channel)
+            else:
+                self.receive(i, [queue_of(channel)])
+
+    # -- rules: groups ----------------------------------------------------------------------------
+
+    @rule(
+        who=st.integers(0, 9),
+        group=st.sampled_from(GROUPS),
+        channels=st.lists(st.sampled_from(["n1", "tiny", *SPECIFIC, *SPECIFIC, *MANY[:2]])),
+    )
+    def group_add_some(self, who: int, group: str, channels: list[str]) -> None:
+        for i, channel in enumerate(channels):
+            self.group_add(who + i, group, channel)
+
+    def group_add(self, who: int, group: str, channel: str) -> None:
+        self.settle()
+        try:
+            self.any_core(who).group_add(group, channel)
+        except LimitReached:
+            met["group memory full"] += 1
+            assert self.scarce or len(self.names_in_use() | {queue_of(channel)}) > self.rows
+        else:
+            met["member"] += 1
+            self.members.setdefault(group, {})[channel] = self.now + GROUP_EXPIRY
+
+    @rule(
+        who=st.integers(0, 9),
+        group=st.sampled_from(GROUPS),
+        channel=st.sampled_from(["n1", *SPECIFIC]),
+    )
+    def group_discard(self, who: int, group: str, channel: str) -> None:
+        self.settle()
+        self.any_core(who).group_discard(group, channel)
+        self.members.get(group, {}).pop(channel, None)
+
+    @rule(who=st.integers(0, 9), group=st.sampled_from(GROUPS))
+    def group_channels(self, who: int, group: str) -> None:
+        self.settle()
+        found = self.any_core(who).group_channels(group)
+        assert sorted(found) == sorted(self.alive_in(group))
+
+    # -- rules: the rest --------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.001, 0.5, 10.0, 31.0, 61.0, 150.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(who=st.integers(0, 9), rarely=st.integers(0, 5))
+    def flush(self, who: int, rarely: int) -> None:
+        if rarely:
+            return
+        self.pending_flush = False
+        self.any_core(who).flush()
+        self.flushed()
+        met["flush"] += 1
+
+    @rule(who=st.integers(0, 9))
+    def upkeep(self, who: int) -> None:
+        self.settle()
+        core = self.any_core(who)
+        for process in list(self.dead):
+            self.notice_death(process)
+        expired_unread = self.upkeep_boxes(core)
+        self.upkeep_of(core)
+        for queue, local in expired_unread:
+            for names in self.members.values():
+                names.pop(queue + local, None)
+        met["upkeep"] += 1
+
+    @rule(group=st.sampled_from(GROUPS), channels=st.lists(st.sampled_from(SPECIFIC), min_size=1))
+    def everything_expires(self, group: str, channels: list[str]) -> None:
+        for i in range(len(self.cores)):
+            self.upkeep(i)
+        self.group_add_some(0, group, channels)
+        self.now += EXPIRY + 1
+        for i in range(len(self.cores)):
+            self.upkeep(i)
+        self.group_channels(0, group)
+
+    def upkeep_of(self, core: Core) -> None:
+        place = self.place(core)
+        place._check_at = 0.0
+        place.store.doubles[S_BURY_AT] = place.store.doubles[S_SWEEP_AT] = 0.0
+        place.upkeep(self.now, EXPIRY, place.section)
+        place.due = float("inf")  # only ever when a rule says so
+
+    def upkeep_boxes(self, core: Core) -> set[tuple[str, str]]:
+        """What nobody has read in a buffer goes, and its reader out of all groups."""
+        gone = set()
+        for (process, queue), box in self.inboxes.items():
+            if process != self.place(core).process:
+                continue
+            for local, buffer in box.items():
+                while buffer and buffer[0].expires <= self.now:
+                    buffer.pop(0)
+                    self.lost += 1
+                    gone.add((queue, local))
+                    met["socket gone"] += 1
+        return gone
+
+    @rule(who=st.integers(0, 9), in_order=st.booleans())
+    @precondition(lambda self: len(self.cores) > 1)
+    def die(self, who: int, in_order: bool) -> None:
+        self.settle()
+        owners = [core for process, core in self.cores.items() if process in self.owners.values()]
+        core = owners[who % len(owners)] if owners else self.any_core(who)
+        place = self.place(core)
+        del self.cores[place.process]
+        self.places.discard(place.index)
+        for queue in list(self.parked):
+            self.parked[queue].difference_update(place.waiters)
+            if not self.parked[queue]:
+                del self.parked[queue]
+                self.once_parked.add(queue)
+        owned = [queue for queue, owner in self.owners.items() if owner == place.process]
+        if in_order:
+            place.section(place.store.leave, place.process, self.now)
+            self.dead[place.process] = Death(self.now, True)
+        else:
+            self.dead[place.process] = Death(None, False)
+        for key in [key for key in self.inboxes if key[0] == place.process]:
+            del self.inboxes[key]
+        met["death of an owner"] += bool(owned)
+
+    @rule()
+    def start(self) -> None:
+        self.settle()
+        self.start_process()
+
+    def notice_death(self, process: int) -> None:
+        """What the dead had not read is dropped, and `expiry` later their memberships too."""
+        death = self.dead[process]
+        noticed = self.now if death.noticed is None else death.noticed
+        # A message that expired unread shows that nobody will come: then it need not wait.
+        queues = [queue for queue, owner in self.owners.items() if owner == process]
+        over = self.now - noticed >= EXPIRY
+        if death.noticed is not None:
+            over = over or any(self.saw_expiry(queue) for queue in queues)
+        self.dead[process] = Death(noticed, death.in_order)
+        for queue in queues:
+            if over or not death.in_order:
+                self.lost += len(self.queues.pop(queue, ()))
+            if over:
+                del self.owners[queue]
+                self.parked.pop(queue, None)
+                self.end_memberships(queue)
+
+    def end_memberships(self, queue: str) -> None:
+        """Whoever was in groups there has gone with the reader."""
+        for names in self.members.values():
+            for name in [name for name in names if queue_of(name) == queue]:
+                del names[name]
+                met["ghost"] += 1
+
+    def saw_expiry(self, queue: str) -> bool:
+        """Whether the store has let something expire there, which it does in its own time."""
+        row = self.store.queues.find(queue.encode())
+        owner = self.store.words[row + 7] if row else 0
+        return bool(owner) and self.store.doubles[owner + 4] < 0
+
+    @rule(kind=st.sampled_from([DIRTY] * 9 + [FLUSHING]))
+    def interrupted(self, kind: int) -> None:
+        """Somebody died in the middle of a call, or of a flush."""
+        if self.pending_flush:
+            return
+        self.store.words[S_DIRTY] = kind
+        if kind == FLUSHING:
+            self.pending_flush = True
+        else:
+            self.parked.clear()
+            met["recovery"] += 1
+
+    @rule(who=st.integers(0, 9), channel=st.sampled_from(NORMAL + SPECIFIC))
+    def statistics(self, who: int, channel: str) -> None:
+        self.settle()
+        core = self.any_core(who)
+        found = core.channel_statistics(channel)
+        assert found["messages_pending"] == len(self.living(queue_of(channel)))
+        waiting = self.living(queue_of(channel))
+        age = self.now - (waiting[0].expires - EXPIRY) if waiting else 0.0
+        assert abs(found["messages_max_age"] - age) < 1e-6
+        for figure in core.global_statistics().values():
+            assert figure >= 0
+
+    # -- always -----------------------------------------------------------------------------------
+
+    @invariant()
+    def the_store_agrees(self) -> None:
+        if not hasattr(self, "cores") or self.store.words[S_DIRTY]:
+            return
+        assert_whole(self.store)
+        words = self.store.words
+        for reason in (CAPACITY, MEMORY, UNDECODABLE, BUFFER):
+            assert words[S_DROPS + reason] == self.drops[reason]
+        for queue in {*self.queues, *map(queue_of, NORMAL + SPECIFIC + MANY)}:
+            mine = [item.body for item in self.living(queue)]
+            assert self.stored(queue) == mine, queue
+        size = self.store.layout.size
+        assert all(at % WORD == 0 and at + n <= size for at, n in self.reserve.granted)
+
+
+def queue_of(channel: str) -> str:
+    queue, mark, _ = channel.partition("!")
+    return queue + mark
+
+
+def test_both_contracts_against_dicts_and_deques() -> None:
+    met.clear()
+    # Shrinking a failure takes minutes: that is for the run at full length.
+    phases = tuple(Phase) if FULL_LENGTH else (Phase.explicit, Phase.generate)
+    run_state_machine_as_test(Model, settings=examples(300, stateful_step_count=50, phases=phases))
+    never = [
+        *("sent", "received", "nothing", "rung", "drained", "ends", "recovery", "flush"),
+        *("full", "memory full", "no row", "too large", "a group's name", "not the owner"),
+        *("expired", "expired in a buffer", "buffer full", "socket gone"),
+        *("member", "broadcast", "broadcast to several", "group full"),
+        *("death of an owner", "inherited", "ghost"),
+    ]
+    assert [what for what in never if not met[what]] == []
