@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from typing import Any
@@ -52,7 +53,10 @@ class Child(Line):
     def __init__(self, function: Callable[[Line], Any]) -> None:
         mine, its = Pipe()
         super().__init__(mine)
-        self.pid = os.fork()
+        with warnings.catch_warnings():
+            # Python 3.12 warns of other threads, as which it counts pytest's watchdog.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
         if self.pid:
             its.close()
             return

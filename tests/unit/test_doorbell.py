@@ -7,8 +7,6 @@ import os
 import select
 import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 
 from asgi_ipc.doorbell import ALL, Descriptor, Doorbell, Ringer, path_of
 
-from ..contract import LIVENESS, in_threads
+from ..contract import LIVENESS, in_threads, run_python
 from .processes import Line, bounded, child, in_child
 
 NONCE = 0x0123456789ABCDEF
@@ -190,11 +188,7 @@ bell.close()
 print(ringer.ring(5, 7, 8))
 print(signal.pthread_sigmask(signal.SIG_BLOCK, []), signal.sigpending())
 """
-    run = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert run.returncode == 0, run
-    assert run.stdout.split() == ["True", "False", "set()", "set()"]
+    assert run_python(source).split() == ["True", "False", "set()", "set()"]
 
 
 def test_a_sigpipe_that_was_blocked_before_stays_blocked(folder: str) -> None:

@@ -320,7 +320,7 @@ def test_a_mutex_that_cannot_be_made_anew_is_an_error(mutex: Shared) -> None:
     make_unrecoverable(mutex)
 
     def attempt() -> str:
-        with bounded(2.0):
+        with bounded(10.0):
             try:
                 mutex.section(patience=0.05)(int)
             except Exception as error:
