@@ -4,7 +4,6 @@ true of it at all times, and a store that dies at the n-th write. Time is an arg
 
 from __future__ import annotations
 
-import builtins
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -436,7 +435,6 @@ def under_watch(
 def _memoryview_is(replacement: Any) -> Iterator[None]:
     with mock.patch.object(asgi_ipc.memory, "memoryview", replacement, create=True):
         yield
-    assert memoryview is builtins.memoryview
 
 
 def deaths(store: Store, operation: Callable[[Store], Any], every: int = 1) -> Iterator[Store]:
@@ -459,6 +457,7 @@ def touches(store: Store, operation: Callable[[Store], Any]) -> int:
     """How many loads and stores `operation` takes."""
     watched, watch = under_watch(store)
     operation(watched)
+    assert watch.touches
     return watch.touches
 
 
