@@ -20,12 +20,14 @@ from typing import Any
 
 from . import recovery
 from .doorbell import ALL, Doorbell, Ringer, path_of
+from .drops import DropLog
 from .errors import IncompatibleSegment, IPCError, LockTimeout, Reentered, SegmentVanished
 from .files import Members, open_file
 from .groups import Groups
 from .inbox import Inbox
 from .layout import (
     BUFFER,
+    EXPIRED,
     H_LOCK,
     LOCK_MUTEX,
     MAX_PROCESSES,
@@ -33,9 +35,7 @@ from .layout import (
     P_GENERATION,
     P_PID,
     PROCESS_WORDS,
-    Q_DROPS,
     S_BURY_AT,
-    S_DROPS,
     S_EPOCH,
     S_SWEEP_AT,
     WORD,
@@ -101,15 +101,18 @@ _guard = _Guard()
 class Attachment:
     """An attached segment. Get one with `attached`; it is released when nobody refers to it."""
 
-    def __init__(self, wanted: Wanted, patience: float, timeout: float) -> None:
+    def __init__(
+        self, wanted: Wanted, patience: float, timeout: float, flush: bool = False
+    ) -> None:
+        """`flush`: forget what is in the store without looking at it, which may be damaged."""
         self.segment, index = attach(wanted)
         segment = self.segment
         self.prefix = wanted.prefix
-        self.index = index
         self.store = Store(segment.memory, segment.layout, segment.reserve)
         self.groups = Groups(self.store)
+        self.log_drop = DropLog(wanted.prefix, self.store.dropped)
         # What an earlier attachment of this process to this segment had drained and not delivered.
-        self.inboxes = _kept.pop((wanted.prefix, segment.nonce), {})
+        self.inboxes = _kept.get((wanted.prefix, segment.nonce), {})
         self.local = threading.local()  # the waiter of each blocking thread
         self.hubs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self._orphans: list[tuple[int, int]] = []  # waiter ids whose thread or loop is gone
@@ -130,6 +133,8 @@ class Attachment:
         self.section = self.make_section(patience, timeout)
         now = time.monotonic()
         try:
+            if flush:
+                self.flush(patience, timeout)
             row = self.store.process_row(index)
             while not self.section(self.store.bury, row, now, 0.0):
                 pass  # a dead process had this id before
@@ -139,7 +144,7 @@ class Attachment:
             segment.members.close()
             os.close(segment.fd)
             raise
-        self.generation = self.store.words[self.process + P_GENERATION]
+        _kept.pop((wanted.prefix, segment.nonce), None)
         _everyone.add(self)
         self._finalizer = weakref.finalize(
             self,
@@ -151,6 +156,8 @@ class Attachment:
             self.inboxes,
             index,
             self.process,
+            os.getpid(),
+            self.log_drop,
         )
 
     # -- sections ---------------------------------------------------------------------------------
@@ -173,14 +180,6 @@ class Attachment:
 
         recover = recover or recover_and_ring
         return make_section(lock, store.words, recover, patience, renew, timeout)
-
-    def renew(self, holder: int) -> bool:
-        """For whoever waited for the lock in stretches: see `_renew`."""
-        return (
-            isinstance(self.lock, Mutex)
-            and bool(holder)
-            and _renew(self.segment, self.lock, holder)
-        )
 
     def flush(self, patience: float, timeout: float) -> None:
         """Forget all messages and groups, also in a store that recovery gives up on."""
@@ -303,7 +302,7 @@ class Attachment:
         """Whether nothing was flushed since it was filled. Only a section empties it (`fresh`)."""
         return inbox.epoch == self.store.words[S_EPOCH]
 
-    def drain(self, row: int, inbox: Inbox, capacity: Callable[[str], int]) -> None:
+    def drain(self, row: int, inbox: Inbox, capacity: Callable[[str], int], now: float) -> None:
         """Inside a section: move what waits in the queue at `row` into its inbox."""
         store = self.store
         self.fresh(inbox)
@@ -311,10 +310,12 @@ class Attachment:
             taken = store.peek(row)
             if taken is None:
                 return
+            if taken.expires <= now:
+                store.let_go(row, now)  # or it would take the place of one that lives
+                continue
             full = inbox.feed(taken, capacity)
             if full:
-                store.words[row + Q_DROPS] += full
-                store.words[S_DROPS + BUFFER] += full
+                store.count_drop(row, BUFFER, len(full), full[0])
             store.pop(row)
 
     # -- upkeep -----------------------------------------------------------------------------------
@@ -336,14 +337,16 @@ class Attachment:
                 if inbox:
                     self._expire_inbox(inbox, now, section)
             # One process looks after the dead for all.
-            if now >= doubles[S_BURY_AT]:
+            if not now < doubles[S_BURY_AT] <= now + CHECK_EVERY:
                 doubles[S_BURY_AT] = now + CHECK_EVERY
                 if not self._bury_the_dead(now, expiry, section):
                     doubles[S_BURY_AT] = self._check_at = now + SWEEP_HURRY
-        if now >= doubles[S_SWEEP_AT]:
+        if not now < doubles[S_SWEEP_AT] <= now + SWEEP_EVERY:
             more = section(self._sweep, now)
             doubles[S_SWEEP_AT] = now + (SWEEP_HURRY if more else SWEEP_EVERY)
         self.due = min(now + (SWEEP_HURRY if more else SWEEP_EVERY), self._check_at)
+        if self.store.dropped:
+            self.log_drop.tell()
 
     def _check_vanished(self) -> None:
         """Raise SegmentVanished if that is what happened; the next call then attaches anew."""
@@ -400,12 +403,12 @@ class Attachment:
 
     def _expire_inbox(self, inbox: Inbox, now: float, section: Section) -> None:
         """Whoever left a message unread for its whole life has gone: end its memberships."""
-        expired = [entry.local.encode("ascii") for entry in inbox.expire(now)]
+        expired = [entry.local for entry in inbox.expire(now)]
         if not expired:
             return
-        gone = set(expired)
+        gone = {local.encode("ascii") for local in expired}
         target = Target(inbox.queue.encode("ascii"))
-        row = section(self.store.count_expired, target, len(expired))
+        row = section(self.store.count_taken, target, EXPIRED, len(expired), expired[0])
         at = 0
         while row:
             at = section(self.groups.discard_local, row, target.generation, gone, at)
@@ -413,10 +416,10 @@ class Attachment:
                 return
 
 
-def attached(wanted: Wanted, patience: float, timeout: float) -> Attachment:
+def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = False) -> Attachment:
     """This process's attachment to a prefix, made if there is none.
 
-    The lock is waited for as `lock.make_section` says.
+    The lock is waited for as `lock.make_section` says. `flush`: see `Attachment`, if one is made.
     """
     with _guard:
         found = _attachments.get(wanted.prefix)
@@ -424,7 +427,7 @@ def attached(wanted: Wanted, patience: float, timeout: float) -> Attachment:
             # Layers that were made before find out for themselves, and say so.
             found = None
         if found is None:
-            found = _attachments[wanted.prefix] = Attachment(wanted, patience, timeout)
+            found = _attachments[wanted.prefix] = Attachment(wanted, patience, timeout, flush)
         elif found.segment.lock_kind != wanted.lock_kind:
             raise IncompatibleSegment(
                 f"prefix {wanted.prefix!r}: this process uses it already, with another lock= option"
@@ -486,9 +489,14 @@ def _release(
     inboxes: dict[str, Inbox],
     index: int,
     process: int,
+    pid: int,
+    log_drop: DropLog,
 ) -> None:
     """Leave a segment: clear up what is ours in it, and close everything."""
+    if pid != os.getpid():
+        return  # forked by something that runs no fork handlers: this is the parent's
     now = time.monotonic()
+    log_drop.tell()
     for name, kept in list(_kept.items()):
         if name[0] == segment.paths.prefix or not any(inbox.lives(now) for inbox in kept.values()):
             del _kept[name]

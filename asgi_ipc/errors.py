@@ -19,6 +19,7 @@
         ├── ForeignSegment         made by somebody else, or open to the world
         ├── SegmentVanished        removed while in use
         └── CorruptStore           bytes that no version of this package wrote
+            ├── CorruptHeader          in the header: flush() cannot mend that
             └── LockLost               those of the lock itself
 
 ``ChannelFull`` and ``MessageTooLarge`` are made when first needed, because each derives from the
@@ -96,9 +97,24 @@ class SegmentVanished(SegmentError):
 class CorruptStore(SegmentError):
     """The segment holds bytes that cannot be right; ``flush()`` makes it usable again."""
 
+    _REMEDY = (
+        ". flush() the layer, or stop its processes and remove it with asgi_ipc.segment.destroy()"
+    )
+
+    def __str__(self) -> str:
+        return super().__str__() + self._REMEDY
+
+
+class CorruptHeader(CorruptStore):
+    """The header contradicts itself, or the segment was cut short, while processes use it."""
+
+    _REMEDY = ". Stop the processes of this prefix and remove it with asgi_ipc.segment.destroy()"
+
 
 class LockLost(CorruptStore):
     """The bytes of the lock itself cannot be right."""
+
+    _REMEDY = CorruptHeader._REMEDY
 
 
 # Where each peer keeps its class of the same name.

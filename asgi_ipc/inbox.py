@@ -54,16 +54,16 @@ class Inbox:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def feed(self, taken: Taken, capacity: Callable[[str], int]) -> int:
-        """Route one message to the buffers of its local parts; return how many were full.
+    def feed(self, taken: Taken, capacity: Callable[[str], int]) -> list[str]:
+        """Route one message to the buffers of its local parts; return those that were full.
 
         Feeding the same message twice, after an interruption, routes it once.
         """
         if taken.seq <= self._last_seq:
-            return 0
+            return []
         if taken.seq != self._feeding:
             self._feeding, self._fed_parts = taken.seq, 0
-        full = 0
+        full = []
         for part in taken.local_parts.split(LOCAL_SEPARATOR)[self._fed_parts :]:
             # Counted before it is done: an interruption may lose a message, and doubles none (M3).
             self._fed_parts += 1
@@ -72,7 +72,7 @@ class Inbox:
             if numbers is None:
                 numbers = self._by_local[local] = deque()
             if len(numbers) >= capacity(local):
-                full += 1
+                full.append(local)
                 continue
             self._number = number = self._number + 1
             # The entry first: an entry without its number is still found by those who take any.
@@ -138,6 +138,7 @@ class Inbox:
         """A flush: forget everything that was buffered."""
         self._entries.clear()
         self._by_local.clear()
+        self._last_seq = self._feeding = 0  # the numbers begin anew if they were damaged
 
     def to_wake(self) -> list[Waiting]:
         """Whom to wake after feeding: the first receive of each local part that got something."""

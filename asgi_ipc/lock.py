@@ -102,6 +102,10 @@ class Mutex:
         """Thread id of whoever holds the mutex; 0 if nobody does."""
         return int(self._futex.value & 0x3FFFFFFF)
 
+    def mine(self) -> bool:
+        """Whether the calling thread holds it."""
+        return self.holder() == threading.get_native_id()
+
 
 class FileLock:
     """The same calls over a flock: one descriptor for each thread, made when first used."""
@@ -135,6 +139,9 @@ class FileLock:
 
     def consistent(self, handle: object) -> int:
         return 0
+
+    def mine(self) -> bool:
+        return False  # `trylock` says so itself
 
     def holder(self) -> int:
         """Process id of whoever holds the flock; 0 if nobody does or it cannot be told."""
@@ -193,8 +200,7 @@ def make_section(
                 unlock(handle)
             if isinstance(error, _OUT_OF_RANGE) and not isinstance(error, IPCError):
                 raise CorruptStore(
-                    f"the shared memory holds bytes that cannot be right ({error}); flush() the "
-                    "layer, or stop its processes and remove it"
+                    f"the shared memory holds bytes that cannot be right ({error})"
                 ) from error
             raise
         return result
@@ -203,6 +209,8 @@ def make_section(
         """Go on after a first try that failed with `code`, until the lock is held."""
         deadline = time.monotonic() + patience
         tries, pause = 0, 0.0
+        if code == errno.EBUSY and lock.mine():
+            code = errno.EDEADLK  # which is what glibc says; musl does not
         while code:
             if code == errno.EOWNERDEAD:
                 consistent(handle)  # it is ours; what its last holder left shows in the dirty word
@@ -217,22 +225,19 @@ def make_section(
             tries += 1
             if code == errno.ENOTRECOVERABLE:
                 if not renew(0):
-                    raise LockLost(
-                        "the lock of the segment cannot be recovered or made anew; stop the "
-                        "processes of this prefix and remove it with asgi_ipc.segment.destroy()"
-                    )
+                    raise LockLost("the lock of the segment cannot be recovered or made anew")
             elif code != errno.EBUSY:
                 raise OSError(code, f"the lock of the segment: {os.strerror(code)}")
             elif tries > _SPINS:
                 if time.monotonic() >= deadline:
                     holder = lock.holder()
-                    if patience < timeout:
-                        raise LockBusy(holder)
                     if not holder:  # it was let go this very moment: one more try
                         code = trylock(handle)
                         if code != errno.EBUSY:
                             continue
                     if not holder or not renew(holder):
+                        if patience < timeout:
+                            raise LockBusy(holder)
                         raise LockTimeout(complaint(holder, timeout))
                 time.sleep(pause)
                 pause = min(pause + 0.0001, _LONGEST_SLEEP)

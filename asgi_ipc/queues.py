@@ -123,6 +123,7 @@ class Queues(Waiters):
         reserve: Callable[[int, int], bool] = lambda offset, length: True,
     ) -> None:
         super().__init__(buffer, layout)
+        self.dropped: dict[int, str] = {}  # channels to tell the log of, by reason (`drops`)
         self.queues = Table("queues", buffer, self.words, layout.queues, Q_NAME, reserve)
         self.log = Log(
             buffer,
@@ -156,7 +157,7 @@ class Queues(Waiters):
                 return GONE if target.fixed else NO_MEMORY
         count = words[row + Q_COUNT]
         if count >= target.capacity:
-            count = self._let_go(row, now)
+            count = self.let_go(row, now)
             if count >= target.capacity:
                 words[row + Q_FULL] += 1
                 words[S_FULL] += 1
@@ -271,7 +272,7 @@ class Queues(Waiters):
             if expires > now:
                 words[S_DIRTY] = CLEAN
                 return body
-            self._count_drop(row, EXPIRED)
+            self.count_drop(row, EXPIRED)
             words[S_DIRTY] = CLEAN
 
     def peek(self, row: int) -> Taken | None:
@@ -334,7 +335,7 @@ class Queues(Waiters):
         words[S_DIRTY] = DIRTY
         return log.make_room(size, now)
 
-    def _let_go(self, row: int, now: float) -> int:
+    def let_go(self, row: int, now: float) -> int:
         """Drop expired messages at the front of a queue; return how many messages are left."""
         words, doubles = self.words, self.doubles
         for _ in range(EXPIRED_AT_ONCE):
@@ -350,15 +351,29 @@ class Queues(Waiters):
         """Drop a live record whose time is over. With the dirty word set."""
         row = self.queues.checked(self.halves[2 * at + L_QUEUE])
         self._free(row, at)
-        self._count_drop(row, EXPIRED)
+        self.count_drop(row, EXPIRED)
         owner = self.words[row + Q_OWNER]
         if owner and self.doubles[self.process(owner) + P_DEAD_SINCE]:
             # Unread, and nobody left to read: the memberships need not wait for `expiry`.
             self.doubles[owner + P_DEAD_SINCE] = LONG_DEAD
 
-    def _count_drop(self, row: int, reason: int) -> None:
-        self.words[row + Q_DROPS] += 1
-        self.words[S_DROPS + reason] += 1
+    def count_drop(self, row: int, reason: int, count: int = 1, local: str = "") -> None:
+        """Count messages of the queue at `row` that nobody will receive. `local` says which of
+        its channels they were for, where that is known."""
+        self.words[row + Q_DROPS] += count
+        self.words[S_DROPS + reason] += count
+        if reason not in self.dropped:
+            self.dropped[reason] = self.queues.name(row).decode("ascii", "replace") + local
+
+    def count_taken(self, target: Target, reason: int, count: int = 1, local: str = "") -> int:
+        """The same for messages that were taken out of their queue before they were dropped.
+        Returns its row, 0 if it is gone."""
+        row = self.find(target)
+        if row:
+            self.count_drop(row, reason, count, local)
+        else:
+            self.words[S_DROPS + reason] += count
+        return row
 
     def process(self, reference: int) -> int:
         """Return `reference` if it is one of a process row, else raise CorruptStore."""
@@ -418,15 +433,7 @@ class Queues(Waiters):
         """The row of a queue, after its expired messages were let go; 0 if there is none."""
         row = self.find(target)
         if row:
-            self._let_go(row, now)
-        return row
-
-    def count_expired(self, target: Target, count: int) -> int:
-        """Count messages of a queue that expired in a buffer; return its row, 0 if it is gone."""
-        row = self.find(target)
-        if row:
-            self.words[row + Q_DROPS] += count
-            self.words[S_DROPS + EXPIRED] += count
+            self.let_go(row, now)
         return row
 
     def reclaim(self, now: float, idle: float, limit: int) -> None:
@@ -442,7 +449,7 @@ class Queues(Waiters):
             if words[row + Q_FIRST]:
                 if idle and doubles[self._inside(words[row + Q_FIRST]) + L_EXPIRES] <= now:
                     before = words[row + Q_COUNT]
-                    budget -= before - self._let_go(row, now)
+                    budget -= before - self.let_go(row, now)
                     if budget <= 0:
                         return  # the others come with the next rounds
                 continue

@@ -7,7 +7,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet import defer, task
 from twisted.internet.interfaces import IReadDescriptor
@@ -17,6 +17,7 @@ from zope.interface import implementer
 from .aio.base import Session
 from .aio.core import Core
 from .aio.hub import Hub, hub_of
+from .aio.receiving import receive_any
 
 
 @implementer(IReadDescriptor)
@@ -108,13 +109,11 @@ def receive(core: Core, channels: Iterable[str], seconds: float) -> defer.Deferr
     """A Deferred of (channel, message), or of (None, None) after so many seconds (A9)."""
     from twisted.internet import reactor
 
-    async def receiving() -> Any:
-        session = core.attach()
-        sources = core.sources(session, channels)
-        if not sources:
-            return None, None
-        waiter = hub_of(session, reactor, ReactorWaiter)
-        deadline = time.monotonic() + seconds
-        return await core.receive(session, sources, waiter, deadline) or (None, None)
+    def waiter_of(session: Session) -> Any:
+        return hub_of(session, reactor, ReactorWaiter)
 
-    return defer.ensureDeferred(receiving())
+    def pause(seconds: float) -> Any:
+        return task.deferLater(cast(Any, reactor), seconds, lambda: None)
+
+    deadline = time.monotonic() + seconds
+    return defer.ensureDeferred(receive_any(core, channels, deadline, waiter_of, pause))

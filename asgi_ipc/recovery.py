@@ -34,6 +34,8 @@ from .layout import (
     Q_WAITING,
     R_GENERATION,
     S_BIGGEST,
+    S_BURY_AT,
+    S_COUNTER,
     S_DIRTY,
     S_DROPS,
     S_ENDS,
@@ -42,10 +44,12 @@ from .layout import (
     S_LIMIT,
     S_LIVE,
     S_MARK,
+    S_MOVES,
     S_RECOVERIES,
     S_SEQ,
     S_SEQ_BASE,
     S_SINCE,
+    S_SWEEP_AT,
     WAITER_SET_WORDS,
     WORD,
 )
@@ -79,15 +83,23 @@ def recover(store: Store, now: float) -> None:
 def flush(store: Store, now: float) -> None:
     """Forget all messages, queues and groups (A7). Interrupted, it is completed by `recover`.
 
-    Processes, waiters and the memory reserved stay. The caller rings every waiter: they park anew.
+    Processes and waiters stay, and so does the memory, although it has to be reserved again (which
+    costs nothing then). The caller rings every waiter: they park anew. Nothing that was there is
+    believed: this is also what mends a damaged store.
     """
     words = store.words
     words[S_DIRTY] = FLUSHING
+    for word in (S_COUNTER, S_SEQ, S_RECOVERIES, S_MOVES):
+        if words[word] >> 62:
+            words[word] = 0  # it would soon be past what a word holds
+    # Above every generation that was ever given out, even if the counter was set back: there is
+    # less than one for each nanosecond.
+    words[S_COUNTER] = max(words[S_COUNTER], int(now * 1e9))
     words[S_EPOCH] = store.counted()
     words[S_ENDS] = store.log.empty
     words[S_LIVE] = words[S_BIGGEST] = words[S_LIMIT] = 0
-    if not store.layout.log < words[S_MARK] <= store.layout.log_end:
-        words[S_MARK] = store.layout.log + FIRST_MARK // WORD
+    words[S_MARK] = store.layout.log + FIRST_MARK // WORD
+    store.doubles[S_SWEEP_AT] = store.doubles[S_BURY_AT] = 0.0
     for process in _processes(store):
         words[process + P_OWNED] = 0
     for table in (store.members, store.groups, store.queues):

@@ -35,10 +35,11 @@ import posix_ipc
 
 from .cgroup import cgroup_allows
 from .errors import (
-    CorruptStore,
+    CorruptHeader,
     ForeignSegment,
     IncompatibleSegment,
     InvalidOption,
+    LimitReached,
     LockTimeout,
     SegmentError,
 )
@@ -65,6 +66,7 @@ from .layout import (
     MAGIC,
     MAX_PROCESSES,
     PAGE,
+    PROCESS_WORDS,
     VERSION,
     WORD,
     Layout,
@@ -140,17 +142,7 @@ class Segment:
         """Make bytes of the segment safe to touch; False if there is no memory for them."""
         if not cgroup_allows(length):
             return False
-        try:
-            os.posix_fallocate(self.fd, offset, length)
-        except AttributeError:
-            return True  # macOS: shared memory is not overcommitted
-        except OSError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-                return True
-            if error.errno in (errno.ENOSPC, errno.ENOMEM):
-                return False
-            raise
-        return True
+        return _allocate(self.fd, offset, length)
 
     def vanished(self) -> bool:
         """Whether this segment or what stands beside it was removed, or is another's by now."""
@@ -168,6 +160,20 @@ class Segment:
         return (status.st_dev, status.st_ino) != self._identity
 
 
+def _allocate(fd: int, offset: int, length: int) -> bool:
+    """Have the kernel put memory behind some bytes of a segment; False if it has none."""
+    try:
+        os.posix_fallocate(fd, offset, length)
+    except AttributeError:
+        pass  # macOS: shared memory is not overcommitted
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.ENOMEM):
+            return False
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+    return True
+
+
 def attach(wanted: Wanted) -> tuple[Segment, int]:
     """Open the segment of a prefix, made or mended first if need be, and claim a process id.
 
@@ -177,25 +183,29 @@ def attach(wanted: Wanted) -> tuple[Segment, int]:
     paths = Paths(wanted.prefix)
     with attach_lock(paths, wanted.mode):
         members = Members.open(paths.members, wanted.mode)
+        opened = None
         try:
             alive = bool(members.claimed) or members.held(0, MAX_PROCESSES)
             segment = _open(paths, wanted, alive, members) or _create(paths, wanted, members)
             if not alive and segment.lock_kind == LOCK_MUTEX:
                 # Nobody else is attached, so nobody holds it: whatever it was left as is over.
                 init_mutex(segment.memory, H_LOCK * WORD)
+            opened = segment.fd
             for index in range(MAX_PROCESSES):
-                row = segment.layout.processes + index * 8
+                row = segment.layout.processes + index * PROCESS_WORDS
                 if not _word(segment.memory, row) and members.claim(index):
                     return segment, index
             for index in range(MAX_PROCESSES):
                 if members.claim(index):
                     return segment, index
-            raise SegmentError(
+            raise LimitReached(
                 f"{MAX_PROCESSES} processes are attached to prefix {wanted.prefix!r}, which is the "
                 "limit; use several prefixes"
             )
         except BaseException:
             members.close()
+            if opened is not None:
+                os.close(opened)
             raise
 
 
@@ -205,21 +215,31 @@ def destroy(prefix: str) -> bool:
     Processes that are attached notice within a second, and say so.
     """
     paths = Paths(prefix)
-    found = False
-    with contextlib.suppress(posix_ipc.ExistentialError):
-        posix_ipc.unlink_shared_memory(paths.segment)
-        found = True
+    found = _unlink(paths)
     if not os.path.isdir(paths.directory):
         return found
     with attach_lock(paths, 0o600):
-        with contextlib.suppress(posix_ipc.ExistentialError):
-            posix_ipc.unlink_shared_memory(paths.segment)
+        _unlink(paths)
         check_owner(paths.directory, os.lstat(paths.directory), 0o600, stat.S_ISDIR)
         for name in os.listdir(paths.directory):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(paths.directory, name))
         with contextlib.suppress(OSError):
             os.rmdir(paths.directory)
+    return True
+
+
+def _unlink(paths: Paths) -> bool:
+    """Remove a segment's name. True if it was there. Raises ForeignSegment."""
+    try:
+        posix_ipc.unlink_shared_memory(paths.segment)
+    except posix_ipc.ExistentialError:
+        return False
+    except posix_ipc.PermissionsError:
+        raise ForeignSegment(
+            f"the segment of prefix {paths.prefix!r} belongs to another user, who alone can remove "
+            "it"
+        ) from None
     return True
 
 
@@ -292,17 +312,15 @@ def _open(paths: Paths, wanted: Wanted, alive: bool, members: Members) -> Segmen
                 raise IncompatibleSegment(stale)
             return _checked(paths, wanted, shm, memory, alive, members)
         if alive:
-            raise CorruptStore(
-                f"the segment of prefix {paths.prefix!r} is {stale}, and processes are attached "
-                "to it: stop them, or remove it with asgi_ipc.segment.destroy()"
+            raise CorruptHeader(
+                f"the segment of prefix {paths.prefix!r} is {stale}, and processes are attached"
             )
     except BaseException:
         os.close(shm.fd)
         raise
     logger.warning("prefix %r: replacing a stale segment (%s)", paths.prefix, stale)
     os.close(shm.fd)
-    with contextlib.suppress(posix_ipc.ExistentialError):
-        posix_ipc.unlink_shared_memory(paths.segment)
+    _unlink(paths)
     return None
 
 
@@ -366,7 +384,7 @@ def _checked(
     layout = Layout(*sizes) if max(sizes) <= len(memory) else None
     if layout is None or layout.size != len(memory):
         if alive:
-            raise CorruptStore(f"the header of prefix {paths.prefix!r} contradicts itself")
+            raise CorruptHeader(f"the header of prefix {paths.prefix!r} contradicts itself")
         sizes = ()
     if layout is not None and sizes == ours:
         return Segment(paths, shm, memory, layout, members)
@@ -378,7 +396,7 @@ def _checked(
             *(sizes or (0, 0, 0)),
         )
         os.close(shm.fd)
-        posix_ipc.unlink_shared_memory(paths.segment)
+        _unlink(paths)
         return None
     assert layout is not None
     logger.warning(
@@ -403,15 +421,12 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
             with contextlib.suppress(PermissionError):
                 os.fchown(shm.fd, -1, os.stat(paths.directory).st_gid)
         memory = mmap.mmap(shm.fd, layout.size)
-        try:
-            with contextlib.suppress(AttributeError):  # macOS
-                os.posix_fallocate(shm.fd, 0, layout.fixed_bytes)
-                os.posix_fallocate(shm.fd, layout.log * WORD, FIRST_MARK)
-        except OSError as error:
+        first = _allocate(shm.fd, 0, layout.fixed_bytes)
+        if not first or not _allocate(shm.fd, layout.log * WORD, FIRST_MARK):
             raise SegmentError(
-                f"no room for a segment in {SHM}: {error.strerror}. Make it larger (Docker: "
-                "--shm-size) or free some of it"
-            ) from error
+                f"no room for a segment in {SHM}. Make it larger (Docker: --shm-size) or free some "
+                "of it"
+            )
         store = Store(memory, layout)
         store.format(layout.log + FIRST_MARK // WORD, time.monotonic())
         words = store.words
@@ -438,7 +453,7 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
         return Segment(paths, shm, memory, layout, members)
     except BaseException:
         os.close(shm.fd)
-        posix_ipc.unlink_shared_memory(paths.segment)
+        _unlink(paths)
         raise
 
 

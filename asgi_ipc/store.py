@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .errors import CorruptStore
 from .layout import (
     CLEAN,
     DEAD_OWNER,
@@ -134,7 +135,7 @@ class Store(Queues):
             self._inside(at)
             words[S_DIRTY] = DIRTY
             self._free(row, at)
-            self._count_drop(row, DEAD_OWNER)
+            self.count_drop(row, DEAD_OWNER)
             words[S_DIRTY] = CLEAN
         return limit
 
@@ -170,7 +171,8 @@ class Store(Queues):
         generation = words[process + P_GENERATION]
         if not generation:
             return True
-        if not doubles[process + P_DEAD_SINCE]:
+        since = doubles[process + P_DEAD_SINCE]
+        if not since or not since <= now:
             for index in range(MAX_WAITERS):
                 at = self.layout.waiters + index * WAITER_WORDS
                 mine = words[at + W_PROCESS] == process
@@ -178,11 +180,15 @@ class Store(Queues):
                     words[at + W_GENERATION] = 0
                     words[at + W_TAKEN] = 0
                     words[at + W_PROCESS_GENERATION] = 0
-            doubles[process + P_DEAD_SINCE] = now
-        over = now - doubles[process + P_DEAD_SINCE] >= expiry
+            doubles[process + P_DEAD_SINCE] = since = now
+        over = now - since >= expiry
         row, budget = words[process + P_OWNED], EXPIRED_AT_ONCE
+        steps = self.queues.used
         while row:
             following = words[self.queues.checked(row) + Q_NEXT_OWNED]
+            steps -= 1
+            if words[row + Q_OWNER] != process or steps < 0:
+                raise CorruptStore("the list of a process's queues leads to what is not its own")
             if over or not words[process + P_LEFT]:
                 budget -= self.drop_queue(row, budget)
             if budget <= 0:

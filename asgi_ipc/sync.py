@@ -7,26 +7,24 @@ of the core is run to its end by hand: its waiter never suspends, so there is no
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
 import os
 import select
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 from . import errors
 from .aio.base import Session
 from .aio.core import Core
-from .aio.receiving import Receiving, Source
+from .aio.receiving import Busy, Receiving, Source
 from .attachment import CHECK_EVERY
 from .doorbell import ALL, Doorbell
 from .errors import InvalidName, LockTimeout
 from .layout import Q_COUNT
 from .names import check_channel, check_receive
 from .options import Options
-
-logger = logging.getLogger("asgi_ipc")
 
 _LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
 
@@ -119,10 +117,13 @@ def _waiter_of_thread(session: Session) -> ThreadWaiter:
     return found
 
 
-def _ridden_out(session: Session, error: LockTimeout, deadline: float) -> ThreadWaiter | None:
+def _ridden_out(
+    core: Core, session: Session, error: LockTimeout, deadline: float
+) -> ThreadWaiter | None:
     """The waiter of a thread whose first try to receive met a lock that stays busy."""
+    busy = Busy(core)
     while True:
-        logger.warning("prefix %r: a receive goes on waiting: %s", session.attachment.prefix, error)
+        busy(error)
         try:
             return _waiter_of_thread(session)
         except LockTimeout as again:
@@ -196,7 +197,7 @@ class IPCChannelLayer:
             if found is not None:
                 return found
         except LockTimeout as error:
-            late = _ridden_out(session, error, deadline)
+            late = _ridden_out(core, session, error, deadline)
             if late is None:
                 return None, None
             waiter, parked = late, False
@@ -217,21 +218,21 @@ class IPCChannelLayer:
         self, channels: Iterable[str]
     ) -> tuple[str | None, dict[str, Any] | None]:
         """`receive` with ``block=True`` as a coroutine, on whatever asyncio loop runs it (A9)."""
-        from .aio.waiter import current_waiter
+        from .aio.waiter import receive
 
-        session = self._core.attach()
-        sources = self._core.sources(session, channels)
-        if not sources:
-            return None, None
         deadline = time.monotonic() + self._options.receive_timeout
-        waiter = current_waiter(session)
-        return await self._core.receive(session, sources, waiter, deadline) or (None, None)
+        return await receive(self._for_loops, channels, deadline)
 
     def receive_twisted(self, channels: Iterable[str]) -> Any:
         """`receive` with ``block=True`` as a Deferred, driven by the reactor's readers (A9)."""
         from .reactor import receive
 
-        return receive(self._core, channels, self._options.receive_timeout)
+        return receive(self._for_loops, channels, self._options.receive_timeout)
+
+    @cached_property
+    def _for_loops(self) -> Core:
+        """This layer for event loops, which a lock that is busy must not hold up."""
+        return Core.for_loops(self._options)
 
     def new_channel(self, pattern: str) -> str:
         """Return an unused name for `pattern`, which ends in ``?`` (A3). Raises InvalidName."""
@@ -278,6 +279,8 @@ class IPCChannelLayer:
         """Free what this layer holds of the process: descriptors and memory. Nothing is removed
         from shared memory, and the next call attaches again."""
         self._core.detach()
+        if "_for_loops" in vars(self):
+            self._for_loops.detach()
 
     def valid_channel_name(self, name: str, receive: bool = False) -> bool:
         """True, or InvalidName (a TypeError) says what is wrong with a channel name (M5)."""

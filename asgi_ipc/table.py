@@ -206,15 +206,12 @@ class Table:
     def clear(self) -> None:
         """Free every row. May be interrupted and begun again."""
         words, width = self._words, self.row_words
-        # Whatever is there, this also mends it, and touches nothing that is not reserved.
+        # Whatever T_HIGH says: this also mends it. Nothing is touched that is not reserved.
         reserved = words[self.state + T_RESERVED] // (width * WORD)
-        high = min(words[self.state + T_HIGH], self.max_rows, reserved)
-        for row in range(self.base, self.base + high * width, width):
+        for row in range(self.base, self.base + min(reserved, self.max_rows) * width, width):
             words[row + R_GENERATION] = 0
-        words[self.state + T_HIGH] = 0
-        words[self.state + T_FREE] = 0
-        words[self.state + T_USED] = 0
-        words[self.state + T_CURSOR] = 0
+        for word in (T_HIGH, T_FREE, T_USED, T_CURSOR, T_RESERVED):
+            words[self.state + word] = 0
 
     def sweep(self, limit: int) -> Iterator[int]:
         """References of the rows in use among the next `limit`, going round with each call."""

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..attachment import Attachment, attached, register
 from ..codec import Codec
 from ..errors import LimitReached
 from ..groups import Plan
-from ..layout import (
-    DROP_REASONS,
-    Q_DROPS,
-    R_GENERATION,
-    S_DROPS,
-)
 from ..lock import Section
 from ..options import Options
 from ..queues import NO_ROW, Target
 from ..segment import Paths, Wanted
 
-logger = logging.getLogger("asgi_ipc")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
+_STRETCH = 0.02  # seconds that a call may hold up an event loop for the lock
 CACHED = 20_000  # names whose routes a layer remembers
-_LOG_EVERY = 10.0  # seconds between two log lines about the same kind of drop
 
 
 class Session:
@@ -89,19 +82,23 @@ class Base:
         self.own = ""
         self.forked()
         self._turn = 0
-        self._logged: dict[str, float] = {}
         self._samples: dict[str, tuple[float, int, int]] = {}
         Paths(options.prefix)  # refuses a prefix that cannot be
         register(self)
 
+    @classmethod
+    def for_loops(cls, options: Options) -> Self:
+        """One whose calls hold up an event loop for 20 ms at the most."""
+        return cls(options, min(_STRETCH, options.lock_timeout / 2))
+
     # -- attaching --------------------------------------------------------------------------------
 
-    def attach(self) -> Session:
-        """What is known while attached; the first call attaches."""
+    def attach(self, flush: bool = False) -> Session:
+        """What is known while attached; the first call attaches. `flush`: see `Attachment`."""
         found = self.session
         if found is None:
             waits = self._patience, self.options.lock_timeout
-            attachment = attached(self._wanted, *waits)
+            attachment = attached(self._wanted, *waits, flush)
             section = attachment.make_section(*waits)
             found = Session(attachment, section)
             limit = attachment.segment.layout.max_message_size
@@ -135,22 +132,3 @@ class Base:
         if not row:
             raise LimitReached(NO_ROW.format(session.store.queues.used))
         return row
-
-    # -- drops ------------------------------------------------------------------------------------
-
-    def _count_drop(
-        self, session: Session, target: Target, reason: int, channel: str, why: str
-    ) -> None:
-        words = session.store.words
-        words[S_DROPS + reason] += 1
-        if words[target.row + R_GENERATION] == target.generation:
-            words[target.row + Q_DROPS] += 1
-        self._log_drop(f"channel {channel!r}", f"{DROP_REASONS[reason]}: {why}")
-
-    def _log_drop(self, where: str, why: str) -> None:
-        """One line in ten seconds for each kind of drop, however many there are."""
-        kind = why.partition(":")[0]
-        now = time.monotonic()
-        if now - self._logged.get(kind, -_LOG_EVERY) >= _LOG_EVERY:
-            self._logged[kind] = now
-            logger.warning("prefix %r, %s: a message was dropped (%s)", self.prefix, where, why)

@@ -8,15 +8,13 @@ hand.
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
 from .. import errors
-from ..errors import NotAChannel
+from ..errors import CorruptStore, NotAChannel
 from ..layout import (
     CAPACITY,
-    DROP_REASONS,
     L_EXPIRES,
     L_SENT,
     LOCAL_SEPARATOR,
@@ -38,8 +36,6 @@ from ..names import check_channel, check_group, split
 from ..queues import FULL, NO_MEMORY, Target
 from .base import CACHED, Session
 from .receiving import Receiving
-
-logger = logging.getLogger("asgi_ipc")
 
 _TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
 
@@ -171,7 +167,7 @@ class Core(Receiving):
                 session.ring(row, waiter)
             for target, reason in dropped:
                 queue = target.queue.decode("ascii")
-                self._log_drop(f"group {group!r}, channel {queue!r}", DROP_REASONS[reason])
+                session.attachment.log_drop(reason, f"group {group!r}, channel {queue!r}")
 
     def _broadcast(
         self,
@@ -229,7 +225,10 @@ class Core(Receiving):
 
     def flush(self) -> None:
         """Forget all messages and groups, for every client, when it returns (A7)."""
-        session = self.attach()
+        try:
+            session = self.attach()
+        except CorruptStore:
+            session = self.attach(flush=True)
         session.attachment.flush(self._patience, self.options.lock_timeout)
         session.plans.clear()
 

@@ -20,9 +20,9 @@ from ..names import check_channel, check_group
 from ..options import Options
 from .base import Session
 from .core import Broadcast, Core
-from .waiter import current_waiter
+from .receiving import ridden_out
+from .waiter import current_waiter, receive
 
-_STRETCH = 0.02  # seconds that a call may hold up its loop for the lock
 _MISSING = object()
 
 
@@ -38,7 +38,7 @@ class IPCChannelLayer:
     def __init__(self, prefix: str = "asgi", **options: Any) -> None:
         """Raises InvalidOption. Shared memory is attached to by the first call."""
         self._options = Options.read(prefix, options)
-        self._core = Core(self._options, patience=min(_STRETCH, self._options.lock_timeout / 2))
+        self._core = Core.for_loops(self._options)
         self.extensions = ["groups", "flush", "statistics", "asyncio"]
         self.prefix = prefix
         self.expiry = self._options.expiry
@@ -81,7 +81,7 @@ class IPCChannelLayer:
         process-specific channel of another layer or process; InvalidName.
         """
         core = self._core
-        session = core.session or await self._ridden_out(core.attach)
+        session = core.session or await ridden_out(core, asyncio.sleep, None, core.attach)
         sources = session.exact_sources.get(channel)
         if sources is None:
             sources = self._exact(session, channel)
@@ -89,7 +89,7 @@ class IPCChannelLayer:
             waiter = current_waiter(session)
             found = core.take(session, sources, waiter)
         except LockBusy:
-            waiter = await self._ridden_out(current_waiter, session)
+            waiter = await ridden_out(core, asyncio.sleep, None, current_waiter, session)
             found = await core.receive(session, sources, waiter, None)
         if found is None:
             found = await core.receive(session, sources, waiter, None, parked=True)
@@ -118,15 +118,7 @@ class IPCChannelLayer:
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float, type(None))):
             raise TypeError(f"timeout must be a number of seconds or None, not {seconds!r}")
         deadline = None if seconds is None else time.monotonic() + seconds
-        core = self._core
-        session = core.session or await self._ridden_out(core.attach, deadline=deadline)
-        sources = core.sources(session, channels) if session is not None else None
-        if not sources:
-            return None, None
-        waiter = await self._ridden_out(current_waiter, session, deadline=deadline)
-        if waiter is None:
-            return None, None
-        return await core.receive(session, sources, waiter, deadline) or (None, None)
+        return await receive(self._core, channels, deadline)
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel of this layer (B1)."""
@@ -198,19 +190,6 @@ class IPCChannelLayer:
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"
 
-    async def _ridden_out(
-        self, call: Callable[..., Any], *args: Any, deadline: float | None = None
-    ) -> Any:
-        """What a receive does before it can wait, however long the lock is busy; None at
-        `deadline`."""
-        while True:
-            try:
-                return call(*args)
-            except LockBusy:
-                if deadline is not None and time.monotonic() >= deadline:
-                    return None
-                await asyncio.sleep(0.001)
-
     async def _patiently(self, call: Callable[..., Any], *args: Any) -> Any:
         """Run `call`, letting the loop go on between tries while the lock is busy."""
         timeout = self._options.lock_timeout
@@ -220,8 +199,5 @@ class IPCChannelLayer:
                 return call(*args)
             except LockBusy as error:
                 if time.monotonic() >= deadline:
-                    session = self._core.session
-                    if session is not None and session.attachment.renew(error.holder):
-                        continue
                     raise errors.LockTimeout(complaint(error.holder, timeout)) from None
                 await asyncio.sleep(0.001)

@@ -9,16 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from ..codec import DecodeError
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..inbox import ANY, Entry, Inbox, Waiting
-from ..layout import (
-    Q_COUNT,
-    UNDECODABLE,
-)
+from ..layout import EXPIRED, Q_COUNT, UNDECODABLE
 from ..names import check_channel, check_receive, split
 from ..queues import Target
 from .base import CACHED, Base, Session
@@ -124,11 +121,11 @@ class Receiving(Base):
                     session.take, source.target, now, 0 if waiter is None else waiter.index
                 )
                 if body is None:
-                    return None
+                    break
             else:
                 found = self._take_any(session, sources, now, waiter, parked)
                 if found is None:
-                    return None
+                    break
                 source, channel, body = found
             if parked and waiter is not None:
                 for waited_for in sources:
@@ -137,7 +134,14 @@ class Receiving(Base):
             try:
                 return channel, self.codec.decode(body)
             except DecodeError as error:
-                self._count_drop(session, source.target, UNDECODABLE, channel, str(error))
+                target, log_drop = source.target, session.attachment.log_drop
+                log_drop(UNDECODABLE, f"channel {channel!r}", str(error))
+                # Taken is taken: that the lock is busy must not end the receive.
+                with contextlib.suppress(LockTimeout):
+                    session.section(session.store.count_taken, target, UNDECODABLE)
+        if session.store.dropped:
+            session.attachment.log_drop.tell()
+        return None
 
     def _take_any(
         self,
@@ -185,7 +189,7 @@ class Receiving(Base):
             entry = inbox.take(source.local)
             if entry is None or entry.expires > now:
                 return entry
-            section(session.store.count_expired, source.target, 1)
+            section(session.store.count_taken, source.target, EXPIRED, 1, entry.local)
 
     def _attempt(
         self,
@@ -242,7 +246,7 @@ class Receiving(Base):
         inbox = source.inbox
         assert inbox is not None
         queue = source.queue
-        session.attachment.drain(row, inbox, lambda local: self.capacity_of(queue + local))
+        session.attachment.drain(row, inbox, lambda local: self.capacity_of(queue + local), now)
         return inbox.to_wake()
 
     def _unpark(
@@ -300,7 +304,7 @@ class Receiving(Base):
         `parked`: a `take` with this waiter has just found nothing. A lock that stays busy is ridden
         out, with a line in the log each `lock_timeout`.
         """
-        busy_since = 0.0
+        busy = Busy(self)
         wait = parked
         try:
             while True:
@@ -311,17 +315,7 @@ class Receiving(Base):
                     found = self.take(session, sources, waiter, parked)
                 except LockTimeout as error:
                     wait = False
-                    now = time.monotonic()
-                    busy_since = busy_since or now
-                    if now - busy_since >= self.options.lock_timeout or not isinstance(
-                        error, LockBusy
-                    ):
-                        busy_since = now
-                        if isinstance(error, LockBusy):
-                            session.attachment.renew(error.holder)  # it may be dead after all
-                        logger.warning(
-                            "prefix %r: a receive goes on waiting: %s", self.prefix, error
-                        )
+                    busy(error)
                     await waiter.pause(0.001)
                     continue
                 parked = found is None
@@ -341,6 +335,62 @@ class Receiving(Base):
                 session.ring(row, other)
             for source in sources:
                 waiter.left(session, source)
+
+
+class Busy:
+    """Says in the log, once in `lock_timeout` seconds, that a receive rides out a busy lock."""
+
+    def __init__(self, core: Receiving) -> None:
+        self._core = core
+        self._since = 0.0
+
+    def __call__(self, error: LockTimeout) -> None:
+        now = time.monotonic()
+        self._since = self._since or now
+        if isinstance(error, LockBusy) and now - self._since < self._core.options.lock_timeout:
+            return
+        self._since = now
+        logger.warning("prefix %r: a receive goes on waiting: %s", self._core.prefix, error)
+
+
+async def ridden_out(
+    core: Receiving,
+    pause: Callable[[float], Any],
+    deadline: float | None,
+    call: Callable[..., Any],
+    *args: Any,
+) -> Any:
+    """What a receive does before it can wait, however long the lock is busy; None at `deadline`.
+
+    `pause(seconds)` is a coroutine function.
+    """
+    busy = Busy(core)
+    while True:
+        try:
+            return call(*args)
+        except LockTimeout as error:
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+            busy(error)
+            await pause(0.001)
+
+
+async def receive_any(
+    core: Receiving,
+    channels: Iterable[str],
+    deadline: float | None,
+    waiter_of: Callable[[Session], Waiter],
+    pause: Callable[[float], Any],
+) -> tuple[str | None, dict[str, Any] | None]:
+    """`receive` of several channels on an event loop, attaching first if need be (A9)."""
+    session = core.session or await ridden_out(core, pause, deadline, core.attach)
+    sources = core.sources(session, channels) if session is not None else None
+    if not sources:
+        return None, None
+    waiter = await ridden_out(core, pause, deadline, waiter_of, session)
+    if waiter is None:
+        return None, None
+    return await core.receive(session, sources, waiter, deadline) or (None, None)
 
 
 def _at_once(call: Any, *args: Any) -> Any:

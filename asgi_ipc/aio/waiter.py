@@ -7,10 +7,12 @@ import contextlib
 import sys
 import threading
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from .base import Session
 from .hub import Hub, hub_of
+from .receiving import Receiving, receive_any
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
@@ -80,6 +82,13 @@ def _resolve(future: asyncio.Future[None], error: BaseException | None) -> None:
             future.set_result(None)
         else:
             future.set_exception(error)
+
+
+async def receive(
+    core: Receiving, channels: Iterable[str], deadline: float | None
+) -> tuple[str | None, dict[str, Any] | None]:
+    """`receiving.receive_any` on the running loop."""
+    return await receive_any(core, channels, deadline, current_waiter, asyncio.sleep)
 
 
 def current_waiter(session: Session) -> LoopWaiter:

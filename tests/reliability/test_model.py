@@ -30,14 +30,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import asgi_ipc.aio.base
 import asgi_ipc.aio.core
 import asgi_ipc.aio.receiving
 import asgi_ipc.attachment
+import asgi_ipc.drops
 from asgi_ipc import errors
 from asgi_ipc.aio.base import Session
 from asgi_ipc.aio.core import Core
 from asgi_ipc.attachment import Attachment
+from asgi_ipc.drops import DropLog
 from asgi_ipc.errors import LimitReached, NotAChannel, NotOwner
 from asgi_ipc.groups import Groups
 from asgi_ipc.layout import (
@@ -119,6 +120,7 @@ class Place(Attachment):
         self.prefix = "model"
         self.store = Store(world.store.buffer, world.store.layout, world.reserve)
         self.groups = Groups(self.store)
+        self.log_drop = DropLog(self.prefix, self.store.dropped)
         self.inboxes = {}
         self.hubs = weakref.WeakKeyDictionary()
         self.broken = None
@@ -126,7 +128,6 @@ class Place(Attachment):
         self.lock = FreeLock()  # type: ignore[assignment]
         self._orphans = []
         self._check_at = 0.0
-        self._tidy_at = 0.0
         self._tidy_at = float("inf")
         nowhere = types.SimpleNamespace(directory="/nonexistent")  # it has no files beside it
         self.segment = types.SimpleNamespace(  # type: ignore[assignment]
@@ -195,12 +196,17 @@ class Model(RuleBasedStateMachine):
         self.now = NOW
         self.patches = ExitStack()
         clock = types.SimpleNamespace(monotonic=lambda: self.now)
-        for module in (asgi_ipc.aio.base, asgi_ipc.aio.core, asgi_ipc.aio.receiving):
+        for module in (
+            asgi_ipc.aio.base,
+            asgi_ipc.aio.core,
+            asgi_ipc.aio.receiving,
+            asgi_ipc.drops,
+        ):
             if hasattr(module, "time"):
                 self.patches.enter_context(mock.patch.object(module, "time", clock))
         self.patches.enter_context(mock.patch.object(asgi_ipc.attachment, "time", clock))
         # Log lines are not what this is about, and there are many.
-        self.patches.enter_context(mock.patch.object(asgi_ipc.aio.base, "logger"))
+        self.patches.enter_context(mock.patch.object(asgi_ipc.drops, "logger"))
         self.reserve = Reserve(72 * KIB if scarce else 1 << 40)
         self.scarce = scarce
         self.store = make_store(

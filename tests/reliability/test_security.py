@@ -175,7 +175,6 @@ def test_another_user_cannot_remove_it(prefix: str) -> None:
 
 
 @as_root
-@pytest.mark.xfail(strict=True, reason="posix_ipc's PermissionsError comes through")
 def test_what_a_user_is_told_who_tries_to_remove_it(prefix: str) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {"n": 1})

@@ -176,8 +176,8 @@ def test_waiting_receives_ride_it_out(
 
 
 def test_loop_goes_on_meanwhile(layer: Any, lock: str, tmp_path: Path) -> None:
-    """Whatever its tasks want of the layer, first calls included, a loop is never held up for
-    long: the lock is waited for in short stretches."""
+    """Whatever its tasks want of the layer, first calls included, and be it the blocking layer's
+    `receive_async`, a loop is never held up for long: the lock is waited for in short stretches."""
     longest = 0.0
 
     async def beat(over: asyncio.Event) -> None:
@@ -192,6 +192,7 @@ def test_loop_goes_on_meanwhile(layer: Any, lock: str, tmp_path: Path) -> None:
         over = asyncio.Event()
         beating = asyncio.ensure_future(beat(over))
         receiving = asyncio.ensure_future(aio.receive("c"))  # the first of this loop
+        blocking = asyncio.ensure_future(layer.receive_async(["e"]))
         calls = [aio.send("d", MESSAGE), aio.group_add("g", "d"), aio.group_send("g", MESSAGE)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(result) for result in results] == [LockTimeout] * len(calls)
@@ -200,6 +201,9 @@ def test_loop_goes_on_meanwhile(layer: Any, lock: str, tmp_path: Path) -> None:
         receiving.cancel()
         await asyncio.wait([receiving])
         assert receiving.cancelled(), receiving.exception()
+        blocking.cancel()
+        await asyncio.wait([blocking])
+        assert blocking.cancelled() or blocking.result() == (None, None)
 
     with stopped(layer.prefix, lock, tmp_path) as holder:
         asyncio.run(live())

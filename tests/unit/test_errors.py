@@ -55,7 +55,14 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 
 def test_the_message_of_an_error_is_what_it_was_given() -> None:
     for name in BUILT_IN:
-        assert str(getattr(errors, name)("what happened")) == "what happened"
+        assert str(getattr(errors, name)("what happened")).startswith("what happened")
+
+
+def test_an_error_of_a_damaged_segment_says_what_to_do() -> None:
+    assert "flush()" in str(errors.CorruptStore("what happened"))
+    for beyond_flush in (errors.CorruptHeader, errors.LockLost):
+        text = str(beyond_flush("what happened"))
+        assert "flush()" not in text and "segment.destroy()" in text
 
 
 @pytest.mark.parametrize("name", ["ChannelFull", "MessageTooLarge"])

@@ -330,8 +330,12 @@ def test_a_mutex_that_cannot_be_made_anew_is_an_error(mutex: Shared) -> None:
     assert in_child(attempt) == "LockLost"
 
 
-def test_a_death_that_was_not_reported_is_found_out_when_patience_ends(mutex: Shared) -> None:
-    """As before Linux 5.18 when the OOM killer had chosen the holder."""
+@pytest.mark.parametrize("timeout", [0.02, LIVENESS])
+def test_a_death_that_was_not_reported_is_found_out_when_patience_ends(
+    mutex: Shared, timeout: float
+) -> None:
+    """As before Linux 5.18 when the OOM killer had chosen the holder. Also by an asyncio call,
+    which waits in stretches."""
     taken = next(pid for pid in range(2**22 - 1, 1, -1) if not process_of(pid))
     place = H_LOCK * WORD + (0 if machine() >> 48 == 1 else 4)
     mutex.memory[place : place + 4] = struct.pack("=I", taken)
@@ -342,11 +346,34 @@ def test_a_death_that_was_not_reported_is_found_out_when_patience_ends(mutex: Sh
         init_mutex(mutex.memory, H_LOCK * WORD)
         return True
 
-    assert mutex.section(patience=0.02, renew=renew)(divmod, 17, 5) == (3, 2)
+    section = mutex.section(patience=0.02, timeout=timeout, renew=renew)
+    assert section(divmod, 17, 5) == (3, 2)
     assert asked == [taken]
 
 
 # -- a holder that does not move ------------------------------------------------------------------
+
+
+def test_a_mutex_that_only_says_busy_to_its_own_holder_is_no_deadlock(
+    mutex: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """musl answers EBUSY where glibc answers EDEADLK."""
+    real = mutex.lock.trylock
+
+    def as_musl(handle: Any) -> int:
+        code = int(real(handle))
+        return errno.EBUSY if code == errno.EDEADLK else code
+
+    monkeypatch.setattr(mutex.lock, "trylock", as_musl)
+    section = mutex.section(patience=LIVENESS, timeout=LIVENESS)
+
+    def inner() -> None:
+        with pytest.raises(Reentered):
+            section(int)
+
+    section(inner)
+    assert real(mutex.lock.handle) == 0  # as if a call had lost track of it
+    assert section(lambda: "taken over") == "taken over"
 
 
 def test_a_holder_that_is_stopped_is_named_when_time_is_out(shared: Shared) -> None:

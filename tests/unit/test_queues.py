@@ -301,9 +301,9 @@ def test_a_queue_knows_since_when_it_exists() -> None:
 def test_what_expired_in_a_buffer_is_counted() -> None:
     store = make_store()
     row = row_of(store, "x!")
-    assert store.count_expired(target("x!"), 3) == row
+    assert store.count_taken(target("x!"), EXPIRED, 3) == row
     assert store.words[row + Q_DROPS] == store.words[S_DROPS + EXPIRED] == 3
-    assert store.count_expired(target("y!"), 3) == 0
+    assert store.count_taken(target("y!"), EXPIRED, 3) == 0
 
 
 # -- rows -----------------------------------------------------------------------------------------

@@ -41,7 +41,9 @@ from asgi_ipc.layout import (
     Q_WAITING,
     R_BUCKET,
     R_CHAIN,
+    R_GENERATION,
     S_BIGGEST,
+    S_BURY_AT,
     S_COUNTER,
     S_DIRTY,
     S_DROPS,
@@ -53,6 +55,7 @@ from asgi_ipc.layout import (
     S_MOVES,
     S_RECOVERIES,
     S_SEQ,
+    S_SWEEP_AT,
     T_FREE,
     T_HIGH,
     T_USED,
@@ -473,6 +476,36 @@ def test_flush_mends_what_recovery_cannot(damage: Any) -> None:
     assert_whole(store)
     put(store, "work", b"new")
     assert drain(store, "work") == [b"new"]
+
+
+@pytest.mark.parametrize("word", [S_COUNTER, S_SEQ, S_RECOVERIES, S_MOVES])
+def test_flush_sets_back_a_counter_that_would_soon_overflow(word: int) -> None:
+    store = busy_store()
+    store.words[word] = (1 << 64) - 2
+    recovery.flush(store, NOW)
+    assert not store.words[word] >> 62
+    store.words[S_DIRTY] = DIRTY
+    recovery.recover(store, NOW)
+    for i in range(5):
+        put(store, f"c{i}", b"new")
+    assert_whole(store)
+
+
+def test_no_generation_comes_twice_even_if_the_counter_was_set_back() -> None:
+    store = busy_store()
+    before = {store.words[row + R_GENERATION] for row in store.queues.rows()}
+    store.words[S_COUNTER] = min(before) - 1
+    recovery.flush(store, NOW)
+    put(store, "new", b"")
+    assert store.words[row_of(store, "new") + R_GENERATION] > max(before)
+
+
+@pytest.mark.parametrize("word", [S_SWEEP_AT, S_BURY_AT])
+def test_after_a_flush_upkeep_is_due(word: int) -> None:
+    store = busy_store()
+    store.doubles[word] = float("nan")
+    recovery.flush(store, NOW)
+    assert store.doubles[word] <= NOW
 
 
 # -- flush ----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from asgi_ipc.errors import (
     ForeignSegment,
     IncompatibleSegment,
     InvalidOption,
+    LimitReached,
     LockTimeout,
     SegmentError,
 )
@@ -291,7 +292,7 @@ def test_more_processes_than_there_are_ids_get_a_clear_error(prefix: str) -> Non
 
     with child(hold_all) as process:
         process.hear()
-        with pytest.raises(SegmentError, match=str(MAX_PROCESSES)):
+        with pytest.raises(LimitReached, match=str(MAX_PROCESSES)):
             segment.attach(wants(prefix))
     attach_and_leave(wants(prefix))
 

@@ -14,6 +14,7 @@ from asgi_ipc.layout import (
     P_PID,
     P_UID,
     PROCESS_WORDS,
+    Q_NEXT_OWNED,
     Q_OWNER,
     S_COUNTER,
     S_DROPS,
@@ -275,6 +276,28 @@ def test_a_burial_of_many_messages_and_queues_comes_to_an_end() -> None:
     assert bury(store, dead, NOW, 0.0)
     assert contents(store) == ({}, {}, {})
     assert_whole(store)
+
+
+@pytest.mark.parametrize("since", [float("nan"), float("inf"), NOW + 1e9])
+def test_a_time_of_death_that_cannot_be_is_taken_for_now(since: float) -> None:
+    store = make_store()
+    dead = process(store, 0)
+    owned(store, "x!", dead)
+    store.doubles[dead + P_DEAD_SINCE] = since
+    store.bury(dead, NOW, EXPIRY)
+    assert store.words[dead + P_GENERATION] and store.doubles[dead + P_DEAD_SINCE] == NOW
+    store.bury(dead, NOW + EXPIRY, EXPIRY)
+    assert not store.words[dead + P_GENERATION]
+
+
+def test_a_list_of_queues_that_goes_round_in_a_circle_is_a_corrupt_store() -> None:
+    store = make_store()
+    dead = process(store, 0)
+    first, second = owned(store, "x!", dead), owned(store, "y!", dead)
+    store.words[first + Q_NEXT_OWNED] = second
+    for expiry in (EXPIRY, 0.0):
+        with pytest.raises(CorruptStore):
+            store.bury(dead, NOW, expiry)
 
 
 def test_a_row_that_is_free_is_buried_already() -> None:

@@ -24,7 +24,7 @@ BANDS = {
         *("groups", "recovery", "inbox", "verify"),
     },
     "system": {"files", "cgroup", "lock", "doorbell", "segment"},
-    "attachment": {"attachment"},
+    "attachment": {"drops", "attachment"},
     "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub"},
     "shells": {"aio.layer", "aio.waiter", "sync", "reactor"},
     "packages": {"", "aio"},

@@ -235,16 +235,27 @@ def test_clear_frees_every_row() -> None:
     assert whole(table) == {b"name 5"}
 
 
-def test_clear_keeps_what_is_reserved() -> None:
+def test_clear_believes_nothing_about_what_is_reserved() -> None:
+    """It is also what mends a damaged table: memory is asked for again, which costs nothing."""
     reserve = Reserve()
     table = filled(100, reserve=reserve)
-    granted = len(reserve.granted)
     reserved = word(table, table.state + T_RESERVED)
+    table._words[table.state + T_RESERVED] = 1 << 40
     table.clear()
+    assert word(table, table.state + T_RESERVED) == 0
     for i in range(100):
         insert(table, b"%d" % i)
-    assert len(reserve.granted) == granted
+    assert reserve.granted[0] == reserve.granted[1]
     assert word(table, table.state + T_RESERVED) == reserved
+
+
+def test_clear_ends_rows_that_the_count_of_rows_does_not_tell_of() -> None:
+    """Whoever has looked one up before sees by its generation that it is gone."""
+    table = filled(100)
+    row = table.find(b"name 99")
+    table._words[table.state + T_HIGH] = 3
+    table.clear()
+    assert table._words[row + R_GENERATION] == 0
 
 
 def test_a_generation_left_beyond_the_rows_ever_used_is_no_row() -> None:
