@@ -109,7 +109,7 @@ class Log:
         Under the lock, with the dirty word set. Moves the tail, copies records that stand in its
         way, lets expired ones go, wraps, and reserves memory, as needed.
         """
-        words = self._words
+        words, halves = self._words, self._halves
         ahead = _AHEAD * size + 64  # words still to look at although there is room
         lap = self.end - self.start + size  # after one lap there is nothing left to try
         may_grow = True
@@ -132,19 +132,26 @@ class Log:
             enough = live + size + keep <= room
             place = self._place(size, head, tail, mark) if enough else 0
             gap = tail - head if tail > head else room - head + tail
-            if place and (ahead <= 0 or gap - size > room >> 3):
-                return self._limited(place, size, keep, tail, mark)
+            # Dead records are passed ahead of need, which costs little: then the tail catches up
+            # with what lives, and from there on each message that is taken moves it.
+            dead = head != tail and (tail == mark or halves[2 * tail + L_STATE] == DEAD)
+            if place and (ahead <= 0 or (gap - size > room >> 3 and not dead)):
+                return self._limited(place, size, keep, tail, mark, dead)
             step = self._advance(head, tail, mark, now, enough) if head != tail and lap > 0 else 0
-            ahead -= step
+            ahead -= step >> 2 if dead else step
             lap -= step
             if not step:
-                return self._limited(place, size, keep, tail, mark) if place else 0
+                return self._limited(place, size, keep, tail, mark, False) if place else 0
 
-    def _limited(self, place: int, size: int, keep: int, tail: int, mark: int) -> int:
+    def _limited(
+        self, place: int, size: int, keep: int, tail: int, mark: int, behind: bool
+    ) -> int:
         """Note how far the head may go from `place` before `make_room` has to think again: while
-        the gap is wide. Returns `place`."""
+        the gap is wide, and not far while the tail is `behind`. Returns `place`."""
         gap = max(keep, (mark - self.start) >> 3)
         limit = tail - gap - 2 if tail > place else min(mark, mark + tail - self.start - gap)
+        if behind or place == self.start:  # after a wrap the tail may wait at what fills the end
+            limit = min(limit, place + _AHEAD * size)
         self._words[S_LIMIT] = max(limit, 0)
         if size > self._words[S_BIGGEST]:
             self._words[S_BIGGEST] = size
