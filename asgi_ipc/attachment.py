@@ -40,7 +40,16 @@ from .layout import (
     S_SWEEP_AT,
     WORD,
 )
-from .lock import FileLock, Mutex, Section, init_mutex, make_section, process_of
+from .lock import (
+    FileLock,
+    Mutex,
+    Section,
+    init_mutex,
+    make_section,
+    make_section_of_four,
+    process_of,
+    spread,
+)
 from .queues import Target
 from .segment import Segment, Wanted, attach, attach_lock
 from .store import Store
@@ -165,7 +174,12 @@ class Attachment:
     def make_section(
         self, patience: float, timeout: float, recover: Callable[[], None] | None = None
     ) -> Section:
-        """A section that waits `patience` seconds for the lock; see `lock.make_section`."""
+        """A section that waits `patience` seconds for the lock; see `lock`."""
+        return spread(self.make_section_of_four(patience, timeout, recover))
+
+    def make_section_of_four(
+        self, patience: float, timeout: float, recover: Callable[[], None] | None = None
+    ) -> Section:
         me = weakref.ref(self)
         segment, store, lock = self.segment, self.store, self.lock
 
@@ -179,7 +193,7 @@ class Attachment:
             return isinstance(lock, Mutex) and _renew(segment, lock, holder)
 
         recover = recover or recover_and_ring
-        return make_section(lock, store.words, recover, patience, renew, timeout)
+        return make_section_of_four(lock, store.words, recover, patience, renew, timeout)
 
     def flush(self, patience: float, timeout: float) -> None:
         """Forget all messages and groups, also in a store that recovery gives up on."""

@@ -143,9 +143,7 @@ class Log:
             if not step:
                 return self._limited(place, size, keep, tail, mark, False) if place else 0
 
-    def _limited(
-        self, place: int, size: int, keep: int, tail: int, mark: int, behind: bool
-    ) -> int:
+    def _limited(self, place: int, size: int, keep: int, tail: int, mark: int, behind: bool) -> int:
         """Note how far the head may go from `place` before `make_room` has to think again: while
         the gap is wide, and not far while the tail is `behind`. Returns `place`."""
         gap = max(keep, (mark - self.start) >> 3)

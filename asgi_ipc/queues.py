@@ -219,10 +219,11 @@ class Queues(Waiters):
         words[S_DIRTY] = CLEAN
         return self.pick(row) if words[row + Q_WAITING] else 0
 
-    def take(self, target: Target, now: float, waiter: int = 0) -> bytes | None:
+    def take(self, target: Target, now: float, waiter: int = 0, _: None = None) -> bytes | None:
         """Take the oldest message out of the queue of `target`; None when it is empty.
 
-        `waiter`, if it is given, is parked at the empty queue, in this very call.
+        `waiter`, if it is given, is parked at the empty queue, in this very call. (The fourth
+        argument is there for `section_of_four`.)
         """
         words = self.words
         row = target.row

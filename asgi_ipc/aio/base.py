@@ -9,7 +9,7 @@ from ..attachment import Attachment, attached, register
 from ..codec import Codec
 from ..errors import LimitReached
 from ..groups import Plan
-from ..lock import Section
+from ..lock import Section, spread
 from ..options import Options
 from ..queues import NO_ROW, Target
 from ..segment import Paths, Wanted
@@ -36,14 +36,16 @@ class Session:
         "ring",
         "routes",
         "section",
+        "section_of_four",
         "sources",
         "store",
         "take",
     )
 
-    def __init__(self, attachment: Attachment, section: Section) -> None:
+    def __init__(self, attachment: Attachment, section_of_four: Section) -> None:
         self.attachment = attachment
-        self.section = section
+        self.section_of_four = section_of_four
+        self.section = spread(section_of_four)
         self.store = attachment.store
         self.groups = attachment.groups
         self.ring = attachment.ring
@@ -99,8 +101,7 @@ class Base:
         if found is None:
             waits = self._patience, self.options.lock_timeout
             attachment = attached(self._wanted, *waits, flush)
-            section = attachment.make_section(*waits)
-            found = Session(attachment, section)
+            found = Session(attachment, attachment.make_section_of_four(*waits))
             limit = attachment.segment.layout.max_message_size
             self.max_message_size = min(self.options.max_message_size, limit)
             self.session = found

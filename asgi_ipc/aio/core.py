@@ -69,7 +69,7 @@ class Core(Receiving):
         now = time.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
-        waiter = session.section(session.put, target, body, now, now + self.expiry)
+        waiter = session.section_of_four(session.put, target, body, now, now + self.expiry)
         if waiter:
             if waiter < 0:
                 self._refuse(session, channel, waiter)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from asyncio import get_running_loop
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -85,8 +86,10 @@ class IPCChannelLayer:
         sources = session.exact_sources.get(channel)
         if sources is None:
             sources = self._exact(session, channel)
+        waiter = session.loop_waiter
         try:
-            waiter = current_waiter(session)
+            if waiter is None or waiter.ref() is not get_running_loop():
+                waiter = current_waiter(session)
             found = core.take(session, sources, waiter)
         except LockBusy:
             waiter = await ridden_out(core, asyncio.sleep, None, current_waiter, session)

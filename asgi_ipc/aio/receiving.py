@@ -113,21 +113,21 @@ class Receiving(Base):
         now = time.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
+        index = waiter.index if waiter is not None else 0
         while True:
             source = sources[0]
-            if len(sources) == 1 and source.inbox is None:
-                channel = source.channel
-                body = session.section(
-                    session.take, source.target, now, 0 if waiter is None else waiter.index
-                )
+            if source.inbox is None and len(sources) == 1:
+                body = session.section_of_four(session.take, source.target, now, index, None)
                 if body is None:
                     break
+                channel = source.channel
             else:
                 found = self._take_any(session, sources, now, waiter, parked)
                 if found is None:
                     break
                 source, channel, body = found
-            if parked and waiter is not None:
+            if parked:
+                assert waiter is not None
                 for waited_for in sources:
                     waiter.left(session, waited_for)
                 parked = False
