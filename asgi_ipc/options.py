@@ -12,7 +12,71 @@ from typing import Any
 from .errors import InvalidOption
 from .layout import MAX_MEMORY, MAX_WORDS, MIN_MEMORY, WORD, Layout
 
-Capacities = list[tuple[Callable[[str], Any], int]]
+
+class Capacities:
+    """How many messages may wait in a channel, by its name (M7).
+
+    `default`, unless a pattern of `patterns` matches: a dict of glob, or compiled re, to capacity,
+    of which the first match counts, in the dict's order. False if there is no pattern. Raises
+    InvalidOption.
+    """
+
+    def __init__(self, default: int, patterns: Mapping[str | re.Pattern[str], int] | None) -> None:
+        check_int("capacity", default, 1, 1 << 40)
+        self.default = default
+        self._by_pattern = _compiled(patterns)
+
+    def __bool__(self) -> bool:
+        return bool(self._by_pattern)
+
+    def of(self, channel: str) -> int:
+        """The capacity of `channel`, given by the full name that is sent to."""
+        for match, capacity in self._by_pattern:
+            if match(channel):
+                return capacity
+        return self.default
+
+
+def check_int(name: str, value: Any, least: int, most: int) -> None:
+    """Raise InvalidOption unless `value` is an int from `least` to `most`."""
+    if type(value) is not int or not least <= value <= most:
+        shown = f"{least:#o} to {most:#o}" if name == "mode" else f"{least} to {most}"
+        raise InvalidOption(f"{name} must be an int from {shown}, not {value!r}")
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Raise InvalidOption unless `value` is a positive, finite number of seconds."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 < value < float("inf")
+    ):
+        raise InvalidOption(f"{name} must be a positive number of seconds, not {value!r}")
+
+
+def _compiled(patterns: Any) -> list[tuple[Callable[[str], Any], int]]:
+    if patterns is None:
+        return []
+    if not isinstance(patterns, Mapping):
+        raise InvalidOption(
+            "channel_capacity must be a dict of glob, or compiled re, to capacity, not "
+            f"{patterns!r}"
+        )
+    found: list[tuple[Callable[[str], Any], int]] = []
+    for pattern, capacity in patterns.items():
+        if type(capacity) is not int or capacity < 1:
+            raise InvalidOption(
+                f"channel_capacity[{pattern!r}] must be a positive int, not {capacity!r}"
+            )
+        if isinstance(pattern, str):
+            found.append((re.compile(fnmatch.translate(pattern)).match, capacity))
+        elif isinstance(pattern, re.Pattern):
+            found.append((pattern.match, capacity))
+        else:
+            raise InvalidOption(
+                f"channel_capacity has the key {pattern!r}; keys are globs or compiled re"
+            )
+    return found
 
 
 @dataclass(frozen=True)
@@ -79,13 +143,9 @@ class Options:
             ("message_memory", MIN_MEMORY, MAX_MEMORY),
             ("group_memory", MIN_MEMORY, MAX_MEMORY),
             ("max_message_size", 1024, MAX_MEMORY // 8),
-            ("capacity", 1, 1 << 40),
             ("mode", 0o600, 0o660),
         ):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                shown = f"{least:#o} to {most:#o}" if name == "mode" else f"{least} to {most}"
-                raise InvalidOption(f"{name} must be an int from {shown}, not {value!r}")
+            check_int(name, getattr(self, name), least, most)
         if self.mode not in (0o600, 0o660):
             raise InvalidOption(f"mode must be 0o600, or 0o660 for a group, not {self.mode:#o}")
         if (
@@ -97,38 +157,11 @@ class Options:
                 f"segment can have {MAX_WORDS * WORD >> 30} GiB"
             )
         for name in ("expiry", "group_expiry", "receive_timeout", "lock_timeout"):
-            seconds = getattr(self, name)
-            if (
-                isinstance(seconds, bool)
-                or not isinstance(seconds, (int, float))
-                or not 0 < seconds < float("inf")
-            ):
-                raise InvalidOption(f"{name} must be a positive number of seconds, not {seconds!r}")
+            check_seconds(name, getattr(self, name))
         if self.lock not in ("mutex", "file"):
             raise InvalidOption(f'lock must be "mutex" or "file", not {self.lock!r}')
         self.capacities()
 
     def capacities(self) -> Capacities:
-        """``channel_capacity`` as (match, capacity) in the dict's order."""
-        if self.channel_capacity is None:
-            return []
-        if not isinstance(self.channel_capacity, Mapping):
-            raise InvalidOption(
-                "channel_capacity must be a dict of glob, or compiled re, to capacity, not "
-                f"{self.channel_capacity!r}"
-            )
-        found: Capacities = []
-        for pattern, capacity in self.channel_capacity.items():
-            if type(capacity) is not int or capacity < 1:
-                raise InvalidOption(
-                    f"channel_capacity[{pattern!r}] must be a positive int, not {capacity!r}"
-                )
-            if isinstance(pattern, str):
-                found.append((re.compile(fnmatch.translate(pattern)).match, capacity))
-            elif isinstance(pattern, re.Pattern):
-                found.append((pattern.match, capacity))
-            else:
-                raise InvalidOption(
-                    f"channel_capacity has the key {pattern!r}; keys are globs or compiled re"
-                )
-        return found
+        """``capacity`` and ``channel_capacity``, compiled."""
+        return Capacities(self.capacity, self.channel_capacity)

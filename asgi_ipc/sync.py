@@ -15,15 +15,15 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-from . import errors
 from .aio.base import Session
 from .aio.core import Core
 from .aio.receiving import Busy, Receiving, Source
 from .attachment import CHECK_EVERY
+from .base_layer import BaseChannelLayer
 from .doorbell import ALL, Doorbell
 from .errors import InvalidName, LockTimeout
 from .layout import Q_COUNT
-from .names import check_channel, check_receive
+from .names import check_channel
 from .options import Options
 
 _LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
@@ -132,7 +132,7 @@ def _ridden_out(
                 return None
 
 
-class IPCChannelLayer:
+class IPCChannelLayer(BaseChannelLayer):
     """A channel layer over shared memory, blocking, for Channels 1 and plain threads.
 
     Every process of the machine that names the same `prefix` exchanges messages with the others,
@@ -142,26 +142,13 @@ class IPCChannelLayer:
 
     def __init__(self, prefix: str = "asgi", **options: Any) -> None:
         """Raises InvalidOption. Shared memory is attached to by the first call."""
-        self._options = Options.read(prefix, options)
-        self._core = Core(self._options)
+        self._options = read = Options.read(prefix, options)
+        super().__init__(read.expiry, read.group_expiry, read.capacity, read.channel_capacity)
+        self._core = Core(read)
         self.prefix = prefix
-        self.expiry = self._options.expiry
-        self.group_expiry = self._options.group_expiry
-        self.capacity = self._options.capacity
-        self.channel_capacity = self._options.channel_capacity
         self.extensions = ["groups", "flush", "statistics", "async", "asyncio"]
         if importlib.util.find_spec("twisted") is not None:
             self.extensions.insert(3, "twisted")
-
-    @property
-    def ChannelFull(self) -> type[Exception]:
-        """What `send` raises when capacity or memory is used up (A4)."""
-        return errors.ChannelFull
-
-    @property
-    def MessageTooLarge(self) -> type[Exception]:
-        """What `send` raises for a message over ``max_message_size`` (A4)."""
-        return errors.MessageTooLarge
 
     # -- channels ---------------------------------------------------------------------------------
 
@@ -207,12 +194,6 @@ class IPCChannelLayer:
         except StopIteration as finished:
             return finished.value or (None, None)
         raise AssertionError("a blocking waiter suspended")
-
-    def receive_many(
-        self, channels: Iterable[str], block: bool = False
-    ) -> tuple[str | None, dict[str, Any] | None]:
-        """The name that `receive` had before Channels 1.0."""
-        return self.receive(channels, block)
 
     async def receive_async(
         self, channels: Iterable[str]
@@ -281,11 +262,6 @@ class IPCChannelLayer:
         self._core.detach()
         if "_for_loops" in vars(self):
             self._for_loops.detach()
-
-    def valid_channel_name(self, name: str, receive: bool = False) -> bool:
-        """True, or InvalidName (a TypeError) says what is wrong with a channel name (M5)."""
-        check_receive(name) if receive else check_channel(name)
-        return True
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"

@@ -70,6 +70,7 @@ class Base:
         self.max_message_size = options.max_message_size
         self.codec = Codec(options.symmetric_encryption_keys)
         self._capacities = options.capacities()
+        self.capacity_of = self._capacities.of
         self._patience = options.lock_timeout if patience is None else patience
         self._wanted = Wanted(
             options.prefix,
@@ -120,13 +121,6 @@ class Base:
 
     def upkeep(self, session: Session, now: float) -> None:
         session.attachment.upkeep(now, self.expiry, session.section)
-
-    def capacity_of(self, channel: str) -> int:
-        """How many messages may wait in `channel`; patterns see the full name that is sent to."""
-        for match, capacity in self._capacities:
-            if match(channel):
-                return capacity
-        return self.options.capacity
 
     def _bind(self, session: Session, target: Target, now: float) -> int:
         row = session.store.bind(target, now)

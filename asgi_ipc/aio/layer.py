@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import errors
-from ..errors import InvalidName, LockBusy, NotOwner
+from ..base_layer import AsyncBaseChannelLayer
+from ..errors import LockBusy, NotOwner
 from ..lock import complaint
-from ..names import check_channel, check_group
+from ..names import check_channel
 from ..options import Options
 from .base import Session
 from .core import Broadcast, Core
@@ -27,7 +28,7 @@ from .waiter import current_waiter, receive
 _MISSING = object()
 
 
-class IPCChannelLayer:
+class IPCChannelLayer(AsyncBaseChannelLayer):
     """A channel layer over shared memory, for asyncio.
 
     Every process of the machine that names the same `prefix` exchanges messages with the others,
@@ -38,29 +39,16 @@ class IPCChannelLayer:
 
     def __init__(self, prefix: str = "asgi", **options: Any) -> None:
         """Raises InvalidOption. Shared memory is attached to by the first call."""
-        self._options = Options.read(prefix, options)
-        self._core = Core.for_loops(self._options)
+        self._options = read = Options.read(prefix, options)
+        super().__init__(read.expiry, read.group_expiry, read.capacity, read.channel_capacity)
+        self._core = Core.for_loops(read)
         self.extensions = ["groups", "flush", "statistics", "asyncio"]
         self.prefix = prefix
-        self.expiry = self._options.expiry
-        self.group_expiry = self._options.group_expiry
-        self.capacity = self._options.capacity
-        self.channel_capacity = self._options.channel_capacity
 
     @property
     def client_prefix(self) -> str:
         """What tells this layer's process-specific channels from all others."""
         return self._core.client_prefix
-
-    @property
-    def ChannelFull(self) -> type[Exception]:
-        """What `send` raises when capacity or memory is used up (A4)."""
-        return errors.ChannelFull
-
-    @property
-    def MessageTooLarge(self) -> type[Exception]:
-        """What `send` raises for a message over ``max_message_size`` (A4)."""
-        return errors.MessageTooLarge
 
     # -- channels ---------------------------------------------------------------------------------
 
@@ -174,21 +162,6 @@ class IPCChannelLayer:
         self._core.detach()
 
     close_pools = close
-
-    def require_valid_channel_name(self, name: str, receive: bool = False) -> bool:
-        """True, or InvalidName (a TypeError) says what is wrong with a channel name (M5)."""
-        check_channel(name)
-        if receive and "!" in name and not name.endswith("!"):
-            raise InvalidName(f"channel {name!r}: a receive names it only up to the '!'")
-        return True
-
-    def require_valid_group_name(self, name: str) -> bool:
-        """True, or InvalidName (a TypeError) says what is wrong with a group name (M5)."""
-        check_group(name)
-        return True
-
-    valid_channel_name = require_valid_channel_name
-    valid_group_name = require_valid_group_name
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"

@@ -157,17 +157,14 @@ def test_the_new_name_warns_of_nothing() -> None:
 # -- capacities -----------------------------------------------------------------------------------
 
 
-def capacity_of(channel: str, patterns: Any) -> int | None:
-    for match, capacity in read(channel_capacity=patterns).capacities():
-        if match(channel):
-            return capacity
-    return None
+def capacity_of(channel: str, patterns: Any) -> int:
+    return read(channel_capacity=patterns).capacities().of(channel)
 
 
 def test_a_glob_matches_the_whole_name() -> None:
     patterns = {"http.*": 5}
     assert capacity_of("http.request", patterns) == 5
-    assert capacity_of("an.http.request", patterns) is None
+    assert capacity_of("an.http.request", patterns) == 100
     assert capacity_of("http.re!quest", patterns) == 5
 
 
@@ -175,7 +172,7 @@ def test_a_compiled_pattern_matches_from_the_start() -> None:
     """The example of the documentation that this option had from the beginning."""
     patterns = {re.compile(r"^websocket.send\!.+"): 20}
     assert capacity_of("websocket.send!abc", patterns) == 20
-    assert capacity_of("websocket.send", patterns) is None
+    assert capacity_of("websocket.send", patterns) == 100
 
 
 def test_the_first_match_in_the_order_of_the_dict_wins() -> None:
@@ -184,5 +181,7 @@ def test_the_first_match_in_the_order_of_the_dict_wins() -> None:
     assert capacity_of("ab", dict(reversed(list(patterns.items())))) == 3
 
 
-def test_without_patterns_nothing_matches() -> None:
-    assert read().capacities() == []
+def test_without_patterns_there_is_one_capacity() -> None:
+    capacities = read(capacity=7).capacities()
+    assert not capacities
+    assert capacities.of("http.request") == 7

@@ -18,7 +18,7 @@ PACKAGE = Path(asgi_ipc.__file__).parent
 
 # From the bottom to the top. A module imports from its own band and from those before it.
 BANDS = {
-    "leaves": {"errors", "names", "layout", "codec", "options"},
+    "leaves": {"errors", "names", "layout", "codec", "options", "base_layer"},
     "store": {
         *("memory", "table", "log", "waiters", "queues", "store"),
         *("groups", "recovery", "inbox", "verify"),
