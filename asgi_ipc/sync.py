@@ -145,6 +145,7 @@ class IPCChannelLayer(BaseChannelLayer):
         self._options = read = Options.read(prefix, options)
         super().__init__(read.expiry, read.group_expiry, read.capacity, read.channel_capacity)
         self._core = Core(read)
+        self._receive_timeout = read.receive_timeout
         self.prefix = prefix
         self.extensions = ["groups", "flush", "statistics", "async", "asyncio"]
         if importlib.util.find_spec("twisted") is not None:
@@ -161,13 +162,13 @@ class IPCChannelLayer(BaseChannelLayer):
         self._core.send(channel, message)
 
     def receive(
-        self, channels: Iterable[str], block: bool = False
+        self, channels: Iterable[str], block: bool = False, timeout: float | None = None
     ) -> tuple[str | None, dict[str, Any] | None]:
         """Return (channel, message) from the first of `channels` that has one (A1).
 
-        With nothing there: (None, None), at once, or with `block` after ``receive_timeout``
-        seconds (A2). Process-specific channels are named up to the ``!``; the full name comes back.
-        Raises InvalidName, NotOwner.
+        With nothing there: (None, None), at once, or with `block` after `timeout` seconds, by
+        default ``receive_timeout`` (A2). Process-specific channels are named up to the ``!``; the
+        full name comes back. Raises InvalidName, NotOwner.
         """
         core = self._core
         session = core.session or core.attach()
@@ -176,7 +177,7 @@ class IPCChannelLayer(BaseChannelLayer):
             return None, None
         if not block:
             return core.take(session, sources) or (None, None)
-        deadline = time.monotonic() + self._options.receive_timeout
+        deadline = time.monotonic() + (self._receive_timeout if timeout is None else timeout)
         parked = True
         try:
             waiter = _waiter_of_thread(session)

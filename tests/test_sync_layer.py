@@ -18,6 +18,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,15 @@ def test_receive_takes_names_of_every_kind_at_once(layer: Any) -> None:
         layer.send(name, {"to": name})
     received = drain(layer, ["c", "c?reader", "p!"])
     assert sorted(received) == [(name, {"to": name}) for name in ("c", "c?reader", "p!local")]
+
+
+def test_a_receive_may_have_a_timeout_of_its_own(make: Callable[..., Any]) -> None:
+    layer = make(receive_timeout=10 * LIVENESS)
+    began = time.monotonic()
+    assert layer.receive(["c"], block=True, timeout=0.05) == (None, None)
+    assert 0.05 <= time.monotonic() - began < LIVENESS
+    layer.send("c", MESSAGE)
+    assert layer.receive(["c"], block=True, timeout=0) == ("c", MESSAGE)
 
 
 def test_signal_handler_that_raises_gets_out_of_receive(make: Callable[..., Any]) -> None:
