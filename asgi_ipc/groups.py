@@ -1,4 +1,4 @@
-"""Groups: memberships, and the plan of a broadcast. Part of the store, and sans-IO like it.
+"""Groups: memberships. Part of the store, and sans-IO like it.
 
 A membership is a row that is found by (group, channel), by the list of its group, and by the list
 of the queue that its channel is kept in. It names that queue by row and generation: when the
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import NamedTuple
 
 from .errors import CorruptStore, LimitReached
 from .layout import (
@@ -18,6 +17,7 @@ from .layout import (
     DIRTY,
     G_COUNT,
     G_FIRST,
+    G_RECENT,
     G_VERSION,
     M_EXPIRES,
     M_GROUP,
@@ -30,23 +30,13 @@ from .layout import (
     Q_FIRST_MEMBER,
     Q_MEMBERS,
     R_GENERATION,
+    RECENT_CHANGES,
     S_DIRTY,
 )
 from .queues import NO_ROW, Target
 from .store import Store
 
 _AT_ONCE = 256  # ghosts freed in one call that needs room
-
-
-class Plan(NamedTuple):
-    """Where a broadcast goes. Good while the group's row has this generation and version, until
-    `expires`, when the first membership runs out."""
-
-    row: int
-    generation: int
-    version: int
-    expires: float
-    channels: dict[bytes, tuple[int, int, list[bytes]]]  # queue → row, generation, local parts
 
 
 class Groups:
@@ -78,10 +68,11 @@ class Groups:
         if member:
             # The row of a queue with members is never reused, so it is the same queue. A ghost, or
             # a membership that had run out, comes back to life: senders must learn of it.
-            if not self._alive(member, now):
-                words[member + M_QUEUE_GENERATION] = queue.generation
-                words[row + G_VERSION] = store.counted()
+            dead = not self.alive(member, now)
             store.doubles[member + M_EXPIRES] = expires
+            if dead:
+                words[member + M_QUEUE_GENERATION] = queue.generation
+                self._changed(row, member, True)
         else:
             if not row:
                 row = store.groups.insert(group, store.counted(), {})
@@ -91,8 +82,9 @@ class Groups:
                 M_QUEUE_GENERATION: queue.generation,
                 M_EXPIRES: int.from_bytes(struct.pack("=d", expires), sys.byteorder),
             }
-            self.link(store.members.insert(channel, store.counted(), fields, row))
-            words[row + G_VERSION] = store.counted()
+            member = store.members.insert(channel, store.counted(), fields, row)
+            self.link(member)
+            self._changed(row, member, True)
         words[S_DIRTY] = CLEAN
 
     def discard(self, group: bytes, channel: bytes) -> None:
@@ -128,57 +120,25 @@ class Groups:
         row = self.store.groups.find(group)
         found = [
             self.store.members.name(member).decode("ascii", "replace")
-            for member in (self._list(row) if row else ())
-            if self._alive(member, now)
+            for member in (self.members(row) if row else ())
+            if self.alive(member, now)
         ]
         found.reverse()
         return found
 
-    def version(self, group: bytes) -> tuple[int, int, int]:
-        """(row, generation, version) of a group, zeros if it has no members."""
-        row = self.store.groups.find(group)
-        words = self.store.words
-        return (row, words[row + R_GENERATION], words[row + G_VERSION]) if row else (0, 0, 0)
+    def find(self, group: bytes) -> int:
+        """The group's row, 0 if it has no members."""
+        return self.store.groups.find(group)
 
-    def current(self, plan: Plan, now: float) -> bool:
-        """Whether a plan made earlier still holds."""
+    def state(self, row: int) -> tuple[int, int]:
+        """(generation, version) of the group at `row`."""
         words = self.store.words
-        return (
-            words[plan.row + R_GENERATION] == plan.generation
-            and words[plan.row + G_VERSION] == plan.version
-            and now < plan.expires
-        )
-
-    def plan(self, group: bytes, now: float) -> Plan | None:
-        """Where a message to `group` has to go; None if it has no living member."""
-        store, words, doubles = self.store, self.store.words, self.store.doubles
-        row, generation, version = self.version(group)
-        if not row:
-            return None
-        soonest = float("inf")
-        channels: dict[bytes, tuple[int, int, list[bytes]]] = {}
-        for member in self._list(row):
-            if not self._alive(member, now):
-                continue
-            soonest = min(soonest, doubles[member + M_EXPIRES])
-            name = store.members.name(member)
-            queue, mark, local = name.partition(b"!")
-            queue += mark
-            found = channels.get(queue)
-            if found is None:
-                found = channels[queue] = (
-                    words[member + M_QUEUE],
-                    words[member + M_QUEUE_GENERATION],
-                    [],
-                )
-            if mark:
-                found[2].append(local)
-        return Plan(row, generation, version, soonest, channels) if channels else None
+        return words[row + R_GENERATION], words[row + G_VERSION]
 
     def sweep(self, now: float, limit: int) -> None:
         """Free ghosts and memberships whose time is over among the next `limit` rows."""
         for member in self.store.members.sweep(limit):
-            if not self._alive(member, now):
+            if not self.alive(member, now):
                 self._remove(member)
 
     def rebuild(self) -> None:
@@ -186,7 +146,8 @@ class Groups:
         store, words = self.store, self.store.words
         for row in store.groups.rows():
             words[row + G_FIRST] = words[row + G_COUNT] = 0
-            words[row + G_VERSION] = store.counted()
+            # Which changes were noted is not known: every plan is too old.
+            words[row + G_VERSION] = (words[row + G_VERSION] + RECENT_CHANGES + 1) % (1 << 62)
         for row in store.queues.rows():
             words[row + Q_MEMBERS] = words[row + Q_FIRST_MEMBER] = 0
         for member in list(store.members.rows()):
@@ -235,7 +196,7 @@ class Groups:
         else:
             words[group + G_FIRST] = following
         words[group + G_COUNT] -= 1
-        words[group + G_VERSION] = store.counted()
+        self._changed(group, member, False)
         following, before = words[member + M_QUEUE_NEXT], words[member + M_QUEUE_PREV]
         if following:
             words[checked(following) + M_QUEUE_PREV] = before
@@ -249,7 +210,15 @@ class Groups:
             store.groups.remove(group)
         words[S_DIRTY] = CLEAN
 
-    def _alive(self, member: int, now: float) -> bool:
+    def _changed(self, group: int, member: int, joined: bool) -> None:
+        """Note a join or a leave, for the plans that senders keep (`plans`)."""
+        words = self.store.words
+        version = words[group + G_VERSION] + 1
+        words[group + G_RECENT + version % RECENT_CHANGES] = member << 1 | joined
+        words[group + G_VERSION] = version
+
+    def alive(self, member: int, now: float) -> bool:
+        """Whether a membership's reader lives, as far as is known, and its time is not over."""
         words = self.store.words
         queue = self.store.queues.checked(words[member + M_QUEUE])
         return (
@@ -257,7 +226,7 @@ class Groups:
             and words[queue + R_GENERATION] == words[member + M_QUEUE_GENERATION]
         )
 
-    def _list(self, group: int) -> list[int]:
+    def members(self, group: int) -> list[int]:
         """The member rows of a group, newest first."""
         words, found = self.store.words, []
         member = words[group + G_FIRST]

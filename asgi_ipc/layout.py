@@ -140,9 +140,11 @@ WAITER_SET_WORDS = MAX_WAITERS // 64
 # -- group rows -----------------------------------------------------------------------------------
 G_FIRST = 4  # derived: newest membership
 G_COUNT = 5  # derived: memberships
-G_VERSION = 6  # changes with every join and leave; senders cache the plan of a broadcast by it
+G_VERSION = 6  # counts joins and leaves; senders keep the plan of a broadcast while it stands
 G_NAME = 7  # 13 words
-GROUP_WORDS = 20
+G_RECENT = 20  # 16 words: change number v, at v modulo 16: member row << 1 | whether it joined
+GROUP_WORDS = 36
+RECENT_CHANGES = 16
 
 # -- member rows ----------------------------------------------------------------------------------
 M_GROUP = 4  # primary: the group's row

@@ -15,7 +15,7 @@ from itertools import islice
 from math import isnan
 from zlib import crc32
 
-from .errors import InvalidName
+from .errors import CorruptStore, InvalidName
 from .layout import (
     CLEAN,
     DEAD,
@@ -23,6 +23,7 @@ from .layout import (
     FLUSHING,
     G_COUNT,
     G_FIRST,
+    G_RECENT,
     G_VERSION,
     H_GROUP_MEMORY,
     H_LOCK_KIND,
@@ -80,6 +81,7 @@ from .layout import (
     R_CHAIN,
     R_GENERATION,
     R_KEY,
+    RECENT_CHANGES,
     RECORD_WORDS,
     S_BIGGEST,
     S_BURY_AT,
@@ -435,7 +437,14 @@ class _Verifier:
                 yield f"{label}: it ends at no time"
         for row, members in of_group.items():
             label = f"group {rows['groups'][row].decode('ascii', 'replace')!r}"
-            yield from self.unique(words[row + G_VERSION], f"the version of {label}")
+            if words[row + G_VERSION] >> 62:
+                yield f"{label}: the version {words[row + G_VERSION]} is no count of changes"
+            for word in range(row + G_RECENT, row + G_RECENT + RECENT_CHANGES):
+                try:
+                    if words[word]:
+                        self.store.members.checked(words[word] >> 1)
+                except CorruptStore as error:
+                    yield f"{label}: one of its last changes: {error}"
             if not members:
                 yield f"{label}: it has no members, and was not removed"
             yield from self.listed(label, row, members, G_FIRST, G_COUNT, M_NEXT, M_PREV)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..attachment import Attachment, attached, register
 from ..codec import Codec
 from ..errors import LimitReached
-from ..groups import Plan
 from ..lock import Section, spread
 from ..options import Options
+from ..plans import Planner
 from ..queues import NO_ROW, Target
 from ..segment import Paths, Wanted
 
@@ -31,6 +32,7 @@ class Session:
         "exact_sources",
         "groups",
         "loop_waiter",
+        "planner",
         "plans",
         "put",
         "ring",
@@ -42,7 +44,9 @@ class Session:
         "take",
     )
 
-    def __init__(self, attachment: Attachment, section_of_four: Section) -> None:
+    def __init__(
+        self, attachment: Attachment, section_of_four: Section, capacity: Callable[[str], int]
+    ) -> None:
         self.attachment = attachment
         self.section_of_four = section_of_four
         self.section = spread(section_of_four)
@@ -54,7 +58,8 @@ class Session:
         self.routes: dict[str, Target] = {}  # where to send, by channel
         self.sources: dict[str, Any] = {}  # where to receive from, by channel up to the "!"
         self.exact_sources: dict[str, Any] = {}  # the same by full name, as lists of one
-        self.plans: dict[bytes, tuple[Plan, list[Target]]] = {}  # of broadcasts, by group
+        self.planner = Planner(attachment.groups, capacity)
+        self.plans: dict[bytes, Any] = {}  # of broadcasts, by group (`core.Route`)
         self.loop_waiter: Any = None  # the waiter of the loop that last received
 
 
@@ -69,8 +74,7 @@ class Base:
         self.group_expiry = options.group_expiry
         self.max_message_size = options.max_message_size
         self.codec = Codec(options.symmetric_encryption_keys)
-        self._capacities = options.capacities()
-        self.capacity_of = self._capacities.of
+        self.capacity_of = options.capacities().of
         self._patience = options.lock_timeout if patience is None else patience
         self._wanted = Wanted(
             options.prefix,
@@ -102,7 +106,8 @@ class Base:
         if found is None:
             waits = self._patience, self.options.lock_timeout
             attachment = attached(self._wanted, *waits, flush)
-            found = Session(attachment, attachment.make_section_of_four(*waits))
+            section = attachment.make_section_of_four(*waits)
+            found = Session(attachment, section, self.capacity_of)
             limit = attachment.segment.layout.max_message_size
             self.max_message_size = min(self.options.max_message_size, limit)
             self.session = found

@@ -33,7 +33,8 @@ from ..layout import (
     S_SINCE,
 )
 from ..names import check_channel, check_group, split
-from ..queues import FULL, NO_MEMORY, Target
+from ..plans import Plan
+from ..queues import FULL, GONE, NO_MEMORY, Target
 from .base import CACHED, Session
 from .receiving import Receiving
 
@@ -46,6 +47,33 @@ class Broadcast:
     def __init__(self) -> None:
         self.targets: list[Target] | None = None
         self.sent = 0
+
+
+class Route:
+    """A plan as targets: those of each queue, and all of them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._by_queue: dict[bytes, list[Target]] = {}
+        self.targets: list[Target] = []
+
+    def update(self) -> None:
+        """Make the targets of the queues anew that changed in the plan. The list is another one
+        then: a broadcast may be half way through the old."""
+        plan, by_queue = self.plan, self._by_queue
+        for queue in plan.changed:
+            found = plan.channels.get(queue)
+            if found is None:
+                by_queue.pop(queue, None)
+                continue
+            row, generation, parts = found
+            capacity = min(parts.values())
+            by_queue[queue] = [
+                Target(queue, joined, capacity, row=row, generation=generation, fixed=True)
+                for joined in _joined(list(parts))
+            ]
+        self.targets = [target for targets in by_queue.values() for target in targets]
+        plan.changed.clear()
 
 
 class Core(Receiving):
@@ -183,6 +211,7 @@ class Core(Receiving):
         if targets is None:
             targets = self._plan(session, group, now)
         rings, dropped = [], []
+        gone = False
         for target in targets[first : first + _TARGETS_AT_ONCE]:
             waiter = store.put(target, body, now, now + self.expiry)
             if waiter > 0:
@@ -192,34 +221,28 @@ class Core(Receiving):
                 store.words[S_DROPS + reason] += 1
                 store.words[target.row + Q_DROPS] += 1
                 dropped.append((target, reason))
+            else:
+                gone = gone or waiter == GONE
+        if gone:
+            session.plans.pop(group, None)  # make it anew, without the dead
         return targets, rings, dropped
 
     def _plan(self, session: Session, group: bytes, now: float) -> list[Target]:
-        """The targets of a broadcast, kept while the group's version stands."""
-        known = session.plans.get(group)
-        if known is not None and session.groups.current(known[0], now):
-            return known[1]
-        plan = session.groups.plan(group, now)
+        """The targets of a broadcast, kept while the group does not change."""
+        route: Route | None = session.plans.get(group)
+        if route is not None and session.planner.current(route.plan, now):
+            return route.targets
+        plan = session.planner.plan(group, now, None if route is None else route.plan)
         if plan is None:
             session.plans.pop(group, None)
             return []
-        targets = []
-        for queue, (row, generation, local_parts) in plan.channels.items():
-            name = queue.decode("ascii")
-            if self._capacities and local_parts:
-                capacity = min(
-                    self.capacity_of(name + part.decode("ascii")) for part in local_parts
-                )
-            else:
-                capacity = self.capacity_of(name) if self._capacities else self.options.capacity
-            for joined in _joined(local_parts):
-                targets.append(
-                    Target(queue, joined, capacity, row=row, generation=generation, fixed=True)
-                )
-        if len(session.plans) >= CACHED:
-            session.plans.clear()
-        session.plans[group] = plan, targets
-        return targets
+        if route is None or route.plan is not plan:
+            route = Route(plan)
+            if len(session.plans) >= CACHED:
+                session.plans.clear()
+            session.plans[group] = route
+        route.update()
+        return route.targets
 
     # -- flush and statistics ---------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from asgi_ipc.layout import (
     FLUSHING,
     G_COUNT,
     G_FIRST,
+    G_RECENT,
     G_VERSION,
     H_LOCK_KIND,
     H_MAGIC,
@@ -303,7 +304,8 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "member before": (word(lambda w: w.words[w.room + G_FIRST] + M_PREV, FAR), "follows 0"),
     "members counted": (word(lambda w: w.room + G_COUNT, 1), "1 members counted"),
-    "version of a group": (word(lambda w: w.room + G_VERSION, FAR), "the version of group 'room'"),
+    "version of a group": (word(lambda w: w.room + G_VERSION, 1 << 63), "is no count of changes"),
+    "last changes of a group": (word(lambda w: w.room + G_RECENT, FAR), "one of its last changes"),
     "first member of a queue": (word(lambda w: w.work + Q_FIRST_MEMBER, 0), "not in the list"),
     "next member of a queue": (
         word(lambda w: w.words[w.own + Q_FIRST_MEMBER] + M_QUEUE_NEXT, 0),

@@ -54,6 +54,7 @@ from asgi_ipc.layout import (
     WORD,
     Layout,
 )
+from asgi_ipc.plans import Plan, Planner
 from asgi_ipc.queues import Target
 from asgi_ipc.store import Store
 
@@ -170,6 +171,22 @@ def owned(store: Store, name: str, owner: int) -> int:
     row = row_of(store, name)
     assert store.own(row, owner) == 0
     return row
+
+
+def planned(groups: Groups, group: str, now: float = NOW) -> set[str]:
+    """The channels that a broadcast reaches, by a plan made for it alone."""
+    return reached(groups, Planner(groups, lambda channel: 100).plan(group.encode(), now))
+
+
+def reached(groups: Groups, plan: Plan | None) -> set[str]:
+    """The channels that a broadcast by `plan` reaches."""
+    words = groups.store.words
+    return {
+        (queue + local).decode()
+        for queue, (row, generation, parts) in (plan.channels if plan else {}).items()
+        for local in parts
+        if words[row + R_GENERATION] == generation
+    }
 
 
 def sweep_all(store: Store, now: float) -> None:

@@ -13,6 +13,7 @@ from asgi_ipc.errors import IPCError
 from asgi_ipc.groups import Groups
 from asgi_ipc.layout import Q_FIRST, RECORD_WORDS, S_DIRTY, S_TABLES, TABLE_WORDS, WORD
 from asgi_ipc.lock import make_section
+from asgi_ipc.plans import Planner
 from asgi_ipc.store import Store
 
 from .support import (
@@ -58,7 +59,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "join": lambda store: Groups(store).add(b"chat", b"work", NOW, FOREVER),
     "leave": lambda store: Groups(store).discard(b"chat", b"specific.a!socket1"),
     "members": lambda store: Groups(store).channels(b"chat", NOW),
-    "plan": lambda store: Groups(store).plan(b"chat", NOW),
+    "plan": lambda store: Planner(Groups(store), len).plan(b"chat", NOW),
     "recover": lambda store: recovery.recover(store, NOW),
     "flush": lambda store: recovery.flush(store, NOW),
 }

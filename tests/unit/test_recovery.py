@@ -60,6 +60,7 @@ from asgi_ipc.layout import (
     T_HIGH,
     T_USED,
 )
+from asgi_ipc.plans import Planner
 from asgi_ipc.store import Store
 
 from .support import (
@@ -390,12 +391,12 @@ def test_recovery_empties_the_waiter_sets() -> None:
 def test_recovery_gives_every_group_another_version() -> None:
     """The rows of a plan made before may mean other queues now."""
     store = busy_store()
-    groups = Groups(store)
-    plan = groups.plan(b"chat", NOW)
-    assert plan is not None and groups.current(plan, NOW)
+    planner = Planner(Groups(store), len)
+    plan = planner.plan(b"chat", NOW)
+    assert plan is not None and planner.current(plan, NOW)
     store.words[S_DIRTY] = DIRTY
     next_holder(store)
-    assert not groups.current(plan, NOW)
+    assert not planner.current(plan, NOW)
 
 
 def test_sequence_numbers_and_the_counter_go_on_after_recovery() -> None:

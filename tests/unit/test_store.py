@@ -16,6 +16,7 @@ from asgi_ipc.layout import (
     PROCESS_WORDS,
     Q_NEXT_OWNED,
     Q_OWNER,
+    R_GENERATION,
     S_COUNTER,
     S_DROPS,
 )
@@ -215,9 +216,7 @@ def test_targets_of_a_queue_whose_owner_is_gone_do_not_reach_the_next_owner_by_t
     dead = process(store, 0)
     row = owned(store, "x!", dead)
     groups.add(b"g", b"x!a", NOW, FOREVER)
-    plan = groups.plan(b"g", NOW)
-    assert plan is not None
-    _, generation, _ = plan.channels[b"x!"]
+    generation = store.words[row + R_GENERATION]
     bury(store, dead, NOW, 0.0)
     fixed = Target(b"x!", b"a", 10, row=row, generation=generation, fixed=True)
     assert store.put(fixed, b"for the dead", NOW, FOREVER) < 0

@@ -21,7 +21,7 @@ BANDS = {
     "leaves": {"errors", "names", "layout", "codec", "options", "base_layer"},
     "store": {
         *("memory", "table", "log", "waiters", "queues", "store"),
-        *("groups", "recovery", "inbox", "verify"),
+        *("groups", "plans", "recovery", "inbox", "verify"),
     },
     "system": {"files", "cgroup", "lock", "doorbell", "segment"},
     "attachment": {"drops", "attachment"},
