@@ -43,7 +43,7 @@ from .errors import (
     LockTimeout,
     SegmentError,
 )
-from .files import Members, check_owner, open_file
+from .files import Descriptor, Members, check_owner, open_file
 from .layout import (
     FIRST_MARK,
     H_CREATED,
@@ -250,33 +250,40 @@ def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterato
     while True:
         try:
             _make_directory(paths.directory, mode)
-            fd = open_file(paths.attach_lock, mode)
+            opened = Descriptor(open_file(paths.attach_lock, mode))
         except FileNotFoundError:
             continue  # somebody removed the directory in between
         try:
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
+            try:
+                while not _flocked(opened.number):
                     if time.monotonic() > deadline:
                         raise LockTimeout(
                             f"another process has been attaching to prefix {paths.prefix!r} for "
                             f"{timeout:g} s (it holds {paths.attach_lock}): is it stopped?"
-                        ) from None
+                        )
                     time.sleep(0.001)
-            # Who waited for a lock whose file was removed meanwhile holds nothing.
-            try:
-                ours = os.path.samestat(os.fstat(fd), os.stat(paths.attach_lock))
-            except FileNotFoundError:
-                ours = False
-            if ours:
-                yield
-                return
+                # Who waited for a lock whose file was removed meanwhile holds nothing.
+                try:
+                    ours = os.path.samestat(os.fstat(opened.number), os.stat(paths.attach_lock))
+                except FileNotFoundError:
+                    ours = False
+                if ours:
+                    yield
+                    return
+            finally:
+                # Not only closed: a child that was forked meanwhile has it open too.
+                fcntl.flock(opened.number, fcntl.LOCK_UN)
         finally:
-            # Not only closed: a child that was forked meanwhile has it open too.
-            fcntl.flock(fd, fcntl.LOCK_UN)
-            os.close(fd)
+            # Again: an exception out of a signal handler may have come in between.
+            fcntl.flock(opened.number, fcntl.LOCK_UN)
+
+
+def _flocked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _make_directory(path: str, mode: int) -> None:

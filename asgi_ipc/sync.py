@@ -83,6 +83,8 @@ class ThreadWaiter:
                     words = session.store.words
                     if any(words[source.target.row + Q_COUNT] for source in sources):
                         return True
+                    if any(inbox.has(local) for inbox, local in joined):
+                        return True
                     continue
                 rung = self.bell.answer()
                 for row in rung:

@@ -200,7 +200,10 @@ class Hub(ABC):
                 if words[row + Q_COUNT]:
                     sleeping[0].wake()
             for row, queue in list(self._rows.items()):
-                target = self._drains[queue][1].target
+                source = self._drains[queue][1]
+                for waiting in source.inbox.overdue() if source.inbox is not None else ():
+                    waiting.wake()
+                target = source.target
                 if words[row + R_GENERATION] != target.generation or words[row + Q_COUNT]:
                     self._drain(session, queue)
 
