@@ -46,11 +46,15 @@ from asgi_ipc.layout import (
     LOCK_BYTES,
     MAGIC,
     PAGE,
+    Q_FIRST,
+    RECORD_WORDS,
     S_BURY_AT,
     S_DIRTY,
     S_DROPS,
     S_MARK,
     S_SWEEP_AT,
+    S_TABLES,
+    TABLE_WORDS,
     VERSION,
     WORD,
     Layout,
@@ -397,6 +401,58 @@ def test_a_state_that_is_all_wrong(prefix: str, filler: bytes) -> None:
         return {"works": victim.works()}
 
     assert in_child(work)["works"]
+
+
+def words_of_statistics(layer: IPCChannelLayer) -> list[int]:
+    """The state, the row of a queue, and its first record."""
+    store = layer._core.attach().store
+    row = store.queues.find(b"a")
+    first = store.words[row + Q_FIRST]
+    return [
+        *range(S_DIRTY, S_TABLES + 3 * TABLE_WORDS),
+        *range(row, row + store.layout.queues.words),
+        *range(first, first + RECORD_WORDS),
+    ]
+
+
+def test_statistics_of_damaged_memory(prefix: str) -> None:
+    """They are read without the lock, in part: whatever is there, they are figures, or an error."""
+    values = [0, 1, 5, 1 << 31, 1 << 40, 1 << 63, (1 << 64) - 1]
+    values += [
+        struct.unpack("=Q", struct.pack("=d", value))[0]
+        for value in (float("nan"), float("inf"), -float("inf"), 1e300, -1e300)
+    ]
+
+    def work(alive: Callable[[str], None]) -> dict[str, int]:
+        layer = IPCChannelLayer(prefix, **OPTIONS)
+        for channel in ("a", "a", "b", "x!1"):
+            layer.send(channel, {})
+            layer.group_add("g", channel)
+        with memory_of(prefix) as memory:
+            whole = memory[LOCK.stop :]
+        answers = {"figures": 0, "errors": 0}
+        for at in words_of_statistics(layer):
+            alive(f"word {at}")
+            for value in values:
+                with memory_of(prefix) as memory:
+                    memory[LOCK.stop :] = whole
+                    struct.pack_into("=Q", memory, at * WORD, value)
+                for call in (layer.global_statistics, lambda: layer.channel_statistics("a")):
+                    began = time.perf_counter()
+                    try:
+                        figures = call()
+                    except CorruptStore:
+                        answers["errors"] += 1
+                    else:
+                        assert len(figures) == 6
+                        for name, figure in figures.items():
+                            assert 0 <= figure < float("inf"), (at, value, name, figure)
+                        answers["figures"] += 1
+                    assert time.perf_counter() - began < LIMIT
+        return answers
+
+    answers = in_child(work)
+    assert answers["figures"] > 1000 and answers["errors"] > 10, answers
 
 
 @pytest.mark.parametrize("when", ["never", "long ago", "not a number", "at once"])
