@@ -447,6 +447,7 @@ def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = Fals
                 f"prefix {wanted.prefix!r}: this process uses it already, with another lock= option"
             )
         else:
+            found.segment.warn_of_mode(wanted)
             layout = found.segment.layout
             sizes = (layout.message_memory, layout.group_memory, layout.max_message_size)
             if sizes != wanted[1:4]:

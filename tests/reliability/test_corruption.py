@@ -40,6 +40,7 @@ from asgi_ipc.layout import (
     H_MACHINE,
     H_MAGIC,
     H_MESSAGE_MEMORY,
+    H_MODE,
     H_SIZE,
     H_VERSION,
     HALF_HEAD,
@@ -709,6 +710,17 @@ def test_sizes_in_the_header_that_contradict_each_other(prefix: str) -> None:
         kind, _ = in_child(lambda alive: refused(prefix))
         assert kind == CorruptHeader.__name__
     assert in_child(lambda alive: attach_and_use(prefix, "sizes", alive))["works"]
+
+
+@pytest.mark.parametrize("mode", [0, 0o666, 0o777, 1 << 40, (1 << 64) - 1])
+def test_a_mode_in_the_header_that_none_is_made_with(prefix: str, mode: int) -> None:
+    """What is made beside the segment gets this mode: the world is not let in by a wrong bit."""
+    with attached_child(prefix):
+        with memory_of(prefix) as memory:
+            struct.pack_into("=Q", memory, H_MODE * WORD, mode)
+        kind, text = in_child(lambda alive: refused(prefix))
+        assert kind == CorruptHeader.__name__ and "mode" in text
+    assert in_child(lambda alive: attach_and_use(prefix, "mode", alive))["works"]
 
 
 def test_a_segment_that_ends_before_its_mark(prefix: str) -> None:

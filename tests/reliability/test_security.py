@@ -142,6 +142,25 @@ def test_no_other_mode(prefix: str, mode: int) -> None:
         IPCChannelLayer(prefix, mode=mode)
 
 
+@pytest.mark.parametrize("still", [False, True], ids=["left", "in use"])
+@pytest.mark.parametrize(("made", "asked"), [(0o600, 0o660), (0o660, 0o600)])
+def test_another_mode_than_that_of_the_segment_is_warned_of(
+    prefix: str, made: int, asked: int, still: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who made it has decided; whoever believes to have opened or closed it is told."""
+    first = IPCChannelLayer(prefix, mode=made)
+    first.send("b", {})
+    if not still:
+        first.close()
+    assert caplog.messages == []
+    assert use(prefix, mode=asked)
+    (line,) = caplog.messages
+    assert prefix in line and f"{made:#o}" in line and f"{asked:#o}" in line
+    assert ("shut out" if asked == 0o660 else "group can still") in line and "destroy()" in line
+    assert modes(prefix)["segment"] == made
+    first.close()
+
+
 # -- another user ---------------------------------------------------------------------------------
 
 
