@@ -28,6 +28,7 @@ from .inbox import Inbox
 from .layout import (
     BUFFER,
     EXPIRED,
+    FLUSHING,
     H_LOCK,
     LOCK_MUTEX,
     MAX_PROCESSES,
@@ -36,6 +37,7 @@ from .layout import (
     P_PID,
     PROCESS_WORDS,
     S_BURY_AT,
+    S_DIRTY,
     S_EPOCH,
     S_SWEEP_AT,
     WORD,
@@ -197,10 +199,15 @@ class Attachment:
 
     def flush(self, patience: float, timeout: float) -> None:
         """Forget all messages and groups, also in a store that recovery gives up on."""
-        store = self.store
         section = self.make_section(patience, timeout, recover=lambda: None)
-        section(recovery.flush, store, time.monotonic())
+        section(self._flush)
         self.ring_everyone()
+
+    def _flush(self) -> None:
+        """Inside a section."""
+        self.store.words[S_DIRTY] = FLUSHING
+        self.segment.mend()
+        recovery.flush(self.store, time.monotonic())
 
     # -- wakeups ----------------------------------------------------------------------------------
 

@@ -136,6 +136,7 @@ class Segment:
         self.nonce = _word(memory, H_NONCE)
         self.lock_kind = _word(memory, H_LOCK_KIND)
         self.mode = _word(memory, H_MODE)
+        self._header = bytes(memory[: H_LOCK * WORD])  # as it was when it was looked at
         status = os.fstat(self.fd)
         self._identity = (status.st_dev, status.st_ino)
 
@@ -144,6 +145,24 @@ class Segment:
         if not cgroup_allows(length):
             return False
         return _allocate(self.fd, offset, length)
+
+    def mend(self) -> None:
+        """Before a flush, under the lock: put right what that relies on and cannot know itself.
+
+        The header, which nobody changes once it is written. And rows of tables whose own word on
+        how many there are may be wrong: senders remember rows, and believe what still stands there.
+        """
+        if self.memory[: H_LOCK * WORD] != self._header:
+            self.memory[: H_LOCK * WORD] = self._header
+        for table in (self.layout.queues, self.layout.groups, self.layout.members):
+            at, end = table.base * WORD, table.end * WORD
+            # Only what has memory behind it: the rest holds zeros, and must not be touched. Where
+            # that cannot be asked, the tables' own word has to do.
+            with contextlib.suppress(OSError):
+                while (at := os.lseek(self.fd, at, os.SEEK_DATA)) < end:
+                    hole = min(os.lseek(self.fd, at, os.SEEK_HOLE), end)
+                    self.memory[at:hole] = bytes(hole - at)
+                    at = hole
 
     def warn_of_mode(self, wanted: Wanted) -> None:
         """Tell whoever asks for another mode than that which the segment was made with."""
