@@ -20,7 +20,9 @@ import struct
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -360,6 +362,69 @@ def test_damage_under_a_live_layer(prefix: str, seed: int) -> None:
     assert result["errors"] > 50, "the damage did not do anything"
     assert result["received"] > 100, "nothing came through in spite of it"
     assert result["unhealed"] == 0, "flush did not mend it"
+
+
+def work_beside(prefix: str, seed: int, stop: int, alive: Callable[[str], None]) -> dict[str, int]:
+    """Use the layer, whatever is done to it, until there is something to read in `stop`."""
+    victim = Victim(prefix, random.Random(seed))
+    # Others send as well: a message proves itself.
+    victim.message = lambda: proven(victim.chance)  # type: ignore[method-assign]
+    victim.check = lambda found: check_proof(victim, found)  # type: ignore[method-assign]
+    while not select.select([stop], [], [], 0)[0]:
+        for _ in range(20):
+            victim.one_call()
+        alive(f"seed {seed}, {victim.calls} calls")
+    return {"calls": victim.calls, "errors": victim.errors, "received": victim.received}
+
+
+def proven(chance: random.Random) -> dict[str, Any]:
+    body = chance.randbytes(chance.choice([0, 5, 40, 700]))
+    return {"sum": sha256(body).digest(), "body": body}
+
+
+def check_proof(victim: Victim, found: Any) -> None:
+    channel, message = found
+    if channel is not None:
+        victim.received += 1
+        assert sha256(message["body"]).digest() == message["sum"], "not a message that was sent"
+
+
+def test_damage_while_another_process_is_in_the_middle_of_its_calls(prefix: str) -> None:
+    """Also between any two steps of one: bits flip while it writes, links and looks."""
+    stop, tell = os.pipe()
+
+    def damage_and_flush(alive: Callable[[str], None]) -> dict[str, int]:
+        chance = random.Random(5)
+        layout = Layout(*SIZES.values())
+        layer = IPCChannelLayer(prefix, **OPTIONS)
+        layer.send("a", proven(chance))
+        refused = 0
+        for number in range(FLIPS):
+            with memory_of(prefix) as memory:
+                where = damage(memory, layout, chance)
+            alive(f"damage {number}: {where}")
+            time.sleep(0.001)  # for the other one to get on
+            layer.flush()
+            try:
+                layer.send("a", proven(chance))
+            except IPCError:
+                refused += 1  # by damage that the other process did meanwhile, having met ours
+        os.write(tell, b"1")
+        return {"refused": refused}
+
+    try:
+        with ThreadPoolExecutor(1) as beside:
+            working = beside.submit(in_child, lambda alive: work_beside(prefix, 1, stop, alive))
+            try:
+                result = in_child(damage_and_flush)
+            finally:
+                os.write(tell, b"1")
+            worked = working.result()
+    finally:
+        os.close(stop)
+        os.close(tell)
+    assert result["refused"] < FLIPS // 10, result
+    assert worked["received"] > 100 and worked["errors"] > 0, worked
 
 
 class Loop:
