@@ -30,6 +30,7 @@ from .inbox import Inbox
 from .layout import (
     BUFFER,
     EXPIRED,
+    FLUSHING,
     H_LOCK,
     LOCK_MUTEX,
     MAX_PROCESSES,
@@ -38,6 +39,7 @@ from .layout import (
     P_PID,
     PROCESS_WORDS,
     S_BURY_AT,
+    S_DIRTY,
     S_EPOCH,
     S_SWEEP_AT,
     WORD,
@@ -219,10 +221,15 @@ class Attachment:
 
     def flush(self, patience: float, timeout: float) -> None:
         """Forget all messages and groups, also in a store that recovery gives up on."""
-        store = self.store
         section = self.make_section(patience, timeout, recover=lambda: None)
-        section(recovery.flush, store, time.monotonic())
+        section(self._flush)
         self.ring_everyone()
+
+    def _flush(self) -> None:
+        """Inside a section."""
+        self.store.words[S_DIRTY] = FLUSHING
+        self.segment.mend()
+        recovery.flush(self.store, time.monotonic())
 
     # -- wakeups ----------------------------------------------------------------------------------
 
@@ -477,6 +484,7 @@ def _found_or_made(wanted: Wanted, patience: float, timeout: float, flush: bool)
                 f"prefix {wanted.prefix!r}: this process uses it already, with another lock= option"
             )
         else:
+            found.segment.warn_of_mode(wanted)
             layout = found.segment.layout
             sizes = (layout.message_memory, layout.group_memory, layout.max_message_size)
             if sizes != wanted[1:4]:

@@ -72,6 +72,7 @@ from .layout import (
     Layout,
 )
 from .lock import init_mutex, machine, robust_mutexes
+from .options import MODES
 from .store import Store
 
 logger = logging.getLogger("asgi_ipc")
@@ -135,6 +136,7 @@ class Segment:
         self.nonce = _word(memory, H_NONCE)
         self.lock_kind = _word(memory, H_LOCK_KIND)
         self.mode = _word(memory, H_MODE)
+        self._header = bytes(memory[: H_LOCK * WORD])  # as it was when it was looked at
         status = os.fstat(self.fd)
         self._identity = (status.st_dev, status.st_ino)
 
@@ -143,6 +145,39 @@ class Segment:
         if not cgroup_allows(length):
             return False
         return _allocate(self.fd, offset, length)
+
+    def mend(self) -> None:
+        """Before a flush, under the lock: put right what that relies on and cannot know itself.
+
+        The header, which nobody changes once it is written. And rows of tables whose own word on
+        how many there are may be wrong: senders remember rows, and believe what still stands there.
+        """
+        if self.memory[: H_LOCK * WORD] != self._header:
+            self.memory[: H_LOCK * WORD] = self._header
+        for table in (self.layout.queues, self.layout.groups, self.layout.members):
+            at, end = table.base * WORD, table.end * WORD
+            # Only what has memory behind it: the rest holds zeros, and must not be touched. Where
+            # that cannot be asked, the tables' own word has to do.
+            with contextlib.suppress(OSError):
+                while (at := os.lseek(self.fd, at, os.SEEK_DATA)) < end:
+                    hole = min(os.lseek(self.fd, at, os.SEEK_HOLE), end)
+                    self.memory[at:hole] = bytes(hole - at)
+                    at = hole
+
+    def warn_of_mode(self, wanted: Wanted) -> None:
+        """Tell whoever asks for another mode than that which the segment was made with."""
+        if self.mode != wanted.mode:
+            logger.warning(
+                "prefix %r: the segment was made with mode %#o, and this process asks for %#o: %s. "
+                "To change it stop the processes of this prefix and remove it with "
+                "asgi_ipc.segment.destroy()",
+                wanted.prefix,
+                self.mode,
+                wanted.mode,
+                "other users of the group are still shut out"
+                if wanted.mode & 0o060
+                else "other users of its group can still read and change everything",
+            )
 
     def vanished(self) -> bool:
         """Whether this segment or what stands beside it was removed, or is another's by now."""
@@ -187,6 +222,7 @@ def attach(wanted: Wanted) -> tuple[Segment, int]:
         try:
             alive = bool(members.claimed) or members.held(0, MAX_PROCESSES)
             segment = _open(paths, wanted, alive, members) or _create(paths, wanted, members)
+            segment.warn_of_mode(wanted)
             if not alive and segment.lock_kind == LOCK_MUTEX:
                 # Nobody else is attached, so nobody holds it: whatever it was left as is over.
                 init_mutex(segment.memory, H_LOCK * WORD)
@@ -354,6 +390,8 @@ def _examine(
         )
     if _word(memory, H_SIZE) != size:
         return "of another length than its header says", None
+    if _word(memory, H_MODE) not in MODES:
+        return "with a mode that none is made with", None
     if _word(memory, H_MEMBERS) != members.inode:
         return "without the files that stood beside it", None
     pid_ns, time_ns, kind = (_word(memory, at) for at in (H_PID_NS, H_TIME_NS, H_LOCK_KIND))
