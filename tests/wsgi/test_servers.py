@@ -1,0 +1,181 @@
+"""Real servers in front, real frameworks behind, and four workers that do the work.
+
+Each server with each framework: ordinary requests, many at once, large bodies both ways, and the
+death of a worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from asgi_ipc import IPCChannelLayer, segment
+from tests.clients import processes
+
+from .site import FRAMEWORKS, SERVERS, Site, needs_wrk, running
+from .sites.content import megabytes
+
+FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
+COMBINATIONS = [(server, framework) for server in SERVERS for framework in FRAMEWORKS]
+ONE_OF_EACH = [
+    ("gunicorn-sync", "flask"),
+    ("gunicorn-threads", "django"),
+    ("waitress", "flask"),
+]
+LARGE = 100  # MiB
+LEEWAY = 32 << 20  # bytes that a process may grow by while those pass through it
+
+
+@pytest.fixture(scope="module", params=COMBINATIONS, ids="-".join)
+def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    found: tuple[str, str] = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def site(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One site for all tests that leave it as it was."""
+    prefix = f"t{os.getpid()}-{'-'.join(pair)}"
+    try:
+        with running(*pair, prefix, tmp_path_factory.mktemp("site")) as site:
+            yield site
+    finally:
+        segment.destroy(prefix)
+
+
+def test_ordinary_requests(site: Site) -> None:
+    answer = site.ask("/echo/caf%C3%A9?also=%E2%82%AC")
+    assert answer.status == 200
+    assert answer.content.decode() == "you said caf\xe9 and \u20ac"
+    cookies = answer.headers.get_all("Set-Cookie")
+    assert cookies and [cookie.partition(";")[0] for cookie in cookies] == ["first=1", "second=2"]
+    assert answer.headers["Content-Length"] == str(len(answer.content))
+    assert int(answer.headers["X-Worker"]) in [worker.pid for worker in site.workers]
+    assert site.ask("/nowhere").status == 404
+
+
+def test_head(site: Site) -> None:
+    connection = site.connect()
+    for _ in range(2):  # what is too much after the first would stand before the second
+        connection.request("HEAD", "/echo/hello")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b"")
+    connection.close()
+
+
+def test_an_application_that_fails(site: Site) -> None:
+    assert site.ask("/fail").status == 500
+
+
+def test_many_requests_at_once_are_all_answered_right(pair: tuple[str, str], site: Site) -> None:
+    needs_wrk()
+    requests = 10_000 if FULL or pair in ONE_OF_EACH else 1_000
+    told = site.load(requests)
+    print(told)
+    assert "WRONG" not in told
+    right, _, errors = told[told.index("RIGHT ") :].strip().removeprefix("RIGHT ").partition(" ")
+    assert int(right) >= requests
+    assert errors == "CONNECT 0 READ 0 WRITE 0 STATUS 0 TIMEOUT 0"
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["announced", "chunked"])
+def test_a_large_upload(site: Site, chunked: bool) -> None:
+    site.ask("/echo/warm-up")
+    before = site.peak()
+    digest = hashlib.sha256()
+
+    def body() -> Iterator[bytes]:
+        for block in megabytes(LARGE):
+            digest.update(block)
+            yield block
+
+    connection = site.connect()
+    headers = {} if chunked else {"Content-Length": str(LARGE << 20)}
+    connection.request("POST", "/upload", body(), headers)
+    answer = connection.getresponse()
+    assert (answer.status, answer.read().decode()) == (200, digest.hexdigest())
+    connection.close()
+    assert site.peak() - before < LEEWAY
+
+
+def test_a_large_download(site: Site) -> None:
+    site.ask("/echo/warm-up")
+    before = site.peak()
+    connection = site.connect()
+    connection.request("GET", f"/download/{LARGE}")
+    answer = connection.getresponse()
+    assert answer.status == 200
+    for block in megabytes(LARGE):
+        assert answer.read(len(block)) == block
+    assert answer.read() == b""
+    connection.close()
+    assert site.peak() - before < LEEWAY
+
+
+def test_a_client_that_goes_away_frees_the_worker(site: Site) -> None:
+    """Each of the workers in turn has a response that is longer than anybody waits for."""
+    for _ in range(2 * len(site.workers)):
+        connection = site.connect()
+        connection.request("GET", f"/download/{LARGE}")
+        assert connection.getresponse().read(1)
+        connection.close()
+    assert site.ask("/echo/hello").status == 200
+
+
+def test_a_client_that_takes_its_time_holds_up_nobody(pair: tuple[str, str], site: Site) -> None:
+    if pair[0] == "gunicorn-sync":
+        pytest.skip("a client has a process for itself there")
+    slow = site.connect()
+    slow.request("GET", f"/download/{LARGE}")
+    answer = slow.getresponse()
+    assert answer.read(1)
+    for number in range(20):
+        assert site.ask(f"/echo/{number}").status == 200
+    assert len(answer.read()) == (LARGE << 20) - 1
+    slow.close()
+
+
+@pytest.mark.parametrize("pair", ONE_OF_EACH, ids="-".join)
+def test_a_killed_worker_loses_the_request_that_it_held(
+    pair: tuple[str, str], prefix: str, tmp_path: Path
+) -> None:
+    held = tmp_path / "held"
+    held.mkdir()
+    statuses: Counter[int] = Counter()
+    over = threading.Event()
+    with running(*pair, prefix, tmp_path, timeout=3) as site:
+
+        def load() -> None:
+            while not over.is_set():
+                answer = site.ask("/echo/hello")
+                right = answer.content == b"you said hello and no more"
+                statuses[answer.status if right else -answer.status] += 1
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        lost = []
+        victim = threading.Thread(target=lambda: lost.append(site.ask(f"/hold{held}").status))
+        for thread in [*threads, victim]:
+            thread.start()
+        processes.wait_until(lambda: list(held.iterdir()), "a worker that holds a request")
+        pid = int(next(held.iterdir()).name)
+        assert pid in [worker.pid for worker in site.workers]
+        before = statuses.total()
+        os.kill(pid, signal.SIGKILL)
+        victim.join(processes.LIVENESS)
+        processes.wait_until(lambda: statuses.total() > before + 100, "more answers")
+        over.set()
+        for thread in threads:
+            thread.join(processes.LIVENESS)
+        assert lost == [504]
+        assert set(statuses) == {200}
+        print(f"{statuses.total()} answers, of them {statuses.total() - before} after the kill")
+        layer = IPCChannelLayer(prefix)
+        assert layer.receive(["http.request"]) == (None, None)
+        layer.close()
