@@ -252,8 +252,8 @@ class Stream:
 
     def send(self, content: bytes = b"x", **keys: Any) -> None:
         message = {"content": content, "more_content": True, "order": self._sent, **keys}
+        self._sent += 1  # before the other side can go on
         self.layer.send(self.request["reply_channel"], message)
-        self._sent += 1
 
     def told(self) -> Any:
         return self.layer.receive([self.request["flow_channel"]])[1]
