@@ -16,12 +16,12 @@ from typing import Any
 from ..errors import InvalidOption, IPCError, ReplyLost
 from ..options import check_seconds
 from ..sync import IPCChannelLayer
-from .messages import CHUNK, DISCONNECTS, REQUESTS, has_no_body, request_of, start_of
+from .messages import BODY_CHUNK, DISCONNECTS, REQUESTS, has_no_body, request_of, start_of
 from .replies import Replies
 
 logger = logging.getLogger("asgi_ipc")
 
-WINDOW = 8  # messages of a response that may be under way
+WINDOW = 4  # messages of a response that may be under way
 UPLOAD_WINDOW = 16  # messages of a request's body that may wait for the worker
 _PAUSE, _LONGEST_PAUSE = 0.001, 0.02  # seconds between two looks whether there is room
 
@@ -294,9 +294,9 @@ class _Body:
         self.complete = self._left == 0
 
     def read(self) -> bytes:
-        """The next piece, of CHUNK bytes but for the last. Raises _ShortBody."""
+        """The next piece, of BODY_CHUNK bytes but for the last. Raises _ShortBody."""
         pieces = []
-        room = CHUNK if self._left is None else min(CHUNK, self._left)
+        room = BODY_CHUNK if self._left is None else min(BODY_CHUNK, self._left)
         while room:
             piece = self._input.read(room)
             if not piece:

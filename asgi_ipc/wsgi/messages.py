@@ -19,7 +19,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-CHUNK = 64 << 10  # bytes of content in one message
+BODY_CHUNK = 64 << 10  # bytes of the body of a request in one message: many requests may wait
+CONTENT_CHUNK = 256 << 10  # bytes of a response in one message
 REQUESTS = "http.request"
 DISCONNECTS = "http.disconnect"
 

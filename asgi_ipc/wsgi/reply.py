@@ -14,7 +14,7 @@ from typing import Any, cast
 from ..errors import ReplyLost
 from ..readers import has_reader
 from ..sync import IPCChannelLayer
-from .messages import CHUNK, response_of
+from .messages import BODY_CHUNK, CONTENT_CHUNK, response_of
 
 _PAUSE, _LONGEST_PAUSE = 0.001, 0.05  # seconds between two looks whether there is room
 _LOOK_EVERY = 1.0  # seconds between two looks whether the other side lives
@@ -97,7 +97,7 @@ class Body(io.RawIOBase):
 def whole(body: Body) -> tuple[io.BufferedIOBase, int]:
     """All of a body, and its length in bytes."""
     kept = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
-    piece = bytearray(CHUNK)
+    piece = bytearray(BODY_CHUNK)
     while size := body.readinto(piece):
         kept.write(piece[:size])
     length = kept.tell()
@@ -161,8 +161,8 @@ class Reply:
             content, last = b"", True
         at = 0
         while not self.complete:
-            piece = content[at : at + CHUNK]
-            at += CHUNK
+            piece = content[at : at + CONTENT_CHUNK]
+            at += CONTENT_CHUNK
             self._content += len(piece)
             self._send({"content": piece, "more_content": not (last and at >= len(content))})
             if at >= len(content):

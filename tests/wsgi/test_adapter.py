@@ -15,7 +15,7 @@ import pytest
 from asgi_ipc import IPCChannelLayer, errors
 from asgi_ipc.wsgi import WsgiToAsgiAdapter
 from asgi_ipc.wsgi.adapter import UPLOAD_WINDOW, WINDOW
-from asgi_ipc.wsgi.messages import CHUNK
+from asgi_ipc.wsgi.messages import BODY_CHUNK
 
 from ..contract import LIVENESS, in_threads, until
 from . import Response, answer, ask, environ_for
@@ -154,12 +154,12 @@ def test_a_client_that_sends_less_than_it_announced_is_400(
 def test_a_client_that_goes_away_in_the_middle_of_its_body(
     layer: IPCChannelLayer, asked: Callable[..., Any]
 ) -> None:
-    future = asked("POST", bytes(CHUNK + 1), CONTENT_LENGTH=str(CHUNK + 2))
+    future = asked("POST", bytes(BODY_CHUNK + 1), CONTENT_LENGTH=str(BODY_CHUNK + 2))
     assert take(layer, take(layer)["body_channel"])["closed"] is True
     assert future.result(LIVENESS).status == "400 Bad Request"
 
 
-@pytest.mark.parametrize("size", [CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 5])
+@pytest.mark.parametrize("size", [BODY_CHUNK, BODY_CHUNK + 1, 3 * BODY_CHUNK, 3 * BODY_CHUNK + 5])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body(
     layer: IPCChannelLayer, asked: Callable[..., Any], size: int, chunked: bool
@@ -189,7 +189,7 @@ def test_input_that_does_not_end_is_not_read(
 
 
 def test_a_body_waits_for_its_reader(layer: IPCChannelLayer, asked: Callable[..., Any]) -> None:
-    size = (UPLOAD_WINDOW + 4) * CHUNK
+    size = (UPLOAD_WINDOW + 4) * BODY_CHUNK
     future = asked("POST", bytes(size))
     request = take(layer)
 
@@ -205,7 +205,7 @@ def test_a_body_waits_for_its_reader(layer: IPCChannelLayer, asked: Callable[...
 def test_an_answer_before_the_end_of_the_body(
     layer: IPCChannelLayer, asked: Callable[..., Any]
 ) -> None:
-    future = asked("POST", bytes(100 * CHUNK))
+    future = asked("POST", bytes(100 * BODY_CHUNK))
     layer.send(take(layer)["reply_channel"], {**OK, "status": 413})
     assert future.result(LIVENESS).status.startswith("413 ")
 
@@ -214,7 +214,7 @@ def test_an_answer_that_begins_before_the_end_of_the_body(
     layer: IPCChannelLayer, asked: Callable[..., Any]
 ) -> None:
     """An application may read, answer, and read on."""
-    size = (UPLOAD_WINDOW + 4) * CHUNK
+    size = (UPLOAD_WINDOW + 4) * BODY_CHUNK
     future = asked("POST", bytes(size))
     request = take(layer)
     layer.send(request["reply_channel"], {**OK, "content": b"read ", "more_content": True})

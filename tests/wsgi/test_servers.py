@@ -129,9 +129,7 @@ def test_a_client_that_goes_away_frees_the_worker(site: Site) -> None:
     assert site.ask("/echo/hello").status == 200
 
 
-def test_a_client_that_takes_its_time_holds_up_nobody(pair: tuple[str, str], site: Site) -> None:
-    if pair[0] == "gunicorn-sync":
-        pytest.skip("a client has a process for itself there")
+def test_a_client_that_takes_its_time_holds_up_nobody(site: Site) -> None:
     slow = site.connect()
     slow.request("GET", f"/download/{LARGE}")
     answer = slow.getresponse()

@@ -17,7 +17,7 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer, errors
 from asgi_ipc.wsgi import AsgiToWsgiWorker
-from asgi_ipc.wsgi.messages import CHUNK
+from asgi_ipc.wsgi.messages import CONTENT_CHUNK
 
 from ..contract import LIVENESS, until
 from ..environments import child_environment
@@ -99,7 +99,7 @@ def test_an_application_gets_what_pep_3333_says(layer: IPCChannelLayer, work: Wo
 
 
 @pytest.mark.parametrize("flow", [True, False])
-@pytest.mark.parametrize("size", [0, 1, CHUNK, 5 * CHUNK + 1])
+@pytest.mark.parametrize("size", [0, 1, CONTENT_CHUNK, 5 * CONTENT_CHUNK + 1])
 @pytest.mark.parametrize("announced", [True, False])
 def test_a_response_of_any_size(
     layer: IPCChannelLayer, work: Work, size: int, announced: bool, flow: bool
@@ -114,7 +114,7 @@ def test_a_response_of_any_size(
         layer.send(FLOW, {"taken": len(messages)})
     assert b"".join(message["content"] for message in messages) == bytes(size)
     if announced:
-        assert len(messages) == max(1, -(-size // CHUNK))
+        assert len(messages) == max(1, -(-size // CONTENT_CHUNK))
     assert [message["order"] for message in messages] == list(range(len(messages)))
 
 
