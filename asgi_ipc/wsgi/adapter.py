@@ -16,12 +16,20 @@ from typing import Any
 from ..errors import InvalidOption, IPCError, ReplyLost
 from ..options import check_seconds
 from ..sync import IPCChannelLayer
-from .messages import BODY_CHUNK, DISCONNECTS, REQUESTS, has_no_body, request_of, start_of
+from .messages import (
+    BODY_CHUNK,
+    DISCONNECTS,
+    REQUESTS,
+    has_no_body,
+    request_of,
+    start_of,
+    weight,
+)
 from .replies import Replies
 
 logger = logging.getLogger("asgi_ipc")
 
-WINDOW = 4  # messages of a response that may be under way
+WINDOW = 1 << 20  # bytes of a response that may be under way
 UPLOAD_WINDOW = 16  # messages of a request's body that may wait for the worker
 _PAUSE, _LONGEST_PAUSE = 0.001, 0.02  # seconds between two looks whether there is room
 
@@ -143,7 +151,8 @@ class _Exchange:
         self.sent = False
         self._first: dict[str, Any] | None = None
         self._flow = False
-        self._taken = self._acknowledged = 0  # messages of the response
+        self._order = 0  # messages of the response that were taken
+        self._taken = self._told = 0  # their weight, and how much of it the worker knows of
         self.has_body = self.complete = False
         self._box = self._replies.open()
 
@@ -182,9 +191,10 @@ class _Exchange:
                 raise self._lost(f"has been silent for {self._timeout} seconds")
             if message.get("aborted"):
                 raise self._lost("reported that the application failed, see its log")
-            if message.get("order", self._taken) != self._taken:
+            if message.get("order", self._order) != self._order:
                 raise self._lost("sent one that is lost: it expired, or the layer was flushed")
-            self._taken += 1
+            self._order += 1
+            self._taken += weight(message, WINDOW)
             self.complete = not message.get("more_content", False)
             if self.complete:
                 self.close()
@@ -256,19 +266,19 @@ class _Exchange:
     def _owes_word(self) -> bool:
         """Tell the worker how much the server has taken, if it may be waiting for that; True if it
         could not be told."""
-        if not self._flow or self._taken - self._acknowledged < WINDOW // 2:
+        if not self._flow or self._taken - self._told < WINDOW // 2:
             return False
         try:
             self._layer.send(self._box.flow_channel, {"taken": self._taken})
         except self._layer.ChannelFull:
             return True
-        self._acknowledged = self._taken
+        self._told = self._taken
         return False
 
     def _lost(self, why: str) -> ReplyLost:
         method, path = self._request["method"], self._request["path"]
         return ReplyLost(
-            f"the response to {method} {path} broke off after {self._taken} messages: its worker "
+            f"the response to {method} {path} broke off after {self._order} messages: its worker "
             f"{why}"
         )
 

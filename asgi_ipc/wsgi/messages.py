@@ -6,9 +6,10 @@ them; others leave them alone:
 - ``deadline`` of a request: when its sender stops waiting, in seconds of the machine's monotonic
   clock. A worker that comes to it later lets it be.
 - ``flow_channel`` and ``flow_window`` of a request, ``flow_control`` (True) of a response: how a
-  response is streamed to a client that may be slow. The worker sends at most ``flow_window``
-  messages ahead of what was taken. On ``flow_channel`` it is told how many were: ``taken``; or that
-  nobody wants the rest: ``closed``.
+  response is streamed to a client that may be slow. The worker is at most ``flow_window`` bytes, as
+  `weight` counts them, ahead of what was taken. On ``flow_channel`` it is told how many were:
+  ``taken``; or that nobody wants the rest: ``closed``.
+- ``order`` of the messages of a response and of a body: counts from 0, so that a loss is noticed.
 - ``aborted`` (True) of a response chunk: the application failed, the response is incomplete.
 """
 
@@ -80,8 +81,9 @@ def environ_of(message: dict[str, Any]) -> dict[str, Any]:
     if client:
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client[0], str(client[1])
     for name, value in message.get("headers") or ():
-        if name == b"transfer-encoding":
-            continue  # the body was taken out of it
+        if name == b"transfer-encoding" or b"_" in name:
+            # The body was taken out of it; and X_A must not pass for X-A, which a proxy may check.
+            continue
         key = name.decode("latin-1").upper().replace("-", "_")
         if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             key = "HTTP_" + key
@@ -113,6 +115,12 @@ def start_of(message: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
         if name.lower() not in HOP_BY_HOP
     ]
     return f"{status} {phrase}", headers
+
+
+def weight(message: dict[str, Any], window: int) -> int:
+    """What a message of a response counts against a window of bytes: its content, and never less
+    than a 16th of the window, so that the number of messages has a bound too."""
+    return max(len(message.get("content") or b""), window // 16)
 
 
 def has_no_body(method: str, status: int) -> bool:

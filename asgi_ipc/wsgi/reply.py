@@ -14,7 +14,7 @@ from typing import Any, cast
 from ..errors import ReplyLost
 from ..readers import has_reader
 from ..sync import IPCChannelLayer
-from .messages import BODY_CHUNK, CONTENT_CHUNK, response_of
+from .messages import BODY_CHUNK, CONTENT_CHUNK, response_of, weight
 
 _PAUSE, _LONGEST_PAUSE = 0.001, 0.05  # seconds between two looks whether there is room
 _LOOK_EVERY = 1.0  # seconds between two looks whether the other side lives
@@ -112,12 +112,15 @@ class Reply:
         self._peer = peer
         self._is_head = request["method"] == "HEAD"
         self._flow_channel: str | None = request.get("flow_channel")
-        self._window: int = max(1, request.get("flow_window") or 1)
+        self._window: int = request.get("flow_window") or 0
+        self._piece = CONTENT_CHUNK
+        if self._flow_channel is not None:
+            self._piece = max(1, min(CONTENT_CHUNK, self._window // 2))
         self._head: dict[str, Any] | None = None  # until it is sent
         self._length: int | None = None  # that the application announced
         self._content = 0  # bytes sent
-        self._messages = 0  # of which the other side has taken:
-        self._taken = 0
+        self._messages = 0
+        self._sent = self._taken = 0  # their weight, and how much of it the other side has taken
         self.complete = False
 
     def start_response(
@@ -161,8 +164,8 @@ class Reply:
             content, last = b"", True
         at = 0
         while not self.complete:
-            piece = content[at : at + CONTENT_CHUNK]
-            at += CONTENT_CHUNK
+            piece = content[at : at + self._piece]
+            at += self._piece
             self._content += len(piece)
             self._send({"content": piece, "more_content": not (last and at >= len(content))})
             if at >= len(content):
@@ -185,8 +188,10 @@ class Reply:
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._flow_channel is not None:
-            while self._messages - self._taken >= self._window:
+            size = weight(message, self._window)
+            while self._sent > self._taken and self._sent + size > self._taken + self._window:
                 self._hear(self._peer.wait(self._flow_channel))
+            self._sent += size
         message["order"] = self._messages
         if self._head is not None:
             message.update(self._head)

@@ -117,7 +117,7 @@ class AsgiToWsgiWorker:
         while not self._stopping:
             try:
                 channel, message = self.channel_layer.receive(channels, block=True)
-            except IPCError:
+            except Exception:
                 logger.exception("prefix %r: a worker goes on after", self.channel_layer.prefix)
                 time.sleep(_AFTER_ERROR)
                 continue

@@ -91,6 +91,14 @@ def test_headers_that_came_several_times_are_joined() -> None:
     assert environ["HTTP_COOKIE"] == "a=1; b=2"
 
 
+def test_a_header_does_not_pass_for_another_one() -> None:
+    """In an environ nobody could tell them apart. daphne, for one, lets such a name through."""
+    headers = [[b"x_forwarded_for", b"a lie"], [b"x-forwarded-for", b"10.0.0.1"]]
+    assert (
+        messages.environ_of({**REQUEST, "headers": headers})["HTTP_X_FORWARDED_FOR"] == "10.0.0.1"
+    )
+
+
 def test_what_other_servers_leave_out_is_made_up() -> None:
     environ = messages.environ_of({"method": "GET", "path": "/x", "scheme": "https"})
     assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == ("localhost", "443")

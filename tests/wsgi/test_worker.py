@@ -24,7 +24,8 @@ from ..environments import child_environment
 
 Work = Callable[..., AsgiToWsgiWorker]
 TEXT = [("Content-Type", "text/plain")]
-WINDOW = 3
+WINDOW = 1 << 20
+EVERYTHING = {"taken": 1 << 62}
 REPLY = "server!1"
 FLOW = "flow?1"
 
@@ -49,7 +50,7 @@ def response(layer: IPCChannelLayer) -> tuple[dict[str, Any], bytes]:
     head = message = take(layer)
     pieces = [message["content"]]
     while message["more_content"]:
-        layer.send(FLOW, {"taken": len(pieces)})
+        layer.send(FLOW, EVERYTHING)
         message = take(layer)
         assert "status" not in message
         pieces.append(message["content"])
@@ -111,7 +112,7 @@ def test_a_response_of_any_size(
     messages = []
     while not messages or messages[-1]["more_content"]:
         messages.append(take(layer))
-        layer.send(FLOW, {"taken": len(messages)})
+        layer.send(FLOW, EVERYTHING)
     assert b"".join(message["content"] for message in messages) == bytes(size)
     if announced:
         assert len(messages) == max(1, -(-size // CONTENT_CHUNK))
@@ -261,20 +262,33 @@ def test_an_application_that_fails_in_the_middle(
     assert take(layer)["status"] == 200  # the answer to the next request
 
 
-def test_it_waits_while_the_server_has_no_room(layer: IPCChannelLayer, work: Work) -> None:
-    work(application(*[b"x"] * 10))
+@pytest.mark.parametrize(("size", "ahead"), [(1, 16), (WINDOW // 4, 4), (WINDOW // 5, 5)])
+def test_it_is_no_further_ahead_than_it_may(
+    layer: IPCChannelLayer, work: Work, size: int, ahead: int
+) -> None:
+    """Of what the server has taken; small messages are bounded in number."""
+    weight = max(size, WINDOW // 16)
+    total = 2 * ahead + 1
+    work(application(*[bytes(size)] * total))
     send(layer)
 
     def pending() -> Any:
         return layer.channel_statistics("server!")["messages_pending"]
 
-    until(lambda: pending() == WINDOW)
-    assert [take(layer)["order"] for _ in range(WINDOW)] == [0, 1, 2]
+    until(lambda: pending() == ahead)
+    assert [take(layer)["order"] for _ in range(ahead)] == list(range(ahead))
     assert pending() == 0
-    layer.send(FLOW, {"taken": 2})
+    layer.send(FLOW, {"taken": 2 * weight})
     until(lambda: pending() == 2)
-    layer.send(FLOW, {"taken": 100})
-    assert [take(layer)["order"] for _ in range(3, 11)] == list(range(3, 11))
+    layer.send(FLOW, EVERYTHING)
+    rest = range(ahead, total + 1)
+    assert [take(layer)["order"] for _ in rest] == list(rest)
+
+
+def test_a_window_of_any_size_lets_it_go_on(layer: IPCChannelLayer, work: Work) -> None:
+    work(application(b"hello"))
+    send(layer, flow_channel=FLOW, flow_window=1, flow=False)
+    assert response(layer)[1] == b"hello"
 
 
 def test_it_waits_while_the_channel_is_full(prefix: str, work: Work, layer: Any) -> None:
@@ -319,7 +333,7 @@ def test_it_gives_up_when_the_reader_is_dead(
     )
     assert reader.stdout is not None and reader.stdout.readline()
     send(layer, flow=flow, reply_channel="dead!1")
-    until(lambda: layer.channel_statistics("dead!")["messages_pending"] >= WINDOW)
+    until(lambda: layer.channel_statistics("dead!")["messages_pending"] >= 10)
     assert not closed.is_set()
     reader.kill()
     reader.communicate()
@@ -331,7 +345,7 @@ def test_it_gives_up_when_the_reader_stands_still(
     prefix: str, work: Work, layer: IPCChannelLayer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "asgi_ipc")
-    work(application(*[b"x"] * 10), timeout=0.1)
+    work(application(*[b"x"] * 100), timeout=0.1)
     send(layer)
     until(lambda: "stood still for 0.1 seconds" in caplog.text)
 
