@@ -61,25 +61,23 @@ class Replies:
 
     def take(self, box: Mailbox, deadline: float) -> dict[str, Any] | None:
         """The next reply in `box`; None if none has come by `deadline`, which may be past."""
-        while True:
-            leads = False
-            try:
+        leads = False
+        try:
+            while not box.messages:
                 with self._lock:
-                    if box.messages:
-                        return box.messages.popleft()
                     if not self._receiving:
                         leads = self._receiving = True
-                    else:
+                    elif not box.messages:
                         box.wake.clear()
                         box.sleeps = True
                 if leads:
                     self._receive_for(box, deadline)
-                else:
-                    box.wake.wait(max(0.0, deadline - time.monotonic()))
-            finally:
-                self._hand_over(box, leads)
-            if not box.messages and time.monotonic() >= deadline:
-                return None
+                    break
+                if not box.wake.wait(max(0.0, deadline - time.monotonic())):
+                    break
+            return box.messages.popleft() if box.messages else None
+        finally:
+            self._hand_over(box, leads)
 
     def _receive_for(self, box: Mailbox, deadline: float) -> None:
         """Receive for all, until there is something in `box` or time is up."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
+import itertools
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -45,11 +46,12 @@ class Site:
     """Where it is, and a client for it."""
 
     def __init__(
-        self, port: int, server: processes.Process, workers: list[processes.Process]
+        self, port: int, server: processes.Process, start_worker: Callable[[], processes.Process]
     ) -> None:
         self.port = port
         self.server = server
-        self.workers = workers
+        self.start_worker = start_worker
+        self.workers = [start_worker() for _ in range(WORKERS)]
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=processes.LIVENESS)
@@ -125,14 +127,17 @@ def running(
         module, *options = (option.format(port=port) for option in SERVERS[server])
         front = start("server", module, *options, f"{MODULES}.front:application")
         site = f"{MODULES}.{FRAMEWORKS[framework]}"
-        workers = [
-            start(f"worker-{number}", "asgi_ipc.wsgi", site, "--prefix", prefix)
-            for number in range(WORKERS)
-        ]
-        for worker in workers:
+        numbers = itertools.count()
+
+        def start_worker() -> processes.Process:
+            name = f"worker-{next(numbers)}"
+            return start(name, "asgi_ipc.wsgi", site, "--prefix", prefix)
+
+        running = Site(port, front, start_worker)
+        for worker in running.workers:
             worker.wait_for_output("is ready")
         front.wait_for_port(port)
-        yield Site(port, front, workers)
+        yield running
 
 
 def needs_wrk() -> None:

@@ -60,14 +60,8 @@ def test_a_wsgi_server_in_front_of_workers_of_channels_1(start: Start) -> None:
     pytest.importorskip("waitress", reason="lacking: waitress")
     python = environments.environment("channels1")
     port = processes.free_port()
-    listen = f"127.0.0.1:{port}"
     front = start(
-        "front",
-        sys.executable,
-        "-m",
-        "waitress",
-        "--listen",
-        listen,
+        *("front", sys.executable, "-m", "waitress", "--listen", f"127.0.0.1:{port}"),
         "tests.wsgi.sites.front:application",
     )
     worker = start("worker", python, SITE / "manage.py", "runworker")

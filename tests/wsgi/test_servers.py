@@ -140,41 +140,81 @@ def test_a_client_that_takes_its_time_holds_up_nobody(site: Site) -> None:
     slow.close()
 
 
+class Load:
+    """Threads that ask for as long as the block lasts, and count the answers by their status; a
+    wrong answer counts as its negative."""
+
+    def __init__(self, site: Site, threads: int) -> None:
+        self.statuses: Counter[int] = Counter()
+        self._site = site
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
+
+    def _ask(self) -> None:
+        while not self._over.is_set():
+            answer = self._site.ask("/echo/hello")
+            wrong = answer.status == 200 and answer.content != b"you said hello and no more"
+            self.statuses[-200 if wrong else answer.status] += 1
+
+    def total(self) -> int:
+        return sum(self.statuses.values())
+
+    def wait_for(self, more: int) -> None:
+        wanted = self.total() + more
+        processes.wait_until(lambda: self.total() >= wanted, f"{more} more answers")
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(processes.LIVENESS)
+            assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("pair", ONE_OF_EACH, ids="-".join)
 def test_a_killed_worker_loses_the_request_that_it_held(
     pair: tuple[str, str], prefix: str, tmp_path: Path
 ) -> None:
     held = tmp_path / "held"
     held.mkdir()
-    statuses: Counter[int] = Counter()
-    over = threading.Event()
-    with running(*pair, prefix, tmp_path, timeout=3) as site:
-
-        def load() -> None:
-            while not over.is_set():
-                answer = site.ask("/echo/hello")
-                right = answer.content == b"you said hello and no more"
-                statuses[answer.status if right else -answer.status] += 1
-
-        threads = [threading.Thread(target=load) for _ in range(3)]
-        lost = []
+    lost = []
+    with running(*pair, prefix, tmp_path, timeout=4) as site:
         victim = threading.Thread(target=lambda: lost.append(site.ask(f"/hold{held}").status))
-        for thread in [*threads, victim]:
-            thread.start()
-        processes.wait_until(lambda: list(held.iterdir()), "a worker that holds a request")
-        pid = int(next(held.iterdir()).name)
-        assert pid in [worker.pid for worker in site.workers]
-        before = sum(statuses.values())
-        os.kill(pid, signal.SIGKILL)
-        victim.join(processes.LIVENESS)
-        processes.wait_until(lambda: sum(statuses.values()) > before + 100, "more answers")
-        over.set()
-        for thread in threads:
-            thread.join(processes.LIVENESS)
+        with Load(site, threads=3) as load:
+            victim.start()
+            processes.wait_until(lambda: list(held.iterdir()), "a worker that holds a request")
+            pid = int(next(held.iterdir()).name)
+            assert pid in [worker.pid for worker in site.workers]
+            os.kill(pid, signal.SIGKILL)
+            load.wait_for(100)
+            victim.join(processes.LIVENESS)
         assert lost == [504]
-        assert set(statuses) == {200}
-        after = sum(statuses.values()) - before
-        print(f"{before} answers before the kill, {after} after it")
+        assert set(load.statuses) == {200}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+def test_workers_that_are_replaced_under_load(
+    prefix: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    """By SIGTERM nothing is lost; by SIGKILL what each held: with one thread one at the most."""
+    times = 40 if FULL else 8
+    with running("gunicorn-threads", "flask", prefix, tmp_path, timeout=8) as site:
+        with Load(site, threads=6) as load:
+            for _ in range(times):
+                load.wait_for(50)
+                worker = site.workers.pop(0)
+                worker.wait_for_output("is ready")
+                os.kill(worker.pid, number)
+                assert worker.wait_for_end() == (0 if number is signal.SIGTERM else -number)
+                site.workers.append(site.start_worker())
+            load.wait_for(50)
+        print(f"{times} times {number.name}: {dict(load.statuses)}")
+        assert load.statuses.keys() <= {200, 504}
+        assert load.statuses[504] <= (0 if number is signal.SIGTERM else times)
         layer = IPCChannelLayer(prefix)
         assert layer.receive(["http.request"]) == (None, None)
         layer.close()
