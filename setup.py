@@ -28,14 +28,17 @@ TEST = [
     *TWISTED,
     *CHANNELS,
     "Django",
+    "Flask",
     "async-timeout",
     "daphne>=4",
+    "gunicorn",
     "hypothesis",
     "mypy",
     "pytest>=7",
     "pytest-asyncio>=0.24",
     "ruff",
     "uvloop",
+    "waitress",
     "websockets>=15",
 ]
 

@@ -25,9 +25,13 @@ BANDS = {
     },
     "system": {"files", "cgroup", "lock", "doorbell", "segment"},
     "attachment": {"drops", "attachment"},
-    "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub"},
+    "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub", "readers"},
     "shells": {"aio.layer", "aio.waiter", "sync", "reactor"},
     "packages": {"", "aio"},
+    "adapters": {
+        *("wsgi.messages", "wsgi.replies", "wsgi.adapter", "wsgi.reply", "wsgi.worker"),
+        *("wsgi.command", "wsgi", "wsgi.__main__"),
+    },
 }
 
 # What modules that know no clock, no lock and no system call have use for.
