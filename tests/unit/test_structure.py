@@ -18,16 +18,22 @@ PACKAGE = Path(asgi_ipc.__file__).parent
 
 # From the bottom to the top. A module imports from its own band and from those before it.
 BANDS = {
-    "leaves": {"errors", "names", "layout", "codec", "options", "base_layer"},
+    "leaves": {"errors", "names", "layout", "codec", "options", "base_layer", "statistics"},
     "store": {
         *("memory", "table", "log", "waiters", "queues", "store"),
         *("groups", "plans", "recovery", "inbox", "verify"),
     },
-    "system": {"files", "cgroup", "lock", "doorbell", "segment"},
+    "system": {"files", "cgroup", "lock", "doorbell", "procfs", "segment"},
     "attachment": {"drops", "attachment"},
+    "looking": {"view", "locked", "inspection"},
     "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub"},
     "shells": {"aio.layer", "aio.waiter", "sync", "reactor"},
     "packages": {"", "aio"},
+    "operating": {"surroundings", "diagnosis"},
+    "command": {
+        *("__main__", "command", "command.cli", "command.common", "command.exits"),
+        *("command.show", "command.messages", "command.care", "command.doctor"),
+    },
 }
 
 # What modules that know no clock, no lock and no system call have use for.
@@ -48,6 +54,8 @@ ONLY = {
     "twisted": {"reactor"},
     "zope": {"reactor"},
     "django": set(),
+    "click": {name for name in BANDS["command"] if name.startswith("command.")},
+    "rich": {"command.common"},
     "channels": set(),
     "channels_redis": {"aio.distributed", "distributed"},
     "asgi_redis": set(),
