@@ -24,7 +24,7 @@ CRYPTOGRAPHY = ["cryptography"]
 TWISTED = ["Twisted"]
 CHANNELS = ["channels>=4"]
 CLI = ["click>=8.1", "rich>=13", "textual>=1"]
-PROMETHEUS = ["prometheus_client"]
+PROMETHEUS = ["prometheus_client>=0.20"]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,

@@ -227,6 +227,10 @@ class Snapshot:
             key=lambda channel: channel.name,
         )
 
+    def name(self, row: int) -> str:
+        """The name of a channel by the reference of its row."""
+        return _name(self.queues[row], Q_NAME)
+
     def _channel(
         self,
         row: int,

@@ -5,11 +5,15 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .bench import bench
 from .care import destroy, flush, verify
 from .common import Commands
 from .doctor import doctor
+from .export import export
 from .messages import group_send, receive, send
 from .show import channels, groups, list_layers, processes, stats
+from .tail import tail
+from .top import top
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,6 +34,8 @@ for command in (
     channels,
     groups,
     processes,
+    top,
+    tail,
     send,
     receive,
     group_send,
@@ -37,5 +43,7 @@ for command in (
     flush,
     destroy,
     doctor,
+    bench,
+    export,
 ):
     cli.add_command(command)

@@ -182,6 +182,14 @@ def span(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def short_span(seconds: float) -> str:
+    """The same in six columns at the most."""
+    for unit, following, name in ((1, 60, "s"), (60, 3600, "m"), (3600, 172800, "h")):
+        if seconds < following:
+            return f"{seconds / unit:.1f}{name}"
+    return f"{seconds / 86400:.0f}d"
+
+
 def rate(per_second: float) -> str:
     """A rate as people read it: enough digits for small ones."""
     return f"{per_second:.0f}" if per_second >= 10 or not per_second else f"{per_second:.2g}"

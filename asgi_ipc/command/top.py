@@ -1,0 +1,41 @@
+"""``top``: a live screen of one layer."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ..view import View
+from .common import fail, prefix_option
+from .exits import UNUSABLE, WRONG_USAGE
+
+
+@click.command()
+@prefix_option
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Look that often.",
+)
+def top(prefix: str, interval: float) -> None:
+    """Watch a layer on a live screen: its busiest channels, and its processes.
+
+    Keys: s sorts by the next column (rate, depth, oldest, refused, name), / filters the channels,
+    Escape shows all again, p pauses, q quits. NO_COLOR=1 does without colour.
+    """
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        fail(
+            "top needs a terminal; for scripts there are stats, channels and processes", WRONG_USAGE
+        )
+    try:
+        from .screen import Top
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "textual":
+            raise
+        fail("top needs textual, which is not installed: pip install 'asgi_ipc[cli]'", UNUSABLE)
+    View(prefix)  # or say which layers there are
+    Top(prefix, interval).run()
