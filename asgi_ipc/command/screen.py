@@ -38,7 +38,6 @@ class Top(App[None]):
     #channels { height: 2fr; scrollbar-size-vertical: 1; }
     #processes { height: 1fr; min-height: 5; max-height: 12; scrollbar-size-vertical: 1; }
     #filter { height: 1; border: none; padding: 0 1; display: none; }
-    #filter.shown { display: block; }
     """
     BINDINGS: ClassVar[list[Any]] = [
         Binding("q", "quit", "Quit"),
@@ -85,8 +84,8 @@ class Top(App[None]):
 
     def action_filter(self) -> None:
         field = self.query_one("#filter", Input)
-        field.add_class("shown")
-        field.focus()
+        field.display = True
+        self.screen.set_focus(field)
 
     def action_no_filter(self) -> None:
         self.query_one("#filter", Input).value = ""
@@ -104,8 +103,8 @@ class Top(App[None]):
         self._leave_filter()
 
     def _leave_filter(self) -> None:
-        self.query_one("#filter").remove_class("shown")
-        self.query_one("#channels").focus()
+        self.query_one("#filter").display = False
+        self.screen.set_focus(self.query_one("#channels"))
         self.show()
 
     # -- what is shown ----------------------------------------------------------------------------

@@ -27,10 +27,9 @@ def top(prefix: str, interval: float) -> None:
     Keys: s sorts by the next column (rate, depth, oldest, refused, name), / filters the channels,
     Escape shows all again, p pauses, q quits. NO_COLOR=1 does without colour.
     """
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        fail(
-            "top needs a terminal; for scripts there are stats, channels and processes", WRONG_USAGE
-        )
+    # textual draws on standard error.
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        fail("top needs a terminal; for scripts there are stats and channels", WRONG_USAGE)
     try:
         from .screen import Top
     except ModuleNotFoundError as error:
