@@ -56,6 +56,7 @@ class Top(App[None]):
         self.order = 0
         self.pattern = ""
         self.paused = False
+        self.looks = 0  # snapshots taken so far
         self._view: View | None = None
         self._before: Snapshot | None = None  # what the shown rates begin with
         self._now: Snapshot | None = None
@@ -124,6 +125,7 @@ class Top(App[None]):
         else:
             self._problem = ""
             self._before, self._now = self._now, snapshot
+            self.looks += 1
         self.show()
 
     def show(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from asgi_ipc import IPCChannelLayer
 
 from ..clients.processes import wait_until
-from ..environments import child_environment
+from ..environments import REPOSITORY, child_environment
 from .conftest import Live, Run
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="lacking: tmux")
@@ -217,3 +218,22 @@ def test_without_textual_it_says_what_to_install(live: Live) -> None:
         check=False,
     )
     assert ran.returncode == 3 and "pip install 'asgi_ipc[cli]'" in ran.stderr, ran.stderr
+
+
+def test_the_picture_is_drawn_of_the_real_screen(prefix: str, tmp_path: Path) -> None:
+    """And the one in the documentation shows the same columns."""
+    made = tmp_path / "top.svg"
+    subprocess.run(
+        [sys.executable, REPOSITORY / "docs" / "draw_top.py", "--to", made, "--prefix", prefix],
+        env=child_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=True,
+    )
+    for picture in (made, REPOSITORY / "docs" / "images" / "top.svg"):
+        text = picture.read_text(encoding="utf-8")
+        assert text.startswith("<svg") and str(REPOSITORY) not in text
+        shown = " ".join(re.sub("<[^>]*>", " ", html.unescape(text)).split())
+        assert "CHANNEL FULL DEPTH OLDEST IN/S OUT/S REFUSED READERS" in shown
+        assert "PID STATE ATTACHED WAITS FOR COMMAND" in shown
+        assert re.search(r"thumbnails █{10} 50/50 ", shown)
