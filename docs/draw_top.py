@@ -4,8 +4,8 @@ running.
     python docs/draw_top.py                              writes the picture
     python docs/draw_top.py --to FILE --prefix PREFIX    another file, another prefix
 
-Needs the extra ``cli``. The site is two servers with sockets in a group, a worker that keeps up, one
-that does not, and a script that sends to all of them.
+Needs the extra ``cli``. The site is two servers with sockets in a group, workers of which one does
+not keep up, and a script that sends to all of them.
 """
 
 from __future__ import annotations
