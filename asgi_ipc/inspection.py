@@ -84,7 +84,7 @@ from .layout import (
     WORD,
 )
 from .lock import FileLock, machine, mutex_holder, process_of
-from .procfs import command_line, is_stopped, user_name
+from .procfs import command_line, is_stopped, printable, user_name
 from .segment import Paths, look, prefixes
 from .statistics import (
     Channel,
@@ -397,7 +397,7 @@ def layers() -> list[Layer]:
 def _layer(prefix: str) -> Layer:
     paths = Paths(prefix)
     status = os.stat(f"/dev/shm{paths.segment}", follow_symlinks=False)
-    version = messages = processes = 0
+    version = in_use = messages = processes = 0
     problem = ""
     try:
         outside = Descriptor(look(paths))
@@ -406,6 +406,7 @@ def _layer(prefix: str) -> Layer:
             version = int.from_bytes(head[WORD:], sys.byteorder)
         snapshot = Snapshot(View(prefix))
         messages, processes = snapshot.totals().messages, len(snapshot.attached)
+        in_use = snapshot.header[S_LIVE] * WORD
     except FileNotFoundError:
         raise
     except IPCError as error:
@@ -418,6 +419,7 @@ def _layer(prefix: str) -> Layer:
         owner=user_name(status.st_uid),
         mode=status.st_mode & 0o777,
         size=status.st_size,
+        in_use=in_use,
         reserved=status.st_blocks * 512,
         messages=messages,
         processes=processes,
@@ -427,7 +429,8 @@ def _layer(prefix: str) -> Layer:
 
 def _name(words: memoryview[int], at: int) -> str:
     length = min(words[R_KEY] & 0xFFFFFFFF, _NAME_BYTES)
-    return words[at : at + _NAME_BYTES // WORD].tobytes()[:length].decode("ascii", "replace")
+    name = words[at : at + _NAME_BYTES // WORD].tobytes()[:length].decode("ascii", "replace")
+    return name if name.isprintable() else printable(name)
 
 
 def _seconds(word: int) -> float:

@@ -10,7 +10,7 @@ def command_line(pid: int) -> str:
     """The command line of a process of this PID namespace; "" if it cannot be told."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+            return printable(file.read().replace(b"\0", b" ").decode(errors="replace").strip())
     except OSError:
         return ""
 
@@ -22,6 +22,11 @@ def is_stopped(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
     except (OSError, IndexError):
         return False
+
+
+def printable(text: str) -> str:
+    """`text` without what would control a terminal: others chose it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def user_name(uid: int) -> str:

@@ -129,6 +129,7 @@ class Layer:
     owner: str  # a user's name, or a uid that has none
     mode: int  # permission bits
     size: int  # bytes of addresses
+    in_use: int  # bytes, by messages
     reserved: int  # bytes of the machine's memory
     messages: int
     processes: int

@@ -32,6 +32,7 @@ from .layout import (
     WORD,
     record_words,
 )
+from .procfs import printable
 from .queues import checksum
 from .view import View
 
@@ -131,7 +132,7 @@ class Tap:
                 Seen(
                     seq,
                     self._name(row),
-                    tuple(local_parts.decode("ascii", "replace").split(_SEPARATOR))
+                    tuple(printable(local_parts.decode("ascii", "replace")).split(_SEPARATOR))
                     if parts
                     else (),
                     sent,
@@ -151,6 +152,7 @@ class Tap:
         known = self._names.get(row)
         if known is None or known[0] != words[R_GENERATION]:
             name = words[Q_NAME:].tobytes()[: words[R_KEY] & 0xFF].decode("ascii", "replace")
+            name = printable(name)
             if len(self._names) > _AT_ONCE:
                 self._names.clear()
             known = self._names[row] = (words[R_GENERATION], name)

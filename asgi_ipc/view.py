@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from .attachment import Attachment, holders
-from .errors import CorruptStore, IncompatibleSegment, IPCError
+from .errors import CorruptHeader, CorruptStore, IncompatibleSegment, IPCError
 from .files import Descriptor
 from .layout import (
     H_GROUP_MEMORY,
@@ -64,10 +64,10 @@ class View:
     def _check(self) -> Layout:
         what = f"the segment of prefix {self.prefix!r}"
         if self.size < PAGE:
-            raise CorruptStore(f"{what} is too short to be one of ours")
+            raise CorruptHeader(f"{what} is too short to be one of ours")
         header = self.words(0, PAGE // WORD)
         if header[H_MAGIC] != MAGIC:
-            raise CorruptStore(f"{what} is not one of ours, or was never finished")
+            raise CorruptHeader(f"{what} is not one of ours, or was never finished")
         if header[H_VERSION] != VERSION:
             raise IncompatibleSegment(
                 f"{what} has layout version {header[H_VERSION]}, this package has version "
@@ -76,7 +76,7 @@ class View:
         sizes = header[H_MESSAGE_MEMORY], header[H_GROUP_MEMORY], header[H_MAX_MESSAGE]
         layout = Layout(*sizes) if max(sizes) <= self.size else None
         if layout is None or not layout.size == header[H_SIZE] == self.size:
-            raise CorruptStore(f"the header of prefix {self.prefix!r} contradicts itself")
+            raise CorruptHeader(f"the header of prefix {self.prefix!r} contradicts itself")
         return layout
 
     def read(self, offset: int, length: int) -> bytes:
@@ -125,7 +125,10 @@ class View:
     def table(self, header: memoryview[int], table: TableMap) -> dict[int, memoryview[int]]:
         """A copy of the rows in use: reference → its words."""
         high, width = header[table.state + T_HIGH], table.words
-        if high > table.rows or high * width * WORD > header[table.state + T_RESERVED]:
+        reserved = header[table.state + T_RESERVED]
+        # Whoever made it might claim any number; what is not there need not be read.
+        there = self.reserved() if self.paths.shows else self.size
+        if high > table.rows or high * width * WORD > reserved or reserved > there:
             raise CorruptStore(f"the tables of prefix {self.prefix!r} contradict themselves")
         found = {}
         for first in range(0, high, _ROWS_AT_ONCE):

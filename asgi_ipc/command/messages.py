@@ -75,7 +75,9 @@ def _bytes_of(found: dict[str, Any]) -> Any:
 
 def json_of(message: Any) -> str:
     """A message as one line of JSON that `message_of` reads."""
-    return json.dumps(message, default=_base64_of, ensure_ascii=False)
+    text = json.dumps(message, default=_base64_of, ensure_ascii=False)
+    # What would control a terminal is written as \u....
+    return text if text.isprintable() else json.dumps(message, default=_base64_of)
 
 
 def _base64_of(value: Any) -> dict[str, str]:

@@ -40,7 +40,8 @@ _ORDERS = {
 def list_layers(as_json: bool) -> None:
     """List the layers on this machine, whoever owns them.
 
-    MEMORY is what a layer has taken from the machine, SIZE what it could take at the most.
+    IN_USE is what messages take, RESERVED what a layer has taken from the machine, SIZE what it
+    could take at the most.
     """
     found = layers()
     if as_json:
@@ -50,13 +51,24 @@ def list_layers(as_json: bool) -> None:
         click.echo("There are no layers on this machine.")
         return
     print_table(
-        ["PREFIX", "VERSION", "OWNER", "MODE", "MEMORY", "SIZE", "MESSAGES", "PROCESSES"],
+        [
+            "PREFIX",
+            "VERSION",
+            "OWNER",
+            "MODE",
+            "IN_USE",
+            "RESERVED",
+            "SIZE",
+            "MESSAGES",
+            "PROCESSES",
+        ],
         [
             [
                 layer.prefix,
                 str(layer.layout_version or "?"),
                 layer.owner,
                 f"{layer.mode:04o}",
+                "?" if layer.problem else size(layer.in_use),
                 size(layer.reserved),
                 size(layer.size),
                 "?" if layer.problem else str(layer.messages),
@@ -64,7 +76,7 @@ def list_layers(as_json: bool) -> None:
             ]
             for layer in found
         ],
-        right="VERSION MEMORY SIZE MESSAGES PROCESSES",
+        right="VERSION IN_USE RESERVED SIZE MESSAGES PROCESSES",
     )
     for layer in found:
         if layer.problem:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 from asgi_ipc import IPCChannelLayer
+from asgi_ipc.inspection import Snapshot
+from asgi_ipc.view import View
 
+from ..clients.processes import running
 from ..contract import until
+from ..environments import child_environment
 from .conftest import Live, Run
 
 
@@ -94,3 +100,28 @@ def test_the_options_of_the_live_segment_are_used(prefix: str, run: Run) -> None
     del layer
     until(lambda: run("list", "--json").output.count(prefix) == 1)
     assert run("receive", "a", "--timeout", "0").json["message"] == {"n": 1}
+
+
+def test_ctrl_c_ends_a_receive(live: Live, tmp_path: Path) -> None:
+    arguments = ["receive", "empty", "--timeout", "60", "--prefix", live.prefix]
+    with running(
+        [sys.executable, "-m", "asgi_ipc", *arguments],
+        log=tmp_path / "receive.log",
+        environment=child_environment(),
+    ) as process:
+
+        def waits() -> bool:
+            channels = Snapshot(View(live.prefix)).channels()
+            return any(process.pid in channel.waiting for channel in channels)
+
+        process.wait_until(waits, "it to wait")
+        process._child.send_signal(signal.SIGINT)
+        assert process.wait_for_end() == 130
+    assert "Traceback" not in process.output()
+
+
+def test_a_payload_does_not_control_the_terminal(live: Live, run: Run) -> None:
+    IPCChannelLayer(live.prefix).send("bad", {"text": "\x1b[31m \x9b31m \u00e4"})
+    got = run("receive", "bad", "--timeout", "0")
+    assert got.json["message"]["text"] == "\x1b[31m \x9b31m \u00e4"
+    assert got.output.rstrip("\n").isprintable()

@@ -10,12 +10,13 @@ import pytest
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.errors import IncompatibleSegment
 from asgi_ipc.inspection import Snapshot
-from asgi_ipc.layout import H_VERSION, VERSION, WORD
+from asgi_ipc.layout import H_VERSION, Q_NAME, S_TABLES, T_HIGH, T_RESERVED, VERSION, WORD
 from asgi_ipc.view import View
 
 from ..contract import until
 from ..unit.processes import NOBODY, is_root
 from .conftest import Live, Run, resume, stop
+from .test_care import write_word
 
 
 def test_list_shows_every_layer(live: Live, run: Run) -> None:
@@ -23,7 +24,7 @@ def test_list_shows_every_layer(live: Live, run: Run) -> None:
     assert layer["layout_version"] == VERSION
     assert layer["mode"] == 0o600
     assert (layer["messages"], layer["processes"], layer["problem"]) == (8, 2, "")
-    assert layer["size"] > layer["reserved"] > 100_000
+    assert layer["size"] > layer["reserved"] > 100_000 > layer["in_use"] > 8 * 64
     assert live.prefix in run("list").output
 
 
@@ -161,3 +162,26 @@ def test_another_user_sees_that_it_is_there_and_no_more(live: Live) -> None:
 
     owner, messages, problem = in_child(look)
     assert (owner, messages) == ("root", 0) and "another user" in problem
+
+
+def test_nothing_in_a_segment_controls_the_terminal(prefix: str, run: Run) -> None:
+    """A name that no version of this package wrote, in a layer that root may look at."""
+    layer = IPCChannelLayer(prefix)
+    layer.send("name", {"text": "\x1b[31m\x9b31m"})
+    ((row, _),) = Snapshot(View(prefix)).queues.items()
+    with open(f"/dev/shm/asgi_ipc.{prefix}", "r+b") as file:
+        file.seek((row + Q_NAME) * WORD)
+        file.write(b"\x1b[3m")
+    assert [channel.name for channel in Snapshot(View(prefix)).channels()] == ["?[3m"]
+    assert "\x1b" not in run("channels", "--interval", "0").output
+
+
+@pytest.mark.parametrize("word", [T_HIGH, T_RESERVED])
+def test_a_segment_that_claims_what_is_not_there(prefix: str, run: Run, word: int) -> None:
+    """Else whoever looks would read gigabytes of nothing."""
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    write_word(prefix, S_TABLES + word, 1 << 17)
+    write_word(prefix, S_TABLES + T_RESERVED, 1 << 40)
+    ran = run("stats")
+    assert ran.code == 3 and "contradict" in ran.errors
