@@ -20,7 +20,6 @@ from .procfs import command_line, is_stopped
 from .segment import SHM, Paths, look, prefixes
 from .statistics import Channel
 from .surroundings import OK, PROBLEM, WARNING, Finding, machine_findings, mib
-from .verify import verify
 from .view import View
 
 _MUCH = 0.9  # of a limit, from which on it is worth a word
@@ -195,7 +194,7 @@ def _state(view: View, snapshot: Snapshot) -> Iterator[Finding]:
         )
         return
     try:
-        wrong = verify(*locked.copy(view, _SOON))
+        wrong = locked.complaints(view, _SOON)
     except (LockTimeout, LockLost) as error:
         yield Finding(PROBLEM, prefix, "lock", str(error))
         return

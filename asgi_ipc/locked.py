@@ -1,4 +1,4 @@
-"""What is done to a segment from outside under its lock: a copy for `verify`, and a flush.
+"""What is done to a segment from outside under its lock: `verify`, if need be, and a flush.
 
 Neither attaches, which would first put the store in order and fail where that cannot be done. The
 lock is held only for as long as the work itself takes, and whoever stops this process meanwhile
@@ -25,6 +25,8 @@ from .layout import (
     H_NONCE,
     H_PID_NS,
     H_TIME_NS,
+    HALF_HEAD,
+    HALF_TAIL,
     LOCK_MUTEX,
     PAGE,
     S_MARK,
@@ -34,6 +36,7 @@ from .layout import (
 from .lock import FileLock, Mutex, Section, machine, make_section
 from .segment import look, namespace
 from .store import Store
+from .verify import verify
 from .view import View
 
 
@@ -56,33 +59,41 @@ def foreign_lock(header: memoryview[int]) -> str:
     return ""
 
 
-def copy(view: View, timeout: float) -> tuple[Store, float]:
-    """A store on a copy of the segment that was made under its lock, and the time of that.
+def complaints(view: View, timeout: float) -> list[str]:
+    """What is wrong with a segment, in words; [] when all is well. Changes nothing.
 
-    What it is copied to has been touched before, so that the lock is not held for page faults.
-    Nothing is changed, also if the store is dirty. Raises LockTimeout after `timeout` seconds, and
-    IncompatibleSegment where the lock must not be touched.
+    Looks at a copy that was made without the lock. Damage shows there too, but under traffic a copy
+    is not of one moment: if there is anything to complain of, another is made under the lock. Then
+    it raises LockTimeout after `timeout` seconds, and IncompatibleSegment where the lock must not
+    be touched.
     """
-    layout = view.layout
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-    copied = mmap.mmap(-1, layout.size, flags)
+    store = Store(mmap.mmap(-1, view.layout.size, flags), view.layout)
+    try:
+        found = verify(store, _copy(view, store))
+        if found:
+            section = _section(view, _open(view, PAGE), timeout)
+            found = verify(store, section(_copy, view, store))
+        return found
+    finally:
+        store.close()
 
-    def copy_all() -> float:
-        state = view.words(0, PAGE // WORD)
-        parts = [(0, layout.fixed_bytes // WORD)]
-        for table in (layout.queues, layout.groups, layout.members):
-            rows = min(state[table.state + T_HIGH], table.rows)
-            parts.append((table.base, table.base + rows * table.words))
-        parts.append((layout.log, min(max(state[S_MARK], layout.log), layout.log_end)))
-        for start, end in parts:
-            read = view.read(start * WORD, (end - start) * WORD)
-            copied[start * WORD : start * WORD + len(read)] = read
-        return time.monotonic()
 
-    section = _section(view, _open(view, PAGE), timeout)
-    copy_all()
-    copied_at: float = section(copy_all)
-    return Store(copied, layout), copied_at
+def _copy(view: View, store: Store) -> float:
+    """Copy all that `verify` looks at. Returns the time of that."""
+    layout, target = view.layout, memoryview(store.buffer)
+    state = view.words(0, PAGE // WORD)
+    halves = state.cast("B").cast("I")
+    parts = [(0, layout.fixed_bytes // WORD)]
+    for table in (layout.queues, layout.groups, layout.members):
+        rows = min(state[table.state + T_HIGH], table.rows)
+        parts.append((table.base, table.base + rows * table.words))
+    head, tail, mark = halves[HALF_HEAD], halves[HALF_TAIL], state[S_MARK]
+    parts += [(tail, head)] if tail <= head else [(layout.log, head), (tail, mark)]
+    for start, end in parts:
+        if 0 <= start <= end <= layout.log_end:  # or `verify` says what is wrong with it
+            view.read_into(target[start * WORD : end * WORD], start * WORD)
+    return time.monotonic()
 
 
 def flush(view: View, timeout: float) -> None:

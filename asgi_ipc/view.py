@@ -85,6 +85,19 @@ class View:
             return self._memory[offset : offset + length]
         return os.pread(self.fd, length, offset)
 
+    def read_into(self, target: memoryview[int], offset: int) -> None:
+        """Fill `target` with bytes of the segment, as far as there are any."""
+        if self._memory is not None:
+            read = self._memory[offset : offset + len(target)]
+            target[: len(read)] = read
+            return
+        done = 0
+        while done < len(target):
+            count = os.preadv(self.fd, [target[done:]], offset + done)
+            if not count:
+                return
+            done += count
+
     def words(self, first: int, count: int) -> memoryview[int]:
         """A copy of words of the segment."""
         read = self.read(first * WORD, count * WORD)
