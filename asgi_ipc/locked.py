@@ -9,7 +9,6 @@ anew.
 from __future__ import annotations
 
 import mmap
-import os
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ from . import recovery
 from .attachment import ring_all
 from .doorbell import Ringer
 from .errors import IncompatibleSegment
-from .files import Descriptor
+from .files import Descriptor, open_file
 from .layout import (
     H_LOCK,
     H_LOCK_KIND,
@@ -34,7 +33,7 @@ from .layout import (
     WORD,
 )
 from .lock import FileLock, Mutex, Section, machine, make_section
-from .segment import look, namespace
+from .segment import attach_lock, look, namespace
 from .store import Store
 from .verify import verify
 from .view import View
@@ -99,16 +98,18 @@ def _copy(view: View, store: Store) -> float:
 def flush(view: View, timeout: float) -> None:
     """Forget all messages and groups, whatever state the store is in, and wake everybody.
 
-    Raises LockTimeout after `timeout` seconds, and IncompatibleSegment where the lock must not be
-    touched.
+    Raises LockTimeout after `timeout` seconds, IncompatibleSegment where the lock must not be
+    touched, and ForeignSegment where the layer is another user's.
     """
     memory = _open(view, view.size)
-    store = Store(memory, view.layout)
-    _section(view, memory, timeout)(recovery.flush, store, time.monotonic())
-    ringer = Ringer(view.paths.directory, store.words[H_NONCE])
-    ring_all(store, ringer)
-    ringer.close()
-    store.close()
+    # Nobody attaches meanwhile: the first one to do so would take it that nobody holds the lock.
+    with attach_lock(view.paths, view.options()["mode"]):
+        store = Store(memory, view.layout)
+        _section(view, memory, timeout)(recovery.flush, store, time.monotonic())
+        ringer = Ringer(view.paths.directory, store.words[H_NONCE])
+        ring_all(store, ringer)
+        ringer.close()
+        store.close()
 
 
 def _open(view: View, size: int) -> mmap.mmap:
@@ -128,6 +129,6 @@ def _section(view: View, memory: Any, timeout: float) -> Section:
     if words[H_LOCK_KIND] == LOCK_MUTEX:
         lock = Mutex(memory, H_LOCK * WORD)
     else:
-        path = view.paths.section_lock
-        lock = FileLock(path, lambda: os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC))
+        path, mode = view.paths.section_lock, view.options()["mode"]
+        lock = FileLock(path, lambda: open_file(path, mode))
     return make_section(lock, words, lambda: None, timeout, lambda holder: False, timeout)

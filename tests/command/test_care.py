@@ -7,12 +7,13 @@ import os
 import signal
 from pathlib import Path
 
-from asgi_ipc import IPCChannelLayer
+from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.inspection import Snapshot
 from asgi_ipc.layout import DIRTY, Q_COUNT, S_DIRTY, S_EPOCH, S_MARK, S_SEQ, S_SEQ_BASE, WORD
 from asgi_ipc.view import View
 
 from ..contract import until
+from ..unit.processes import NOBODY, in_child, is_root
 from .conftest import Live, Run
 
 
@@ -172,3 +173,24 @@ def test_destroy_of_leftovers(prefix: str, run: Run) -> None:
     os.unlink(f"/dev/shm/asgi_ipc.{prefix}")
     assert run("destroy").code == 0
     assert not list(Path("/dev/shm").glob(f"asgi_ipc.{prefix}*"))
+
+
+@is_root
+def test_only_the_owner_flushes_and_destroys(prefix: str, run: Run) -> None:
+    """Also root does not, who would leave files of his own among those of another user."""
+
+    def make() -> None:
+        os.setuid(NOBODY)
+        layer = IPCChannelLayer(prefix)
+        layer.send("a", {})
+
+    in_child(make)
+    try:
+        assert run("verify").code == 0
+        assert run("stats", "--interval", "0", "--json").json["messages"] == 1
+        for command in ("flush", "destroy"):
+            ran = run(command)
+            assert ran.code == 3 and "belongs to" in ran.errors, ran
+        assert run("stats", "--interval", "0", "--json").json["messages"] == 1
+    finally:
+        in_child(lambda: (os.setuid(NOBODY), segment.destroy(prefix)))
