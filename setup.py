@@ -23,10 +23,14 @@ def read_version() -> str:
 CRYPTOGRAPHY = ["cryptography"]
 TWISTED = ["Twisted"]
 CHANNELS = ["channels>=4"]
+CLI = ["click>=8.1", "rich>=13", "textual>=1"]
+PROMETHEUS = ["prometheus_client>=0.20"]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
     *CHANNELS,
+    *CLI,
+    *PROMETHEUS,
     "Django",
     "Flask",
     "async-timeout",
@@ -63,8 +67,11 @@ setup(
         "cryptography": CRYPTOGRAPHY,
         "twisted": TWISTED,
         "channels": CHANNELS,
+        "cli": CLI,
+        "prometheus": PROMETHEUS,
         "test": TEST,
     },
+    entry_points={"console_scripts": ["asgi-ipc = asgi_ipc.command:main"]},
     classifiers=[
         "Development Status :: 5 - Production/Stable",
         "Framework :: AsyncIO",

@@ -259,7 +259,7 @@ class Attachment:
 
     def ring_everyone(self) -> None:
         """After recovery or a flush the waiter sets are empty: all have to look and park anew."""
-        _ring_everyone(self.store, self._ringer)
+        ring_all(self.store, self._ringer)
 
     def new_bell(self, section: Section) -> tuple[int, int, Doorbell] | None:
         """A waiter id with its open doorbell: (id, generation, bell); None if ids ran out."""
@@ -501,6 +501,12 @@ def _found_or_made(wanted: Wanted, patience: float, timeout: float, flush: bool)
     return found
 
 
+def holders(members: str) -> dict[int, int]:
+    """Who is attached, read from the file of byte locks at `members`: index → process id."""
+    with _guard:
+        return Members.glance(members)
+
+
 def forget(attachment: Attachment) -> None:
     """The next call of every layer of this process attaches anew."""
     with contextlib.suppress(KeyError):
@@ -510,7 +516,8 @@ def forget(attachment: Attachment) -> None:
         user.detach(attachment)
 
 
-def _ring_everyone(store: Store, ringer: Ringer) -> None:
+def ring_all(store: Store, ringer: Ringer) -> None:
+    """Wake every waiter, to look and park anew."""
     for waiter in range(1, MAX_WAITERS):
         generation = store.waiter_generation(waiter)
         if generation:
@@ -562,7 +569,7 @@ def _release(
 
         def recover() -> None:
             recovery.recover(store, now)
-            _ring_everyone(store, ringer)
+            ring_all(store, ringer)
 
         section = make_section(
             lock,

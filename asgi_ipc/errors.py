@@ -19,6 +19,7 @@
         ├── IncompatibleSegment    another layout, machine, libc or namespace
         ├── ForeignSegment         made by somebody else, or open to the world
         ├── SegmentVanished        removed while in use
+        ├── NoSuchLayer            nothing of that prefix to look at  (FileNotFoundError)
         └── CorruptStore           bytes that no version of this package wrote
             ├── CorruptHeader          in the header that an attaching process finds
             └── LockLost               those of the lock itself
@@ -97,6 +98,10 @@ class ForeignSegment(SegmentError, PermissionError):
 
 class SegmentVanished(SegmentError):
     """The segment was unlinked while this process was attached."""
+
+
+class NoSuchLayer(SegmentError, FileNotFoundError):
+    """There is no shared memory of that prefix to look at; names those that exist."""
 
 
 class CorruptStore(SegmentError):

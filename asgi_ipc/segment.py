@@ -41,6 +41,7 @@ from .errors import (
     InvalidOption,
     LimitReached,
     LockTimeout,
+    NoSuchLayer,
     SegmentError,
 )
 from .files import Descriptor, Members, check_owner, open_file
@@ -243,6 +244,44 @@ def attach(wanted: Wanted) -> tuple[Segment, int]:
             if opened is not None:
                 os.close(opened)
             raise
+
+
+def prefixes() -> list[str]:
+    """The prefixes that have a segment on this machine, whoever owns them, in order of their names.
+
+    Empty on macOS, which does not list its shared memory.
+    """
+    found = []
+    with contextlib.suppress(OSError), os.scandir(SHM) as entries:
+        for entry in entries:
+            prefix = entry.name[len("asgi_ipc.") :]
+            if entry.name.startswith("asgi_ipc.") and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(InvalidOption):
+                    found.append(Paths(prefix).prefix)
+    return sorted(found)
+
+
+def look(paths: Paths, write: bool = False) -> int:
+    """A descriptor of a segment that is there, to look at; the caller closes it.
+
+    Not what attaching is: nothing is made or mended, and whose it is does not matter. Raises
+    NoSuchLayer, which names the layers that there are, and ForeignSegment where reading (or, with
+    `write`, writing) is not allowed.
+    """
+    try:
+        fd: int = posix_ipc.SharedMemory(paths.segment, read_only=not write).fd
+    except posix_ipc.ExistentialError:
+        others = ", ".join(prefixes())
+        raise NoSuchLayer(
+            f"there is no layer with prefix {paths.prefix!r} on this machine; "
+            + (f"there are: {others}" if others else "there is none at all")
+        ) from None
+    except posix_ipc.PermissionsError:
+        raise ForeignSegment(
+            f"the segment of prefix {paths.prefix!r} belongs to another user: run this as its "
+            "owner or as root"
+        ) from None
+    return fd
 
 
 def destroy(prefix: str) -> bool:
