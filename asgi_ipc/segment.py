@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import posix_ipc
 
 from .cgroup import cgroup_allows
+from .doorbell import Doorbell, Ringer, path_of
 from .errors import (
     CorruptHeader,
     ForeignSegment,
@@ -78,6 +79,7 @@ logger = logging.getLogger("asgi_ipc")
 
 SHM = "/dev/shm"  # where Linux shows its segments as files
 MAX_PREFIX = 100
+SUFFIX = "ASGI_IPC_PREFIX_SUFFIX"  # environment variable, see `full_prefix`
 _HALF_MADE = 5.0  # seconds to wait for whoever holds attach.lock
 
 
@@ -90,10 +92,22 @@ class Wanted(NamedTuple):
     max_message_size: int
     mode: int
     lock: str
+    # Who makes the segment where it is not shared memory: an object with a method `attach` like the
+    # function below. Layers with the same home share a segment.
+    home: Any = None
 
     @property
     def lock_kind(self) -> int:
         return LOCK_FILE if self.lock == "file" or not robust_mutexes() else LOCK_MUTEX
+
+
+def full_prefix(prefix: str) -> str:
+    """The prefix under which shared memory is looked for: with what the environment adds to it.
+
+    Tests set the variable, for themselves and for every process that they start, so that nothing of
+    them can reach the layers of a program that runs with the same settings.
+    """
+    return prefix + os.environ.get(SUFFIX, "")
 
 
 class Paths:
@@ -143,6 +157,24 @@ class Segment:
         if not cgroup_allows(length):
             return False
         return _allocate(self.fd, offset, length)
+
+    def new_bell(self, waiter: int, generation: int) -> Doorbell:
+        """The doorbell of a new waiter of this process."""
+        return Doorbell(path_of(self.paths.directory, self.nonce, waiter, generation), self.mode)
+
+    def ringer(self) -> Ringer:
+        """What rings the waiters of this segment."""
+        return Ringer(self.paths.directory, self.nonce)
+
+    def exclusively(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody else makes, heals or removes anything meanwhile."""
+        return attach_lock(self.paths, self.mode)
+
+    def leave(self, index: int) -> None:
+        """Give a process id back, and close what is open."""
+        self.members.release(index)
+        self.members.close()
+        os.close(self.fd)
 
     def vanished(self) -> bool:
         """Whether this segment or what stands beside it was removed, or is another's by now."""
@@ -214,7 +246,7 @@ def destroy(prefix: str) -> bool:
 
     Processes that are attached notice within a second, and say so.
     """
-    paths = Paths(prefix)
+    paths = Paths(full_prefix(prefix))
     found = _unlink(paths)
     if not os.path.isdir(paths.directory):
         return found
