@@ -459,34 +459,39 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
                 f"no room for a segment in {SHM}. Make it larger (Docker: --shm-size) or free some "
                 "of it"
             )
-        store = Store(memory, layout)
-        store.format(layout.log + FIRST_MARK // WORD, time.monotonic())
-        words = store.words
-        for at, value in (
-            (H_VERSION, VERSION),
-            (H_SIZE, layout.size),
-            (H_NONCE, int.from_bytes(os.urandom(8), "little")),
-            (H_MACHINE, machine()),
-            (H_PID_NS, namespace("pid")),
-            (H_TIME_NS, namespace("time")),
-            (H_LOCK_KIND, wanted.lock_kind),
-            (H_MESSAGE_MEMORY, wanted.message_memory),
-            (H_GROUP_MEMORY, wanted.group_memory),
-            (H_MAX_MESSAGE, wanted.max_message_size),
-            (H_MODE, wanted.mode),
-            (H_MEMBERS, members.inode),
-        ):
-            words[at] = value
-        store.doubles[H_CREATED] = time.monotonic()
-        if wanted.lock_kind == LOCK_MUTEX:
-            init_mutex(memory, H_LOCK * WORD)
-        words[H_MAGIC] = MAGIC
-        store.close()
+        write_header(memory, layout, wanted, members.inode)
         return Segment(paths, shm, memory, layout, members)
     except BaseException:
         os.close(shm.fd)
         _unlink(paths)
         raise
+
+
+def write_header(memory: mmap.mmap, layout: Layout, wanted: Wanted, members: int) -> None:
+    """Make zeroed memory an empty segment; `members` is the inode of the file of byte locks."""
+    store = Store(memory, layout)
+    store.format(layout.log + FIRST_MARK // WORD, time.monotonic())
+    words = store.words
+    for at, value in (
+        (H_VERSION, VERSION),
+        (H_SIZE, layout.size),
+        (H_NONCE, int.from_bytes(os.urandom(8), "little")),
+        (H_MACHINE, machine()),
+        (H_PID_NS, namespace("pid")),
+        (H_TIME_NS, namespace("time")),
+        (H_LOCK_KIND, wanted.lock_kind),
+        (H_MESSAGE_MEMORY, wanted.message_memory),
+        (H_GROUP_MEMORY, wanted.group_memory),
+        (H_MAX_MESSAGE, wanted.max_message_size),
+        (H_MODE, wanted.mode),
+        (H_MEMBERS, members),
+    ):
+        words[at] = value
+    store.doubles[H_CREATED] = time.monotonic()
+    if wanted.lock_kind == LOCK_MUTEX:
+        init_mutex(memory, H_LOCK * WORD)
+    words[H_MAGIC] = MAGIC
+    store.close()
 
 
 def namespace(kind: str) -> int:
