@@ -113,6 +113,22 @@ def child_environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
 
 
+def run_python(source: str) -> str:
+    """What a new interpreter prints that runs `source`, which must succeed."""
+    run = subprocess.run(
+        [sys.executable, "-c", source],
+        env=child_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+    return run.stdout.strip()
+
+
 def _pyenv_root() -> Path:
     named = os.environ.get("PYENV_ROOT")
     if not named and shutil.which("pyenv"):

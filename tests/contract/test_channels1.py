@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from asgi_ipc.conformance.channels1 import Channels1Contract
+
 from ..environments import REPOSITORY, child_environment, environment
-from .channels1 import Channels1Contract
 
 try:
     from asgiref import inmemory as asgiref_inmemory
@@ -33,7 +34,6 @@ class TestBlockingLayer(Channels1Contract):
 
         def make(**options: Any) -> Any:
             self.made.append(IPCChannelLayer(prefix, receive_timeout=0.2, **options))
-            self.options = options
             return self.made[-1]
 
         yield make
