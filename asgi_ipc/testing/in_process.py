@@ -126,7 +126,8 @@ class PrivateSegment(Segment):
         self.lock_kind = wanted.lock_kind
         self.mode = wanted.mode
         write_header(self.memory, self.layout, wanted, self.members.inode)
-        self.nonce = int.from_bytes(self.memory[H_NONCE * WORD :][:WORD], sys.byteorder)
+        nonce = self.memory[H_NONCE * WORD : (H_NONCE + 1) * WORD]
+        self.nonce = int.from_bytes(nonce, sys.byteorder)
         self._bells: weakref.WeakValueDictionary[tuple[int, int], _Bell] = (
             weakref.WeakValueDictionary()
         )
