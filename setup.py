@@ -49,6 +49,7 @@ setup(
     license="BSD-3-Clause",
     packages=find_packages(include=["asgi_ipc", "asgi_ipc.*"]),
     package_data={"asgi_ipc": ["py.typed"]},
+    entry_points={"pytest11": ["asgi_ipc = asgi_ipc.testing.plugin"]},
     zip_safe=False,
     python_requires=">=3.9",
     install_requires=[

@@ -471,10 +471,13 @@ def forget(attachment: Attachment) -> None:
         user.detach(attachment)
 
 
-def forget_all() -> None:
-    """The same for all prefixes: what the environment adds to them is about to change."""
-    for attachment in list(_attachments.values()):
+def forget_all() -> list[Attachment]:
+    """The same for all prefixes: what the environment adds to them changes. Returns what was in
+    use."""
+    found = list(_attachments.values())
+    for attachment in found:
         forget(attachment)
+    return found
 
 
 def _ring_everyone(store: Store, ringer: Ringer) -> None:

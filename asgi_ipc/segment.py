@@ -246,7 +246,11 @@ def destroy(prefix: str) -> bool:
 
     Processes that are attached notice within a second, and say so.
     """
-    paths = Paths(full_prefix(prefix))
+    return remove(Paths(full_prefix(prefix)))
+
+
+def remove(paths: Paths) -> bool:
+    """`destroy` for names that are known in full."""
     found = _unlink(paths)
     if not os.path.isdir(paths.directory):
         return found

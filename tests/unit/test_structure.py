@@ -28,7 +28,10 @@ BANDS = {
     "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub"},
     "shells": {"aio.layer", "aio.waiter", "sync", "reactor"},
     "packages": {"", "aio"},
-    "for tests": {"testing", "testing.in_process", "testing.aio", "testing.sync"},
+    "for tests": {
+        *("testing", "testing.in_process", "testing.aio", "testing.sync"),
+        *("testing.isolation", "testing.plugin", "testing.django"),
+    },
     "conformance": {
         *("conformance", "conformance.base", "conformance.cases", "conformance.blocking"),
         *("conformance.asynchronous", "conformance.channels1", "conformance.channels4"),
@@ -54,7 +57,7 @@ ONLY = {
     "cryptography": {"codec"},
     "twisted": {"reactor"} | CONFORMANCE,
     "zope": {"reactor"},
-    "django": set(),
+    "django": {"testing.django"},
     "channels": set(),
     "pytest": {"testing.plugin"} | CONFORMANCE,
     "channels_redis": {"aio.distributed", "distributed"},
