@@ -34,6 +34,8 @@ TEST = [
     "mypy",
     "pytest>=7",
     "pytest-asyncio>=0.24",
+    "pytest-django",
+    "pytest-xdist",
     "ruff",
     "uvloop",
     "websockets>=15",

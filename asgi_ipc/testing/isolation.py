@@ -114,6 +114,7 @@ def _processes(prefix: str) -> list[str]:
 def _command(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read().replace(b"\0", b" ").decode(errors="replace").strip()[:100]
+            command = file.read().replace(b"\0", b" ").decode(errors="replace")
+            return " ".join(command.split())[:100]
     except OSError:
         return "of unknown name"

@@ -5,7 +5,7 @@ import json
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from channels.testing import ChannelsLiveServerTestCase, WebsocketCommunicator
-from django.test import TestCase, TransactionTestCase
+from django.test import TestCase, TransactionTestCase, tag
 from websockets.sync.client import connect
 
 from chatsite.asgi import application
@@ -39,6 +39,7 @@ class AnnouncementTests(TransactionTestCase):
         await alice.disconnect()
 
 
+@tag("live")  # with --parallel leave these out: its workers must not start processes
 class LiveChatTests(ChannelsLiveServerTestCase):
     """A real server in another process, which shares the layer of this one."""
 
