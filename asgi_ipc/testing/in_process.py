@@ -19,11 +19,11 @@ import tempfile
 import threading
 import weakref
 
-from ..aio.base import Base
 from ..cgroup import cgroup_allows
 from ..doorbell import Doorbell, Ringer
 from ..files import Descriptor, Members
 from ..layout import H_NONCE, LOCK_FILE, WORD, Layout
+from ..options import Options
 from ..segment import Paths, Segment, Wanted, write_header
 
 logger = logging.getLogger("asgi_ipc")
@@ -119,8 +119,9 @@ class PrivateSegment(Segment):
             os.close(file)
             self._remove = weakref.finalize(self, _unlink, self.paths.section_lock, os.getpid())
         self.layout = Layout(wanted.message_memory, wanted.group_memory, wanted.max_message_size)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self.memory = mmap.mmap(-1, self.layout.size, flags=flags)
+        # A shared mapping, which a forked child has as well, and never touches. Of a private one
+        # the kernel would want to be able to copy all of it, address space that is not used too.
+        self.memory = mmap.mmap(-1, self.layout.size)
         self.fd = -1
         self.members = _Members()
         self.lock_kind = wanted.lock_kind
@@ -197,13 +198,16 @@ _homes: weakref.WeakValueDictionary[str, Home] = weakref.WeakValueDictionary()
 _homes_lock = threading.Lock()
 
 
-def stay_in_process(core: Base) -> None:
-    """Keep a layer that has not attached yet in memory of this process."""
-    with _homes_lock:
-        home = _homes.get(core.prefix)
-        if home is None:
-            home = _homes[core.prefix] = Home()
-    core._wanted = core._wanted._replace(home=home)
+class InProcessOptions(Options):
+    """The options of a layer that stays in this process."""
+
+    @property
+    def home(self) -> Home:
+        with _homes_lock:
+            found = _homes.get(self.prefix)
+            if found is None:
+                found = _homes[self.prefix] = Home()
+            return found
 
 
 def _after_fork_in_child() -> None:

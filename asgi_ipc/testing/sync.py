@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..sync import IPCChannelLayer
-from .in_process import stay_in_process
+from .in_process import InProcessOptions
 
 
 class InProcessChannelLayer(IPCChannelLayer):
@@ -16,6 +14,4 @@ class InProcessChannelLayer(IPCChannelLayer):
     closed or not. A child process begins with an empty one.
     """
 
-    def __init__(self, prefix: str = "asgi", **options: Any) -> None:
-        super().__init__(prefix, **options)
-        stay_in_process(self._core)
+    _options_class = InProcessOptions

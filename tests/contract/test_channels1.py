@@ -41,6 +41,7 @@ class TestBlockingLayer(Channels1Contract):
         yield make
         for layer in self.made:
             layer.close()
+        self.made.clear()  # pytest keeps the instance
 
     def make_peer(self, layer: Any) -> Any:
         options = {"receive_timeout": 0.2, **self.options}
