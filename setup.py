@@ -23,20 +23,25 @@ def read_version() -> str:
 CRYPTOGRAPHY = ["cryptography"]
 TWISTED = ["Twisted"]
 CHANNELS = ["channels>=4"]
+LITESTAR = ["litestar>=2"]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
     *CHANNELS,
     "Django",
     "async-timeout",
+    "celery",
     "daphne>=4",
+    "fastapi",
     "hypothesis",
+    *LITESTAR,
     "mypy",
     "pytest>=7",
     "pytest-asyncio>=0.24",
     "pytest-django",
     "pytest-xdist",
     "ruff",
+    "uvicorn",
     "uvloop",
     "websockets>=15",
 ]
@@ -63,6 +68,7 @@ setup(
         "cryptography": CRYPTOGRAPHY,
         "twisted": TWISTED,
         "channels": CHANNELS,
+        "litestar": LITESTAR,
         "test": TEST,
     },
     classifiers=[

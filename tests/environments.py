@@ -60,6 +60,29 @@ KNOWN = {
             *OWN_DEPENDENCIES,
         ),
     ),
+    # Other layers, for the conformance suites.
+    "channels_redis": Environment(
+        pythons=("3.11", "3.12", "3.13", "3.10", "3.9"),
+        pins=(
+            *("channels==4.3.2", "channels_redis==4.3.0", "redis==6.4.0", "msgpack==1.1.2"),
+            *("Django", "pytest==8.4.2", "pytest-asyncio==1.2.0", "pytest-timeout"),
+        ),
+    ),
+    "asgi_ipc1": Environment(
+        pythons=("3.9",),
+        pins=(
+            *(*ASGIREF1, "asgi_ipc==1.4.2", "msgpack-python==0.5.6", "posix_ipc"),
+            *("pytest==8.4.2", "pytest-timeout"),
+        ),
+    ),
+    "asgi_redis": Environment(
+        pythons=("3.9",),
+        pins=(
+            *ASGIREF1,
+            *("asgi_redis==1.4.3", "redis==2.10.6", "msgpack-python==0.5.6", "txredisapi"),
+            *("Twisted==26.4.0", "setuptools<81", "pytest==8.4.2", "pytest-timeout"),
+        ),
+    ),
     "asgiref1-oldest": Environment(ASGIREF1_PYTHONS, (*ASGIREF1, *OWN_DEPENDENCIES)),
     "asgiref1-newest": Environment(ASGIREF1_PYTHONS[::-1], (*ASGIREF1, *OWN_DEPENDENCIES)),
 }

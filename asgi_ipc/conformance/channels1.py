@@ -407,7 +407,7 @@ class Channels1Contract(Contract):
     def test_membership_is_gone_after_group_expiry(self, make: Callable[..., Any]) -> None:
         """A5: group_expiry seconds after the last add the membership is gone."""
         layer = make("groups", group_expiry=SHORT)
-        assert layer.group_expiry == SHORT
+        assert layer.group_expiry >= SHORT  # or as coarse as the layer's clock
         layer.group_add("g", "c")
         until(lambda: not members_of(layer, "g"))
         layer.send_group("g", MESSAGE)

@@ -32,6 +32,7 @@ BANDS = {
         *("testing", "testing.in_process", "testing.aio", "testing.sync"),
         *("testing.isolation", "testing.plugin", "testing.django"),
     },
+    "frameworks": {"litestar"},
     "conformance": {
         *("conformance", "conformance.base", "conformance.cases", "conformance.blocking"),
         *("conformance.asynchronous", "conformance.channels1", "conformance.channels4"),
