@@ -231,6 +231,12 @@ class Channels4Contract(Contract):
         assert await self.is_accepted(layer, "c", {"number": 4}) is False
         assert numbers([await receive(layer, "c") for _ in range(3)]) == [1, 2, 3]
 
+    async def test_capacity_holds_for_sends_at_once(self, make: Callable[..., Any]) -> None:
+        """M7: also while several send."""
+        layer = make(capacity=5)
+        sent = await together(self.is_accepted(layer, "c", MESSAGE) for _ in range(10))
+        assert sorted(sent) == [False] * 5 + [True] * 5
+
     async def test_process_specific_channels_share_a_capacity(
         self, make: Callable[..., Any]
     ) -> None:
@@ -267,7 +273,7 @@ class Channels4Contract(Contract):
         """M8: send never blocks, whether or not there is room, or anyone to read."""
         layer = make(capacity=5)
         sent = await together(self.is_accepted(layer, "c", MESSAGE) for _ in range(10))
-        assert sorted(sent) == [False] * 5 + [True] * 5
+        assert len(sent) == 10 and sum(sent) >= 5
 
     async def test_quiet_channel_is_not_starved(self, layer: Any) -> None:
         """M9: readers of several channels must not starve a quiet one behind a busy one."""

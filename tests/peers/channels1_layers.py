@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from suite import LIVENESS, Channels1Contract, new_prefix, redis_port, whole_seconds
+from suite import Channels1Contract, new_prefix, redis_port, whole_seconds
 
 __all__ = ["redis_port"]
 
 
 class TestAsgirefInMemory(Channels1Contract):
-    liveness = LIVENESS
-
     @pytest.fixture
     def make_layer(self) -> Callable[..., Any]:
         from asgiref import inmemory
@@ -28,8 +26,6 @@ class TestAsgirefInMemory(Channels1Contract):
 
 
 class TestAsgiIpc1(Channels1Contract):
-    liveness = LIVENESS
-
     @pytest.fixture
     def make_layer(self) -> Iterator[Callable[..., Any]]:
         import posix_ipc
@@ -56,8 +52,6 @@ class TestAsgiIpc1(Channels1Contract):
 
 
 class TestAsgiRedis(Channels1Contract):
-    liveness = LIVENESS + 5  # it blocks for 5 seconds at a time
-
     @pytest.fixture
     def make_layer(self, redis_port: int) -> Callable[..., Any]:
         def make(prefix: str = "", **options: Any) -> Any:

@@ -20,8 +20,6 @@ from typing import Any
 
 import pytest
 
-LIVENESS = 1.0  # seconds that a peer is given where it may never answer
-
 
 def _load() -> None:
     folder = Path(__file__).resolve().parents[2] / "asgi_ipc" / "conformance"
