@@ -25,6 +25,7 @@ TWISTED = ["Twisted"]
 CHANNELS = ["channels>=4"]
 CLI = ["click>=8.1", "rich>=13", "textual>=1"]
 PROMETHEUS = ["prometheus_client>=0.20"]
+LITESTAR = ["litestar>=2"]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
@@ -34,13 +35,19 @@ TEST = [
     "Django",
     "Flask",
     "async-timeout",
+    "celery",
     "daphne>=4",
+    "fastapi",
     "gunicorn",
     "hypothesis",
+    *LITESTAR,
     "mypy",
     "pytest>=7",
     "pytest-asyncio>=0.24",
+    "pytest-django",
+    "pytest-xdist",
     "ruff",
+    "uvicorn",
     "uvloop",
     "waitress",
     "websockets>=15",
@@ -69,9 +76,13 @@ setup(
         "channels": CHANNELS,
         "cli": CLI,
         "prometheus": PROMETHEUS,
+        "litestar": LITESTAR,
         "test": TEST,
     },
-    entry_points={"console_scripts": ["asgi-ipc = asgi_ipc.command:main"]},
+    entry_points={
+        "console_scripts": ["asgi-ipc = asgi_ipc.command:main"],
+        "pytest11": ["asgi_ipc = asgi_ipc.testing.plugin"],
+    },
     classifiers=[
         "Development Status :: 5 - Production/Stable",
         "Framework :: AsyncIO",

@@ -60,6 +60,29 @@ KNOWN = {
             *OWN_DEPENDENCIES,
         ),
     ),
+    # Other layers, for the conformance suites.
+    "channels_redis": Environment(
+        pythons=("3.11", "3.12", "3.13", "3.10", "3.9"),
+        pins=(
+            *("channels==4.3.2", "channels_redis==4.3.0", "redis==6.4.0", "msgpack==1.1.2"),
+            *("Django", "pytest==8.4.2", "pytest-asyncio==1.2.0", "pytest-timeout"),
+        ),
+    ),
+    "asgi_ipc1": Environment(
+        pythons=("3.9",),
+        pins=(
+            *(*ASGIREF1, "asgi_ipc==1.4.2", "msgpack-python==0.5.6", "posix_ipc"),
+            *("pytest==8.4.2", "pytest-timeout"),
+        ),
+    ),
+    "asgi_redis": Environment(
+        pythons=("3.9",),
+        pins=(
+            *ASGIREF1,
+            *("asgi_redis==1.4.3", "redis==2.10.6", "msgpack-python==0.5.6", "txredisapi"),
+            *("Twisted==26.4.0", "setuptools<81", "pytest==8.4.2", "pytest-timeout"),
+        ),
+    ),
     "asgiref1-oldest": Environment(ASGIREF1_PYTHONS, (*ASGIREF1, *OWN_DEPENDENCIES)),
     "asgiref1-newest": Environment(ASGIREF1_PYTHONS[::-1], (*ASGIREF1, *OWN_DEPENDENCIES)),
 }
@@ -111,6 +134,22 @@ def python(version: str) -> Path | None:
 def child_environment(**variables: str) -> dict[str, str]:
     """Variables for a child that runs the code under test: this process's, with PYTHONPATH set."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
+
+
+def run_python(source: str) -> str:
+    """What a new interpreter prints that runs `source`, which must succeed."""
+    run = subprocess.run(
+        [sys.executable, "-c", source],
+        env=child_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+    return run.stdout.strip()
 
 
 def _pyenv_root() -> Path:
