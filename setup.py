@@ -23,10 +23,13 @@ def read_version() -> str:
 CRYPTOGRAPHY = ["cryptography"]
 TWISTED = ["Twisted"]
 CHANNELS = ["channels>=4"]
+REDIS = ["channels_redis>=4"]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
     *CHANNELS,
+    *REDIS,
+    "channels_valkey",
     "Django",
     "async-timeout",
     "daphne>=4",
@@ -60,6 +63,7 @@ setup(
         "cryptography": CRYPTOGRAPHY,
         "twisted": TWISTED,
         "channels": CHANNELS,
+        "redis": REDIS,
         "test": TEST,
     },
     classifiers=[

@@ -13,6 +13,7 @@
     ├── LimitReached           a named limit (groups, names, processes) is used up
     ├── LockTimeout            the lock's holder is alive but does not move (TimeoutError)
     │   └── LockBusy           for so short a time that asyncio tries again; callers never see it
+    ├── RemoteUnavailable      another machine cannot be reached    (ConnectionError)
     ├── Reentered              a call from inside a call of the same thread (RuntimeError)
     └── SegmentError           the shared memory itself             (OSError)
         ├── IncompatibleSegment    another layout, machine, libc or namespace
@@ -72,6 +73,10 @@ class LockBusy(LockTimeout):
     def __init__(self, holder: int) -> None:
         super().__init__(f"the lock is busy (held by thread {holder})")
         self.holder = holder
+
+
+class RemoteUnavailable(IPCError, ConnectionError):
+    """The layer between machines does not answer; what stays on this machine goes on."""
 
 
 class Reentered(IPCError, RuntimeError):

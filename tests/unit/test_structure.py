@@ -27,6 +27,10 @@ BANDS = {
     "attachment": {"drops", "attachment"},
     "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub"},
     "shells": {"aio.layer", "aio.waiter", "sync", "reactor"},
+    "machines": {
+        *("aio.directory", "aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote"),
+        *("aio.local_and_remote", "local_and_remote"),
+    },
     "packages": {"", "aio"},
 }
 
@@ -41,7 +45,10 @@ PURE = {
 ONLY = {
     "posix_ipc": {"segment"},
     "ctypes": {"lock"},
-    "asyncio": {"aio.layer", "aio.waiter"},
+    "asyncio": {
+        *("aio.layer", "aio.waiter"),
+        *("aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote", "aio.local_and_remote"),
+    },
     "async_timeout": {"aio.waiter"},
     "msgpack": {"codec"},
     "cryptography": {"codec"},
@@ -49,7 +56,7 @@ ONLY = {
     "zope": {"reactor"},
     "django": set(),
     "channels": set(),
-    "channels_redis": {"aio.distributed", "distributed"},
+    "channels_redis": set(),
     "asgi_redis": set(),
     "asgiref": set(),
     "redis": set(),

@@ -1,0 +1,407 @@
+"""One process of a machine receives for all of it what comes from other machines: the relay.
+
+Whoever holds the flock on ``relay.lock`` beside the segment is the relay; the others look once a
+second whether it is free, because the kernel frees it when its holder dies. The relay has an
+address on the remote layer, and joins there every group that has members on this machine. So a
+group send reaches a machine as one message, whatever the number of its members; the relay sends it
+on through shared memory.
+
+What it may not do: deliver anything twice. A remote layer may (a command that is repeated after a
+lost answer, a replica that is promoted, a predecessor that was killed between taking and
+forgetting): every message has an id, and ids that were seen are dropped. The last one stands in the
+lock file *before* its message is delivered, for the successor.
+
+Only calls of the Channels 4 contract are made on the remote layer. That contract does not say when
+a server has forgotten its groups (a restart without persistence), so the relay finds out: it sends
+messages to groups that only it is in, and joins everything anew when none comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from ..attachment import register
+from ..errors import IPCError, SegmentError
+from ..files import open_file
+from .base import Session
+from .directory import (
+    HOME,
+    OWN_NAMES,
+    READER,
+    home_in,
+    machine_group,
+    machine_id,
+    set_home,
+    unread_channels,
+)
+from .distributed import Backend, described, is_timeout
+from .layer import IPCChannelLayer
+from .waiter import timeout
+
+logger = logging.getLogger("asgi_ipc")
+
+REQUESTS = OWN_NAMES + "relay"  # local channel: what the machine's processes ask of the relay
+_STANDBY = OWN_NAMES + "standby"  # local channel: a relay that ends wakes one of the others
+_MACHINES = OWN_NAMES + "machines"  # remote group of all machines
+
+_LOOK_EVERY = 1.0  # seconds between two looks whether the relay has died
+_BEAT_EVERY = 2.0  # seconds between two messages to itself
+_PATIENCE = 6.0  # seconds without any message after which the remote layer counts as lost
+_RETRY_AFTER = 0.5  # seconds between two tries to reach it
+_TIDY_EVERY = 10.0  # seconds between two looks for groups without members here; see `Remote.join`
+_BEATS = 8  # groups that the beat goes to in turn, so that each shard is likely to have one
+_AT_ONCE = 16  # joins under way at a time
+_SEEN = 20_000  # ids that are remembered
+_UNREAD = 10.0  # seconds after which a channel that nobody reads is named in the log
+
+
+class Relay:
+    """Stands for election in this process, and does the work while it is elected.
+
+    `local` is used in the loop that runs `run`; `counts` are the layer's figures.
+    """
+
+    def __init__(
+        self, backend: Backend, local: IPCChannelLayer, counts: dict[str, int], timeout: float
+    ) -> None:
+        self._backend = backend
+        self._local = local
+        self._counts = counts
+        self._timeout = timeout
+        self.elected = False
+        self.up = False  # whether messages of other machines come in
+        self._lock_fd = -1
+        self._remote: Any = None
+        self._address = ""
+        self._joined: dict[str, float] = {}  # remote group → time.monotonic() of the last request
+        self._seen: dict[str, None] = {}
+        self._heard = 0.0
+        self._echoes: dict[str, asyncio.Future[None]] = {}
+        self._number = 0
+        self._unread_at = 0.0
+        self._complained = False
+        self._settled = asyncio.Event()  # made in the loop that runs `run`
+        self._joining = asyncio.Lock()
+        register(self)
+
+    def forked(self) -> None:
+        """In a child: the lock is its parent's, and would outlive that if it stayed open."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+        self.elected = self.up = False
+
+    def detach(self, attachment: object = None) -> None:
+        """For `attachment.register`; what is attached is the local layer."""
+
+    # -- election ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Be the relay whenever nobody else is; until cancelled."""
+        while True:
+            try:
+                session: Session = await self._local._ridden_out(self._local._core.attach)
+                if self._take_lock(session):
+                    try:
+                        await self._serve(session)
+                    finally:
+                        await self._let_go()
+                await self._local.receive_async([_STANDBY], timeout=_LOOK_EVERY)
+            except Exception as error:
+                # The segment is gone or not to be had; the calls of the program say so as well.
+                unexpected = not isinstance(error, (IPCError, OSError))
+                logger.warning(
+                    "%r: the relay starts again: %s",
+                    self._local,
+                    described(error),
+                    exc_info=unexpected,
+                )
+                await asyncio.sleep(_LOOK_EVERY)
+
+    def _take_lock(self, session: Session) -> bool:
+        segment = session.attachment.segment
+        path = os.path.join(segment.paths.directory, "relay.lock")
+        fd = open_file(path, segment.mode)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._lock_fd = fd
+        self._seen[os.pread(fd, 100, 0).decode("ascii", "replace").strip()] = None
+        return True
+
+    async def _let_go(self) -> None:
+        self.elected = self.up = False
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+            with contextlib.suppress(IPCError):
+                await self._local.send(_STANDBY, {})
+
+    async def _serve(self, session: Session) -> None:
+        """Answer requests, and keep a session with the remote layer, until the segment fails."""
+        self._joined = dict.fromkeys(self._here(session), time.monotonic())
+        self._settled.clear()
+        self.elected = True
+        await _first(self._requests(), self._sessions(session))
+
+    # -- requests of this machine's processes -----------------------------------------------------
+
+    async def _requests(self) -> None:
+        while True:
+            request = await self._local.receive(REQUESTS)
+            error = await self.handle(request)
+            with contextlib.suppress(IPCError):
+                await self._local.send(request["reply"], {"error": error})
+
+    async def handle(self, request: dict[str, Any]) -> str:
+        """Do what a process asks for; an empty string, or what went wrong."""
+        try:
+            await self._within(self._settled.wait)
+            if request["do"] == "join":
+                await self._join_one(request["group"])
+            elif not self.up:
+                raise ConnectionError("the remote layer cannot be reached")
+            elif request["do"] == "flush":
+                await self._to_itself(_MACHINES, "flush")  # behind all that is on its way here
+                await self._local.flush()
+            return ""
+        except SegmentError:
+            raise
+        except Exception as error:
+            return described(error)
+
+    async def _join_one(self, group: str) -> None:
+        async with self._joining:
+            known = group in self._joined
+            self._joined[group] = time.monotonic()  # also if it fails: then the next session will
+            if not self.up:
+                raise ConnectionError("the remote layer cannot be reached")
+            if not known:
+                await self._within(self._remote.group_add, group, self._address)
+
+    async def _to_itself(self, group: str, kind: str) -> None:
+        """Send to a group that this machine is in, and wait until that comes back."""
+        self._number += 1
+        number = f"{self._local.client_prefix}:beat:{self._number}"
+        echo = self._echoes[number] = asyncio.get_running_loop().create_future()
+        try:
+            envelope = {"asgi_ipc": kind, "id": number, "from": machine_id(await self._session())}
+            await self._within(self._remote.group_send, group, envelope)
+            sent = time.monotonic()
+            while not echo.done():
+                await asyncio.wait([echo], timeout=0.5)
+                now = time.monotonic()
+                # While others' messages come this one may only be behind them: but not for ever.
+                if now - max(sent, self._heard) > _PATIENCE or now - sent > 3 * _PATIENCE:
+                    raise ConnectionError(f"nothing came back from {group!r}")
+        finally:
+            self._echoes.pop(number, None)
+
+    async def _session(self) -> Session:
+        session: Session = await self._local._ridden_out(self._local._core.attach)
+        return session
+
+    # -- the remote layer -------------------------------------------------------------------------
+
+    async def _sessions(self, session: Session) -> None:
+        """One session after another; each joins everything anew."""
+        while True:
+            try:
+                await self._one_session(session)
+            except SegmentError:
+                raise
+            except Exception as error:
+                if not self._complained:
+                    self._complained = True
+                    logger.warning(
+                        "%r: messages of other machines do not come in: %s",
+                        self._local,
+                        described(error),
+                    )
+                self.up = False
+                self._settled.set()
+                await asyncio.sleep(_RETRY_AFTER)
+
+    async def _one_session(self, session: Session) -> None:
+        machine = machine_id(session)
+        if self._remote is None:
+            self._remote = self._backend.open(machine)
+        remote = self._remote
+        try:
+            name = await self._within(remote.new_channel, OWN_NAMES[:-1])
+            # With the machine's id in it, the same for every relay of this machine.
+            address = name[: name.index("!") + 1] if self._backend.named else name
+            before, self._address = self._address, address
+            await _first(
+                self._ingress(session, remote, address),
+                self._beat(session, remote, address, before),
+            )
+        finally:
+            self.up = False
+            if self._backend.can_close:
+                self._remote = None
+                await self._backend.close(remote)
+
+    async def _ingress(self, session: Session, remote: Any, address: str) -> None:
+        machine = machine_id(session)
+        while True:
+            began = time.monotonic()
+            try:
+                envelope = await remote.receive(address)
+            except Exception as error:
+                if not is_timeout(error):
+                    raise
+                # Idle for long. If it was not long, something is wrong, and the beat finds out.
+                await asyncio.sleep(0 if time.monotonic() - began > 1 else 0.1)
+                continue
+            self._heard = time.monotonic()
+            await self._deliver(machine, envelope)
+
+    async def _beat(self, session: Session, remote: Any, address: str, before: str) -> None:
+        """Join, see that it holds, renew, and leave what has no members here any more."""
+        machine = machine_id(session)
+        fixed = [machine_group(machine), _MACHINES]
+        beats = [f"{OWN_NAMES}beat.{machine}.{number}" for number in range(_BEATS)]
+        renewed = tidied = time.monotonic()
+        await self._join([*fixed, *beats, *self._joined], remote, address, before)
+        self.up = True
+        self._settled.set()
+        if self._complained:
+            self._complained = False
+            logger.warning("%r: messages of other machines come in again", self._local)
+        while True:
+            for beat in beats:
+                await self._to_itself(beat, "beat")
+                await asyncio.sleep(_BEAT_EVERY)
+                now = time.monotonic()
+                if now - tidied > _TIDY_EVERY:
+                    tidied = now
+                    await self._tidy(session, remote, address, now)
+                if now - renewed > self._backend.group_expiry / 4:
+                    renewed = now
+                    await self._join([*fixed, *beats, *self._joined], remote, address, address)
+
+    async def _join(self, groups: list[str], remote: Any, address: str, before: str) -> None:
+        for start in range(0, len(groups), _AT_ONCE):
+            few = groups[start : start + _AT_ONCE]
+            await asyncio.gather(*(self._within(remote.group_add, group, address) for group in few))
+            if before and before != address:
+                # One message for one machine: nobody receives at the old address.
+                await asyncio.gather(
+                    *(self._within(remote.group_discard, group, before) for group in few)
+                )
+
+    async def _tidy(self, session: Session, remote: Any, address: str, now: float) -> None:
+        async with self._joining:
+            here = set(self._here(session))
+            for group, asked in list(self._joined.items()):
+                if group not in here and now - asked > _TIDY_EVERY:
+                    del self._joined[group]
+                    await self._within(remote.group_discard, group, address)
+        names = unread_channels(session, _UNREAD)
+        if names and now >= self._unread_at:
+            self._unread_at = now + 6 * _TIDY_EVERY
+            logger.warning(
+                "%r: nobody on this machine reads %s, and messages wait there for more than %g s: "
+                "each machine needs a worker for every normal channel",
+                self._local,
+                ", ".join(map(repr, names[:10])),
+                _UNREAD,
+            )
+
+    async def _within(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        async with timeout(self._timeout):
+            return await call(*args)
+
+    def _here(self, session: Session) -> list[str]:
+        """The remote groups that this machine belongs in: a glance, unlocked."""
+        machine = machine_id(session)
+        groups = session.groups
+        found = []
+        for row in session.store.groups.rows():
+            name = session.store.groups.name(row).decode("ascii", "replace")
+            if not name.startswith(OWN_NAMES):
+                found.append(name)
+            elif name.startswith(HOME):
+                members = session.section(groups.channels, name.encode(), time.monotonic())
+                if home_in(members) == machine:
+                    found.append(READER + name[len(HOME) :])
+        return found
+
+    # -- what comes in ----------------------------------------------------------------------------
+
+    async def _deliver(self, machine: str, envelope: Any) -> None:
+        """Do what a message of another machine says, once; nothing it says ends the relay."""
+        try:
+            kind, number, sender = envelope["asgi_ipc"], envelope["id"], envelope["from"]
+            if number in self._seen:
+                self._counts["duplicates"] += 1
+                return
+            self._remember(number)
+            if sender == machine:
+                echo = self._echoes.get(number)
+                if echo is not None and not echo.done():
+                    echo.set_result(None)
+                return
+            local = self._local
+            if kind == "send":
+                await local.send(envelope["channel"], envelope["message"])
+            elif kind == "ask":
+                await self._answer(machine, sender, envelope["channel"])
+                await local.send(envelope["channel"], envelope["message"])
+            elif kind == "group":
+                await local.group_send(envelope["group"], envelope["message"])
+            elif kind == "add":
+                await local.group_add(envelope["group"], envelope["channel"])
+                await self.handle({"do": "join", "group": envelope["group"]})
+            elif kind == "discard":
+                await local.group_discard(envelope["group"], envelope["channel"])
+            elif kind == "home":
+                await set_home(local, envelope["channel"], sender)
+            elif kind == "flush":
+                await local.flush()
+            else:
+                raise ValueError(f"a message of the unknown kind {kind!r}")
+            self._counts["relayed"] += 1
+        except SegmentError:
+            raise
+        except Exception as error:
+            self._counts["undeliverable"] += 1
+            what = envelope if isinstance(envelope, dict) else {}
+            name = what.get("channel") or what.get("group")
+            self._local._core._log_drop(f"{name!r} from another machine", described(error))
+
+    def _remember(self, number: str) -> None:
+        self._seen[number] = None
+        if len(self._seen) > _SEEN:
+            del self._seen[next(iter(self._seen))]
+        os.pwrite(self._lock_fd, number.encode("ascii", "replace").ljust(100), 0)
+
+    async def _answer(self, machine: str, sender: str, channel: str) -> None:
+        """Tell a machine that did not know it that the reader of a channel is here."""
+        self._number += 1
+        number = f"{self._local.client_prefix}:home:{self._number}"
+        envelope = {"asgi_ipc": "home", "id": number, "from": machine, "channel": channel}
+        await self._within(self._remote.group_send, machine_group(sender), envelope)
+
+
+async def _first(*coroutines: Coroutine[Any, Any, Any]) -> None:
+    """Run all at once until one of them ends or fails, then cancel the others."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
