@@ -8,6 +8,7 @@ machine where it is read.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from hashlib import sha256
@@ -15,12 +16,20 @@ from hashlib import sha256
 from ..layout import L_SENT, Q_COUNT, Q_FIRST, Q_WAITING
 from .base import Session
 from .layer import IPCChannelLayer
+from .receiving import ridden_out
 
 OWN_NAMES = "asgi_ipc."  # what names of this mode begin with, on both layers
 HOME = OWN_NAMES + "home."  # local groups: where a channel is read
 READER = OWN_NAMES + "reader."  # remote groups: the machine where a channel is read
 
 _CARRIED = re.compile(r"\.m([0-9a-f]{16})\.[0-9a-f]{16}!|\?m([0-9a-f]{16})\.")
+
+
+async def attached(local: IPCChannelLayer) -> Session:
+    """What is known while attached, however long the lock is busy."""
+    core = local._core
+    found: Session = core.session or await ridden_out(core, asyncio.sleep, None, core.attach)
+    return found
 
 
 def machine_id(session: Session) -> str:

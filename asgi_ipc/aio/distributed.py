@@ -18,14 +18,18 @@ import asyncio
 import contextlib
 import importlib
 import inspect
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from .. import errors
+from ..drops import LOG_EVERY
 from ..errors import InvalidOption, RemoteUnavailable
 from .directory import OWN_NAMES
 from .waiter import timeout
+
+logger = logging.getLogger("asgi_ipc")
 
 INBOX_CAPACITY = 10_000  # messages that may wait for one machine
 _SHORT_WAIT = 2  # seconds, under redis-py's limit of 5
@@ -79,6 +83,28 @@ class Backend:
             with contextlib.suppress(Exception):
                 async with timeout(_CLOSING):
                     await closing()
+
+
+class Figures:
+    """What became of messages between machines, in this process: counted, and losses logged."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._logged: dict[str, float] = {}
+        self.counts = dict.fromkeys(
+            ("group_sends_lost", "sends_failed", "relayed", "duplicates", "undeliverable"), 0
+        )
+
+    def count(self, what: str) -> None:
+        self.counts[what] += 1
+
+    def tell(self, what: str, why: str) -> None:
+        """Log a loss: of each kind the first, and then one in ten seconds."""
+        now = time.monotonic()
+        kind = what.partition(" ")[0]
+        if now - self._logged.get(kind, -LOG_EVERY) >= LOG_EVERY:
+            self._logged[kind] = now
+            logger.warning("prefix %r, %s: %s", self._prefix, what, why)
 
 
 class Caller:

@@ -16,8 +16,15 @@ from typing import Any
 from .. import errors
 from ..errors import InvalidOption, NotOwner
 from ..names import check_channel
-from .base import Session
-from .directory import OWN_NAMES, carried, home_group, home_in, machine_id, unread_channels
+from .directory import (
+    OWN_NAMES,
+    attached,
+    carried,
+    home_group,
+    home_in,
+    machine_id,
+    unread_channels,
+)
 from .distributed import Backend
 from .layer import _MISSING, IPCChannelLayer
 from .remote import Remote
@@ -99,7 +106,8 @@ class LocalAndRemoteChannelLayer:
         await self._local.send(channel, message)
         if not home:
             # Nobody has read there yet, as far as this machine knows: its reader may be anywhere.
-            # A machine where it is read says so, and then it is asked no more.
+            # A machine where it is read says so to the relay here, and is sent to alone then.
+            self._remote.serve()
             await self._remote.to_reader("ask", fields)
 
     async def receive(self, channel: str) -> dict[str, Any]:
@@ -133,7 +141,7 @@ class LocalAndRemoteChannelLayer:
             check_channel(channel)
             if "!" not in channel and "?" not in channel:
                 continue
-            session = await self._session()
+            session = await attached(self._local)
             home = carried(channel)
             if not home:
                 await self._remote.reads(session, channel)
@@ -144,7 +152,7 @@ class LocalAndRemoteChannelLayer:
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel, which carries this machine (B1)."""
-        session = await self._session()
+        session = await attached(self._local)
         name = await self._local.new_channel(f"{prefix}.m{machine_id(session)}")
         if not self._remote._backend.named:
             # There the machine is reached as a group: once, see that the relay is in it.
@@ -178,7 +186,7 @@ class LocalAndRemoteChannelLayer:
             return
         if what == "add":
             await self._local.group_add(group, channel)
-            await self._remote.join(await self._session(), group)
+            await self._remote.join(await attached(self._local), group)
         else:
             await self._local.group_discard(group, channel)
         if marked and not home:
@@ -220,12 +228,12 @@ class LocalAndRemoteChannelLayer:
         """What this process counted since it began: ``group_sends_lost`` and ``sends_failed`` while
         the remote layer was away; and as the relay of its machine ``relayed`` messages,
         ``duplicates`` that were dropped, and those that were ``undeliverable``."""
-        return dict(self._remote.counts)
+        return dict(self._remote.figures.counts)
 
     async def unread_channels(self, seconds: float = 10) -> list[str]:
         """The normal channels of this machine in which a message has waited for so many seconds,
         and on which nobody waits: each machine needs a worker for every normal channel."""
-        return unread_channels(await self._session(), seconds)
+        return unread_channels(await attached(self._local), seconds)
 
     async def close(self) -> None:
         """Free what this layer holds of the process: descriptors, memory, connections and its
@@ -254,16 +262,10 @@ class LocalAndRemoteChannelLayer:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    async def _session(self) -> Session:
-        session: Session = self._local._core.session or await self._local._ridden_out(
-            self._local._core.attach
-        )
-        return session
-
     async def _home(self, channel: str) -> tuple[str, str]:
         """The machine of a channel with a ``!`` or ``?``, empty if unknown; and this machine."""
         check_channel(channel)
-        own = machine_id(await self._session())
+        own = machine_id(await attached(self._local))
         home = carried(channel)
         if not home:
             home = home_in(await self._local.group_channels(home_group(channel)))

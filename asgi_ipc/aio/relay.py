@@ -35,13 +35,14 @@ from .directory import (
     HOME,
     OWN_NAMES,
     READER,
+    attached,
     home_in,
     machine_group,
     machine_id,
     set_home,
     unread_channels,
 )
-from .distributed import Backend, described, is_timeout
+from .distributed import Backend, Figures, described, is_timeout
 from .layer import IPCChannelLayer
 from .waiter import timeout
 
@@ -65,15 +66,15 @@ _UNREAD = 10.0  # seconds after which a channel that nobody reads is named in th
 class Relay:
     """Stands for election in this process, and does the work while it is elected.
 
-    `local` is used in the loop that runs `run`; `counts` are the layer's figures.
+    `local` is used in the loop that runs `run`; `figures` count what comes.
     """
 
     def __init__(
-        self, backend: Backend, local: IPCChannelLayer, counts: dict[str, int], timeout: float
+        self, backend: Backend, local: IPCChannelLayer, figures: Figures, timeout: float
     ) -> None:
         self._backend = backend
         self._local = local
-        self._counts = counts
+        self._figures = figures
         self._timeout = timeout
         self.elected = False
         self.up = False  # whether messages of other machines come in
@@ -107,7 +108,7 @@ class Relay:
         """Be the relay whenever nobody else is; until cancelled."""
         while True:
             try:
-                session: Session = await self._local._ridden_out(self._local._core.attach)
+                session = await attached(self._local)
                 if self._take_lock(session):
                     try:
                         await self._serve(session)
@@ -194,7 +195,11 @@ class Relay:
         number = f"{self._local.client_prefix}:beat:{self._number}"
         echo = self._echoes[number] = asyncio.get_running_loop().create_future()
         try:
-            envelope = {"asgi_ipc": kind, "id": number, "from": machine_id(await self._session())}
+            envelope = {
+                "asgi_ipc": kind,
+                "id": number,
+                "from": machine_id(await attached(self._local)),
+            }
             await self._within(self._remote.group_send, group, envelope)
             sent = time.monotonic()
             while not echo.done():
@@ -205,10 +210,6 @@ class Relay:
                     raise ConnectionError(f"nothing came back from {group!r}")
         finally:
             self._echoes.pop(number, None)
-
-    async def _session(self) -> Session:
-        session: Session = await self._local._ridden_out(self._local._core.attach)
-        return session
 
     # -- the remote layer -------------------------------------------------------------------------
 
@@ -344,7 +345,7 @@ class Relay:
         try:
             kind, number, sender = envelope["asgi_ipc"], envelope["id"], envelope["from"]
             if number in self._seen:
-                self._counts["duplicates"] += 1
+                self._figures.count("duplicates")
                 return
             self._remember(number)
             if sender == machine:
@@ -371,14 +372,14 @@ class Relay:
                 await local.flush()
             else:
                 raise ValueError(f"a message of the unknown kind {kind!r}")
-            self._counts["relayed"] += 1
+            self._figures.count("relayed")
         except SegmentError:
             raise
         except Exception as error:
-            self._counts["undeliverable"] += 1
+            self._figures.count("undeliverable")
             what = envelope if isinstance(envelope, dict) else {}
             name = what.get("channel") or what.get("group")
-            self._local._core._log_drop(f"{name!r} from another machine", described(error))
+            self._figures.tell(f"undeliverable to {name!r} from another machine", described(error))
 
     def _remember(self, number: str) -> None:
         self._seen[number] = None

@@ -18,8 +18,8 @@ from ..attachment import register
 from ..errors import IPCError, LimitReached, RemoteUnavailable
 from ..layout import S_EPOCH
 from .base import CACHED, Session
-from .directory import address_of, machine_group, machine_id, reader_group, set_home
-from .distributed import Backend, Caller, described
+from .directory import address_of, attached, machine_group, machine_id, reader_group, set_home
+from .distributed import Backend, Caller, Figures, described
 from .layer import IPCChannelLayer
 from .loop_thread import LoopThread
 from .relay import REQUESTS, Relay
@@ -45,9 +45,7 @@ class Remote:
 
     def forked(self) -> None:
         """In a child, as at first: nobody is connected, and nothing confirmed."""
-        self.counts = dict.fromkeys(
-            ("group_sends_lost", "sends_failed", "relayed", "duplicates", "undeliverable"), 0
-        )
+        self.figures = Figures(self._local.prefix)
         self.thread.forked()
         self._caller: Caller | None = None
         self._relay: Relay | None = None
@@ -74,7 +72,7 @@ class Remote:
             self._serving = self.thread.submit(self._stand())
 
     async def _stand(self) -> None:
-        self._relay = relay = Relay(self._backend, self._local, self.counts, self._timeout)
+        self._relay = relay = Relay(self._backend, self._local, self.figures, self._timeout)
         try:
             await relay.run()
         finally:
@@ -104,7 +102,7 @@ class Remote:
             else:
                 await self._call("group_send", machine_group(machine), kind, fields)
         except RemoteUnavailable:
-            self.counts["sends_failed"] += 1
+            self.figures.count("sends_failed")
             raise
 
     async def to_group(self, group: str, message: dict[str, Any]) -> None:
@@ -121,11 +119,11 @@ class Remote:
         try:
             await self._call("group_send", group, kind, fields)
         except Exception as error:
-            self.counts["group_sends_lost"] += 1
-            self._local._core._log_drop(f"{name!r} on other machines", described(error))
+            self.figures.count("group_sends_lost")
+            self.figures.tell(f"lost for {name!r} on other machines", described(error))
 
     async def _call(self, operation: str, name: str, kind: str, fields: dict[str, Any]) -> None:
-        session: Session = await self._local._ridden_out(self._local._core.attach)
+        session = await attached(self._local)
         self._number += 1
         envelope = {
             "asgi_ipc": kind,
@@ -161,7 +159,7 @@ class Remote:
         try:
             await self.ask({"do": what, "group": group})
         except RemoteUnavailable as error:
-            self._local._core._log_drop(f"group {group!r} on other machines", str(error))
+            self.figures.tell(f"group {group!r} is not joined yet", str(error))
             return
         if len(self._confirmed) >= CACHED:
             self._confirmed.clear()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -21,3 +22,23 @@ def server(shared_server: Server) -> Server:
     """An empty redis-server."""
     shared_server.ask("FLUSHALL")
     return shared_server
+
+
+@pytest.fixture
+async def machine(prefix: str) -> AsyncIterator[Callable[..., Any]]:
+    """A function that makes a layer on machine `number`; called again, another client there."""
+    from asgi_ipc import segment
+    from asgi_ipc.aio import LocalAndRemoteChannelLayer
+
+    made: list[Any] = []
+
+    def make(number: int, remote: dict[str, Any], **options: Any) -> Any:
+        local = {"prefix": f"{prefix}-{number}", **options}
+        made.append(LocalAndRemoteChannelLayer(remote, local, remote_timeout=3))
+        return made[-1]
+
+    yield make
+    for layer in made:
+        await layer.close()
+    for name in {layer.prefix for layer in made}:
+        segment.destroy(name)

@@ -47,7 +47,8 @@ ONLY = {
     "ctypes": {"lock"},
     "asyncio": {
         *("aio.layer", "aio.waiter"),
-        *("aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote", "aio.local_and_remote"),
+        *("aio.directory", "aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote"),
+        "aio.local_and_remote",
     },
     "async_timeout": {"aio.waiter"},
     "msgpack": {"codec"},
