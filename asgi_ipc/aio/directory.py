@@ -48,6 +48,12 @@ def machine_group(machine: str) -> str:
     return f"{OWN_NAMES}machine.{machine}"
 
 
+def beat_group(machine: str, number: int) -> str:
+    """A remote group of one machine alone. Through a good hash: layers choose the shard of a group
+    by a CRC of its name, which puts names that differ in their last digit on one and the same."""
+    return f"{OWN_NAMES}beat.{sha256(f'{machine}.{number}'.encode()).hexdigest()[:32]}"
+
+
 def address_of(machine: str) -> str:
     """The remote channel of a machine, on layers where it has one for all its life."""
     return f"{OWN_NAMES}{machine}!"

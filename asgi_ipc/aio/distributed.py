@@ -65,6 +65,8 @@ class Backend:
             raise InvalidOption(f"remote: {self.path} cannot be made: {error}") from error
         self.named = isinstance(getattr(layer, "__dict__", {}).get("client_prefix"), str)
         self.group_expiry = float(self._config.get("group_expiry", 86400))
+        hosts = self._config.get("hosts")
+        self.shards = max(1, len(hosts)) if isinstance(hosts, (list, tuple)) else 1
         self.can_close = _closing(layer) is not None
 
     def open(self, machine: str = "") -> Any:

@@ -36,6 +36,7 @@ from .directory import (
     OWN_NAMES,
     READER,
     attached,
+    beat_group,
     home_in,
     machine_group,
     machine_id,
@@ -57,7 +58,7 @@ _BEAT_EVERY = 2.0  # seconds between two messages to itself
 _PATIENCE = 6.0  # seconds without any message after which the remote layer counts as lost
 _RETRY_AFTER = 0.5  # seconds between two tries to reach it
 _TIDY_EVERY = 10.0  # seconds between two looks for groups without members here; see `Remote.join`
-_BEATS = 8  # groups that the beat goes to in turn, so that each shard is likely to have one
+_BEATS = 8  # groups for each shard that the beat goes to in turn, so that each very likely has one
 _AT_ONCE = 16  # joins under way at a time
 _SEEN = 20_000  # ids that are remembered
 _UNREAD = 10.0  # seconds after which a channel that nobody reads is named in the log
@@ -271,7 +272,10 @@ class Relay:
         """Join, see that it holds, renew, and leave what has no members here any more."""
         machine = machine_id(session)
         fixed = [machine_group(machine), _MACHINES]
-        beats = [f"{OWN_NAMES}beat.{machine}.{number}" for number in range(_BEATS)]
+        shards = self._backend.shards
+        beats = [beat_group(machine, number) for number in range(_BEATS * shards)]
+        if shards == 1:
+            del beats[1:]
         renewed = tidied = time.monotonic()
         await self._join([*fixed, *beats, *self._joined], remote, address, before)
         self.up = True
@@ -280,8 +284,10 @@ class Relay:
             self._complained = False
             logger.warning("%r: messages of other machines come in again", self._local)
         while True:
-            for beat in beats:
-                await self._to_itself(beat, "beat")
+            for start in range(0, len(beats), shards):
+                await asyncio.gather(
+                    *(self._to_itself(beat, "beat") for beat in beats[start : start + shards])
+                )
                 await asyncio.sleep(_BEAT_EVERY)
                 now = time.monotonic()
                 if now - tidied > _TIDY_EVERY:

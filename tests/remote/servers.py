@@ -62,9 +62,10 @@ class Server:
     def ask(self, *words: str) -> str:
         """The raw answer to one command, without a client library in between."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=LIVENESS) as connection:
-            connection.sendall((" ".join(words) + "\r\nQUIT\r\n").encode())
+            connection.sendall((" ".join(words) + "\r\n").encode())
+            connection.shutdown(socket.SHUT_WR)
             with connection.makefile("rb") as file:
-                return file.read().decode()
+                return file.read().decode("ascii", "replace")
 
     def calls(self) -> dict[str, int]:
         """How often each command was called since the server started or CONFIG RESETSTAT."""
