@@ -177,7 +177,7 @@ class Caller:
 
 def described(error: BaseException) -> str:
     """An error in one line, also where it has no text."""
-    return f"{type(error).__name__}: {error}".rstrip(": ")
+    return f"{type(error).__name__}: {error}".rstrip(": .")
 
 
 def is_timeout(error: BaseException) -> bool:

@@ -189,28 +189,41 @@ class Relay:
                 raise ConnectionError("the remote layer cannot be reached")
             if not known:
                 await self._within(self._remote.group_add, group, self._address)
+                if not self._backend.named:
+                    await self._comes_back(group)
 
-    async def _to_itself(self, group: str, kind: str) -> None:
-        """Send to a group that this machine is in, and wait until that comes back."""
+    async def _to_itself(self, group: str, kind: str, patience: float = _PATIENCE) -> None:
+        """Send to a group that this machine is in, and wait until that comes back.
+
+        Raises ConnectionError when nothing at all has come for `patience` seconds.
+        """
         self._number += 1
         number = f"{self._local.client_prefix}:beat:{self._number}"
         echo = self._echoes[number] = asyncio.get_running_loop().create_future()
         try:
-            envelope = {
-                "asgi_ipc": kind,
-                "id": number,
-                "from": machine_id(await attached(self._local)),
-            }
+            machine = machine_id(await attached(self._local))
+            envelope = {"asgi_ipc": kind, "id": number, "from": machine}
             await self._within(self._remote.group_send, group, envelope)
             sent = time.monotonic()
             while not echo.done():
-                await asyncio.wait([echo], timeout=0.5)
+                await asyncio.wait([echo], timeout=min(0.5, patience))
                 now = time.monotonic()
                 # While others' messages come this one may only be behind them: but not for ever.
-                if now - max(sent, self._heard) > _PATIENCE or now - sent > 3 * _PATIENCE:
+                if now - max(sent, self._heard) > patience or now - sent > 3 * patience:
                     raise ConnectionError(f"nothing came back from {group!r}")
         finally:
             self._echoes.pop(number, None)
+
+    async def _comes_back(self, group: str) -> None:
+        """Wait until a join is in force: pub/sub layers return before the server knows of it."""
+        patience = 0.02
+        while True:
+            try:
+                return await self._to_itself(group, "beat", patience)
+            except ConnectionError:
+                patience *= 2
+                if patience > _PATIENCE:
+                    raise
 
     # -- the remote layer -------------------------------------------------------------------------
 
@@ -277,7 +290,10 @@ class Relay:
         if shards == 1:
             del beats[1:]
         renewed = tidied = time.monotonic()
-        await self._join([*fixed, *beats, *self._joined], remote, address, before)
+        # The beats last: one that comes back tells that the joins before it are in force.
+        await self._join([*fixed, *self._joined, *beats], remote, address, before)
+        if not self._backend.named:
+            await asyncio.gather(*map(self._comes_back, beats))
         self.up = True
         self._settled.set()
         if self._complained:
@@ -360,6 +376,8 @@ class Relay:
                     echo.set_result(None)
                 return
             local = self._local
+            if kind == "beat":
+                return
             if kind == "send":
                 await local.send(envelope["channel"], envelope["message"])
             elif kind == "ask":
@@ -368,8 +386,9 @@ class Relay:
             elif kind == "group":
                 await local.group_send(envelope["group"], envelope["message"])
             elif kind == "add":
-                await local.group_add(envelope["group"], envelope["channel"])
+                # In this order, so that who is a member is reached.
                 await self.handle({"do": "join", "group": envelope["group"]})
+                await local.group_add(envelope["group"], envelope["channel"])
             elif kind == "discard":
                 await local.group_discard(envelope["group"], envelope["channel"])
             elif kind == "home":

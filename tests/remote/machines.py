@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -42,16 +43,17 @@ async def nothing_waits(layer: Any, channel: str) -> bool:
 
 
 async def reaches(sender: Any, group: str, receiver: Any, channel: str) -> None:
-    """Sends to a group until it reaches a member on another machine; the tries are received."""
-    received = asyncio.ensure_future(receiver.receive(channel))
-    number = 0
+    """Sends to a group until one of these messages has come to a member on another machine."""
+    token = secrets.token_hex(8)
     deadline = time.monotonic() + LIVENESS
-    while not received.done():
+
+    async def read() -> None:
+        while (await receiver.receive(channel)).get("token") != token:
+            pass  # of an earlier call, or of the test
+
+    reading = asyncio.ensure_future(read())
+    while not reading.done():
         assert time.monotonic() < deadline, f"group {group!r} does not reach {channel!r}"
-        number += 1
-        await sender.group_send(group, {"try": number})
-        await asyncio.wait([received], timeout=0.05)
-    # The others that got through are there before this one.
-    await sender.group_send(group, {"try": 0})
-    while (await receive(receiver, channel))["try"]:
-        pass
+        await sender.group_send(group, {"token": token})
+        await asyncio.wait([reading], timeout=0.05)
+    await reading

@@ -208,7 +208,7 @@ async def test_an_idle_machine_waits_through_time_outs(machine: Make, server: Se
 
 @every_backend
 async def test_two_shards(machine: Make, tmp_path: Path, impatient: None, backend: str) -> None:
-    """Sends and groups over both of them; one is killed and comes back empty."""
+    """Sends and groups over both of them; each is killed and comes back empty."""
     with servers(tmp_path, 2) as both:
         remote = redis(*both, backend=backend)
         here, there = machine(1, remote), machine(2, remote)
@@ -218,8 +218,9 @@ async def test_two_shards(machine: Make, tmp_path: Path, impatient: None, backen
             await there.group_add(room, other)
             await here.group_send(room, {"room": room})
             await here.send(other, {"to": other})
-            assert await receive(there, other) == {"room": room}
-            assert await receive(there, other) == {"to": other}
+            # In whichever order: the group and the machine may be on different shards.
+            got = [await receive(there, other), await receive(there, other)]
+            assert sorted(got, key=str) == [{"room": room}, {"to": other}]
         if backend == CORE:
             assert all("asgi:group:room-" in server.ask("KEYS", "*") for server in both)
         for server in both:
