@@ -169,11 +169,9 @@ async def test_a_machine_that_is_off_fills_up_and_its_senders_are_told(
     machine: Make, server: Server
 ) -> None:
     remote = redis(server, channel_capacity={"asgi_ipc.*": 3})
-    remote["CONFIG"]["channel_capacity"] = {}
     here, there = machine(1, remote), machine(2, remote)
     channel = await there.new_channel()
     await there.close()
-    here._remote._backend._config["channel_capacity"] = {"asgi_ipc.*": 3}
     for number in range(3):
         await here.send(channel, {"number": number})
     with pytest.raises(here.ChannelFull, match="another machine"):
