@@ -16,6 +16,7 @@ from .aio.directory import carried, home_group, home_in, machine_id
 from .aio.local_and_remote import LocalAndRemoteChannelLayer as Shared
 from .aio.local_and_remote import local_options
 from .aio.remote import CONFIRMED
+from .base_layer import BaseChannelLayer
 from .layout import S_EPOCH
 from .names import check_channel, check_receive
 from .sync import IPCChannelLayer
@@ -23,7 +24,7 @@ from .sync import IPCChannelLayer
 T = TypeVar("T")
 
 
-class LocalAndRemoteChannelLayer:
+class LocalAndRemoteChannelLayer(BaseChannelLayer):
     """The blocking twin of `asgi_ipc.aio.LocalAndRemoteChannelLayer`, with the calls of Channels 1.
 
     Takes the same arguments, and exchanges messages with it.
@@ -37,24 +38,11 @@ class LocalAndRemoteChannelLayer:
     ) -> None:
         """Raises InvalidOption. Neither memory nor servers are touched before the first call."""
         self._shared = Shared(remote, local, remote_timeout)
-        self._local = IPCChannelLayer(**local_options(local))
+        self._local = ipc = IPCChannelLayer(**local_options(local))
+        super().__init__(ipc.expiry, ipc.group_expiry, ipc.capacity, self._shared.channel_capacity)
         self._told: dict[tuple[int, str], float] = {}
-        self.prefix = self._local.prefix
-        self.expiry = self._local.expiry
-        self.group_expiry = self._local.group_expiry
-        self.capacity = self._local.capacity
-        self.channel_capacity = self._shared.channel_capacity
-        self.extensions = list(self._local.extensions)
-
-    @property
-    def ChannelFull(self) -> type[Exception]:
-        """What `send` raises when a channel, or the address of a machine, is full (A4)."""
-        return self._local.ChannelFull
-
-    @property
-    def MessageTooLarge(self) -> type[Exception]:
-        """What `send` raises for a message over ``max_message_size`` (A4)."""
-        return self._local.MessageTooLarge
+        self.prefix = ipc.prefix
+        self.extensions = list(ipc.extensions)
 
     # -- channels ---------------------------------------------------------------------------------
 
@@ -74,19 +62,13 @@ class LocalAndRemoteChannelLayer:
         self._local.send(channel, message)
 
     def receive(
-        self, channels: Iterable[str], block: bool = False
+        self, channels: Iterable[str], block: bool = False, timeout: float | None = None
     ) -> tuple[str | None, dict[str, Any] | None]:
         """Return (channel, message) from the first of `channels` that has one (A1, A2).
 
         As `asgi_ipc.IPCChannelLayer.receive`.
         """
-        return self._local.receive(self._reads(channels, wait=block), block)
-
-    def receive_many(
-        self, channels: Iterable[str], block: bool = False
-    ) -> tuple[str | None, dict[str, Any] | None]:
-        """The name that `receive` had before Channels 1.0."""
-        return self.receive(channels, block)
+        return self._local.receive(self._reads(channels, wait=block), block, timeout)
 
     async def receive_async(
         self, channels: Iterable[str]
@@ -155,10 +137,6 @@ class LocalAndRemoteChannelLayer:
         self._shared._remote.stop()
         self._shared._local._core.detach()
         self._local.close()
-
-    def valid_channel_name(self, name: str, receive: bool = False) -> bool:
-        """True, or InvalidName (a TypeError) says what is wrong with a channel name (M5)."""
-        return self._local.valid_channel_name(name, receive)
 
     def __repr__(self) -> str:
         return (

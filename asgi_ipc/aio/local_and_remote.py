@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import errors
+from ..base_layer import AsyncBaseChannelLayer
 from ..errors import InvalidOption, NotOwner
 from ..names import check_channel
 from .directory import (
@@ -32,7 +33,7 @@ from .remote import Remote
 _OWN_CAPACITY = 1 << 20  # messages in the channels between a machine's processes and their relay
 
 
-class LocalAndRemoteChannelLayer:
+class LocalAndRemoteChannelLayer(AsyncBaseChannelLayer):
     """A channel layer over shared memory on each machine, and over `remote` between machines.
 
     `remote` is the ``CHANNEL_LAYERS`` entry of any layer for Channels 4, as plain data; `local`
@@ -58,32 +59,20 @@ class LocalAndRemoteChannelLayer:
             raise InvalidOption(
                 f"remote_timeout must be a positive number of seconds, not {remote_timeout!r}"
             )
-        self._local = IPCChannelLayer(**local_options(local))
+        self._local = ipc = IPCChannelLayer(**local_options(local))
+        given = (local or {}).get("channel_capacity")
+        super().__init__(ipc.expiry, ipc.group_expiry, ipc.capacity, given)
         self._remote = Remote(Backend(remote), self._local, remote_timeout)
         # A layer that is merely dropped leaves no thread behind.
         self._finalizer = weakref.finalize(self, self._remote.stop, wait=False)
         self._finalizer.atexit = False  # `loop_thread` sees to that, and waits
-        self.extensions = list(self._local.extensions)
-        self.prefix = self._local.prefix
-        self.expiry = self._local.expiry
-        self.group_expiry = self._local.group_expiry
-        self.capacity = self._local.capacity
-        self.channel_capacity = (local or {}).get("channel_capacity")
+        self.extensions = list(ipc.extensions)
+        self.prefix = ipc.prefix
 
     @property
     def client_prefix(self) -> str:
         """What tells this layer's process-specific channels from all others."""
         return self._local.client_prefix
-
-    @property
-    def ChannelFull(self) -> type[Exception]:
-        """What `send` raises when a channel, or the address of a machine, is full (A4)."""
-        return errors.ChannelFull
-
-    @property
-    def MessageTooLarge(self) -> type[Exception]:
-        """What `send` raises for a message over ``max_message_size`` (A4)."""
-        return errors.MessageTooLarge
 
     # -- channels ---------------------------------------------------------------------------------
 
@@ -107,7 +96,7 @@ class LocalAndRemoteChannelLayer:
         if not home:
             # Nobody has read there yet, as far as this machine knows: its reader may be anywhere.
             # A machine where it is read says so to the relay here, and is sent to alone then.
-            self._remote.serve()
+            await self._remote.ready(await attached(self._local))
             await self._remote.to_reader("ask", fields)
 
     async def receive(self, channel: str) -> dict[str, Any]:
@@ -242,17 +231,6 @@ class LocalAndRemoteChannelLayer:
         await self._local.close()
 
     close_pools = close
-
-    def require_valid_channel_name(self, name: str, receive: bool = False) -> bool:
-        """True, or InvalidName (a TypeError) says what is wrong with a channel name (M5)."""
-        return self._local.require_valid_channel_name(name, receive)
-
-    def require_valid_group_name(self, name: str) -> bool:
-        """True, or InvalidName (a TypeError) says what is wrong with a group name (M5)."""
-        return self._local.require_valid_group_name(name)
-
-    valid_channel_name = require_valid_channel_name
-    valid_group_name = require_valid_group_name
 
     def __repr__(self) -> str:
         return (

@@ -64,6 +64,11 @@ class LoopThread:
         self._thread = threading.Thread(target=_run, args=(started,), name=self._name, daemon=True)
         self._thread.start()
         self._loop, self._stopped = started.result()
+        if not _running:
+            # A loop that is cut off in the middle would leave its peers guessing. Registered only
+            # now, to run at exit before the finalizers of what its coroutines use.
+            atexit.unregister(_stop_all)
+            atexit.register(_stop_all)
         _running.add(self)
 
 
@@ -91,8 +96,6 @@ def _finish(stopped: asyncio.Future[None]) -> None:
         stopped.set_result(None)
 
 
-@atexit.register
 def _stop_all() -> None:
-    """A loop that is cut off in the middle would leave its peers guessing."""
     for thread in list(_running):
         thread.stop()

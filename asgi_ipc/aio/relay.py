@@ -6,11 +6,6 @@ address on the remote layer, and joins there every group that has members on thi
 group send reaches a machine as one message, whatever the number of its members; the relay sends it
 on through shared memory.
 
-What it may not do: deliver anything twice. A remote layer may (a command that is repeated after a
-lost answer, a replica that is promoted, a predecessor that was killed between taking and
-forgetting): every message has an id, and ids that were seen are dropped. The last one stands in the
-lock file *before* its message is delivered, for the successor.
-
 Only calls of the Channels 4 contract are made on the remote layer. That contract does not say when
 a server has forgotten its groups (a restart without persistence), so the relay finds out: it sends
 messages to groups that only it is in, and joins everything anew when none comes back.
@@ -40,16 +35,15 @@ from .directory import (
     home_in,
     machine_group,
     machine_id,
-    set_home,
     unread_channels,
 )
 from .distributed import Backend, Figures, described, is_timeout
+from .incoming import REQUESTS, Incoming
 from .layer import IPCChannelLayer
 from .waiter import timeout
 
 logger = logging.getLogger("asgi_ipc")
 
-REQUESTS = OWN_NAMES + "relay"  # local channel: what the machine's processes ask of the relay
 _STANDBY = OWN_NAMES + "standby"  # local channel: a relay that ends wakes one of the others
 _MACHINES = OWN_NAMES + "machines"  # remote group of all machines
 
@@ -60,7 +54,6 @@ _RETRY_AFTER = 0.5  # seconds between two tries to reach it
 _TIDY_EVERY = 10.0  # seconds between two looks for groups without members here; see `Remote.join`
 _BEATS = 8  # groups for each shard that the beat goes to in turn, so that each very likely has one
 _AT_ONCE = 16  # joins under way at a time
-_SEEN = 20_000  # ids that are remembered
 _UNREAD = 10.0  # seconds after which a channel that nobody reads is named in the log
 
 
@@ -83,10 +76,7 @@ class Relay:
         self._remote: Any = None
         self._address = ""
         self._joined: dict[str, float] = {}  # remote group → time.monotonic() of the last request
-        self._seen: dict[str, None] = {}
-        self._heard = 0.0
-        self._echoes: dict[str, asyncio.Future[None]] = {}
-        self._number = 0
+        self._incoming = Incoming(local, figures)
         self._unread_at = 0.0
         self._complained = False
         self._settled = asyncio.Event()  # made in the loop that runs `run`
@@ -136,8 +126,8 @@ class Relay:
         except BlockingIOError:
             os.close(fd)
             return False
-        self._lock_fd = fd
-        self._seen[os.pread(fd, 100, 0).decode("ascii", "replace").strip()] = None
+        self._lock_fd = self._incoming.memory = fd
+        self._incoming.recall()
         return True
 
     async def _let_go(self) -> None:
@@ -161,15 +151,24 @@ class Relay:
         while True:
             request = await self._local.receive(REQUESTS)
             error = await self.handle(request)
-            with contextlib.suppress(IPCError):
-                await self._local.send(request["reply"], {"error": error})
+            if "reply" in request:
+                with contextlib.suppress(IPCError):
+                    await self._local.send(request["reply"], {"error": error})
 
     async def handle(self, request: dict[str, Any]) -> str:
         """Do what a process asks for; an empty string, or what went wrong."""
         try:
+            if request["do"] == "discard":
+                await self._local.group_discard(request["group"], request["channel"])
+                return ""
             await self._within(self._settled.wait)
             if request["do"] == "join":
                 await self._join_one(request["group"])
+            elif request["do"] == "add":
+                try:
+                    await self._join_one(request["group"])
+                finally:
+                    await self._local.group_add(request["group"], request["channel"])
             elif not self.up:
                 raise ConnectionError("the remote layer cannot be reached")
             elif request["do"] == "flush":
@@ -197,9 +196,8 @@ class Relay:
 
         Raises ConnectionError when nothing at all has come for `patience` seconds.
         """
-        self._number += 1
-        number = f"{self._local.client_prefix}:beat:{self._number}"
-        echo = self._echoes[number] = asyncio.get_running_loop().create_future()
+        number = self._incoming.new_number()
+        echo = self._incoming.echoes[number] = asyncio.get_running_loop().create_future()
         try:
             machine = machine_id(await attached(self._local))
             envelope = {"asgi_ipc": kind, "id": number, "from": machine}
@@ -209,10 +207,10 @@ class Relay:
                 await asyncio.wait([echo], timeout=min(0.5, patience))
                 now = time.monotonic()
                 # While others' messages come this one may only be behind them: but not for ever.
-                if now - max(sent, self._heard) > patience or now - sent > 3 * patience:
+                if now - max(sent, self._incoming.heard) > patience or now - sent > 3 * patience:
                     raise ConnectionError(f"nothing came back from {group!r}")
         finally:
-            self._echoes.pop(number, None)
+            self._incoming.echoes.pop(number, None)
 
     async def _comes_back(self, group: str) -> None:
         """Wait until a join is in force: pub/sub layers return before the server knows of it."""
@@ -278,8 +276,7 @@ class Relay:
                 # Idle for long. If it was not long, something is wrong, and the beat finds out.
                 await asyncio.sleep(0 if time.monotonic() - began > 1 else 0.1)
                 continue
-            self._heard = time.monotonic()
-            await self._deliver(machine, envelope)
+            await self._incoming.deliver(machine, envelope, remote)
 
     async def _beat(self, session: Session, remote: Any, address: str, before: str) -> None:
         """Join, see that it holds, renew, and leave what has no members here any more."""
@@ -359,65 +356,6 @@ class Relay:
                 if home_in(members) == machine:
                     found.append(READER + name[len(HOME) :])
         return found
-
-    # -- what comes in ----------------------------------------------------------------------------
-
-    async def _deliver(self, machine: str, envelope: Any) -> None:
-        """Do what a message of another machine says, once; nothing it says ends the relay."""
-        try:
-            kind, number, sender = envelope["asgi_ipc"], envelope["id"], envelope["from"]
-            if number in self._seen:
-                self._figures.count("duplicates")
-                return
-            self._remember(number)
-            if sender == machine:
-                echo = self._echoes.get(number)
-                if echo is not None and not echo.done():
-                    echo.set_result(None)
-                return
-            local = self._local
-            if kind == "beat":
-                return
-            if kind == "send":
-                await local.send(envelope["channel"], envelope["message"])
-            elif kind == "ask":
-                await self._answer(machine, sender, envelope["channel"])
-                await local.send(envelope["channel"], envelope["message"])
-            elif kind == "group":
-                await local.group_send(envelope["group"], envelope["message"])
-            elif kind == "add":
-                # In this order, so that who is a member is reached.
-                await self.handle({"do": "join", "group": envelope["group"]})
-                await local.group_add(envelope["group"], envelope["channel"])
-            elif kind == "discard":
-                await local.group_discard(envelope["group"], envelope["channel"])
-            elif kind == "home":
-                await set_home(local, envelope["channel"], sender)
-            elif kind == "flush":
-                await local.flush()
-            else:
-                raise ValueError(f"a message of the unknown kind {kind!r}")
-            self._figures.count("relayed")
-        except SegmentError:
-            raise
-        except Exception as error:
-            self._figures.count("undeliverable")
-            what = envelope if isinstance(envelope, dict) else {}
-            name = what.get("channel") or what.get("group")
-            self._figures.tell(f"undeliverable to {name!r} from another machine", described(error))
-
-    def _remember(self, number: str) -> None:
-        self._seen[number] = None
-        if len(self._seen) > _SEEN:
-            del self._seen[next(iter(self._seen))]
-        os.pwrite(self._lock_fd, number.encode("ascii", "replace").ljust(100), 0)
-
-    async def _answer(self, machine: str, sender: str, channel: str) -> None:
-        """Tell a machine that did not know it that the reader of a channel is here."""
-        self._number += 1
-        number = f"{self._local.client_prefix}:home:{self._number}"
-        envelope = {"asgi_ipc": "home", "id": number, "from": machine, "channel": channel}
-        await self._within(self._remote.group_send, machine_group(sender), envelope)
 
 
 async def _first(*coroutines: Coroutine[Any, Any, Any]) -> None:

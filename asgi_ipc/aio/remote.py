@@ -20,9 +20,10 @@ from ..layout import S_EPOCH
 from .base import CACHED, Session
 from .directory import address_of, attached, machine_group, machine_id, reader_group, set_home
 from .distributed import Backend, Caller, Figures, described
+from .incoming import REQUESTS
 from .layer import IPCChannelLayer
 from .loop_thread import LoopThread
-from .relay import REQUESTS, Relay
+from .relay import Relay
 from .waiter import timeout
 
 logger = logging.getLogger("asgi_ipc")

@@ -12,6 +12,7 @@ from asgi_ipc import errors
 
 from .machines import (
     CORE,
+    OURS,
     PUBSUB,
     VALKEY_PUBSUB,
     eventually,
@@ -31,16 +32,20 @@ every_backend = pytest.mark.parametrize(
         pytest.param(CORE, id="core"),
         pytest.param(PUBSUB, id="pubsub"),
         pytest.param(VALKEY_PUBSUB, id="valkey-pubsub"),
+        pytest.param(OURS, id="asgi_ipc"),
     ],
 )
 
 
 @pytest.fixture
-def pair(machine: Make, server: Server) -> Callable[..., tuple[Any, Any]]:
+def pair(machine: Make, server: Server, prefix: str) -> Callable[..., tuple[Any, Any]]:
     """Two layers on two machines."""
 
     def make(backend: str = CORE, **options: Any) -> tuple[Any, Any]:
-        remote = redis(server, backend=backend)
+        if backend == OURS:
+            remote: dict[str, Any] = {"BACKEND": OURS, "CONFIG": {"prefix": prefix}}
+        else:
+            remote = redis(server, backend=backend)
         return machine(1, remote, **options), machine(2, remote, **options)
 
     return make
@@ -132,8 +137,11 @@ async def test_a_group_send_is_one_message_for_each_machine(
     assert sorted(now - then for now, then in zip(after, before)) == [0, 10, 10]
 
 
-async def test_a_channel_of_another_machine_joins_and_leaves_a_group(pair: Any) -> None:
-    here, there = pair()
+@every_backend
+async def test_a_channel_of_another_machine_joins_and_leaves_a_group(
+    pair: Any, backend: str
+) -> None:
+    here, there = pair(backend)
     channel = await there.new_channel()
     await here.group_add("room", channel)
 
@@ -188,8 +196,9 @@ async def test_a_message_for_another_machine_is_held_to_the_same_rules(pair: Any
     assert await nothing_waits(there, channel)
 
 
-async def test_flush_reaches_the_other_machines(pair: Any) -> None:
-    here, there = pair()
+@every_backend
+async def test_flush_reaches_the_other_machines(pair: Any, backend: str) -> None:
+    here, there = pair(backend)
     channel = await there.new_channel()
     await there.group_add("room", channel)
     await there.send("thumbnails", {"text": "old"})
@@ -235,8 +244,11 @@ async def test_a_group_of_which_nobody_is_left_is_left_in_redis(
 # -- channels whose names do not tell their machine ------------------------------------------------
 
 
-async def test_a_made_up_single_reader_channel_is_found_where_it_is_read(pair: Any) -> None:
-    here, there = pair()
+@every_backend
+async def test_a_made_up_single_reader_channel_is_found_where_it_is_read(
+    pair: Any, backend: str
+) -> None:
+    here, there = pair(backend)
     reading = asyncio.ensure_future(there.receive("reply?abc"))
 
     async def registered() -> bool:

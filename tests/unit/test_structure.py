@@ -29,7 +29,7 @@ BANDS = {
     "shells": {"aio.layer", "aio.waiter", "sync", "reactor"},
     "machines": {
         *("aio.directory", "aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote"),
-        *("aio.local_and_remote", "local_and_remote"),
+        *("aio.incoming", "aio.local_and_remote", "local_and_remote"),
     },
     "packages": {"", "aio"},
 }
@@ -48,7 +48,7 @@ ONLY = {
     "asyncio": {
         *("aio.layer", "aio.waiter"),
         *("aio.directory", "aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote"),
-        "aio.local_and_remote",
+        *("aio.incoming", "aio.local_and_remote"),
     },
     "async_timeout": {"aio.waiter"},
     "msgpack": {"codec"},
