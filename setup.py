@@ -26,12 +26,15 @@ CHANNELS = ["channels>=4"]
 CLI = ["click>=8.1", "rich>=13", "textual>=1"]
 PROMETHEUS = ["prometheus_client>=0.20"]
 LITESTAR = ["litestar>=2"]
+REDIS = ["channels_redis>=4"]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
     *CHANNELS,
     *CLI,
     *PROMETHEUS,
+    *REDIS,
+    "channels_valkey",
     "Django",
     "Flask",
     "async-timeout",
@@ -77,6 +80,7 @@ setup(
         "cli": CLI,
         "prometheus": PROMETHEUS,
         "litestar": LITESTAR,
+        "redis": REDIS,
         "test": TEST,
     },
     entry_points={

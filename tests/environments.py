@@ -41,24 +41,27 @@ class Environment(NamedTuple):
     pins: tuple[str, ...]
 
 
+# Django 1.11 and daphne 1.4.2 as they were released; Twisted and autobahn as new as they bear.
+CHANNELS1 = (
+    *ASGIREF1,
+    "channels==1.1.8",
+    "daphne==1.4.2",
+    "Django==1.11.29",
+    "Twisted==26.4.0",
+    "autobahn==24.4.2",
+    "pytz",
+    "setuptools<81",
+)
+
 KNOWN = {
-    # Django 1.11 and daphne 1.4.2 as they were released; Twisted and autobahn as new as they bear.
     "channels1": Environment(
         pythons=("3.9",),
-        pins=(
-            *ASGIREF1,
-            "channels==1.1.8",
-            "daphne==1.4.2",
-            "Django==1.11.29",
-            "Twisted==26.4.0",
-            "autobahn==24.4.2",
-            "pytz",
-            "setuptools<81",
-            "websockets>=15",
-            "pytest",
-            "pytest-asyncio",
-            *OWN_DEPENDENCIES,
-        ),
+        pins=(*CHANNELS1, "websockets>=15", "pytest", "pytest-asyncio", *OWN_DEPENDENCIES),
+    ),
+    # It needs redis-py 2.10 and a msgpack of before 1.0, which brings the name msgpack-python too.
+    "asgi_redis": Environment(
+        pythons=("3.9",),
+        pins=(*CHANNELS1, "asgi_redis==1.4.3", "msgpack<1", "posix_ipc", "async-timeout"),
     ),
     # Other layers, for the conformance suites.
     "channels_redis": Environment(

@@ -28,6 +28,10 @@ BANDS = {
     "looking": {"view", "locked", "inspection", "tap"},
     "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub", "readers"},
     "shells": {"aio.layer", "aio.waiter", "sync", "reactor"},
+    "machines": {
+        *("aio.directory", "aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote"),
+        *("aio.incoming", "aio.local_and_remote", "local_and_remote"),
+    },
     "packages": {"", "aio"},
     "adapters": {
         *("wsgi.messages", "wsgi.replies", "wsgi.adapter", "wsgi.reply", "wsgi.worker"),
@@ -67,7 +71,11 @@ CONFORMANCE = BANDS["conformance"]
 ONLY = {
     "posix_ipc": {"segment"},
     "ctypes": {"lock"},
-    "asyncio": {"aio.layer", "aio.waiter"} | CONFORMANCE,
+    "asyncio": {
+        *("aio.layer", "aio.waiter", *CONFORMANCE),
+        *("aio.directory", "aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote"),
+        *("aio.incoming", "aio.local_and_remote"),
+    },
     "async_timeout": {"aio.waiter"},
     "msgpack": {"codec"},
     "cryptography": {"codec"},
@@ -80,7 +88,7 @@ ONLY = {
     "prometheus_client": {"prometheus", "command.export"},
     "channels": set(),
     "pytest": {"testing.plugin"} | CONFORMANCE,
-    "channels_redis": {"aio.distributed", "distributed"},
+    "channels_redis": set(),
     "asgi_redis": set(),
     "asgiref": CONFORMANCE,
     "redis": set(),
