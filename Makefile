@@ -9,7 +9,7 @@ PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 help:
 	@echo "make test      lint, type check and all tests, in an environment of its own (.venv)"
 	@echo "make test-all  the same tests at full length"
-	@echo "make demo      a chat on two server processes; Ctrl-C stops it"
+	@echo "make demo      a small site on two server processes and a worker; Ctrl-C stops it"
 	@echo "make clean     removes the environments and everything that was built"
 
 # The tests run whatever the first two say, so that one run tells everything; any failure counts.

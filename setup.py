@@ -23,18 +23,26 @@ def read_version() -> str:
 CRYPTOGRAPHY = ["cryptography"]
 TWISTED = ["Twisted"]
 CHANNELS = ["channels>=4"]
+DOCS = ["furo", "sphinx>=7"]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
     *CHANNELS,
+    *DOCS,
     "Django",
     "async-timeout",
+    "build",
+    "coverage",
     "daphne>=4",
+    "gunicorn",
+    "hypercorn",
     "hypothesis",
     "mypy",
+    "playwright",
     "pytest>=7",
     "pytest-asyncio>=0.24",
     "ruff",
+    "uvicorn",
     "uvloop",
     "websockets>=15",
 ]
@@ -60,6 +68,7 @@ setup(
         "cryptography": CRYPTOGRAPHY,
         "twisted": TWISTED,
         "channels": CHANNELS,
+        "docs": DOCS,
         "test": TEST,
     },
     classifiers=[
