@@ -41,8 +41,10 @@ TEST = [
     "playwright",
     "pytest>=7",
     "pytest-asyncio>=0.24",
+    "pyyaml",
     "ruff",
     "uvicorn",
+    "uvicorn-worker",
     "uvloop",
     "websockets>=15",
 ]

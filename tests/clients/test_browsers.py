@@ -1,61 +1,33 @@
 """The demo as two people see it: headless Chromium twice, each on a server of its own.
 
-The browser is Debian's (``apt-get install chromium``), driven by Playwright. Each wait is for what
-stands on the page, and its bound is for liveness only.
+Each wait is for what stands on the page, and its bound is for liveness only.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import environments
-from tests.clients import processes
+from tests.clients import browsers, processes
+from tests.clients.browsers import Browse, expect
 from tests.clients.demo import Site
 
-for module in ("channels", "daphne", "playwright"):
+for module in ("channels", "daphne"):
     pytest.importorskip(module, reason=f"lacking: {module}")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("lacking: chromium (on Debian: apt-get install chromium)", allow_module_level=True)
-
-from playwright.async_api import async_playwright, expect  # noqa: E402
-
-MILLISECONDS = processes.LIVENESS * 1000
-# Chromium has no sandbox for root, and a container's /dev/shm may be small.
-ARGUMENTS = ["--no-sandbox"] if os.getuid() == 0 else []
-
-Browser = Callable[[str], Any]
 
 
 @pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    """Starts another browser and opens a page in it; errors of the page's script fail the test."""
-    errors: list[str] = []
-    expect.set_options(timeout=MILLISECONDS)
-    async with AsyncExitStack() as stack:
-        playwright = await stack.enter_async_context(async_playwright())
-
-        async def start(address: str) -> Any:
-            chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-            stack.push_async_callback(chromium.close)
-            page = await chromium.new_page()
-            page.set_default_timeout(MILLISECONDS)
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            await page.goto(address)
-            return page
-
-        yield start
-    assert errors == []
+async def browser() -> AsyncIterator[Browse]:
+    async with browsers.running() as browse:
+        yield browse
 
 
 async def say(page: Any, text: str) -> None:
@@ -64,7 +36,7 @@ async def say(page: Any, text: str) -> None:
 
 
 async def test_two_people_on_two_servers_and_one_server_is_killed(
-    site: Site, browser: Browser
+    site: Site, browser: Browse
 ) -> None:
     ada = await browser(site.page(0, "/room/lobby/?name=ada"))
     grace = await browser(site.page(1, "/room/lobby/?name=grace"))
@@ -90,7 +62,7 @@ async def test_two_people_on_two_servers_and_one_server_is_killed(
     await expect(ada.locator("#log")).to_contain_text("alone now")
 
 
-async def test_from_the_first_page_to_a_room_to_the_board(site: Site, browser: Browser) -> None:
+async def test_from_the_first_page_to_a_room_to_the_board(site: Site, browser: Browse) -> None:
     page = await browser(site.page(0, "/"))
     await page.get_by_label("Your name").fill("ada")
     await page.get_by_label("Room").fill("kitchen")
@@ -106,6 +78,9 @@ async def test_from_the_first_page_to_a_room_to_the_board(site: Site, browser: B
 
 
 def test_the_picture_in_the_readme_can_be_taken_again(tmp_path: Path, prefix: str) -> None:
+    pytest.importorskip("playwright", reason="lacking: playwright")
+    if browsers.CHROMIUM is None:
+        pytest.skip("lacking: chromium (on Debian: apt-get install chromium)")
     picture = tmp_path / "chat.png"
     ports = [str(processes.free_port()), str(processes.free_port())]
     script = environments.REPOSITORY / "docs" / "take_screenshot.py"
