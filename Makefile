@@ -4,11 +4,14 @@ PYTHON ?= python3
 DEMO_PORTS ?= 8001 8002
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help test test-all demo clean
+.PHONY: help test test-all pythons coverage docs demo clean
 
 help:
 	@echo "make test      lint, type check and all tests, in an environment of its own (.venv)"
-	@echo "make test-all  the same tests at full length"
+	@echo "make test-all  the same tests at full length, then make pythons and make coverage"
+	@echo "make pythons   most tests, on every Python from 3.9 that is installed"
+	@echo "make coverage  how much of the package the tests run through, line and branch"
+	@echo "make docs      the documentation, into docs/_build/html"
 	@echo "make demo      a small site on two server processes and a worker; Ctrl-C stops it"
 	@echo "make clean     removes the environments and everything that was built"
 
@@ -25,7 +28,22 @@ LEFT_OUT = --ignore=tests/reliability
 
 test-all: LEFT_OUT =
 test-all: export ASGI_IPC_TEST_LENGTH = full
-test-all: test
+test-all: test pythons coverage
+
+pythons: .venv/installed
+	.venv/bin/nox
+
+# The proofs of reliability trace the code themselves, and most tests of clients run other programs.
+coverage: .venv/installed
+	.venv/bin/coverage erase
+	.venv/bin/coverage run -m pytest $(COVERED)
+	.venv/bin/coverage combine --quiet
+	.venv/bin/coverage report
+
+COVERED = tests/unit tests/contract tests/clients/test_plain_asyncio.py $(wildcard tests/test_*.py)
+
+docs: .venv/installed
+	.venv/bin/python -m sphinx -W --keep-going docs docs/_build/html
 
 demo: .venv-demo/installed
 	@exec .venv-demo/bin/python demo/run.py --ports $(DEMO_PORTS)
@@ -51,6 +69,6 @@ define make-environment
 endef
 
 clean:
-	rm -rf .venv .venv-demo .environments build dist *.egg-info
-	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-demo .environments .nox build dist docs/_build *.egg-info
+	rm -rf .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -38,6 +38,7 @@ TEST = [
     "hypercorn",
     "hypothesis",
     "mypy",
+    "nox",
     "playwright",
     "pytest>=7",
     "pytest-asyncio>=0.24",

@@ -59,6 +59,8 @@ def run(*command: str | Path, folder: Path) -> str:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """The sdist of what git would publish, and the wheel that is built from the sdist."""
+    if not (environments.REPOSITORY / ".git").exists():
+        pytest.skip("lacking: a git checkout, which knows what is to be published")
     folder = tmp_path_factory.mktemp("built")
     source = folder / "source"
     # A copy, so that the build leaves nothing in the checkout.

@@ -80,6 +80,7 @@ async def test_the_page_of_the_room_in_two_browsers(tmp_path: Path, prefix: str)
     async with browsers.running() as browse:
         with pages.reader(tmp_path, prefix) as reader:
             reader.run("django-admin startproject mysite .")
+            reader.run("python manage.py startapp chat")
             for block in pages.blocks(PAGE):
                 if block.file:
                     reader.write(block)
