@@ -126,6 +126,8 @@ async def test_everybody_sees_who_is_here(site: Site) -> None:
             async with site.connect(1, "ada"):
                 await see(grace, site, ("ada", 0), ("ada", 1), ("gr\u00e5ce", 1))
         await see(ada, site, ("ada", 0))
+        async with site.connect(1, "%C3%A5" * 40):
+            await see(ada, site, ("ada", 0), ("\u00e5" * 16, 1))
 
 
 async def test_who_was_on_a_killed_server_is_not_here(site: Site) -> None:
