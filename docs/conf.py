@@ -1,6 +1,8 @@
 """How Sphinx builds this documentation: ``python -m sphinx -W docs docs/_build/html``."""
 
+import importlib.util
 import logging
+from pathlib import Path
 
 import asgi_ipc
 
@@ -9,7 +11,12 @@ author = "asgi_ipc contributors"
 version = release = asgi_ipc.__version__
 
 extensions = ["sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
+# Fragments that pages include; and pages about modules that are not there.
+exclude_patterns = ["_build", "*-figures.rst"] + [
+    f"reference/{page.name}"
+    for page in Path(__file__).parent.glob("reference/asgi_ipc.*.rst")
+    if importlib.util.find_spec(page.stem) is None
+]
 # Single backticks in docstrings name what there is in the code.
 default_role = "py:obj"
 # The groups of pages in index.rst are globs, some of which may match nothing.
