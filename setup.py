@@ -24,12 +24,17 @@ CRYPTOGRAPHY = ["cryptography"]
 TWISTED = ["Twisted"]
 CHANNELS = ["channels>=4"]
 DOCS = ["furo", "sphinx>=7"]
+CLI = ["click>=8.1", "rich>=13", "textual>=1"]
+PROMETHEUS = ["prometheus_client>=0.20"]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
     *CHANNELS,
     *DOCS,
+    *CLI,
+    *PROMETHEUS,
     "Django",
+    "Flask",
     "async-timeout",
     "build",
     "coverage",
@@ -47,6 +52,7 @@ TEST = [
     "uvicorn",
     "uvicorn-worker",
     "uvloop",
+    "waitress",
     "websockets>=15",
 ]
 
@@ -72,8 +78,11 @@ setup(
         "twisted": TWISTED,
         "channels": CHANNELS,
         "docs": DOCS,
+        "cli": CLI,
+        "prometheus": PROMETHEUS,
         "test": TEST,
     },
+    entry_points={"console_scripts": ["asgi-ipc = asgi_ipc.command:main"]},
     classifiers=[
         "Development Status :: 5 - Production/Stable",
         "Framework :: AsyncIO",

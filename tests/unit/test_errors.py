@@ -21,6 +21,7 @@ BUILT_IN = {
     "NotOwner": [AssertionError],
     "LimitReached": [],
     "LockTimeout": [TimeoutError],
+    "ReplyLost": [],
     "Reentered": [RuntimeError],
     "SegmentError": [OSError],
     "IncompatibleSegment": [errors.SegmentError],

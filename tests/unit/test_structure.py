@@ -18,16 +18,31 @@ PACKAGE = Path(asgi_ipc.__file__).parent
 
 # From the bottom to the top. A module imports from its own band and from those before it.
 BANDS = {
-    "leaves": {"errors", "names", "layout", "codec", "options", "base_layer"},
+    "leaves": {"errors", "names", "layout", "codec", "options", "base_layer", "statistics"},
     "store": {
         *("memory", "table", "log", "waiters", "queues", "store"),
         *("groups", "plans", "recovery", "inbox", "verify"),
     },
-    "system": {"files", "cgroup", "lock", "doorbell", "segment"},
+    "system": {"files", "cgroup", "lock", "doorbell", "procfs", "segment"},
     "attachment": {"drops", "attachment"},
-    "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub"},
+    "looking": {"view", "locked", "inspection", "tap"},
+    "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub", "readers"},
     "shells": {"aio.layer", "aio.waiter", "sync", "reactor"},
     "packages": {"", "aio"},
+    "adapters": {
+        *("wsgi.messages", "wsgi.replies", "wsgi.adapter", "wsgi.reply", "wsgi.worker"),
+        *("wsgi.command", "wsgi", "wsgi.__main__"),
+    },
+    "operating": {
+        *("surroundings", "diagnosis", "prometheus"),
+        *("django", "django.apps", "django.checks"),
+    },
+    "command": {
+        *("__main__", "command", "command.cli", "command.common", "command.exits"),
+        *("command.show", "command.top", "command.screen", "command.tail"),
+        *("command.messages", "command.care", "command.doctor"),
+        *("command.bench", "command.export"),
+    },
 }
 
 # What modules that know no clock, no lock and no system call have use for.
@@ -47,7 +62,11 @@ ONLY = {
     "cryptography": {"codec"},
     "twisted": {"reactor"},
     "zope": {"reactor"},
-    "django": set(),
+    "django": {"django.apps", "django.checks"},
+    "click": {name for name in BANDS["command"] if name.startswith("command.")},
+    "rich": {"command.common", "command.screen"},
+    "textual": {"command.screen"},
+    "prometheus_client": {"prometheus", "command.export"},
     "channels": set(),
     "channels_redis": {"aio.distributed", "distributed"},
     "asgi_redis": set(),
