@@ -23,6 +23,7 @@ def read_version() -> str:
 CRYPTOGRAPHY = ["cryptography"]
 TWISTED = ["Twisted"]
 CHANNELS = ["channels>=4"]
+DOCS = ["furo", "sphinx>=7"]
 CLI = ["click>=8.1", "rich>=13", "textual>=1"]
 PROMETHEUS = ["prometheus_client>=0.20"]
 LITESTAR = ["litestar>=2"]
@@ -31,6 +32,7 @@ TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
     *CHANNELS,
+    *DOCS,
     *CLI,
     *PROMETHEUS,
     *REDIS,
@@ -38,19 +40,26 @@ TEST = [
     "Django",
     "Flask",
     "async-timeout",
+    "build",
     "celery",
+    "coverage",
     "daphne>=4",
     "fastapi",
     "gunicorn",
+    "hypercorn",
     "hypothesis",
     *LITESTAR,
     "mypy",
+    "nox",
+    "playwright",
     "pytest>=7",
     "pytest-asyncio>=0.24",
     "pytest-django",
     "pytest-xdist",
+    "pyyaml",
     "ruff",
     "uvicorn",
+    "uvicorn-worker",
     "uvloop",
     "waitress",
     "websockets>=15",
@@ -77,6 +86,7 @@ setup(
         "cryptography": CRYPTOGRAPHY,
         "twisted": TWISTED,
         "channels": CHANNELS,
+        "docs": DOCS,
         "cli": CLI,
         "prometheus": PROMETHEUS,
         "litestar": LITESTAR,

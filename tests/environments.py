@@ -59,7 +59,7 @@ KNOWN = {
         pins=(*CHANNELS1, "websockets>=15", "pytest", "pytest-asyncio", *OWN_DEPENDENCIES),
     ),
     # It needs redis-py 2.10 and a msgpack of before 1.0, which brings the name msgpack-python too.
-    "asgi_redis": Environment(
+    "asgi_redis-local": Environment(
         pythons=("3.9",),
         pins=(*CHANNELS1, "asgi_redis==1.4.3", "msgpack<1", "posix_ipc", "async-timeout"),
     ),
