@@ -1,48 +1,85 @@
-"""`pair`: one process sends a chat event and receives it. `backlog`: the same beside a full store.
+"""`pair`: one process sends a chat event and receives it. Others do the same beside a full store.
 
-All layers are measured in turn in this one process, so that whatever slows the machine slows them
-all. Nothing waits here: what is measured is the work of the layer alone.
+All layers of one interpreter are measured in turn in one process, so that whatever slows the
+machine slows them all. Nothing waits here: what is measured is the work of the layer alone.
 """
 
 from __future__ import annotations
 
+import mmap
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import repeat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, repeat
 from typing import Any
 
-from benchmarks.layers.contenders import IN_MEMORY, Contender, Player, Role, prefix_for
+from benchmarks.layers import Run
+from benchmarks.layers.contenders import IN_MEMORY, Contender
+from benchmarks.layers.stage import Player, Role, Stage
 from benchmarks.measure import Column, Table, interleaved, paired_ratio
 from benchmarks.primitives import CHAT
 
 CHANNEL = "chat"
 CHANNELS = [CHANNEL]
-WARM_UP = 200
 
-BACKLOGS = (0, 1_000, 10_000)
 CROWDED = "crowded"  # one channel that holds all of the waiting messages
 MEMBER = "member"  # the one member of each of the groups
+FILLED_WITHIN = 4.0  # seconds; what takes longer to fill is left out
+YARDSTICK = "msgpack both ways + 2 copies"
+
+Messages = Sequence[dict[str, Any]]
 
 
-def pairs(layer: Any, count: int) -> float:
+# -- one loop, for all of them --------------------------------------------------------------------
+
+
+def pairs(layer: Any, count: int, message: Any = CHAT) -> float:
     """Seconds for one send and one receive."""
     send, receive, clock = layer.send, layer.receive, time.perf_counter
     start = clock()
     for _ in repeat(None, count):
-        send(CHANNEL, CHAT)
+        send(CHANNEL, message)
         receive(CHANNELS, True)
     return (clock() - start) / count
 
 
-async def pairs_asyncio(layer: Any, count: int) -> float:
+async def pairs_asyncio(layer: Any, count: int, message: Any = CHAT) -> float:
     send, receive, clock = layer.send, layer.receive, time.perf_counter
     start = clock()
     for _ in repeat(None, count):
-        await send(CHANNEL, CHAT)
+        await send(CHANNEL, message)
         await receive(CHANNEL)
     return (clock() - start) / count
+
+
+def grown(count: int, taken: float, seconds: float) -> int:
+    """The next number of pairs on the way to one that fills `seconds`; 0: measure now.
+
+    The way there is the warm-up, and takes about a tenth of the time.
+    """
+    return 0 if count * taken > seconds / 20 else 4 * count
+
+
+def timed(layer: Any, seconds: float, message: Any = CHAT) -> float:
+    """Microseconds for a pair, over as many pairs as fit into `seconds`."""
+    count, following = 1, 1
+    taken = 0.0
+    while following:
+        count = following
+        taken = pairs(layer, count, message)
+        following = grown(count, taken, seconds)
+    return pairs(layer, max(1, int(seconds / taken)), message) * 1e6
+
+
+async def timed_asyncio(layer: Any, seconds: float, message: Any = CHAT) -> float:
+    count, following = 1, 1
+    taken = 0.0
+    while following:
+        count = following
+        taken = await pairs_asyncio(layer, count, message)
+        following = grown(count, taken, seconds)
+    return await pairs_asyncio(layer, max(1, int(seconds / taken)), message) * 1e6
 
 
 def check(layer: Any) -> None:
@@ -58,115 +95,312 @@ async def check_asyncio(layer: Any) -> None:
         raise AssertionError("the message that arrived is not the one that was sent")
 
 
-def fill(layer: Any, kind: str, count: int) -> None:
-    """Empty the layer, then fill it with `count` messages or groups away from `CHANNEL`."""
-    layer.flush()
-    for number in range(count):
-        if kind == "groups":
-            layer.group_add(f"group-{number}", MEMBER)
-        else:
-            layer.send(f"other-{number}" if kind == "channels" else CROWDED, CHAT)
-
-
-async def fill_asyncio(layer: Any, kind: str, count: int) -> None:
-    await layer.flush()
-    for number in range(count):
-        if kind == "groups":
-            await layer.group_add(f"group-{number}", MEMBER)
-        else:
-            await layer.send(f"other-{number}" if kind == "channels" else CROWDED, CHAT)
-
-
-PAIRS = Role(pairs, pairs_asyncio)
+TIMED = Role(timed, timed_asyncio)
 CHECK = Role(check, check_asyncio)
-FILL = Role(fill, fill_asyncio)
 
 
-@contextmanager
-def opened(contenders: list[Contender], capacity: int = 100) -> Iterator[dict[str, Any]]:
-    """The layers by name, opened in this process, each under a prefix of its own."""
-    with ExitStack() as stack:
-        prefixes = {one.name: stack.enter_context(prefix_for(one)) for one in contenders}
-        yield {one.name: one.make(prefixes[one.name], capacity) for one in contenders}
-
-
-def measure(player: Player, contender: Contender, layer: Any, seconds: float) -> float:
-    """Microseconds for a pair, over as many pairs as fit into `seconds`."""
-    estimate = player.play(contender, PAIRS, layer, 20)
-    count = max(20, int(seconds / estimate))
-    player.play(contender, PAIRS, layer, min(count, WARM_UP))
-    return float(player.play(contender, PAIRS, layer, count)) * 1e6
-
-
-def pair(contenders: list[Contender], loop: str, quick: bool) -> Iterator[Table]:
+def pair(run: Run) -> Iterator[Table]:
     """Many short repetitions: load that comes and goes then meets all layers alike.
 
     The asyncio floor takes no part: it waits, and here nothing does.
     """
-    player = Player(loop)
-    entrants = [one for one in contenders if not one.floor or one.contract == "blocking"]
+    entrants = [one for one in run.contenders if not one.floor or one.contract == "blocking"]
     samples: dict[str, list[float]] = {one.name: [] for one in entrants}
-    rows: list[dict[str, Any]] = []
-    with opened(entrants) as layers:
+    seconds = run.effort(0.001, 0.05, 0.1)
+    with Stage(run.loop) as stage:
+        players = {one.name: stage.enter(one, 100, CHANNELS, shared=True) for one in entrants}
         for one in entrants:
             if not one.floor:
-                player.play(one, CHECK, layers[one.name])
-        for one in interleaved(5 if quick else 41, entrants):
-            taken = measure(player, one, layers[one.name], 0.05 if quick else 0.1)
-            samples[one.name].append(taken)
-    for name, taken_all in samples.items():
-        row: dict[str, Any] = {"layer": name, "samples": taken_all}
-        row.update(pair=statistics.median(taken_all), least=min(taken_all))
+                players[one.name].play(CHECK)
+        for one in interleaved(run.effort(1, 5, 25), entrants):
+            samples[one.name].append(players[one.name].play(TIMED, seconds))
+    rows: list[dict[str, Any]] = []
+    for name, taken in samples.items():
+        row: dict[str, Any] = {"layer": name, "samples": taken}
+        row.update(pair=statistics.median(taken), least=min(taken))
         if IN_MEMORY in samples:
-            row["ratio"] = paired_ratio(taken_all, samples[IN_MEMORY])
+            row["ratio"] = paired_ratio(taken, samples[IN_MEMORY])
         rows.append(row)
     yield Table(
+        "pair",
         "pair: send + receive in one process, µs",
         (
             Column("layer", "layer"),
-            Column("pair", "median", ".2f"),
-            Column("least", "least", ".2f"),
-            Column("ratio", f"× {IN_MEMORY}", ".2f"),
+            Column("pair", "median", ",.2f"),
+            Column("least", "least", ",.2f"),
+            Column("ratio", f"× {IN_MEMORY}", ",.2f"),
         ),
         rows,
     )
 
 
-def backlog(contenders: list[Contender], loop: str, quick: bool) -> Iterator[Table]:
-    """A pair beside n messages in one other channel, n channels of one message each, n groups.
+# -- the same beside n of something, or with n of something ---------------------------------------
 
-    Each repetition fills and measures all sizes of one kind in turn, so that a flatness ratio
-    compares neighbours in time.
-    """
-    player = Player(loop)
-    entrants = [one for one in contenders if not one.floor]
-    kinds = ("messages", "channels", "groups")
-    samples: dict[tuple[str, str, int], list[float]] = {}
-    with opened(entrants, capacity=2 * max(BACKLOGS)) as layers:
-        for kind in kinds:
-            for one in interleaved(1 if quick else 5, entrants):
-                for size in BACKLOGS:
-                    player.play(one, FILL, layers[one.name], kind, size)
-                    taken = measure(player, one, layers[one.name], 0.05 if quick else 0.3)
-                    samples.setdefault((kind, one.name, size), []).append(taken)
+
+def fill(layer: Any, kind: str, count: int) -> bool:
+    """Empty the layer, then put in `count` messages or groups; False if that took too long."""
+    layer.flush()
+    end = time.monotonic() + FILLED_WITHIN
+    for number in range(count):
+        if kind == "groups":
+            layer.group_add(f"group-{number}", MEMBER)
+        else:
+            layer.send(CROWDED, CHAT)
+        if time.monotonic() > end:
+            return False
+    return True
+
+
+async def fill_asyncio(layer: Any, kind: str, count: int) -> bool:
+    await layer.flush()
+    end = time.monotonic() + FILLED_WITHIN
+    for number in range(count):
+        if kind == "groups":
+            await layer.group_add(f"group-{number}", MEMBER)
+        else:
+            await layer.send(CROWDED, CHAT)
+        if time.monotonic() > end:
+            return False
+    return True
+
+
+def over_channels(layer: Any, names: int, seconds: float) -> float | None:
+    """Microseconds for a pair on the next channel each time, after one round over all of them."""
+    send, receive, clock = layer.send, layer.receive, time.perf_counter
+    end = clock() + FILLED_WITHIN
+    for name in channel_names(names):
+        send(name, CHAT)
+        receive([name], True)
+        if clock() > end:
+            return None
+    done, start = 0, clock()
+    for name in cycle(channel_names(names)):
+        send(name, CHAT)
+        receive([name], True)
+        done += 1
+        if clock() - start > seconds:
+            break
+    return (clock() - start) / done * 1e6
+
+
+async def over_channels_asyncio(layer: Any, names: int, seconds: float) -> float | None:
+    send, receive, clock = layer.send, layer.receive, time.perf_counter
+    end = clock() + FILLED_WITHIN
+    for name in channel_names(names):
+        await send(name, CHAT)
+        await receive(name)
+        if clock() > end:
+            return None
+    done, start = 0, clock()
+    for name in cycle(channel_names(names)):
+        await send(name, CHAT)
+        await receive(name)
+        done += 1
+        if clock() - start > seconds:
+            break
+    return (clock() - start) / done * 1e6
+
+
+def channel_names(count: int) -> list[str]:
+    return [f"channel-{number}" for number in range(count)]
+
+
+def over_groups(layer: Any, groups: int, seconds: float) -> float:
+    """Microseconds for a send to the next group of one member, and the member's receive."""
+    send, receive, clock = layer.send_group, layer.receive, time.perf_counter
+    done, start = 0, clock()
+    for number in cycle(range(groups)):
+        send(f"group-{number}", CHAT)
+        receive([MEMBER], True)
+        done += 1
+        if clock() - start > seconds:
+            break
+    return (clock() - start) / done * 1e6
+
+
+async def over_groups_asyncio(layer: Any, groups: int, seconds: float) -> float:
+    send, receive, clock = layer.group_send, layer.receive, time.perf_counter
+    done, start = 0, clock()
+    for number in cycle(range(groups)):
+        await send(f"group-{number}", CHAT)
+        await receive(MEMBER)
+        done += 1
+        if clock() - start > seconds:
+            break
+    return (clock() - start) / done * 1e6
+
+
+FILL = Role(fill, fill_asyncio)
+OVER_CHANNELS = Role(over_channels, over_channels_asyncio)
+OVER_GROUPS = Role(over_groups, over_groups_asyncio)
+
+
+def beside_messages(player: Player, size: int, seconds: float) -> float | None:
+    return player.play(TIMED, seconds) if player.play(FILL, "messages", size) else None
+
+
+def beside_groups(player: Player, size: int, seconds: float) -> float | None:
+    return player.play(TIMED, seconds) if player.play(FILL, "groups", size) else None
+
+
+def to_groups(player: Player, size: int, seconds: float) -> float | None:
+    return player.play(OVER_GROUPS, size, seconds) if player.play(FILL, "groups", size) else None
+
+
+def on_channels(player: Player, size: int, seconds: float) -> float | None:
+    player.play(FILL, "", 0)
+    taken: float | None = player.play(OVER_CHANNELS, size, seconds)
+    return taken
+
+
+@dataclass(frozen=True)
+class Slope:
+    """A kind of pair whose cost should not depend on a number: how to measure it at one."""
+
+    name: str
+    title: str
+    measure: Any
+    sizes: tuple[int, ...]
+
+
+SLOPES = (
+    Slope(
+        "messages",
+        "backlog: a pair beside n messages that wait in another channel, µs",
+        beside_messages,
+        (0, 1_000, 10_000, 50_000),
+    ),
+    Slope(
+        "channels",
+        "backlog: a pair on another one of n channels each time, µs",
+        on_channels,
+        (1, 1_000, 10_000, 100_000),
+    ),
+    Slope(
+        "groups",
+        "backlog: a pair beside n groups, µs",
+        beside_groups,
+        (1, 1_000, 10_000),
+    ),
+    Slope(
+        "group sends",
+        "backlog: a send to another one of n groups of one each time, and its receive, µs",
+        to_groups,
+        (1, 1_000, 10_000),
+    ),
+)
+
+
+def backlog(run: Run) -> Iterator[Table]:
+    """Each repetition measures all sizes of one layer in turn, so that a flatness compares
+    neighbours in time."""
+    entrants = [one for one in run.contenders if one.groups and one.queues]
+    for slope in SLOPES:
+        sizes = run.effort((slope.sizes[0], 10), slope.sizes[:3], slope.sizes)
+        yield _slope(run, slope, sizes, entrants)
+
+
+def _slope(run: Run, slope: Slope, sizes: tuple[int, ...], entrants: list[Contender]) -> Table:
+    samples: dict[tuple[str, int], list[float | None]] = {}
+    seconds = run.effort(0.001, 0.05, 0.3)
+    with Stage(run.loop) as stage:
+        players = {
+            one.name: stage.enter(one, 2 * max(sizes), CHANNELS, shared=True) for one in entrants
+        }
+        for number, one in enumerate(interleaved(run.effort(1, 1, 5), entrants)):
+            if one.slow and number >= len(entrants):
+                continue  # once is enough to see a slope of milliseconds
+            for size in sizes:
+                taken = slope.measure(players[one.name], size, seconds)
+                samples.setdefault((one.name, size), []).append(taken)
+                if taken is None:
+                    break
+            players[one.name].play(FILL, "", 0)
     rows: list[dict[str, Any]] = []
-    for kind in kinds:
-        for one in entrants:
-            row: dict[str, Any] = {"kind": kind, "layer": one.name}
-            for size in BACKLOGS:
-                row[f"{size}"] = statistics.median(samples[kind, one.name, size])
-                row[f"{size} samples"] = samples[kind, one.name, size]
-            most, none = (samples[kind, one.name, size] for size in (BACKLOGS[-1], BACKLOGS[0]))
-            row["flatness"] = paired_ratio(most, none)
-            rows.append(row)
-    yield Table(
-        "backlog: the same pair beside others' messages, channels and groups, µs",
+    for one in entrants:
+        row: dict[str, Any] = {"layer": one.name}
+        for size in sizes:
+            found = [taken for taken in samples.get((one.name, size), []) if taken is not None]
+            if found:
+                row[f"{size}"] = statistics.median(found)
+                row[f"{size} samples"] = found
+                row["flatness"] = paired_ratio(found, row[f"{sizes[0]} samples"])
+        rows.append(row)
+    return Table(
+        slope.name,
+        slope.title,
         (
-            Column("kind", "beside"),
             Column("layer", "layer"),
-            *(Column(f"{size}", f"{size:,}", ",.2f") for size in BACKLOGS),
-            Column("flatness", f"{BACKLOGS[-1]:,} / {BACKLOGS[0]}", ",.2f"),
+            *(Column(f"{size}", f"{size:,}", ",.2f") for size in sizes),
+            Column("flatness", "last / first", ",.2f"),
         ),
         rows,
-        "messages: in one other channel; channels: one message in each; groups: one member in each",
+        f"left out: what takes longer than {FILLED_WITHIN:g} s to fill",
+    )
+
+
+# -- sizes ----------------------------------------------------------------------------------------
+
+MEGABYTE = 1_000_000
+
+
+def message_of(size: int) -> dict[str, Any]:
+    """A message of about `size` bytes, nearly all of them in one text."""
+    return {"type": "chat.message", "room": "lobby", "text": "x" * max(1, size - 40)}
+
+
+def yardstick(seconds: float, message: Any) -> float:
+    """Microseconds that the bytes alone take: packed, into shared memory, out of it, unpacked."""
+    import msgpack
+
+    pack, unpack, clock = msgpack.Packer(use_bin_type=True).pack, msgpack.unpackb, time.perf_counter
+    area = mmap.mmap(-1, 2 * MEGABYTE)
+    buffer = memoryview(area)
+    done, start = 0, clock()
+    while clock() - start < seconds:
+        body = pack(message)
+        buffer[: len(body)] = body
+        unpack(bytes(buffer[: len(body)]), raw=False)
+        done += 1
+    return (clock() - start) / done * 1e6
+
+
+def sizes(run: Run) -> Iterator[Table]:
+    """A pair by the size of its message."""
+    entrants = [one for one in run.contenders if not one.floor]
+    full = (100, 1_000, 10_000, 100_000, MEGABYTE)
+    all_sizes = run.effort(full[:2], full[::2], full)
+    seconds = run.effort(0.001, 0.05, 0.15)
+    samples: dict[tuple[str, int], list[float]] = {}
+    with Stage(run.loop) as stage:
+        players = {one.name: stage.enter(one, 100, CHANNELS, shared=True) for one in entrants}
+        ours = next((one.name for one in entrants if one.ours), None)
+        names = [one.name for one in entrants] + ([YARDSTICK] if ours else [])
+        for size in all_sizes:
+            message = message_of(size)
+            for name in interleaved(run.effort(1, 2, 5), names):
+                if name == YARDSTICK:
+                    taken = players[ours or ""].do(yardstick, seconds, message)
+                else:
+                    taken = players[name].play(TIMED, seconds, message)
+                samples.setdefault((name, size), []).append(taken)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        row: dict[str, Any] = {"layer": name}
+        for size in all_sizes:
+            row[f"{size}"] = statistics.median(samples[name, size])
+            row[f"{size} samples"] = samples[name, size]
+        if ours:
+            last = all_sizes[-1]
+            row["ratio"] = paired_ratio(samples[name, last], samples[YARDSTICK, last])
+        rows.append(row)
+    yield Table(
+        "sizes",
+        "sizes: a pair by the size of its message in bytes, µs",
+        (
+            Column("layer", "layer"),
+            *(Column(f"{size}", f"{size:,}", ",.2f") for size in all_sizes),
+            Column("ratio", f"{all_sizes[-1]:,}: × {YARDSTICK}", ".2f"),
+        ),
+        rows,
     )
