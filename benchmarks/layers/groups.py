@@ -107,6 +107,7 @@ async def _change_asyncio(layer: Any, name: str) -> Change:
 
 def send(layer: Any, rounds: int, measured_pairs: int) -> tuple[float, list[tuple[float, float]]]:
     """Seconds for a pair, and for each round when the call began and when it was over."""
+    pairs(layer, measured_pairs)  # to warm up
     pair = pairs(layer, measured_pairs)
     calls = []
     for _ in range(rounds):
@@ -122,6 +123,7 @@ def send(layer: Any, rounds: int, measured_pairs: int) -> tuple[float, list[tupl
 async def send_asyncio(
     layer: Any, rounds: int, measured_pairs: int
 ) -> tuple[float, list[tuple[float, float]]]:
+    await pairs_asyncio(layer, measured_pairs)  # to warm up
     pair = await pairs_asyncio(layer, measured_pairs)
     calls = []
     for _ in range(rounds):

@@ -41,7 +41,7 @@ def pairs(layer: Any, count: int, message: Any = CHAT) -> float:
     for _ in repeat(None, count):
         send(CHANNEL, message)
         receive(CHANNELS, True)
-    return (clock() - start) / count
+    return (clock() - start) / max(count, 1)
 
 
 async def pairs_asyncio(layer: Any, count: int, message: Any = CHAT) -> float:
@@ -50,7 +50,7 @@ async def pairs_asyncio(layer: Any, count: int, message: Any = CHAT) -> float:
     for _ in repeat(None, count):
         await send(CHANNEL, message)
         await receive(CHANNEL)
-    return (clock() - start) / count
+    return (clock() - start) / max(count, 1)
 
 
 def grown(count: int, taken: float, seconds: float) -> int:

@@ -37,6 +37,7 @@ def summary(samples: list[float], trips: int, pair: float) -> Trips:
 
 
 def client(layer: Any, trips: int, measured_pairs: int) -> Trips:
+    pairs(layer, measured_pairs // 2)  # to warm up
     pair = pairs(layer, measured_pairs) if measured_pairs else 0.0
     send, receive, clock = layer.send, layer.receive, time.perf_counter
     channels = [PONG]
@@ -60,6 +61,7 @@ def server(layer: Any, trips: int) -> None:
 
 
 async def client_asyncio(layer: Any, trips: int, measured_pairs: int) -> Trips:
+    await pairs_asyncio(layer, measured_pairs // 2)  # to warm up
     pair = await pairs_asyncio(layer, measured_pairs) if measured_pairs else 0.0
     send, receive, clock = layer.send, layer.receive, time.perf_counter
     samples = []

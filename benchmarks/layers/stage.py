@@ -65,7 +65,7 @@ class Stage:
     def __init__(self, loop: str) -> None:
         self._loop = loop
         self._children = Children()
-        self._places: dict[str, tuple[Contender, Any]] = {}
+        self._places: dict[tuple[str, int], tuple[Contender, Any]] = {}
         self._shared: dict[str, Child] = {}
 
     def __enter__(self) -> Stage:
@@ -76,9 +76,9 @@ class Stage:
         for contender, place in self._places.values():
             contender.destroy(place)
 
-    def place(self, one: Contender, apart: bool = False) -> Any:
+    def place(self, one: Contender, number: int = 0, apart: bool = False) -> Any:
         """Where players of `one` meet; `apart`: a place for this contender alone."""
-        key = one.name if apart else one.store
+        key = one.name if apart else one.store, number
         if key not in self._places:
             prefix = new_prefix(f"{next(self._numbers)}-{one.name}")
             self._places[key] = one, one.meet(prefix)
@@ -92,10 +92,11 @@ class Stage:
         sends: Sequence[str] = (),
         cores: Cores = frozenset(),
         shared: bool = False,
+        at: int = 0,
     ) -> Player:
         """Open the layer in a new process, which will receive on `listens` and send to `sends`.
 
-        Who receives has to enter before who sends.
+        Who receives has to enter before who sends. `at` tells one place of a store from another.
 
         `shared`: in one process for all layers of an interpreter, each at a place of its own. What
         is not found by a name has to be inherited, and stays alone.
@@ -107,7 +108,7 @@ class Stage:
             child = self._children.child(cores, python, path)
             if shared:
                 self._shared[key] = child
-        place = self.place(one, apart=shared)
+        place = self.place(one, at, apart=shared)
         child.begin(_open, one.name, self._loop, place, capacity, tuple(listens), tuple(sends))
         return Player(child, child.result())
 
@@ -126,6 +127,11 @@ def new_loop(kind: str) -> asyncio.AbstractEventLoop:
         made: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         return made
     return asyncio.new_event_loop()
+
+
+def only_loop() -> asyncio.AbstractEventLoop:
+    """The event loop that all roles of this process are played on."""
+    return _loops[0]
 
 
 def _open(

@@ -27,6 +27,7 @@ CAPACITY = 1_000  # of `throughput`; `scaling` is about queues of the default le
 PATIENCE = 30.0  # seconds until the end of a role; what loses messages also loses words to stop
 PAUSE = 0.0005  # seconds until a refused message is tried again
 RECEIVERS = (1, 4)
+ONE_CHANNEL, MANY_CHANNELS, MANY_PREFIXES = "one channel", "n channels", "n prefixes"
 AGES = 7  # of every so many messages the age is taken, no more: it costs time too
 
 Sent = tuple[float, int, int]  # when it began, how many it sent, how many were refused
@@ -129,15 +130,20 @@ def measure(
     consumers: int,
     seconds: float,
     capacity: int,
-    many: bool = False,
+    on: str = ONE_CHANNEL,
 ) -> dict[str, Any]:
-    """One sample, by fresh processes: all on one channel, or on `many`, one for each of them."""
-    channels = [f"{WORK}-{number}" if many else WORK for number in range(max(producers, consumers))]
+    """One sample, by fresh processes."""
+    numbers = range(max(producers, consumers))
+    channels = [f"{WORK}-{number}" if on == MANY_CHANNELS else WORK for number in numbers]
+    places = [number if on == MANY_PREFIXES else 0 for number in numbers]
     with Stage(run.loop) as stage:
-        receivers = [stage.enter(one, capacity, [channels[number]]) for number in range(consumers)]
+        receivers = [
+            stage.enter(one, capacity, listens=[channels[number]], at=places[number])
+            for number in range(consumers)
+        ]
         senders = [
-            stage.enter(one, capacity, sends=[channel])
-            for channel, _ in zip(channels, range(producers))
+            stage.enter(one, capacity, sends=[channels[number]], at=places[number])
+            for number in range(producers)
         ]
         for receiver, channel in zip(receivers, channels):
             receiver.begin(CONSUME, channel)
@@ -226,27 +232,28 @@ SCALED = ("asgi_ipc-blocking", "asgi_ipc-asyncio", "channels_redis", "asgi_redis
 def scaling(run: Run) -> Iterator[Table]:
     """All send and receive as fast as they can; the age of a message is then that of a full queue.
 
-    Fair is 1: the one with the fewest messages has as many as the one with the most.
+    Fair is 1: the one with the fewest messages has as many as the one with the most. With n
+    prefixes each pair of processes has a lock of its own.
     """
     entrants = [one for one in run.contenders if one.name in SCALED]
     sizes = run.effort((1, 2), (1, 4, 8), (1, 2, 4, 8))
     seconds = run.effort(0.05, 0.4, 0.7)
-    plan = [(many, size, one) for many in (False, True) for size in sizes for one in entrants]
-    samples: dict[tuple[bool, int, str], list[dict[str, Any]]] = {}
-    for number, (many, size, one) in enumerate(interleaved(run.effort(1, 1, 2), plan)):
+    plan = [
+        (on, size, one)
+        for on in (ONE_CHANNEL, MANY_CHANNELS, MANY_PREFIXES)
+        for size in sizes
+        for one in entrants
+        if (on == ONE_CHANNEL or size > 1) and (on != MANY_PREFIXES or one.ours)
+    ]
+    samples: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for number, (on, size, one) in enumerate(interleaved(run.effort(1, 1, 2), plan)):
         if one.ours or number < len(plan):
-            taken = run.attempt(one, measure, run, one, size, size, seconds, 100, many)
-            samples.setdefault((many, size, one.name), []).extend(taken)
+            taken = run.attempt(one, measure, run, one, size, size, seconds, 100, on)
+            samples.setdefault((on, size, one.name), []).extend(taken)
     rows = []
-    for many, size, one in plan:
-        mine = samples[many, size, one.name]
-        row: dict[str, Any] = {
-            "channels": size if many else 1,
-            "many": many,
-            "processes": size,
-            "layer": one.name,
-            "samples": mine,
-        }
+    for on, size, one in plan:
+        mine = samples[on, size, one.name]
+        row: dict[str, Any] = {"on": on, "n": size, "layer": one.name, "samples": mine}
         for key in ("rate", "p99", "senders", "receivers"):
             known = [sample[key] for sample in mine if sample[key] is not None]
             row[key] = statistics.median(known) if known else None
@@ -257,8 +264,8 @@ def scaling(run: Run) -> Iterator[Table]:
         "scaling",
         "scaling: n senders and n receivers, each a process, on one channel or on n",
         (
-            Column("channels", "channels", "d"),
-            Column("processes", "senders and receivers", "d"),
+            Column("on", "on"),
+            Column("n", "n", "d"),
             Column("layer", "layer"),
             Column("rate", "messages a second", ",.0f"),
             Column("p99", "p99 age, ms", ",.1f"),
