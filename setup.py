@@ -26,6 +26,16 @@ CHANNELS = ["channels>=4"]
 CLI = ["click>=8.1", "rich>=13", "textual>=1"]
 PROMETHEUS = ["prometheus_client>=0.20"]
 LITESTAR = ["litestar>=2"]
+BENCH = [
+    *CHANNELS,
+    "channels_redis",
+    "daphne>=4",
+    "matplotlib",
+    "py-spy",
+    "pyzmq",
+    "uvloop",
+    "websockets>=15",
+]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
@@ -41,7 +51,9 @@ TEST = [
     "gunicorn",
     "hypothesis",
     *LITESTAR,
+    "matplotlib",
     "mypy",
+    "py-spy",
     "pytest>=7",
     "pytest-asyncio>=0.24",
     "pytest-django",
@@ -77,6 +89,7 @@ setup(
         "cli": CLI,
         "prometheus": PROMETHEUS,
         "litestar": LITESTAR,
+        "bench": BENCH,
         "test": TEST,
     },
     entry_points={

@@ -142,10 +142,13 @@ def report(tables: Iterable[Table], json_file: str | None) -> None:
     print(f"{machine['python']}, {machine['system']}, {machine['cores']} cores")
     print(f"load {machine['load'][0]} at the start; {packages}", flush=True)
     done = []
+    start = time.monotonic()
     for table in tables:
         print(table, flush=True)
         columns = [[column.key, column.heading, column.form] for column in table.columns]
-        done.append({**vars(table), "columns": columns})
+        seconds, start = time.monotonic() - start, time.monotonic()
+        done.append({**vars(table), "columns": columns, "seconds": round(seconds, 1)})
     if json_file:
+        os.makedirs(os.path.dirname(json_file) or ".", exist_ok=True)
         with open(json_file, "w", encoding="utf-8") as out:
             json.dump({"environment": machine, "tables": done}, out, indent=1)

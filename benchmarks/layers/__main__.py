@@ -78,7 +78,7 @@ def main() -> None:
             (table for name in chosen.workload or WORKLOADS for table in WORKLOADS[name](run)),
             chosen.json,
         )
-    if run.failures:
+    if any(CONTENDERS[name].ours for name in run.failures):
         sys.exit(f"not all was measured: {', '.join(sorted(set(run.failures)))} failed")
 
 
