@@ -154,7 +154,7 @@ def tables(effort: Effort) -> Iterator[Table]:
     held = []
     for one in CONTENDERS.values():
         if one.ours:
-            profile = sample(one, effort(1.0, 4.0, 20.0))
+            profile = sample(one, effort(1.0, 4.0, 12.0))
             yield by_function(one, profile)
             yield by_line(one, profile)
             held.append(under_lock(one, profile))

@@ -91,6 +91,11 @@ KNOWN = {
         pythons=("3.9",),
         pins=(*CHANNELS1, "asgi_ipc==1.4.2", "asgi_redis==1.4.3", "async-timeout"),
     ),
+    # The layers that Channels 4 has, and what people use without one.
+    "channels4-peers": Environment(
+        pythons=("3.11", "3.12", "3.13", "3.10", "3.9"),
+        pins=("channels>=4", "channels_redis", "pyzmq", *OWN_DEPENDENCIES),
+    ),
     "asgiref1-oldest": Environment(ASGIREF1_PYTHONS, (*ASGIREF1, *OWN_DEPENDENCIES)),
     "asgiref1-newest": Environment(ASGIREF1_PYTHONS[::-1], (*ASGIREF1, *OWN_DEPENDENCIES)),
 }

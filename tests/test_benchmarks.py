@@ -1,12 +1,14 @@
 """The benchmarks run, and the pages show what they measured.
 
 Nothing here looks at a time: what is measured in the least possible number of repetitions says
-nothing. The peers are not measured; `make bench` does that.
+nothing. The peers are measured only at full length, since that takes environments of their own.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +23,12 @@ pytest.importorskip("matplotlib", reason="lacking: matplotlib")
 from benchmarks import report
 from benchmarks.figures import Figures
 from benchmarks.layers.__main__ import WORKLOADS
+from benchmarks.layers.contenders import CONTENDERS
 from benchmarks.plots import PLOTS
 
 PAGES = ("README.rst", "docs/performance.rst")
 FIGURES = [f"docs/benchmarks/{name}.json" for name in ("layers", "profile", "wakeups")]
+FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 OURS = ("asgi_ipc-blocking", "asgi_ipc-asyncio")
 NEXT_TO_THEM = ("InMemory", "multiprocessing.Queue", "FIFO-blocking", "FIFO-asyncio")
 
@@ -48,9 +52,11 @@ MEASURED = {
 }
 
 
-def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(
+    module: str, *arguments: str, python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
+        [python, "-m", module, *arguments],
         cwd=environments.REPOSITORY,
         capture_output=True,
         text=True,
@@ -146,6 +152,25 @@ def test_the_page_of_results_is_that_of_the_last_run() -> None:
     text = (folder / report.RESULTS).read_text(encoding="utf-8")
     assert report.results(figures, plots) == text, "run: make figures"
     assert all((folder / name).exists() for name in plots)
+
+
+@pytest.mark.skipif(not FULL, reason="takes minutes: make test-all")
+def test_every_peer_is_measured(tmp_path: Path) -> None:
+    environments.environment("channels1-peers")
+    python, path = environments.environment("channels4-peers"), tmp_path / "peers.json"
+    workloads = ("pair", "roundtrip", "throughput", "broadcast", "recovery")
+    done = run("benchmarks.layers", *workloads, "--tiny", "--json", str(path), python=str(python))
+    assert done.returncode == 0 and "failed" not in done.stderr, done.stdout + done.stderr
+    figures = Figures.read([str(path)])
+    if shutil.which("redis-server") is None:
+        pytest.skip("lacking: redis-server")
+    for name, one in CONTENDERS.items():
+        if not one.floor:
+            assert figures.get("pair", "pair", layer=name) > 0
+        if not one.local:
+            assert figures.get("roundtrip", "p50", way="unpinned", layer=name) > 0
+        if one.groups and not one.local:
+            assert figures.get("broadcast", "last", layer=name) > 0
 
 
 def test_help_names_every_workload() -> None:

@@ -23,6 +23,7 @@ from benchmarks.processes import ChildFailed, Children
 
 SETTLE = 1.0  # seconds until a process that begins to receive counts as blocked
 PROCESSES = 4
+FILLED_WITHIN = 10.0  # seconds; a layer that takes longer is left without figures
 
 
 # -- idle -----------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def memory(run: Run) -> Iterator[Table]:
             row["process"] = (player.do(private_memory) - bare) / 1e6
             row["idle"] = shared_memory(one, place) / 1e6
             local = player.do(private_memory)
-            if player.play(FILL, "messages", count):
+            if player.play(FILL, "messages", count, FILLED_WITHIN):
                 busy = shared_memory(one, place) if not one.local else player.do(private_memory)
                 row["busy"] = (busy - (0 if not one.local else local)) / 1e6
                 less = row["idle"] if not one.local else 0.0
@@ -208,7 +209,7 @@ def attach(run: Run) -> Iterator[Table]:
     entrants = [one for one in run.contenders if one.groups and not one.local]
     created: dict[str, list[float]] = {}
     attached: dict[str, list[float]] = {}
-    for one in interleaved(run.effort(1, 3, 9), entrants):
+    for one in interleaved(run.effort(1, 3, 5), entrants):
         with Stage(run.loop) as stage, Children() as children:
             python, path = one.python()
             place = stage.place(one)
@@ -323,7 +324,7 @@ def recovery(run: Run) -> Iterator[Table]:
         for _ in range(run.effort(1, 2, 5) if one.ours else 1):
             with Stage(run.loop) as stage:
                 survivor, victim = (stage.enter(one, 2 * full) for _ in range(2))
-                if survivor.play(FILL, "messages", count):
+                if survivor.play(FILL, "messages", count, FILLED_WITHIN):
                     samples.append(_killed(survivor, victim, count))
         rows.append({"layer": one.name, "messages": count, "samples": samples})
         for number, key in enumerate(("next", "then", "left")):

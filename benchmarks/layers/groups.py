@@ -192,7 +192,7 @@ def _rows(run: Run, sockets: int, unchanged: int, changed: int) -> Iterator[dict
     for one in run.contenders:
         if not one.groups or (one.local and run.effort.level < 2):
             continue
-        most = 1 if one.local else 2 if one.slow else max(unchanged, changed)
+        most = 1 if one.local else run.effort(1, 1, 2) if one.slow else max(unchanged, changed)
         changes = [False] * min(unchanged, most) + [True] * min(changed, most)
         row: dict[str, Any] = {"layer": one.name, "samples": None}
         for samples in run.attempt(one, measure, run, one, sockets, changes):

@@ -25,7 +25,6 @@ CHANNELS = [CHANNEL]
 
 CROWDED = "crowded"  # one channel that holds all of the waiting messages
 MEMBER = "member"  # the one member of each of the groups
-FILLED_WITHIN = 4.0  # seconds; what takes longer to fill is left out
 YARDSTICK = "msgpack both ways + 2 copies"
 
 Messages = Sequence[dict[str, Any]]
@@ -137,10 +136,10 @@ def pair(run: Run) -> Iterator[Table]:
 # -- the same beside n of something, or with n of something ---------------------------------------
 
 
-def fill(layer: Any, kind: str, count: int) -> bool:
-    """Empty the layer, then put in `count` messages or groups; False if that took too long."""
+def fill(layer: Any, kind: str, count: int, within: float) -> bool:
+    """Empty the layer, then put in `count` messages or groups; False if `within` was too short."""
     layer.flush()
-    end = time.monotonic() + FILLED_WITHIN
+    end = time.monotonic() + within
     for number in range(count):
         if kind == "groups":
             layer.group_add(f"group-{number}", MEMBER)
@@ -151,9 +150,9 @@ def fill(layer: Any, kind: str, count: int) -> bool:
     return True
 
 
-async def fill_asyncio(layer: Any, kind: str, count: int) -> bool:
+async def fill_asyncio(layer: Any, kind: str, count: int, within: float) -> bool:
     await layer.flush()
-    end = time.monotonic() + FILLED_WITHIN
+    end = time.monotonic() + within
     for number in range(count):
         if kind == "groups":
             await layer.group_add(f"group-{number}", MEMBER)
@@ -164,10 +163,10 @@ async def fill_asyncio(layer: Any, kind: str, count: int) -> bool:
     return True
 
 
-def over_channels(layer: Any, names: int, seconds: float) -> float | None:
+def over_channels(layer: Any, names: int, seconds: float, within: float) -> float | None:
     """Microseconds for a pair on the next channel each time, after one round over all of them."""
     send, receive, clock = layer.send, layer.receive, time.perf_counter
-    end = clock() + FILLED_WITHIN
+    end = clock() + within
     for name in channel_names(names):
         send(name, CHAT)
         receive([name], True)
@@ -183,9 +182,11 @@ def over_channels(layer: Any, names: int, seconds: float) -> float | None:
     return (clock() - start) / done * 1e6
 
 
-async def over_channels_asyncio(layer: Any, names: int, seconds: float) -> float | None:
+async def over_channels_asyncio(
+    layer: Any, names: int, seconds: float, within: float
+) -> float | None:
     send, receive, clock = layer.send, layer.receive, time.perf_counter
-    end = clock() + FILLED_WITHIN
+    end = clock() + within
     for name in channel_names(names):
         await send(name, CHAT)
         await receive(name)
@@ -235,21 +236,22 @@ OVER_CHANNELS = Role(over_channels, over_channels_asyncio)
 OVER_GROUPS = Role(over_groups, over_groups_asyncio)
 
 
-def beside_messages(player: Player, size: int, seconds: float) -> float | None:
-    return player.play(TIMED, seconds) if player.play(FILL, "messages", size) else None
+def beside_messages(player: Player, size: int, seconds: float, within: float) -> float | None:
+    return player.play(TIMED, seconds) if player.play(FILL, "messages", size, within) else None
 
 
-def beside_groups(player: Player, size: int, seconds: float) -> float | None:
-    return player.play(TIMED, seconds) if player.play(FILL, "groups", size) else None
+def beside_groups(player: Player, size: int, seconds: float, within: float) -> float | None:
+    return player.play(TIMED, seconds) if player.play(FILL, "groups", size, within) else None
 
 
-def to_groups(player: Player, size: int, seconds: float) -> float | None:
-    return player.play(OVER_GROUPS, size, seconds) if player.play(FILL, "groups", size) else None
+def to_groups(player: Player, size: int, seconds: float, within: float) -> float | None:
+    filled = player.play(FILL, "groups", size, within)
+    return player.play(OVER_GROUPS, size, seconds) if filled else None
 
 
-def on_channels(player: Player, size: int, seconds: float) -> float | None:
-    player.play(FILL, "", 0)
-    taken: float | None = player.play(OVER_CHANNELS, size, seconds)
+def on_channels(player: Player, size: int, seconds: float, within: float) -> float | None:
+    player.play(FILL, "", 0, within)
+    taken: float | None = player.play(OVER_CHANNELS, size, seconds, within)
     return taken
 
 
@@ -302,7 +304,7 @@ def backlog(run: Run) -> Iterator[Table]:
 
 def _slope(run: Run, slope: Slope, sizes: tuple[int, ...], entrants: list[Contender]) -> Table:
     samples: dict[tuple[str, int], list[float | None]] = {}
-    seconds = run.effort(0.001, 0.05, 0.3)
+    seconds, within = run.effort(0.001, 0.05, 0.3), run.effort(1.0, 1.0, 4.0)
     with Stage(run.loop) as stage:
         players = {
             one.name: stage.enter(one, 2 * max(sizes), CHANNELS, shared=True) for one in entrants
@@ -311,11 +313,11 @@ def _slope(run: Run, slope: Slope, sizes: tuple[int, ...], entrants: list[Conten
             if one.slow and number >= len(entrants):
                 continue  # once is enough to see a slope of milliseconds
             for size in sizes:
-                taken = slope.measure(players[one.name], size, seconds)
+                taken = slope.measure(players[one.name], size, seconds, within)
                 samples.setdefault((one.name, size), []).append(taken)
                 if taken is None:
                     break
-            players[one.name].play(FILL, "", 0)
+            players[one.name].play(FILL, "", 0, within)
     rows: list[dict[str, Any]] = []
     for one in entrants:
         row: dict[str, Any] = {"layer": one.name}
@@ -335,7 +337,7 @@ def _slope(run: Run, slope: Slope, sizes: tuple[int, ...], entrants: list[Conten
             Column("flatness", "last / first", ",.2f"),
         ),
         rows,
-        f"left out: what takes longer than {FILLED_WITHIN:g} s to fill",
+        f"left out: what takes longer than {within:g} s to fill",
     )
 
 

@@ -103,10 +103,10 @@ def roundtrip(run: Run) -> Iterator[Table]:
     ways = pinnings()
     samples: dict[tuple[str, str], list[Trips]] = {}
     plan = [(way, one) for way in ways for one in entrants]
-    repetitions = run.effort(1, 2, 5)
-    for number, (way, one) in enumerate(interleaved(repetitions, plan)):
-        if one.slow and number >= 2 * len(plan):
-            continue  # two samples will do
+    enough = run.effort(1, 1, 2)  # of what takes milliseconds
+    for number, (way, one) in enumerate(interleaved(run.effort(1, 2, 5), plan)):
+        if one.slow and number >= enough * len(plan):
+            continue
         taken = run.attempt(one, measure, run, one, ways[way])
         samples.setdefault((way, one.name), []).extend(taken)
 

@@ -31,6 +31,7 @@ WORKERS = 2
 CLIENTS = 8  # HTTP connections that ask at the same time
 SERVERS = 2
 SOCKETS = 50  # on each of the servers
+POLLED = "asgi_ipc 1.4.2, and asgi_redis as pip installs it, every 50 ms"
 ROUND_WITHIN = 30.0  # seconds
 
 COLUMNS = (
@@ -228,7 +229,7 @@ def servers(run: Run) -> Iterator[Table]:
     try:
         environments.build("channels1")
         rows = list(http(run))
-        note = f"{CLIENTS} clients ask at the same time, or one alone"
+        note = f"{CLIENTS} clients ask at the same time, or one alone. daphne polls {POLLED}"
     except LookupError as error:
         rows, note = [], f"left out: {error}"
     yield Table("http", title, (COLUMNS[0], clients, *COLUMNS[1:]), rows, note)

@@ -194,9 +194,9 @@ def throughput(run: Run) -> Iterator[Table]:
         if one.queues or receivers == 1
     ]
     samples: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    seconds = run.effort(0.05, 0.5, 1.0)
+    seconds, peers = run.effort(0.05, 0.4, 1.0), run.effort(1, 1, 2)
     for number, (one, receivers) in enumerate(interleaved(run.effort(1, 2, 5), plan)):
-        if one.ours or number < 2 * len(plan):
+        if one.ours or number < peers * len(plan):
             taken = run.attempt(one, measure, run, one, 1, receivers, seconds, CAPACITY)
             samples.setdefault((one.name, receivers), []).extend(taken)
 
@@ -236,7 +236,7 @@ def scaling(run: Run) -> Iterator[Table]:
     prefixes each pair of processes has a lock of its own.
     """
     entrants = [one for one in run.contenders if one.name in SCALED]
-    sizes = run.effort((1, 2), (1, 4, 8), (1, 2, 4, 8))
+    sizes = run.effort((1, 2), (1, 4), (1, 2, 4, 8))
     seconds = run.effort(0.05, 0.4, 0.7)
     plan = [
         (on, size, one)
