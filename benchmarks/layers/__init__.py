@@ -7,6 +7,7 @@ holds one or more workloads: a function from a `Run` to tables.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,13 +28,13 @@ class Run:
     failures: list[str] = field(default_factory=list)
 
     def attempt(self, one: Contender, measure: Callable[..., Any], *args: Any) -> list[Any]:
-        """What `measure` returns, as a list of one; of none if a process of it failed.
+        """What `measure` returns, as a list of one; of none if it failed.
 
         A peer that loses a message, and so never ends, must not take the whole run with it.
         """
         try:
             return [measure(*args)]
-        except ChildFailed as error:
+        except (ChildFailed, AssertionError, OSError, asyncio.TimeoutError) as error:
             self.failures.append(one.name)
             print(f"\n{one.name} failed: {error}", file=sys.stderr, flush=True)
             return []

@@ -27,9 +27,10 @@ from benchmarks.layers import Run, redis_server
 from benchmarks.layers.contenders import CONTENDERS
 from benchmarks.layers.costs import attach, idle, memory, recovery
 from benchmarks.layers.groups import broadcast, churn
-from benchmarks.layers.pair import backlog, pair, sizes
+from benchmarks.layers.pair import pair
 from benchmarks.layers.roundtrip import roundtrip
 from benchmarks.layers.servers import servers
+from benchmarks.layers.slopes import backlog, sizes
 from benchmarks.layers.throughput import scaling, throughput
 from benchmarks.measure import Table, effort, parser, report
 

@@ -10,12 +10,13 @@ import signal
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.layers import Run, redis_server
 from benchmarks.layers.contenders import CONTENDERS, Contender
-from benchmarks.layers.pair import CROWDED, FILL
+from benchmarks.layers.slopes import CROWDED, FILL
 from benchmarks.layers.stage import Player, Role, Stage
 from benchmarks.measure import Column, Table, interleaved
 from benchmarks.primitives import CHAT
@@ -134,12 +135,32 @@ def private_memory() -> int:
     return total
 
 
-def shared_memory(one: Contender, place: str) -> int:
-    """Bytes that the messages of a place take up outside of its processes."""
+def _outside(one: Contender, place: str) -> int:
+    """Bytes that a place takes up outside of its processes."""
     if one.store == "redis":
         return redis_server.memory()
     found = [path for path in Path("/dev/shm").glob(f"*{place}*") if path.is_file()]
     return sum(path.stat().st_blocks * 512 for path in found)
+
+
+def _memory_of(run: Run, one: Contender, count: int) -> dict[str, Any]:
+    """One row, in MB."""
+    with Children() as children:
+        python, path = one.python()
+        bare = children.child(python=python, place=path).call(private_memory)
+    with Stage(run.loop) as stage:
+        player, place = stage.enter(one, 2 * count), stage.place(one)
+        player.play(USE)
+        outside = partial(player.do, private_memory) if one.local else partial(_outside, one, place)
+        row: dict[str, Any] = {"layer": one.name}
+        row["process"] = (player.do(private_memory) - bare) / 1e6
+        before = outside()
+        row["idle"] = 0.0 if one.local else before / 1e6
+        if player.play(FILL, "messages", count, FILLED_WITHIN):
+            more = outside() - before
+            row["busy"] = row["idle"] + more / 1e6
+            row["each"] = more / count
+    return row
 
 
 def memory(run: Run) -> Iterator[Table]:
@@ -147,26 +168,12 @@ def memory(run: Run) -> Iterator[Table]:
         yield Table("memory", "memory", (), note="left out: there is no smaps_rollup here")
         return
     count = run.effort(10, 1_000, 10_000)
-    rows: list[dict[str, Any]] = []
-    for one in run.contenders:
-        if not (one.groups and one.queues):
-            continue
-        with Children() as children:
-            python, path = one.python()
-            bare = children.child(python=python, place=path).call(private_memory)
-        with Stage(run.loop) as stage:
-            player, place = stage.enter(one, 2 * count), stage.place(one)
-            player.play(USE)
-            row: dict[str, Any] = {"layer": one.name}
-            row["process"] = (player.do(private_memory) - bare) / 1e6
-            row["idle"] = shared_memory(one, place) / 1e6
-            local = player.do(private_memory)
-            if player.play(FILL, "messages", count, FILLED_WITHIN):
-                busy = shared_memory(one, place) if not one.local else player.do(private_memory)
-                row["busy"] = (busy - (0 if not one.local else local)) / 1e6
-                less = row["idle"] if not one.local else 0.0
-                row["each"] = (row["busy"] - less) * 1e6 / count
-        rows.append(row)
+    rows = [
+        row
+        for one in run.contenders
+        if one.groups and one.queues
+        for row in run.attempt(one, _memory_of, run, one, count)
+    ]
     yield Table(
         "memory",
         f"memory: in use, and with {count:,} chat events waiting, MB",
@@ -185,12 +192,13 @@ def memory(run: Run) -> Iterator[Table]:
 # -- attach ---------------------------------------------------------------------------------------
 
 
-def first_call(name: str, place: Any) -> float:
-    """Milliseconds from the constructor to the end of the first send; what it imports is there."""
+def first_call(name: str, place: Any, unused: Any) -> float:
+    """Milliseconds from the constructor to the end of the first send; what it imports is there,
+    because a layer was made before, at an `unused` place."""
     import asyncio
 
     contender = CONTENDERS[name]
-    contender.make("unused", 100)  # so that everything is imported; attaches to nothing
+    contender.make(unused, 100)
     start = time.perf_counter()
     if contender.contract == "blocking":
         contender.make(place, 100).send("first", CHAT)
@@ -210,13 +218,9 @@ def attach(run: Run) -> Iterator[Table]:
     created: dict[str, list[float]] = {}
     attached: dict[str, list[float]] = {}
     for one in interleaved(run.effort(1, 3, 5), entrants):
-        with Stage(run.loop) as stage, Children() as children:
-            python, path = one.python()
-            place = stage.place(one)
-            for samples in (created, attached):
-                child = children.child(python=python, place=path)
-                samples.setdefault(one.name, []).append(child.call(first_call, one.name, place))
-        one.destroy("unused")
+        for first, second in run.attempt(one, _first_calls, run, one):
+            created.setdefault(one.name, []).append(first)
+            attached.setdefault(one.name, []).append(second)
     yield Table(
         "attach",
         "attach: the first send of a process, ms",
@@ -233,8 +237,18 @@ def attach(run: Run) -> Iterator[Table]:
                 "samples": attached[one.name],
             }
             for one in entrants
+            if one.name in attached
         ],
     )
+
+
+def _first_calls(run: Run, one: Contender) -> list[float]:
+    """Milliseconds of the first process of a place, and of the second while the first is there."""
+    with Stage(run.loop) as stage, Children() as children:
+        python, path = one.python()
+        both = [children.child(python=python, place=path) for _ in range(2)]
+        places = stage.place(one), stage.place(one, 1)
+        return [child.call(first_call, one.name, *places) for child in both]
 
 
 # -- recovery -------------------------------------------------------------------------------------

@@ -126,22 +126,22 @@ async def ask(port: int, clients: int, seconds: float) -> list[float]:
     return taken
 
 
-def http(run: Run) -> Iterator[dict[str, Any]]:
-    seconds = run.effort(0.2, 1.0, 3.0)
-    for one in run.contenders:
-        if one.name not in CHANNELS_1:
-            continue
-        with channels_1(one) as port:
-            asyncio.run(ask(port, 1, seconds / 4))
-            for clients in (1, CLIENTS):
-                taken = sorted(asyncio.run(ask(port, clients, seconds)))
-                yield {
-                    "layer": one.name,
-                    "clients": clients,
-                    "rate": len(taken) / seconds,
-                    "p50": quantile(taken, 0.5) * 1e3,
-                    "p99": quantile(taken, 0.99) * 1e3,
-                }
+def http(run: Run, one: Contender) -> list[dict[str, Any]]:
+    """The rows of one layer."""
+    seconds, rows = run.effort(0.2, 1.0, 3.0), []
+    with channels_1(one) as port:
+        asyncio.run(ask(port, 1, seconds / 4))
+        for clients in (1, CLIENTS):
+            taken = sorted(asyncio.run(ask(port, clients, seconds)))
+            row: dict[str, Any] = {"layer": one.name, "clients": clients}
+            row["rate"] = len(taken) / seconds
+            rows.append({**row, **percentiles(taken)})
+    return rows
+
+
+def percentiles(taken: list[float]) -> dict[str, float]:
+    """In milliseconds, of sorted seconds."""
+    return {"p50": quantile(taken, 0.5) * 1e3, "p99": quantile(taken, 0.99) * 1e3}
 
 
 # -- Channels 4 -----------------------------------------------------------------------------------
@@ -207,36 +207,39 @@ async def talk(ports: list[int], sockets: int, seconds: float) -> list[float]:
     return taken
 
 
-def websocket(run: Run, sockets: int) -> Iterator[dict[str, Any]]:
-    seconds = run.effort(0.2, 1.0, 4.0)
-    for one in run.contenders:
-        if one.name not in CHANNELS_4:
-            continue
-        with channels_4(one) as ports:
-            taken = sorted(asyncio.run(talk(ports, sockets, seconds)))
-        yield {
-            "layer": one.name,
-            "rate": sockets / statistics.mean(taken),
-            "p50": quantile(taken, 0.5) * 1e3,
-            "p99": quantile(taken, 0.99) * 1e3,
-        }
+def websocket(run: Run, one: Contender, sockets: int) -> dict[str, Any]:
+    """The row of one layer."""
+    with channels_4(one) as ports:
+        taken = sorted(asyncio.run(talk(ports, sockets, run.effort(0.2, 1.0, 4.0))))
+    rate = sockets / statistics.mean(taken)
+    return {"layer": one.name, "rate": rate, **percentiles(taken)}
 
 
 def servers(run: Run) -> Iterator[Table]:
-    title = f"HTTP: a site of Channels 1, daphne and {WORKERS} workers, requests"
-    clients = Column("clients", "clients", "d")
-    lacking = [one for one in ("daphne", "websockets", "channels") if find_spec(one) is None]
+    entrants = [one for one in run.contenders if one.name in CHANNELS_1]
+    note = f"{CLIENTS} clients ask at the same time, or one alone. daphne polls {POLLED}"
     try:
         environments.build("channels1")
-        rows = list(http(run))
-        note = f"{CLIENTS} clients ask at the same time, or one alone. daphne polls {POLLED}"
     except LookupError as error:
-        rows, note = [], f"left out: {error}"
-    yield Table("http", title, (COLUMNS[0], clients, *COLUMNS[1:]), rows, note)
-    title = f"WebSockets: a room on Channels 4, {SERVERS} servers, messages delivered"
-    if lacking:
-        yield Table("websocket", title, COLUMNS, note=f"left out: {', '.join(lacking)} missing")
-        return
+        entrants, note = [], f"left out: {error}"
+    yield Table(
+        "http",
+        f"HTTP: a site of Channels 1, daphne and {WORKERS} workers, requests",
+        (COLUMNS[0], Column("clients", "clients", "d"), *COLUMNS[1:]),
+        [row for one in entrants for rows in run.attempt(one, http, run, one) for row in rows],
+        note,
+    )
+
+    entrants = [one for one in run.contenders if one.name in CHANNELS_4]
     sockets = SERVERS * run.effort(1, SOCKETS, SOCKETS)
     note = f"{sockets} sockets; p50 and p99: until the last of them has heard"
-    yield Table("websocket", title, COLUMNS, list(websocket(run, sockets)), note)
+    lacking = [one for one in ("daphne", "websockets", "channels") if find_spec(one) is None]
+    if lacking:
+        entrants, note = [], f"left out, not installed: {', '.join(lacking)}"
+    yield Table(
+        "websocket",
+        f"WebSockets: a room on Channels 4, {SERVERS} servers, messages delivered",
+        COLUMNS,
+        [row for one in entrants for row in run.attempt(one, websocket, run, one, sockets)],
+        note,
+    )
