@@ -28,6 +28,16 @@ CLI = ["click>=8.1", "rich>=13", "textual>=1"]
 PROMETHEUS = ["prometheus_client>=0.20"]
 LITESTAR = ["litestar>=2"]
 REDIS = ["channels_redis>=4"]
+BENCH = [
+    *CHANNELS,
+    "channels_redis",
+    "daphne>=4",
+    "matplotlib",
+    "py-spy",
+    "pyzmq",
+    "uvloop",
+    "websockets>=15",
+]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
@@ -49,9 +59,11 @@ TEST = [
     "hypercorn",
     "hypothesis",
     *LITESTAR,
+    "matplotlib",
     "mypy",
     "nox",
     "playwright",
+    "py-spy",
     "pytest>=7",
     "pytest-asyncio>=0.24",
     "pytest-django",
@@ -91,6 +103,7 @@ setup(
         "prometheus": PROMETHEUS,
         "litestar": LITESTAR,
         "redis": REDIS,
+        "bench": BENCH,
         "test": TEST,
     },
     entry_points={
