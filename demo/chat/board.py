@@ -42,7 +42,9 @@ def inside(layer: Any) -> dict[str, Any]:
             "name": store.queues.name(row).decode(),
             "waiting": words[row + layout.Q_COUNT],
             "total": words[row + layout.Q_TOTAL],
-            "dropped": words[row + layout.Q_DROPS],
+            "dropped": sum(
+                words[row + layout.Q_DROPS : row + layout.Q_DROPS + len(layout.DROP_REASONS)]
+            ),
         }
         for row in store.queues.rows()
     ]
