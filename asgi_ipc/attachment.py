@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import Any
 
 from . import recovery
@@ -28,6 +30,7 @@ from .inbox import Inbox
 from .layout import (
     BUFFER,
     EXPIRED,
+    FLUSHING,
     H_LOCK,
     LOCK_MUTEX,
     MAX_PROCESSES,
@@ -36,6 +39,7 @@ from .layout import (
     P_PID,
     PROCESS_WORDS,
     S_BURY_AT,
+    S_DIRTY,
     S_EPOCH,
     S_SWEEP_AT,
     WORD,
@@ -73,36 +77,56 @@ _graveyard: list[tuple[Any, ...]] = []  # arguments of `_release` that are still
 
 class _Guard:
     """Held while this process attaches or lets go. Finalizers come at any time, also to a thread
-    that holds it: they only try, and leave their work to the holder."""
+    that holds it: they only try, and leave their work to the holder.
+
+    As with `lock.section`, an exception out of a signal handler may come anywhere: whoever enters
+    does so in a `try` whose `except` leaves again, and both can be done twice.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner = 0
+        self._lock: Any = threading.RLock()
 
-    def __enter__(self) -> None:
-        if self._owner == threading.get_ident():
+    def enter(self) -> None:
+        if self._lock._is_owned() and _guarded(sys._getframe(2)):
             raise Reentered(
                 "the layer was called by a signal handler or __del__ while the same thread was "
                 "attaching it. Set a flag there, or use a thread"
             )
-        self._lock.acquire()
-        self._owner = threading.get_ident()
+        self._lock.acquire()  # it may be ours already: an earlier call lost track of it
 
-    def __exit__(self, *exc: object) -> None:
-        self._owner = 0
-        self._lock.release()
-        self.bury()
+    def leave(self) -> None:
+        """Let go of it, if this thread has it and no call further out needs it."""
+        if not _guarded(sys._getframe(2)):
+            while self._lock._is_owned():
+                self._lock.release()
 
     def bury(self) -> None:
         """Release what finalizers left, unless somebody who will do it holds the guard."""
-        while _graveyard and self._lock.acquire(blocking=False):
-            self._owner = threading.get_ident()
-            try:
+        try:
+            while _graveyard and not self._lock._is_owned() and self._lock.acquire(False):
                 while _graveyard:
                     _release(*_graveyard.pop())
-            finally:
-                self._owner = 0
-                self._lock.release()
+                self.leave()
+        except BaseException:
+            self.leave()
+            raise
+
+    def before_fork(self) -> None:
+        self._lock.acquire()
+
+    def after_fork(self) -> None:
+        self._lock.release()
+        self.bury()
+
+
+def _guarded(frame: FrameType | None) -> bool:
+    """Whether a call at `frame` or further out has entered the guard."""
+    codes = _found_or_made.__code__, _Guard.bury.__code__
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False
 
 
 _guard = _Guard()
@@ -198,10 +222,15 @@ class Attachment:
 
     def flush(self, patience: float, timeout: float) -> None:
         """Forget all messages and groups, also in a store that recovery gives up on."""
-        store = self.store
         section = self.make_section(patience, timeout, recover=lambda: None)
-        section(recovery.flush, store, time.monotonic())
+        section(self._flush)
         self.ring_everyone()
+
+    def _flush(self) -> None:
+        """Inside a section."""
+        self.store.words[S_DIRTY] = FLUSHING
+        self.segment.mend()
+        recovery.flush(self.store, time.monotonic())
 
     # -- wakeups ----------------------------------------------------------------------------------
 
@@ -437,8 +466,16 @@ def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = Fals
     """
     if wanted.home is None:
         wanted = wanted._replace(prefix=full_prefix(wanted.prefix))
+    try:
+        return _found_or_made(wanted, patience, timeout, flush)
+    finally:
+        _guard.bury()
+
+
+def _found_or_made(wanted: Wanted, patience: float, timeout: float, flush: bool) -> Attachment:
     key = wanted.home or wanted.prefix
-    with _guard:
+    try:
+        _guard.enter()
         found = _attachments.get(key)
         if found is not None and (found.broken is not None or found.segment.vanished()):
             # Layers that were made before find out for themselves, and say so.
@@ -450,6 +487,7 @@ def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = Fals
                 f"prefix {wanted.prefix!r}: this process uses it already, with another lock= option"
             )
         else:
+            found.segment.warn_of_mode(wanted)
             layout = found.segment.layout
             sizes = (layout.message_memory, layout.group_memory, layout.max_message_size)
             if sizes != wanted[1:4]:
@@ -459,7 +497,11 @@ def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = Fals
                     wanted.prefix,
                     *sizes,
                 )
-        return found
+        _guard.leave()
+    except BaseException:
+        _guard.leave()
+        raise
+    return found
 
 
 def forget(attachment: Attachment) -> None:
@@ -582,11 +624,11 @@ def _thread_exists(thread: int) -> bool:
 
 
 def _before_fork() -> None:
-    _guard.__enter__()
+    _guard.before_fork()
 
 
 def _after_fork_in_parent() -> None:
-    _guard.__exit__()
+    _guard.after_fork()
 
 
 def _after_fork_in_child() -> None:

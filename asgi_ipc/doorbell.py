@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import stat
@@ -21,7 +22,10 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from .files import Descriptor
+from .errors import ForeignSegment
+from .files import Descriptor, check_owner
+
+logger = logging.getLogger("asgi_ipc")
 
 # Without the enum that signal.getsignal makes of its answer, which costs more than the write.
 _getsignal: Callable[[int], Any] = getattr(signal, "_signal", signal).getsignal
@@ -126,7 +130,13 @@ class Ringer:
         path = path_of(self._directory, self._nonce, waiter, generation)
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         bell = Descriptor(os.open(path, flags))
-        if not generation or not stat.S_ISFIFO(os.fstat(bell.number).st_mode):
+        try:
+            # Members of the group that the segment is open to ring each other.
+            check_owner(path, os.fstat(bell.number), 0o660, stat.S_ISFIFO)
+        except ForeignSegment as error:
+            logger.warning("not rung: %s", error)
+            return None
+        if not generation:
             return None
         known = self._open[waiter] = (generation, bell)
         return known

@@ -19,7 +19,7 @@
         ├── ForeignSegment         made by somebody else, or open to the world
         ├── SegmentVanished        removed while in use
         └── CorruptStore           bytes that no version of this package wrote
-            ├── CorruptHeader          in the header: flush() cannot mend that
+            ├── CorruptHeader          in the header that an attaching process finds
             └── LockLost               those of the lock itself
 
 ``ChannelFull`` and ``MessageTooLarge`` are made when first needed, because each derives from the

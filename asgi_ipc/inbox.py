@@ -45,10 +45,10 @@ class Inbox:
         self.waiting: dict[str | None, deque[Waiting]] = {}
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._by_local: dict[str, deque[int]] = {}
-        self._number = 0
-        self._last_seq = 0
-        self._feeding = 0  # sequence number of the message that is being routed
-        self._fed_parts = 0  # and how many of its local parts have been
+        # Sequence number of the last message that was routed to its end, and the number of its last
+        # entry. What is after that is still being made: nobody takes it.
+        self._newest = (0, 0)
+        self._feeding = False
         self._fed: set[str] = set()  # local parts that got something since the last to_wake()
 
     def __len__(self) -> int:
@@ -59,14 +59,14 @@ class Inbox:
 
         Feeding the same message twice, after an interruption, routes it once.
         """
-        if taken.seq <= self._last_seq:
+        seq, number = self._newest
+        if taken.seq <= seq:
             return []
-        if taken.seq != self._feeding:
-            self._feeding, self._fed_parts = taken.seq, 0
+        if self._feeding:
+            self._undo(number)
+        self._feeding = True
         full = []
-        for part in taken.local_parts.split(LOCAL_SEPARATOR)[self._fed_parts :]:
-            # Counted before it is done: an interruption may lose a message, and doubles none (M3).
-            self._fed_parts += 1
+        for part in taken.local_parts.split(LOCAL_SEPARATOR):
             local = part.decode("ascii")
             numbers = self._by_local.get(local)
             if numbers is None:
@@ -74,48 +74,67 @@ class Inbox:
             if len(numbers) >= capacity(local):
                 full.append(local)
                 continue
-            self._number = number = self._number + 1
-            # The entry first: an entry without its number is still found by those who take any.
+            number += 1
             self._entries[number] = Entry(local, taken.body, taken.expires)
             numbers.append(number)
             self._fed.add(local)
-        self._last_seq = taken.seq
+        self._newest = taken.seq, number  # in one store: an interruption loses and doubles none
+        self._feeding = False
         if len(self._by_local) > 2 * len(self._entries) + 64:
             self._tidy()
         return full
+
+    def _undo(self, newest: int) -> None:
+        """Take out what an interrupted `feed` left: the entries after `newest`."""
+        for number in [number for number in list(self._entries) if number > newest]:
+            # In this order: a number without its entry would lead to another one later.
+            self._forget(self._entries[number].local, number)
+            del self._entries[number]
 
     def take(self, local: str | None) -> Entry | None:
         """The oldest entry for `local`, or the oldest of all for ANY; None if there is none."""
         entries = self._entries
         if not entries:
             return None
+        newest = self._newest[1]
         if local is ANY:
-            try:
-                number, entry = entries.popitem(last=False)
-            except KeyError:
-                return None
-            self._forget(entry.local, number)
-            return entry
+            while (number := self._oldest()) and number <= newest:
+                found = entries.pop(number, None)
+                if found is not None:
+                    self._forget(found.local, number)
+                    return found
+            return None
         numbers = self._by_local.get(local)
         while numbers:
-            try:
-                found = entries.pop(numbers.popleft(), None)
-            except IndexError:
+            number = _front(numbers)
+            if not 0 < number <= newest:
                 return None
+            found = entries.pop(number, None)
+            self._forget(local, number)
             if found is not None:
                 return found
         return None
 
     def _forget(self, local: str, number: int) -> None:
-        """Take a number out of the buffer of its local part, where it stands first."""
+        """Take a number out of the buffer of its local part."""
         numbers = self._by_local.get(local)
         if numbers is not None:
-            # Not there: a tidied index, or a receiver of this local part came first.
-            with contextlib.suppress(ValueError):
+            try:
                 numbers.remove(number)
+            except ValueError:
+                pass  # a tidied index, or a receiver of this local part came first
 
     def has(self, local: str | None) -> bool:
-        return bool(self._entries if local is ANY else self._by_local.get(local))
+        number = self._oldest() if local is ANY else _front(self._by_local.get(local))
+        return 0 < number <= self._newest[1]
+
+    def _oldest(self) -> int:
+        """The number of the oldest entry, 0 if there is none."""
+        while True:
+            try:
+                return next(iter(self._entries), 0)
+            except RuntimeError:
+                continue  # another thread has changed them meanwhile
 
     def lives(self, now: float) -> bool:
         """Whether anything in it can still be received."""
@@ -123,11 +142,10 @@ class Inbox:
 
     def expire(self, now: float) -> Iterator[Entry]:
         """Take out the entries that nobody read in time, oldest first."""
-        while self._entries:
-            try:
-                number, entry = next(iter(self._entries.items()))
-            except (StopIteration, RuntimeError):
-                return  # another thread took it
+        while (number := self._oldest()) and number <= self._newest[1]:
+            entry = self._entries.get(number)
+            if entry is None:
+                continue  # another thread took it
             if entry.expires > now:
                 return
             if self._entries.pop(number, None) is not None:
@@ -138,7 +156,7 @@ class Inbox:
         """A flush: forget everything that was buffered."""
         self._entries.clear()
         self._by_local.clear()
-        self._last_seq = self._feeding = 0  # the numbers begin anew if they were damaged
+        self._newest = 0, self._newest[1]  # the sequence begins anew if it was damaged
 
     def to_wake(self) -> list[Waiting]:
         """Whom to wake after feeding: the first receive of each local part that got something."""
@@ -151,6 +169,14 @@ class Inbox:
                     found.append(first)
         self._fed.clear()
         return found
+
+    def overdue(self) -> list[Waiting]:
+        """Who sleeps although something is there: whoever fed it was interrupted before waking."""
+        if not self._entries:
+            return []
+        waiting = list(self.waiting.items())
+        found = (_first(receives) for local, receives in waiting if self.has(local))
+        return [first for first in found if first is not None]
 
     def join(self, local: str | None, receive: Waiting) -> bool:
         """Enter a receive that is about to sleep; True if it need not, something is there."""
@@ -178,6 +204,14 @@ class Inbox:
         for number, entry in list(self._entries.items()):
             by_local.setdefault(entry.local, deque()).append(number)
         self._by_local = by_local
+
+
+def _front(numbers: deque[int] | None) -> int:
+    """The first of `numbers`, 0 if there is none."""
+    try:
+        return numbers[0] if numbers else 0
+    except IndexError:
+        return 0  # another thread was quicker
 
 
 def _first(receives: deque[Waiting] | None) -> Waiting | None:

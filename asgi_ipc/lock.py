@@ -42,6 +42,11 @@ _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
 _PTHREAD_MUTEX_ERRORCHECK = 2
 
+# Where each libc keeps, in a mutex, the futex word, which holds the thread id of the holder; and
+# where it notes that the mutex cannot be recovered, and how.
+GLIBC = (0, 8, 0x7FFFFFFE)
+MUSL = (4, 4, 0x7FFFFFFF)
+
 _libc = ctypes.PyDLL(None)
 
 
@@ -86,13 +91,9 @@ class Mutex:
         self.trylock = _libc["pthread_mutex_trylock"]
         self.unlock = _libc["pthread_mutex_unlock"]
         self.consistent = _libc["pthread_mutex_consistent"]
-        # The futex word, which holds the thread id of the holder: glibc's first int, musl's second.
-        place = 0 if hasattr(_libc, "gnu_get_libc_version") else 4
-        self._futex = ctypes.c_uint32.from_buffer(memory, offset + place)
-        # Where each libc notes that a mutex cannot be recovered, and how.
-        self._state, self._lost = self._futex, 0x3FFFFFFF
-        if place == 0:
-            self._state, self._lost = ctypes.c_uint32.from_buffer(memory, offset + 8), 0x7FFFFFFE
+        futex, state, self._lost = GLIBC if hasattr(_libc, "gnu_get_libc_version") else MUSL
+        self._futex = ctypes.c_uint32.from_buffer(memory, offset + futex)
+        self._state = ctypes.c_uint32.from_buffer(memory, offset + state)
 
     def lost(self) -> bool:
         """Whether nobody can ever take the mutex again."""

@@ -130,24 +130,38 @@ class Log:
             # Where memory is short even a large record must not take it all: it may have to stay.
             keep = 2 * min(biggest, room >> 2)
             enough = live + size + keep <= room
+            aside = max(keep, room >> 3)
+            if enough and head > mark - aside and head >= tail > self.start + size + aside:
+                # Every allocation in the last stretch would come here: begin the next lap instead.
+                self._wrap(head, mark)
+                head = self.start
             place = self._place(size, head, tail, mark) if enough else 0
-            gap = tail - head if tail > head else room - head + tail
+            # What is free behind the new record (what fills the end of a lap is not), and the
+            # larger of its pieces: as long as the biggest record fits there the tail can move on.
+            if tail > place:
+                gap = piece = tail - place - size
+            else:
+                gap = mark - place - size + tail - self.start
+                piece = max(mark - place - size, tail - self.start)
             # Dead records are passed ahead of need, which costs little: then the tail catches up
             # with what lives, and from there on each message that is taken moves it.
             dead = head != tail and (tail == mark or halves[2 * tail + L_STATE] == DEAD)
-            if place and (ahead <= 0 or (gap - size > room >> 3 and not dead)):
-                return self._limited(place, size, keep, tail, mark, dead)
+            wide = gap > aside and not dead
+            if place and piece > min(biggest, room >> 2) and (wide or ahead <= 0):
+                return self._limited(place, size, aside, tail, mark, dead)
             step = self._advance(head, tail, mark, now, enough) if head != tail and lap > 0 else 0
             ahead -= step >> 2 if dead else step
             lap -= step
             if not step:
-                return self._limited(place, size, keep, tail, mark, False) if place else 0
+                return self._limited(place, size, aside, tail, mark, False) if place else 0
 
-    def _limited(self, place: int, size: int, keep: int, tail: int, mark: int, behind: bool) -> int:
+    def _limited(
+        self, place: int, size: int, aside: int, tail: int, mark: int, behind: bool
+    ) -> int:
         """Note how far the head may go from `place` before `make_room` has to think again: while
-        the gap is wide, and not far while the tail is `behind`. Returns `place`."""
-        gap = max(keep, (mark - self.start) >> 3)
-        limit = tail - gap - 2 if tail > place else min(mark, mark + tail - self.start - gap)
+        the gap is wider than `aside`, and not far while the tail is `behind`. Returns `place`."""
+        # Right also for a tail that went back to the start, because nothing was live any more.
+        limit = (tail - 2 if tail > place else mark) - aside
         if behind or place == self.start:  # after a wrap the tail may wait at what fills the end
             limit = min(limit, place + _AHEAD * size)
         self._words[S_LIMIT] = max(limit, 0)

@@ -12,6 +12,8 @@ from typing import Any
 from .errors import InvalidOption
 from .layout import MAX_MEMORY, MAX_WORDS, MIN_MEMORY, WORD, Layout
 
+MODES = (0o600, 0o660)  # for one user, or for a group
+
 
 class Capacities:
     """How many messages may wait in a channel, by its name (M7).
@@ -151,7 +153,7 @@ class Options:
             ("mode", 0o600, 0o660),
         ):
             check_int(name, getattr(self, name), least, most)
-        if self.mode not in (0o600, 0o660):
+        if self.mode not in MODES:
             raise InvalidOption(f"mode must be 0o600, or 0o660 for a group, not {self.mode:#o}")
         if (
             Layout(self.message_memory, self.group_memory, self.max_message_size).log_end

@@ -44,7 +44,7 @@ from .errors import (
     LockTimeout,
     SegmentError,
 )
-from .files import Members, check_owner, open_file
+from .files import Descriptor, Members, check_owner, open_file
 from .layout import (
     FIRST_MARK,
     H_CREATED,
@@ -73,6 +73,7 @@ from .layout import (
     Layout,
 )
 from .lock import init_mutex, machine, robust_mutexes
+from .options import MODES
 from .store import Store
 
 logger = logging.getLogger("asgi_ipc")
@@ -149,6 +150,7 @@ class Segment:
         self.nonce = _word(memory, H_NONCE)
         self.lock_kind = _word(memory, H_LOCK_KIND)
         self.mode = _word(memory, H_MODE)
+        self._header = bytes(memory[: H_LOCK * WORD])  # as it was when it was looked at
         status = os.fstat(self.fd)
         self._identity = (status.st_dev, status.st_ino)
 
@@ -175,6 +177,39 @@ class Segment:
         self.members.release(index)
         self.members.close()
         os.close(self.fd)
+
+    def mend(self) -> None:
+        """Before a flush, under the lock: put right what that relies on and cannot know itself.
+
+        The header, which nobody changes once it is written. And rows of tables whose own word on
+        how many there are may be wrong: senders remember rows, and believe what still stands there.
+        """
+        if self.memory[: H_LOCK * WORD] != self._header:
+            self.memory[: H_LOCK * WORD] = self._header
+        for table in (self.layout.queues, self.layout.groups, self.layout.members):
+            at, end = table.base * WORD, table.end * WORD
+            # Only what has memory behind it: the rest holds zeros, and must not be touched. Where
+            # that cannot be asked, the tables' own word has to do.
+            with contextlib.suppress(OSError):
+                while (at := os.lseek(self.fd, at, os.SEEK_DATA)) < end:
+                    hole = min(os.lseek(self.fd, at, os.SEEK_HOLE), end)
+                    self.memory[at:hole] = bytes(hole - at)
+                    at = hole
+
+    def warn_of_mode(self, wanted: Wanted) -> None:
+        """Tell whoever asks for another mode than that which the segment was made with."""
+        if self.mode != wanted.mode:
+            logger.warning(
+                "prefix %r: the segment was made with mode %#o, and this process asks for %#o: %s. "
+                "To change it stop the processes of this prefix and remove it with "
+                "asgi_ipc.segment.destroy()",
+                wanted.prefix,
+                self.mode,
+                wanted.mode,
+                "other users of the group are still shut out"
+                if wanted.mode & 0o060
+                else "other users of its group can still read and change everything",
+            )
 
     def vanished(self) -> bool:
         """Whether this segment or what stands beside it was removed, or is another's by now."""
@@ -219,6 +254,7 @@ def attach(wanted: Wanted) -> tuple[Segment, int]:
         try:
             alive = bool(members.claimed) or members.held(0, MAX_PROCESSES)
             segment = _open(paths, wanted, alive, members) or _create(paths, wanted, members)
+            segment.warn_of_mode(wanted)
             if not alive and segment.lock_kind == LOCK_MUTEX:
                 # Nobody else is attached, so nobody holds it: whatever it was left as is over.
                 init_mutex(segment.memory, H_LOCK * WORD)
@@ -286,33 +322,40 @@ def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterato
     while True:
         try:
             _make_directory(paths.directory, mode)
-            fd = open_file(paths.attach_lock, mode)
+            opened = Descriptor(open_file(paths.attach_lock, mode))
         except FileNotFoundError:
             continue  # somebody removed the directory in between
         try:
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
+            try:
+                while not _flocked(opened.number):
                     if time.monotonic() > deadline:
                         raise LockTimeout(
                             f"another process has been attaching to prefix {paths.prefix!r} for "
                             f"{timeout:g} s (it holds {paths.attach_lock}): is it stopped?"
-                        ) from None
+                        )
                     time.sleep(0.001)
-            # Who waited for a lock whose file was removed meanwhile holds nothing.
-            try:
-                ours = os.path.samestat(os.fstat(fd), os.stat(paths.attach_lock))
-            except FileNotFoundError:
-                ours = False
-            if ours:
-                yield
-                return
+                # Who waited for a lock whose file was removed meanwhile holds nothing.
+                try:
+                    ours = os.path.samestat(os.fstat(opened.number), os.stat(paths.attach_lock))
+                except FileNotFoundError:
+                    ours = False
+                if ours:
+                    yield
+                    return
+            finally:
+                # Not only closed: a child that was forked meanwhile has it open too.
+                fcntl.flock(opened.number, fcntl.LOCK_UN)
         finally:
-            # Not only closed: a child that was forked meanwhile has it open too.
-            fcntl.flock(fd, fcntl.LOCK_UN)
-            os.close(fd)
+            # Again: an exception out of a signal handler may have come in between.
+            fcntl.flock(opened.number, fcntl.LOCK_UN)
+
+
+def _flocked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _make_directory(path: str, mode: int) -> None:
@@ -383,6 +426,8 @@ def _examine(
         )
     if _word(memory, H_SIZE) != size:
         return "of another length than its header says", None
+    if _word(memory, H_MODE) not in MODES:
+        return "with a mode that none is made with", None
     if _word(memory, H_MEMBERS) != members.inode:
         return "without the files that stood beside it", None
     pid_ns, time_ns, kind = (_word(memory, at) for at in (H_PID_NS, H_TIME_NS, H_LOCK_KIND))

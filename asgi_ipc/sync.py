@@ -36,10 +36,14 @@ class ThreadWaiter:
 
     def __init__(self, session: Session) -> None:
         self._give_back = session.attachment.give_back
-        taken = session.attachment.new_bell(session.section)
-        self.index, self._generation, self.bell = taken or (0, 0, None)
+        self._take_bell(session)
+
+    def _take_bell(self, session: Session) -> None:
+        self.index, self.bell = 0, None
         self._poll = select.poll()
-        if self.bell is not None:
+        taken = session.attachment.new_bell(session.section)
+        if taken is not None:
+            self.index, self._generation, self.bell = taken
             self._poll.register(self.bell.fileno(), select.POLLIN)
 
     def __del__(self) -> None:
@@ -78,10 +82,17 @@ class ThreadWaiter:
                     # Look, in case whoever should have rung was killed before it could.
                     try:
                         core.upkeep(session, time.monotonic())
+                        if not session.store.is_waiter(self.index, self._generation):
+                            # The doorbell was removed by hand, or its row damaged.
+                            self._give_back(self.bell, self.index, self._generation)
+                            self._take_bell(session)
+                            return True
                     except LockTimeout:
                         return True  # ridden out by the receive
                     words = session.store.words
                     if any(words[source.target.row + Q_COUNT] for source in sources):
+                        return True
+                    if any(inbox.has(local) for inbox, local in joined):
                         return True
                     continue
                 rung = self.bell.answer()

@@ -59,6 +59,10 @@ class Waiters(Memory):
         """The generation of a waiter, which with its id names its doorbell; 0 if it is gone."""
         return self.words[self.layout.waiters + index * WAITER_WORDS + W_GENERATION]
 
+    def is_waiter(self, index: int, generation: int) -> bool:
+        """Whether a waiter id still is that of whoever was given it with `generation`."""
+        return self.waiter_generation(index) == generation == self.waiter_taken(index)
+
     def waiter_taken(self, index: int) -> int:
         """The generation that was given out with a waiter id, its doorbell open yet or not."""
         return self.words[self.layout.waiters + index * WAITER_WORDS + W_TAKEN]

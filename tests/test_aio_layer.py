@@ -39,6 +39,7 @@ from asgi_ipc.conformance.asynchronous import (
     turns,
 )
 from asgi_ipc.conformance.blocking import NOTHING, STATISTICS
+from asgi_ipc.inbox import Inbox
 
 from .contract import LIVENESS, MESSAGE, in_threads, run_python
 
@@ -359,6 +360,33 @@ async def test_flush_empties_the_buffers_of_every_client(make: Callable[..., Any
     assert await receive(layer, two) == MESSAGE  # which buffers the other
     await make().flush()
     assert await drain(layer, one) == []
+
+
+async def test_loop_goes_on_when_what_it_has_drained_is_flushed(
+    layer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receive that is about to take a message out of the buffer finds it flushed: it waits, and
+    does not look at the same buffer again and again."""
+    channel = await layer.new_channel()
+    receiving = asyncio.ensure_future(layer.receive(channel))
+    await turns(3)
+    looks = 0
+    join = Inbox.join
+
+    def counted(inbox: Inbox, *args: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        assert looks < 1000, "it spins"
+        return join(inbox, *args)
+
+    monkeypatch.setattr(Inbox, "join", counted)
+    hub_of_loop = layer._core.attach().loop_waiter
+    await layer.send(channel, MESSAGE)
+    hub_of_loop.rung()
+    assert layer._core.attach().attachment.inboxes[channel.partition("!")[0] + "!"]
+    await layer.flush()
+    await layer.send(channel, {"after": "the flush"})
+    assert await asyncio.wait_for(receiving, LIVENESS) == {"after": "the flush"}
 
 
 async def test_waiting_receive_outlives_a_flush(make: Callable[..., Any]) -> None:

@@ -8,6 +8,7 @@ hand.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -304,6 +305,8 @@ class Core(Receiving):
     ) -> dict[str, Any]:
         """Rates are those since the last call for the same name if that is a second ago, else
         since the beginning."""
+        # Read without the lock: a change may be going on, or the memory be damaged.
+        count, age = max(count, 0), age if 0 <= age < math.inf else 0.0
         at, count_then, full_then = self._samples.get(name, (since, 0, 0))
         if count < count_then or at < since:
             at, count_then, full_then = since, 0, 0  # there was a flush in between
@@ -316,7 +319,7 @@ class Core(Receiving):
             "messages_count": count,
             "messages_count_per_second": (count - count_then) / period,
             "messages_pending": pending,
-            "messages_max_age": max(age, 0.0),
+            "messages_max_age": age,
             "channel_full_count": full,
             "channel_full_count_per_second": (full - full_then) / period,
         }

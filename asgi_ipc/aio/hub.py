@@ -200,12 +200,17 @@ class Hub(ABC):
         self._timer = self.later(CHECK_EVERY if self.index else _LOOK_EVERY)
         with self._failing_to_all():
             core.upkeep(session, time.monotonic())
+            if self.index and not session.store.is_waiter(self.index, self._generation):
+                self._renew_bell(session)
             words = session.store.words
             for row, sleeping in list(self._sleeping.items()):
                 if words[row + Q_COUNT]:
                     sleeping[0].wake()
             for row, queue in list(self._rows.items()):
-                target = self._drains[queue][1].target
+                source = self._drains[queue][1]
+                for waiting in source.inbox.overdue() if source.inbox is not None else ():
+                    waiting.wake()
+                target = source.target
                 if words[row + R_GENERATION] != target.generation or words[row + Q_COUNT]:
                     self._drain(session, queue)
 
@@ -222,6 +227,20 @@ class Hub(ABC):
             self._rows.clear()
         except IPCError as error:
             self._wake_all(error)
+
+    def _renew_bell(self, session: Session) -> None:
+        """Nobody rings here any more: the doorbell was removed by hand, or its row damaged."""
+        assert self.bell is not None
+        self.unwatch()
+        self._give_back(self.bell, self.index, self._generation)
+        self.index, self.bell = 0, None
+        taken = session.attachment.new_bell(session.section)
+        if taken is not None:
+            self.index, self._generation, self.bell = taken
+            self.watch()
+        for queue in list(self._drains):
+            self._drain(session, queue)
+        self._wake_all()
 
     def _drain(self, session: Session, queue: str) -> None:
         """Move what a process-specific queue holds to those who wait for it, and park anew."""

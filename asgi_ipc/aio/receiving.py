@@ -159,7 +159,14 @@ class Receiving(Base):
                 # Taken is taken: that the lock is busy must not lose it.
                 with contextlib.suppress(LockTimeout):
                     rings = session.section(self._unpark, session, sources, None, waiter)
-        elif len(sources) == 1 and waiter is not None and waiter.awaits(sources[0]):
+        elif (
+            len(sources) == 1
+            and waiter is not None
+            and waiter.awaits(sources[0])
+            # What was flushed is in the inbox until a section empties it.
+            and (inbox := sources[0].inbox) is not None
+            and session.attachment.is_fresh(inbox)
+        ):
             return None
         else:
             woken: list[Waiting] = []

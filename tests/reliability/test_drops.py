@@ -314,6 +314,95 @@ def test_at_most_one_line_in_ten_seconds(
     assert all(record.levelno == logging.WARNING for record in caplog.records)
 
 
+class Reasons:
+    """Drops a message for any reason, as often as asked; says what the line of the log names."""
+
+    def __init__(self, prefix: str, make: Callable[..., IPCChannelLayer]) -> None:
+        self.prefix = prefix
+        self.layer = make(
+            capacity=1,
+            message_memory=65_536,
+            max_message_size=4096,
+            channel_capacity={"filler": 1_000_000},
+            symmetric_encryption_keys=["ours"],
+        )
+        self.make = make
+        self.layer.group_add("chat", "member")
+
+    def capacity(self) -> list[str]:
+        if not self.layer.channel_statistics("member")["messages_pending"]:
+            self.layer.send("member", {})
+        self.layer.send_group("chat", {})
+        return ["'chat'", "'member'"]
+
+    def memory(self) -> list[str]:
+        with pytest.raises(ChannelFull):
+            while True:
+                self.layer.send("filler", {"pad": bytes(2500)})
+        self.layer.send_group("chat", {"pad": bytes(2500)})
+        return ["'chat'", "'member'"]
+
+    def undecodable(self) -> list[str]:
+        self.make(symmetric_encryption_keys=["theirs"]).send("locked", {})
+        assert self.layer.receive(["locked"]) == (None, None)
+        return ["'locked'"]
+
+    def expired(self) -> list[str]:
+        self.make(expiry=0.001).send("unread", {})
+        time.sleep(0.002)
+        assert self.layer.receive(["unread"]) == (None, None)
+        return ["'unread'"]
+
+    def dead_owner(self) -> list[str]:
+        pid = own_in_a_child(self.prefix)
+        before = drops(self.layer).get("dead_owner", 0)
+        self.layer.send("x!1", {})
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        upkeep_until(self.layer, lambda: drops(self.layer).get("dead_owner", 0) > before)
+        return ["'x!'"]
+
+    def buffer(self) -> list[str]:
+        self.layer.receive(["y!"])
+        inbox = self.layer._core.attach().attachment.inbox("y!")
+        for number in range(3):  # a thread that waits for one name drains what is for another
+            self.layer.send("y!slow", {"n": number})
+            session = self.layer._core.attach()
+            session.section(
+                session.attachment.drain,
+                session.store.queues.find(b"y!"),
+                inbox,
+                lambda local: 1,
+                time.monotonic(),
+            )
+        upkeep(self.layer)
+        while self.layer.receive(["y!"])[0]:
+            pass
+        return ["'y!slow'"]
+
+
+@pytest.mark.parametrize("reason", DROP_REASONS)
+def test_each_reason_is_logged_once_in_ten_seconds_with_names(
+    prefix: str,
+    make: Callable[..., IPCChannelLayer],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+) -> None:
+    if reason == "undecodable":
+        pytest.importorskip("cryptography", reason="lacking: cryptography")
+    clock = Clock()
+    monkeypatch.setattr(asgi_ipc.drops, "time", clock)
+    drop = getattr(Reasons(prefix, make), reason)
+    for times in (1, 2):
+        drop()
+        names = drop()
+        found = [line for line in lines(caplog) if reason in line]
+        assert len(found) == times, found
+        assert all(name in found[-1] and repr(prefix) in found[-1] for name in names), found
+        clock.ahead += 10.5
+
+
 def test_one_reason_does_not_silence_another(
     make: Callable[..., IPCChannelLayer], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 from ..clients.processes import running
 from .history import AFTER_KILL, KINDS, REPOSITORY, Disturbance, Event, judge
 
-SECONDS = 300 if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full" else 45
+SECONDS = 300 if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full" else 60
 
 
 def test_history(tmp_path: Path) -> None:

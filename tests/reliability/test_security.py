@@ -72,8 +72,8 @@ def remove(prefix: str) -> None:
     paths = segment.Paths(prefix)
     with suppress(FileNotFoundError):
         os.unlink("/dev/shm" + paths.segment)
-    if os.path.islink(paths.directory):
-        os.unlink(paths.directory)
+    with suppress(FileNotFoundError, IsADirectoryError):
+        os.unlink(paths.directory)  # a link or a FIFO
     shutil.rmtree(paths.directory, ignore_errors=True)
 
 
@@ -96,6 +96,13 @@ def modes(prefix: str) -> dict[str, int]:
         kind = "doorbell" if stat.S_ISFIFO(mode) else name
         found[kind] = mode
     return {name: stat.S_IMODE(mode) for name, mode in found.items()}
+
+
+def bells(prefix: str) -> list[Path]:
+    directory = Path(segment.Paths(prefix).directory)
+    if not directory.is_dir():
+        return []
+    return [path for path in directory.iterdir() if stat.S_ISFIFO(path.stat().st_mode)]
 
 
 # -- permissions ----------------------------------------------------------------------------------
@@ -140,6 +147,25 @@ async def test_doorbells_of_loops_are_0600(prefix: str) -> None:
 def test_no_other_mode(prefix: str, mode: int) -> None:
     with pytest.raises(InvalidOption, match="mode"):
         IPCChannelLayer(prefix, mode=mode)
+
+
+@pytest.mark.parametrize("still", [False, True], ids=["left", "in use"])
+@pytest.mark.parametrize(("made", "asked"), [(0o600, 0o660), (0o660, 0o600)])
+def test_another_mode_than_that_of_the_segment_is_warned_of(
+    prefix: str, made: int, asked: int, still: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who made it has decided; whoever believes to have opened or closed it is told."""
+    first = IPCChannelLayer(prefix, mode=made)
+    first.send("b", {})
+    if not still:
+        first.close()
+    assert caplog.messages == []
+    assert use(prefix, mode=asked)
+    (line,) = caplog.messages
+    assert prefix in line and f"{made:#o}" in line and f"{asked:#o}" in line
+    assert ("shut out" if asked == 0o660 else "group can still") in line and "destroy()" in line
+    assert modes(prefix)["segment"] == made
+    first.close()
 
 
 # -- another user ---------------------------------------------------------------------------------
@@ -235,7 +261,15 @@ def squat_real_segment(prefix: str, mode: int) -> None:
         os.chmod(os.path.join(paths.directory, name), mode)
 
 
-SQUATS = [squat_segment, squat_directory, squat_real_segment]
+def squat_fifos(prefix: str, mode: int) -> None:
+    """Whoever opens one of these must not hang in it."""
+    paths = segment.Paths(prefix)
+    for path in ("/dev/shm" + paths.segment, paths.directory):
+        os.mkfifo(path)
+        os.chmod(path, mode)
+
+
+SQUATS = [squat_segment, squat_directory, squat_real_segment, squat_fifos]
 
 
 @as_root
@@ -319,20 +353,67 @@ def test_a_file_of_another_kind_is_refused(
         os.rmdir(path) if kind == "directory" else os.unlink(path)
 
 
-def test_a_doorbell_that_is_no_fifo_is_not_written_to(prefix: str) -> None:
-    """Somebody who can write in the directory replaces a doorbell by a file."""
-    layer = IPCChannelLayer(prefix, receive_timeout=0.01)
-    layer.receive(["a"], block=True)  # parked, and its bell made
-    directory = Path(segment.Paths(prefix).directory)
-    (bell,) = [path for path in directory.iterdir() if stat.S_ISFIFO(path.stat().st_mode)]
+def a_regular_file(bell: Path) -> None:
     bell.unlink()
     bell.write_bytes(b"precious")
+
+
+def a_fifo_of_another_user(bell: Path) -> None:
+    if os.geteuid():
+        pytest.skip("lacking: root")
+    os.chown(bell, SECOND, SECOND)
+
+
+def a_fifo_for_everybody(bell: Path) -> None:
+    bell.chmod(0o622)
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [a_regular_file, a_fifo_of_another_user, a_fifo_for_everybody],
+    ids=lambda replace: str(replace.__name__),
+)
+def test_a_doorbell_that_is_not_ours_is_not_rung(
+    prefix: str, replace: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody who can write in the directory puts something in its place."""
+    layer = IPCChannelLayer(prefix, receive_timeout=0.01)
+    layer.receive(["a"], block=True)  # parked, and its bell made
+    (bell,) = bells(prefix)
+    replace(bell)
     session = layer._core.session
     assert session is not None
     ringer = session.attachment._ringer
     _, waiter, generation = bell.name.split(".")
     assert not ringer.ring(int(waiter), int(generation), 1)
-    assert bell.read_bytes() == b"precious"
+    assert str(bell) in caplog.text
+    if bell.is_fifo():
+        fd = os.open(bell, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            with pytest.raises(BlockingIOError):  # nothing was written, and its reader is there
+                os.read(fd, 1)
+        finally:
+            os.close(fd)
+    else:
+        assert bell.read_bytes() == b"precious"
+    layer.close()
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o600, 0o660])
+def test_another_user_can_put_nothing_beside_a_segment(prefix: str, mode: int) -> None:
+    """Neither a doorbell nor a lock: the directory is closed to them, to look and to write."""
+    layer = IPCChannelLayer(prefix, mode=mode, receive_timeout=0.01)
+    layer.receive(["a"], block=True)
+    (bell,) = bells(prefix)
+    directory = bell.parent
+    for attempt in (
+        lambda: os.mkfifo(directory / "0.1.2", 0o666),
+        lambda: os.listdir(directory),
+        lambda: os.close(os.open(bell, os.O_WRONLY | os.O_NONBLOCK)),
+        lambda: os.rename(directory, directory.with_name("asgi_ipc.elsewhere")),
+    ):
+        assert as_user(STRANGER, attempt)[0] == PermissionError.__name__
     layer.close()
 
 
@@ -347,13 +428,6 @@ GARBAGE = {
     "more than is read at once": b"\xee" * 9000,
     "random": bytes(range(256)) * 4,
 }
-
-
-def bells(prefix: str) -> list[Path]:
-    directory = Path(segment.Paths(prefix).directory)
-    if not directory.is_dir():
-        return []
-    return [path for path in directory.iterdir() if stat.S_ISFIFO(path.stat().st_mode)]
 
 
 def write_into_bells(prefix: str, garbage: bytes) -> int:

@@ -25,6 +25,7 @@ from asgi_ipc import attachment, segment, sync
 from asgi_ipc.aio import hub
 from asgi_ipc.errors import Reentered
 from asgi_ipc.layout import CLEAN, S_DIRTY
+from asgi_ipc.queues import Taken
 
 from ..clients.processes import running
 from ..contract import LIVENESS, MESSAGE, in_threads, until
@@ -32,6 +33,7 @@ from ..environments import child_environment
 
 FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 LOCKS = ("mutex", "file")
+FOREVER = 1e9  # a time that no test comes to
 
 
 @pytest.fixture
@@ -236,6 +238,25 @@ def test_thousand_layers_dropped_without_close(prefix: str) -> None:
     assert prefix not in Path("/proc/self/maps").read_text(encoding="utf-8")
     left = os.listdir(segment.Paths(prefix).directory)
     assert sorted(left) == ["attach.lock", "members"]
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_receive_that_nobody_wakes_looks_by_itself(prefix: str, aio: Any, kind: str) -> None:
+    """Another thread drained the queue, and was interrupted before it could wake anybody."""
+    layer = asgi_ipc.IPCChannelLayer(prefix, receive_timeout=2 * LIVENESS)
+    core = (layer if kind == "blocking" else aio)._core
+    inbox = core.attach().attachment.inbox("own!")
+
+    def wait() -> Any:
+        if kind == "asyncio":
+            return asyncio.run(aio.receive_async(["own!"], 2 * LIVENESS))
+        return layer.receive(["own!"], block=True)
+
+    def feed() -> None:
+        until(lambda: inbox.waiting)
+        inbox.feed(Taken(1, FOREVER, b"a", core.codec.encode(MESSAGE)), lambda local: 1)
+
+    assert in_threads([wait, feed])[0] == ("own!a", MESSAGE)
 
 
 # -- calls from inside calls ----------------------------------------------------------------------

@@ -46,7 +46,8 @@ from ..unit.support import (
     row_of,
     take,
 )
-from .stepping import FULL_LENGTH, Stepper, place_of, ruin, up_to_the_mark
+from .scenarios import ruin, up_to_the_mark
+from .stepping import FULL_LENGTH, Stepper, place_of
 
 LATER = NOW + 100
 Operation = Callable[[Store], Any]

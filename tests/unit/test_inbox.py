@@ -111,7 +111,7 @@ def test_feeding_again_after_an_interruption_routes_once(feed: Feeder) -> None:
 
 
 @pytest.mark.parametrize("moment", [0, 1, 2])
-def test_feeding_that_is_interrupted_doubles_nothing(feed: Feeder, moment: int) -> None:
+def test_feeding_that_is_interrupted_loses_and_doubles_nothing(feed: Feeder, moment: int) -> None:
     calls = 0
 
     def interrupting(local: str) -> int:
@@ -123,9 +123,26 @@ def test_feeding_that_is_interrupted_doubles_nothing(feed: Feeder, moment: int) 
 
     with pytest.raises(KeyboardInterrupt):
         feed("a,b,c", b"1", capacity=interrupting)
+    assert not any(feed.inbox.has(local) for local in ("a", "b", "c", ANY))
+    assert bodies(feed.inbox, "a") == bodies(feed.inbox, ANY) == []
     feed.again("a,b,c", b"1")
     for local in "abc":
-        assert len(bodies(feed.inbox, local)) <= 1
+        assert bodies(feed.inbox, local) == [b"1"]
+
+
+def test_what_an_interrupted_feeding_left_is_no_part_of_another_message(feed: Feeder) -> None:
+    def interrupting(local: str) -> int:
+        if local == "c":
+            raise KeyboardInterrupt
+        return 100
+
+    with pytest.raises(KeyboardInterrupt):
+        feed("a,b,c", b"1", capacity=interrupting)
+    feed("b", b"2")
+    feed("c,a", b"3")
+    assert bodies(feed.inbox, "b") == [b"2"]
+    assert bodies(feed.inbox, "a") == bodies(feed.inbox, "c") == [b"3"]
+    assert not feed.inbox
 
 
 # -- bounds ---------------------------------------------------------------------------------------

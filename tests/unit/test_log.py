@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from functools import partial
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -342,6 +343,50 @@ def test_as_long_as_less_than_the_limit_lives_there_is_room(
     assert_whole(store)
     assert [drain(store, f"c{i}") for i in range(5)] == [list(waiting) for waiting in model]
     assert put(store, "c0", bytes(LARGEST)) == 0
+
+
+@pytest.mark.parametrize("seed", range(2000 if FULL_LENGTH else 200))
+def test_there_is_room_after_long_histories_of_small_and_large_messages(seed: int) -> None:
+    """Few large ones among many small, some channels that nobody reads for long, and an empty log
+    in between: each of these once left the tail stuck behind a record too large to move."""
+    random = Random(seed)
+    largest = random.choice([2, 8, 32]) * KIB
+    store = make_store(
+        message_memory=random.choice([64, 256]) * KIB,
+        max_message_size=largest,
+        first_mark=random.choice([4, 64]) * KIB,
+    )
+    names = [f"c{i}" for i in range(random.randint(1, 6))]
+    large, slow = random.choice([0, 0.05, 0.5]), random.random() < 0.5
+    for _ in range(1000):
+        name = random.choice(names)
+        if random.random() < 0.5:
+            size = largest if random.random() < large else random.randint(0, 200)
+            if put(store, name, bytes(size), capacity=1 << 30) == NO_MEMORY:
+                live = store.words[S_LIVE] + record_words(size, 0)
+                assert live > store.layout.max_live
+                for name in names:
+                    for _ in range(random.randint(0, 20)):
+                        take(store, name)
+        elif name != "c0" or not slow or random.random() < 0.03:
+            take(store, name)
+
+
+def test_a_reader_that_never_comes_does_not_jam_large_broadcasts() -> None:
+    store = make_store(message_memory=1024 * KIB, max_message_size=128 * KIB)
+    for _ in range(200):
+        assert put(store, "large", bytes(85_000)) == 0
+        assert put(store, "nobody", bytes(80)) == 0
+        assert take(store, "large") == bytes(85_000)
+
+
+def test_a_message_that_is_always_under_way_seldom_makes_a_send_make_room() -> None:
+    store = make_store(first_mark=64 * KIB)
+    calls = []
+    make_room = store.log.make_room
+    store.log.make_room = lambda *args: calls.append(args) or make_room(*args)
+    churn(store, 10_000 * 100, size=100)
+    assert len(calls) < 500
 
 
 # -- bounded work ---------------------------------------------------------------------------------
