@@ -26,6 +26,8 @@ CHANNELS = ["channels>=4"]
 DOCS = ["furo", "sphinx>=7"]
 CLI = ["click>=8.1", "rich>=13", "textual>=1"]
 PROMETHEUS = ["prometheus_client>=0.20"]
+LITESTAR = ["litestar>=2"]
+REDIS = ["channels_redis>=4"]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
@@ -33,15 +35,20 @@ TEST = [
     *DOCS,
     *CLI,
     *PROMETHEUS,
+    *REDIS,
+    "channels_valkey",
     "Django",
     "Flask",
     "async-timeout",
     "build",
     "coverage",
+    "celery",
     "daphne>=4",
+    "fastapi",
     "gunicorn",
     "hypercorn",
     "hypothesis",
+    *LITESTAR,
     "mypy",
     "nox",
     "playwright",
@@ -51,6 +58,8 @@ TEST = [
     "ruff",
     "uvicorn",
     "uvicorn-worker",
+    "pytest-django",
+    "pytest-xdist",
     "uvloop",
     "waitress",
     "websockets>=15",
@@ -80,9 +89,14 @@ setup(
         "docs": DOCS,
         "cli": CLI,
         "prometheus": PROMETHEUS,
+        "litestar": LITESTAR,
+        "redis": REDIS,
         "test": TEST,
     },
-    entry_points={"console_scripts": ["asgi-ipc = asgi_ipc.command:main"]},
+    entry_points={
+        "console_scripts": ["asgi-ipc = asgi_ipc.command:main"],
+        "pytest11": ["asgi_ipc = asgi_ipc.testing.plugin"],
+    },
     classifiers=[
         "Development Status :: 5 - Production/Stable",
         "Framework :: AsyncIO",

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from . import recovery
-from .doorbell import ALL, Doorbell, Ringer, path_of
+from .doorbell import ALL, Doorbell, Ringer
 from .drops import DropLog
 from .errors import IncompatibleSegment, IPCError, LockTimeout, Reentered, SegmentVanished
 from .files import Members, open_file
@@ -55,7 +55,7 @@ from .lock import (
     spread,
 )
 from .queues import Target
-from .segment import Segment, Wanted, attach, attach_lock
+from .segment import Segment, Wanted, attach, full_prefix
 from .store import Store
 
 logger = logging.getLogger("asgi_ipc")
@@ -67,7 +67,8 @@ SWEEP_EVERY = 0.1  # seconds between two rounds of upkeep in the store, and
 SWEEP_HURRY = 0.002  # when the last round left something to do
 DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
 
-_attachments: weakref.WeakValueDictionary[str, Attachment] = weakref.WeakValueDictionary()
+# By prefix, or by home where it is not shared memory.
+_attachments: weakref.WeakValueDictionary[Any, Attachment] = weakref.WeakValueDictionary()
 _everyone: weakref.WeakSet[Attachment] = weakref.WeakSet()  # those of removed segments too
 _users: weakref.WeakSet[Any] = weakref.WeakSet()  # objects with a detach() method
 _kept: dict[tuple[str, int], dict[str, Inbox]] = {}  # by prefix and nonce, see `_release`
@@ -120,7 +121,7 @@ class _Guard:
 
 def _guarded(frame: FrameType | None) -> bool:
     """Whether a call at `frame` or further out has entered the guard."""
-    codes = _found_or_made.__code__, _Guard.bury.__code__
+    codes = _found_or_made.__code__, holders.__code__, _Guard.bury.__code__
     while frame is not None:
         if frame.f_code in codes:
             return True
@@ -138,9 +139,11 @@ class Attachment:
         self, wanted: Wanted, patience: float, timeout: float, flush: bool = False
     ) -> None:
         """`flush`: forget what is in the store without looking at it, which may be damaged."""
-        self.segment, index = attach(wanted)
+        make: Callable[[Wanted], tuple[Segment, int]] = getattr(wanted.home, "attach", attach)
+        self.segment, index = make(wanted)
         segment = self.segment
         self.prefix = wanted.prefix
+        self.key = wanted.home or wanted.prefix
         self.store = Store(segment.memory, segment.layout, segment.reserve)
         self.groups = Groups(self.store)
         self.log_drop = DropLog(wanted.prefix, self.store.dropped)
@@ -151,7 +154,7 @@ class Attachment:
         self._orphans: list[tuple[int, int]] = []  # waiter ids whose thread or loop is gone
         self.bells: weakref.WeakSet[Doorbell] = weakref.WeakSet()
         self.broken: IPCError | None = None
-        self._ringer = Ringer(segment.paths.directory, segment.nonce)
+        self._ringer = segment.ringer()
         # For the finalizers of waiters, which must not keep this object alive.
         self.give_back = partial(_give_back, self._ringer, self._orphans)
         self._warned = False
@@ -173,9 +176,7 @@ class Attachment:
                 pass  # a dead process had this id before
             self.process = self.section(self.store.attach, index, os.getpid(), os.geteuid(), now)
         except BaseException:
-            segment.members.release(index)
-            segment.members.close()
-            os.close(segment.fd)
+            segment.leave(index)
             raise
         _kept.pop((wanted.prefix, segment.nonce), None)
         _everyone.add(self)
@@ -276,9 +277,8 @@ class Attachment:
                 )
             return None
         waiter, generation = taken
-        path = path_of(self.segment.paths.directory, self.segment.nonce, waiter, generation)
         try:
-            bell = Doorbell(path, self.segment.mode)
+            bell = self.segment.new_bell(waiter, generation)
             self.bells.add(bell)
             section(self.store.publish_waiter, waiter, generation)
         except BaseException as error:
@@ -464,6 +464,8 @@ def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = Fals
 
     The lock is waited for as `lock.make_section` says. `flush`: see `Attachment`, if one is made.
     """
+    if wanted.home is None:
+        wanted = wanted._replace(prefix=full_prefix(wanted.prefix))
     try:
         return _found_or_made(wanted, patience, timeout, flush)
     finally:
@@ -473,12 +475,13 @@ def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = Fals
 def _found_or_made(wanted: Wanted, patience: float, timeout: float, flush: bool) -> Attachment:
     try:
         _guard.enter()
-        found = _attachments.get(wanted.prefix)
+        key = wanted.home or wanted.prefix
+        found = _attachments.get(key)
         if found is not None and (found.broken is not None or found.segment.vanished()):
             # Layers that were made before find out for themselves, and say so.
             found = None
         if found is None:
-            found = _attachments[wanted.prefix] = Attachment(wanted, patience, timeout, flush)
+            found = _attachments[key] = Attachment(wanted, patience, timeout, flush)
         elif found.segment.lock_kind != wanted.lock_kind:
             raise IncompatibleSegment(
                 f"prefix {wanted.prefix!r}: this process uses it already, with another lock= option"
@@ -503,17 +506,32 @@ def _found_or_made(wanted: Wanted, patience: float, timeout: float, flush: bool)
 
 def holders(members: str) -> dict[int, int]:
     """Who is attached, read from the file of byte locks at `members`: index → process id."""
-    with _guard:
-        return Members.glance(members)
+    try:
+        _guard.enter()
+        found = Members.glance(members)
+        _guard.leave()
+    except BaseException:
+        _guard.leave()
+        raise
+    return found
 
 
 def forget(attachment: Attachment) -> None:
     """The next call of every layer of this process attaches anew."""
     with contextlib.suppress(KeyError):
-        if _attachments.get(attachment.prefix) is attachment:
-            del _attachments[attachment.prefix]
+        if _attachments.get(attachment.key) is attachment:
+            del _attachments[attachment.key]
     for user in list(_users):
         user.detach(attachment)
+
+
+def forget_all() -> list[Attachment]:
+    """The same for all prefixes: what the environment adds to them changes. Returns what was in
+    use."""
+    found = list(_attachments.values())
+    for attachment in found:
+        forget(attachment)
+    return found
 
 
 def ring_all(store: Store, ringer: Ringer) -> None:
@@ -581,9 +599,7 @@ def _release(
         )
         section(store.leave, process, now)
     ringer.close()
-    segment.members.release(index)
-    segment.members.close()
-    os.close(segment.fd)
+    segment.leave(index)
     if isinstance(lock, FileLock):
         lock.close()
     store.close()
@@ -600,7 +616,7 @@ def _renew(segment: Segment, lock: Mutex, holder: int) -> bool:
         pid = process_of(holder)
         if not pid or pid == os.getpid() or pid in segment.members.pids():
             return False
-    with attach_lock(segment.paths, segment.mode):
+    with segment.exclusively():
         if holder:
             if lock.holder() == holder:
                 init_mutex(segment.memory, H_LOCK * WORD)

@@ -14,6 +14,7 @@
     ├── LockTimeout            the lock's holder is alive but does not move (TimeoutError)
     │   └── LockBusy           for so short a time that asyncio tries again; callers never see it
     ├── ReplyLost              an HTTP response broke off in the middle
+    ├── RemoteUnavailable      another machine cannot be reached    (ConnectionError)
     ├── Reentered              a call from inside a call of the same thread (RuntimeError)
     └── SegmentError           the shared memory itself             (OSError)
         ├── IncompatibleSegment    another layout, machine, libc or namespace
@@ -78,6 +79,10 @@ class LockBusy(LockTimeout):
 
 class ReplyLost(IPCError):
     """An HTTP response that had begun will not be completed; the connection has to end."""
+
+
+class RemoteUnavailable(IPCError, ConnectionError):
+    """The layer between machines does not answer; what stays on this machine goes on."""
 
 
 class Reentered(IPCError, RuntimeError):

@@ -117,6 +117,11 @@ class Options:
     lock_timeout: float = 10
     lock: str = "mutex"
 
+    @property
+    def home(self) -> Any:
+        """Where the segment is, if not in shared memory: see `segment.Wanted`."""
+        return None
+
     @classmethod
     def read(cls, prefix: str, given: dict[str, Any]) -> Options:
         """The options of a layer; raises InvalidOption for one that is unknown or cannot work."""

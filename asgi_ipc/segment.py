@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import posix_ipc
 
 from .cgroup import cgroup_allows
+from .doorbell import Doorbell, Ringer, path_of
 from .errors import (
     CorruptHeader,
     ForeignSegment,
@@ -80,6 +81,7 @@ logger = logging.getLogger("asgi_ipc")
 
 SHM = "/dev/shm"  # where Linux shows its segments as files
 MAX_PREFIX = 100
+SUFFIX = "ASGI_IPC_PREFIX_SUFFIX"  # environment variable, see `full_prefix`
 _HALF_MADE = 5.0  # seconds to wait for whoever holds attach.lock
 
 
@@ -92,10 +94,22 @@ class Wanted(NamedTuple):
     max_message_size: int
     mode: int
     lock: str
+    # Who makes the segment where it is not shared memory: an object with a method `attach` like the
+    # function below. Layers with the same home share a segment.
+    home: Any = None
 
     @property
     def lock_kind(self) -> int:
         return LOCK_FILE if self.lock == "file" or not robust_mutexes() else LOCK_MUTEX
+
+
+def full_prefix(prefix: str) -> str:
+    """The prefix under which shared memory is looked for: with what the environment adds to it.
+
+    Tests set the variable, for themselves and for every process that they start, so that nothing of
+    them can reach the layers of a program that runs with the same settings.
+    """
+    return prefix + os.environ.get(SUFFIX, "")
 
 
 class Paths:
@@ -179,6 +193,24 @@ class Segment:
                 if wanted.mode & 0o060
                 else "other users of its group can still read and change everything",
             )
+
+    def new_bell(self, waiter: int, generation: int) -> Doorbell:
+        """The doorbell of a new waiter of this process."""
+        return Doorbell(path_of(self.paths.directory, self.nonce, waiter, generation), self.mode)
+
+    def ringer(self) -> Ringer:
+        """What rings the waiters of this segment."""
+        return Ringer(self.paths.directory, self.nonce)
+
+    def exclusively(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody else makes, heals or removes anything meanwhile."""
+        return attach_lock(self.paths, self.mode)
+
+    def leave(self, index: int) -> None:
+        """Give a process id back, and close what is open."""
+        self.members.release(index)
+        self.members.close()
+        os.close(self.fd)
 
     def vanished(self) -> bool:
         """Whether this segment or what stands beside it was removed, or is another's by now."""
@@ -289,7 +321,11 @@ def destroy(prefix: str) -> bool:
 
     Processes that are attached notice within a second, and say so.
     """
-    paths = Paths(prefix)
+    return remove(Paths(full_prefix(prefix)))
+
+
+def remove(paths: Paths) -> bool:
+    """`destroy` for names that are known in full."""
     found = _unlink(paths)
     if not os.path.isdir(paths.directory):
         return found
@@ -511,34 +547,39 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
                 f"no room for a segment in {SHM}. Make it larger (Docker: --shm-size) or free some "
                 "of it"
             )
-        store = Store(memory, layout)
-        store.format(layout.log + FIRST_MARK // WORD, time.monotonic())
-        words = store.words
-        for at, value in (
-            (H_VERSION, VERSION),
-            (H_SIZE, layout.size),
-            (H_NONCE, int.from_bytes(os.urandom(8), "little")),
-            (H_MACHINE, machine()),
-            (H_PID_NS, namespace("pid")),
-            (H_TIME_NS, namespace("time")),
-            (H_LOCK_KIND, wanted.lock_kind),
-            (H_MESSAGE_MEMORY, wanted.message_memory),
-            (H_GROUP_MEMORY, wanted.group_memory),
-            (H_MAX_MESSAGE, wanted.max_message_size),
-            (H_MODE, wanted.mode),
-            (H_MEMBERS, members.inode),
-        ):
-            words[at] = value
-        store.doubles[H_CREATED] = time.monotonic()
-        if wanted.lock_kind == LOCK_MUTEX:
-            init_mutex(memory, H_LOCK * WORD)
-        words[H_MAGIC] = MAGIC
-        store.close()
+        write_header(memory, layout, wanted, members.inode)
         return Segment(paths, shm, memory, layout, members)
     except BaseException:
         os.close(shm.fd)
         _unlink(paths)
         raise
+
+
+def write_header(memory: mmap.mmap, layout: Layout, wanted: Wanted, members: int) -> None:
+    """Make zeroed memory an empty segment; `members` is the inode of the file of byte locks."""
+    store = Store(memory, layout)
+    store.format(layout.log + FIRST_MARK // WORD, time.monotonic())
+    words = store.words
+    for at, value in (
+        (H_VERSION, VERSION),
+        (H_SIZE, layout.size),
+        (H_NONCE, int.from_bytes(os.urandom(8), "little")),
+        (H_MACHINE, machine()),
+        (H_PID_NS, namespace("pid")),
+        (H_TIME_NS, namespace("time")),
+        (H_LOCK_KIND, wanted.lock_kind),
+        (H_MESSAGE_MEMORY, wanted.message_memory),
+        (H_GROUP_MEMORY, wanted.group_memory),
+        (H_MAX_MESSAGE, wanted.max_message_size),
+        (H_MODE, wanted.mode),
+        (H_MEMBERS, members),
+    ):
+        words[at] = value
+    store.doubles[H_CREATED] = time.monotonic()
+    if wanted.lock_kind == LOCK_MUTEX:
+        init_mutex(memory, H_LOCK * WORD)
+    words[H_MAGIC] = MAGIC
+    store.close()
 
 
 def namespace(kind: str) -> int:

@@ -152,9 +152,11 @@ class IPCChannelLayer(BaseChannelLayer):
     options. One layer may be used from many threads.
     """
 
+    _options_class = Options
+
     def __init__(self, prefix: str = "asgi", **options: Any) -> None:
         """Raises InvalidOption. Shared memory is attached to by the first call."""
-        self._options = read = Options.read(prefix, options)
+        self._options = read = self._options_class.read(prefix, options)
         super().__init__(read.expiry, read.group_expiry, read.capacity, read.channel_capacity)
         self._core = Core(read)
         self._receive_timeout = read.receive_timeout

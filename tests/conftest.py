@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 # The suites' asserts are in modules that are not tests themselves.
-pytest.register_assert_rewrite("tests.contract")
+pytest.register_assert_rewrite("asgi_ipc.conformance")
 
 SHARED_MEMORY = Path("/dev/shm")
 

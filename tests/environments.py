@@ -41,23 +41,49 @@ class Environment(NamedTuple):
     pins: tuple[str, ...]
 
 
+# Django 1.11 and daphne 1.4.2 as they were released; Twisted and autobahn as new as they bear.
+CHANNELS1 = (
+    *ASGIREF1,
+    "channels==1.1.8",
+    "daphne==1.4.2",
+    "Django==1.11.29",
+    "Twisted==26.4.0",
+    "autobahn==24.4.2",
+    "pytz",
+    "setuptools<81",
+)
+
 KNOWN = {
-    # Django 1.11 and daphne 1.4.2 as they were released; Twisted and autobahn as new as they bear.
     "channels1": Environment(
+        pythons=("3.9",),
+        pins=(*CHANNELS1, "websockets>=15", "pytest", "pytest-asyncio", *OWN_DEPENDENCIES),
+    ),
+    # It needs redis-py 2.10 and a msgpack of before 1.0, which brings the name msgpack-python too.
+    "asgi_redis": Environment(
+        pythons=("3.9",),
+        pins=(*CHANNELS1, "asgi_redis==1.4.3", "msgpack<1", "posix_ipc", "async-timeout"),
+    ),
+    # Other layers, for the conformance suites.
+    "channels_redis": Environment(
+        pythons=("3.11", "3.12", "3.13", "3.10", "3.9"),
+        pins=(
+            *("channels==4.3.2", "channels_redis==4.3.0", "redis==6.4.0", "msgpack==1.1.2"),
+            *("Django", "pytest==8.4.2", "pytest-asyncio==1.2.0", "pytest-timeout"),
+        ),
+    ),
+    "asgi_ipc1": Environment(
+        pythons=("3.9",),
+        pins=(
+            *(*ASGIREF1, "asgi_ipc==1.4.2", "msgpack-python==0.5.6", "posix_ipc"),
+            *("pytest==8.4.2", "pytest-timeout"),
+        ),
+    ),
+    "asgi_redis": Environment(
         pythons=("3.9",),
         pins=(
             *ASGIREF1,
-            "channels==1.1.8",
-            "daphne==1.4.2",
-            "Django==1.11.29",
-            "Twisted==26.4.0",
-            "autobahn==24.4.2",
-            "pytz",
-            "setuptools<81",
-            "websockets>=15",
-            "pytest",
-            "pytest-asyncio",
-            *OWN_DEPENDENCIES,
+            *("asgi_redis==1.4.3", "redis==2.10.6", "msgpack-python==0.5.6", "txredisapi"),
+            *("Twisted==26.4.0", "setuptools<81", "pytest==8.4.2", "pytest-timeout"),
         ),
     ),
     "asgiref1-oldest": Environment(ASGIREF1_PYTHONS, (*ASGIREF1, *OWN_DEPENDENCIES)),
@@ -111,6 +137,22 @@ def python(version: str) -> Path | None:
 def child_environment(**variables: str) -> dict[str, str]:
     """Variables for a child that runs the code under test: this process's, with PYTHONPATH set."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), **variables}
+
+
+def run_python(source: str) -> str:
+    """What a new interpreter prints that runs `source`, which must succeed."""
+    run = subprocess.run(
+        [sys.executable, "-c", source],
+        env=child_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout
+    return run.stdout.strip()
 
 
 def _pyenv_root() -> Path:

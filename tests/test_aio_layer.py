@@ -26,10 +26,7 @@ import pytest_asyncio
 import asgi_ipc
 from asgi_ipc import segment
 from asgi_ipc.aio import IPCChannelLayer, hub
-from asgi_ipc.inbox import Inbox
-
-from .contract import LIVENESS, MESSAGE, in_threads, run_python
-from .contract.asynchronous import (
+from asgi_ipc.conformance.asynchronous import (
     cancel,
     drain,
     eventually,
@@ -41,7 +38,10 @@ from .contract.asynchronous import (
     together,
     turns,
 )
-from .contract.blocking import NOTHING, STATISTICS
+from asgi_ipc.conformance.blocking import NOTHING, STATISTICS
+from asgi_ipc.inbox import Inbox
+
+from .contract import LIVENESS, MESSAGE, in_threads, run_python
 
 
 @pytest_asyncio.fixture

@@ -28,9 +28,7 @@ import pytest
 import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc import segment
-
-from .contract import LIVENESS, MESSAGE, in_threads, run_python, until
-from .contract.blocking import (
+from asgi_ipc.conformance.blocking import (
     NOTHING,
     STATISTICS,
     drain,
@@ -42,7 +40,9 @@ from .contract.blocking import (
     running_reactor,
     send_numbers,
 )
-from .contract.cases import each
+from asgi_ipc.conformance.cases import each
+
+from .contract import LIVENESS, MESSAGE, in_threads, run_python, until
 
 MEBIBYTE = 2**20
 CLASSES = each({"blocking": asgi_ipc.IPCChannelLayer, "asyncio": asgi_ipc.aio.IPCChannelLayer})

@@ -83,6 +83,7 @@ class Base:
             options.max_message_size,
             options.mode,
             options.lock,
+            options.home,
         )
         self.session: Session | None = None
         self.client_prefix = ""

@@ -69,6 +69,11 @@ class Hub(ABC):
         if self.bell is not None:
             self._give_back(self.bell, self.index, self._generation)
 
+    @property
+    def sleepers(self) -> int:
+        """How many receives of the loop wait."""
+        return self._sleepers
+
     # -- what a loop is asked for -----------------------------------------------------------------
 
     @abstractmethod

@@ -38,9 +38,11 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     One layer may be used from any number of event loops and threads, at once or one after another.
     """
 
+    _options_class = Options
+
     def __init__(self, prefix: str = "asgi", **options: Any) -> None:
         """Raises InvalidOption. Shared memory is attached to by the first call."""
-        self._options = read = Options.read(prefix, options)
+        self._options = read = self._options_class.read(prefix, options)
         super().__init__(read.expiry, read.group_expiry, read.capacity, read.channel_capacity)
         self._core = Core.for_loops(read)
         self.extensions = ["groups", "flush", "statistics", "asyncio"]

@@ -1,4 +1,4 @@
-"""The contract of Channels 1, run against our blocking layer and the layer of asgiref 1.
+"""The contract of Channels 1, run against our blocking layers and the layer of asgiref 1.
 
 asgiref 1 cannot be installed beside the asgiref of today, so the last test here runs this file once
 more, in an environment where it is.
@@ -10,13 +10,16 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import pytest
 
+from asgi_ipc import IPCChannelLayer
+from asgi_ipc.conformance import Channels1Contract
+from asgi_ipc.testing.sync import InProcessChannelLayer
+
 from ..environments import REPOSITORY, child_environment, environment
-from .channels1 import Channels1Contract
 
 try:
     from asgiref import inmemory as asgiref_inmemory
@@ -25,26 +28,29 @@ except ImportError:
 
 
 class TestBlockingLayer(Channels1Contract):
+    layer_class: ClassVar[type[IPCChannelLayer]] = IPCChannelLayer
+
     @pytest.fixture
     def make_layer(self, prefix: str) -> Iterator[Callable[..., Any]]:
-        from asgi_ipc import IPCChannelLayer
-
         self.made: list[Any] = []
 
         def make(**options: Any) -> Any:
-            self.made.append(IPCChannelLayer(prefix, receive_timeout=0.2, **options))
-            self.options = options
+            self.made.append(self.layer_class(prefix, receive_timeout=0.2, **options))
             return self.made[-1]
 
         yield make
         for layer in self.made:
             layer.close()
+        self.made.clear()  # pytest keeps the instance
 
     def make_peer(self, layer: Any) -> Any:
-        from asgi_ipc import IPCChannelLayer
-
-        self.made.append(IPCChannelLayer(layer.prefix, receive_timeout=0.2, **self.options))
+        options = {"receive_timeout": 0.2, **self.options}
+        self.made.append(self.layer_class(layer.prefix, **options))
         return self.made[-1]
+
+
+class TestInProcessBlockingLayer(TestBlockingLayer):
+    layer_class = InProcessChannelLayer
 
 
 if asgiref_inmemory is not None:
@@ -78,8 +84,6 @@ if asgiref_inmemory is not None:
     def test_errors_are_also_those_of_asgiref(prefix: str, name: str) -> None:
         """Which asgi_redis, for one, lets through to those who catch them."""
         from asgiref.base_layer import BaseChannelLayer
-
-        from asgi_ipc import IPCChannelLayer
 
         assert issubclass(getattr(IPCChannelLayer(prefix), name), getattr(BaseChannelLayer, name))
 

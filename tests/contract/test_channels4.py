@@ -1,23 +1,26 @@
-"""The contract of Channels 4, run against our asyncio layer and Channels' own in-memory layer."""
+"""The contract of Channels 4, run against our asyncio layers and Channels' own in-memory layer."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import pytest_asyncio
 
-from .channels4 import Channels4Contract
+from asgi_ipc.aio import IPCChannelLayer
+from asgi_ipc.conformance import Channels4Contract
+from asgi_ipc.testing.aio import InProcessChannelLayer
 
 try:
-    from channels import exceptions as channels_exceptions
     from channels.layers import InMemoryChannelLayer
 except ImportError:
     InMemoryChannelLayer = None
 
 
 class TestAsyncioLayer(Channels4Contract):
+    layer_class: ClassVar[type[IPCChannelLayer]] = IPCChannelLayer
+
     @property
     def ChannelFull(self) -> type[Exception]:
         return self.made[0].ChannelFull
@@ -28,24 +31,24 @@ class TestAsyncioLayer(Channels4Contract):
 
     @pytest_asyncio.fixture
     async def make_layer(self, prefix: str) -> AsyncIterator[Callable[..., Any]]:
-        from asgi_ipc.aio import IPCChannelLayer
-
         self.made: list[Any] = []
 
         def make(**options: Any) -> Any:
-            self.made.append(IPCChannelLayer(prefix, **options))
-            self.options = options
+            self.made.append(self.layer_class(prefix, **options))
             return self.made[-1]
 
         yield make
         for layer in self.made:
             await layer.close()
+        self.made.clear()  # pytest keeps the instance
 
     def make_peer(self, layer: Any) -> Any:
-        from asgi_ipc.aio import IPCChannelLayer
-
-        self.made.append(IPCChannelLayer(layer.prefix, **self.options))
+        self.made.append(self.layer_class(layer.prefix, **self.options))
         return self.made[-1]
+
+
+class TestInProcessAsyncioLayer(TestAsyncioLayer):
+    layer_class = InProcessChannelLayer
 
 
 @pytest.mark.skipif(InMemoryChannelLayer is None, reason="lacking: Channels 4")
@@ -83,14 +86,6 @@ class TestInMemory(Channels4Contract):
     }
     liveness = 1.0
     granularity = 1.0
-
-    @property
-    def ChannelFull(self) -> type[Exception]:
-        return channels_exceptions.ChannelFull
-
-    @property
-    def MessageTooLarge(self) -> type[Exception]:
-        return channels_exceptions.MessageTooLarge
 
     @pytest.fixture
     def make_layer(self) -> Callable[..., Any]:

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc.codec import INT_MAX, INT_MIN, MAX_DEPTH, Codec, DecodeError
+from asgi_ipc.conformance.cases import MEGABYTE_OF_JSON, VALUES, each
 from asgi_ipc.errors import InvalidMessage, InvalidOption
 
-from ..contract.cases import MEGABYTE_OF_JSON, VALUES, each
 from .support import examples
 
 

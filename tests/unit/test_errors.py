@@ -22,6 +22,7 @@ BUILT_IN = {
     "LimitReached": [],
     "LockTimeout": [TimeoutError],
     "ReplyLost": [],
+    "RemoteUnavailable": [ConnectionError],
     "Reentered": [RuntimeError],
     "SegmentError": [OSError],
     "IncompatibleSegment": [errors.SegmentError],

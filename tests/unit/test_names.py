@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_ipc.errors import InvalidName
-from asgi_ipc.names import MAX_NAME, check_channel, check_group, check_receive, split
-
-from ..contract.cases import (
+from asgi_ipc.conformance.cases import (
     BAD_CHANNEL_NAMES,
     BAD_GROUP_NAMES,
     MARKED_NAMES,
     PLAIN_NAMES,
     each,
 )
+from asgi_ipc.errors import InvalidName
+from asgi_ipc.names import MAX_NAME, check_channel, check_group, check_receive, split
+
 from .support import examples
 
 LETTERS = "abcxyzABCXYZ0129-_."

@@ -28,6 +28,10 @@ BANDS = {
     "looking": {"view", "locked", "inspection", "tap"},
     "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub", "readers"},
     "shells": {"aio.layer", "aio.waiter", "sync", "reactor"},
+    "machines": {
+        *("aio.directory", "aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote"),
+        *("aio.incoming", "aio.local_and_remote", "local_and_remote"),
+    },
     "packages": {"", "aio"},
     "adapters": {
         *("wsgi.messages", "wsgi.replies", "wsgi.adapter", "wsgi.reply", "wsgi.worker"),
@@ -43,6 +47,15 @@ BANDS = {
         *("command.messages", "command.care", "command.doctor"),
         *("command.bench", "command.export"),
     },
+    "for tests": {
+        *("testing", "testing.in_process", "testing.aio", "testing.sync"),
+        *("testing.isolation", "testing.plugin", "testing.django"),
+    },
+    "frameworks": {"litestar"},
+    "conformance": {
+        *("conformance", "conformance.base", "conformance.cases", "conformance.blocking"),
+        *("conformance.asynchronous", "conformance.channels1", "conformance.channels4"),
+    },
 }
 
 # What modules that know no clock, no lock and no system call have use for.
@@ -52,25 +65,32 @@ PURE = {
     *("importlib.util", "itertools", "math", "msgpack"),
 }
 
+CONFORMANCE = BANDS["conformance"]
+
 # Who else may import what. Anything optional is imported only where it is used.
 ONLY = {
     "posix_ipc": {"segment"},
     "ctypes": {"lock"},
-    "asyncio": {"aio.layer", "aio.waiter"},
+    "asyncio": {
+        *("aio.layer", "aio.waiter", *CONFORMANCE),
+        *("aio.directory", "aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote"),
+        *("aio.incoming", "aio.local_and_remote"),
+    },
     "async_timeout": {"aio.waiter"},
     "msgpack": {"codec"},
     "cryptography": {"codec"},
-    "twisted": {"reactor"},
+    "twisted": {"reactor"} | CONFORMANCE,
     "zope": {"reactor"},
-    "django": {"django.apps", "django.checks"},
+    "django": {"django.apps", "django.checks", "testing.django"},
     "click": {name for name in BANDS["command"] if name.startswith("command.")},
     "rich": {"command.common", "command.screen"},
     "textual": {"command.screen"},
     "prometheus_client": {"prometheus", "command.export"},
     "channels": set(),
-    "channels_redis": {"aio.distributed", "distributed"},
+    "pytest": {"testing.plugin"} | CONFORMANCE,
+    "channels_redis": set(),
     "asgi_redis": set(),
-    "asgiref": set(),
+    "asgiref": CONFORMANCE,
     "redis": set(),
 }
 
@@ -184,6 +204,12 @@ def test_the_store_and_the_leaves_know_no_clock_and_no_system_call(name: str) ->
 def test_only_those_import_it_that_use_it(what: str) -> None:
     importers = {i.importer for i in everything() if i.imported.partition(".")[0] == what}
     assert importers <= ONLY[what]
+
+
+def test_the_conformance_suites_know_nothing_of_the_package_around_them() -> None:
+    """They are run for layers that are installed under its name, asgi_ipc 1.4 for one."""
+    found = {i.imported for i in everything() if i.importer in CONFORMANCE and i.ours}
+    assert found and found <= CONFORMANCE
 
 
 @pytest.mark.parametrize("module", ["asgi_ipc", "asgi_ipc.aio"])

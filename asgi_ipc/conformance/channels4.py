@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib
 import inspect
 import itertools
 from collections import Counter
@@ -11,7 +13,6 @@ from typing import Any, ClassVar
 
 import pytest
 
-from . import MESSAGE, REFUSED, SHORT, Contract, in_threads
 from .asynchronous import (
     cancel,
     drain,
@@ -27,6 +28,7 @@ from .asynchronous import (
     together,
     turns,
 )
+from .base import MESSAGE, REFUSED, SHORT, Contract, in_threads, patience
 from .cases import (
     BAD_CHANNEL_NAMES,
     BAD_GROUP_NAMES,
@@ -39,12 +41,20 @@ from .cases import (
 
 
 class Channels4Contract(Contract):
-    # What send raises when a channel is full, and for a message that is too large.
-    ChannelFull: ClassVar[type[Exception]]
-    MessageTooLarge: ClassVar[type[Exception]]
+    """The Channel Layer Specification of Channels, as tests."""
 
-    # To how many seconds the layer rounds times.
+    # Seconds to which the layer rounds times.
     granularity: ClassVar[float] = 0.0
+
+    @property
+    def ChannelFull(self) -> Any:
+        """What send raises when a channel is full."""
+        return importlib.import_module("channels.exceptions").ChannelFull
+
+    @property
+    def MessageTooLarge(self) -> Any:
+        """What send raises for a message that is too large."""
+        return importlib.import_module("channels.exceptions").MessageTooLarge
 
     # -- M: messages and channels -----------------------------------------------------------------
 
@@ -107,7 +117,7 @@ class Channels4Contract(Contract):
         """M3: many readers, who wait before and while messages come."""
         layer = make(capacity=400)
         receives = [receive(self.make_peer(layer), "c") for _ in range(20)]
-        reading = asyncio.ensure_future(together(receives, self.liveness))
+        reading = asyncio.ensure_future(together(receives))
         for number in range(20):
             await turns(3)
             await layer.send("c", {"number": number})
@@ -183,11 +193,12 @@ class Channels4Contract(Contract):
     @pytest.mark.parametrize("name", each(BAD_GROUP_NAMES))
     async def test_other_group_name_is_refused(self, groups: Any, name: Any) -> None:
         """M5: nothing else is the name of a group."""
-        for call in (
+        calls: tuple[Callable[[], Any], ...] = (
             lambda: groups.group_add(name, "c"),
             lambda: groups.group_discard(name, "c"),
             lambda: groups.group_send(name, MESSAGE),
-        ):
+        )
+        for call in calls:
             with pytest.raises(REFUSED):
                 await call()
 
@@ -219,6 +230,12 @@ class Channels4Contract(Contract):
         await layer.send("c", {"number": 3})
         assert await self.is_accepted(layer, "c", {"number": 4}) is False
         assert numbers([await receive(layer, "c") for _ in range(3)]) == [1, 2, 3]
+
+    async def test_capacity_holds_for_sends_at_once(self, make: Callable[..., Any]) -> None:
+        """M7: also while several send."""
+        layer = make(capacity=5)
+        sent = await together(self.is_accepted(layer, "c", MESSAGE) for _ in range(10))
+        assert sorted(sent) == [False] * 5 + [True] * 5
 
     async def test_process_specific_channels_share_a_capacity(
         self, make: Callable[..., Any]
@@ -256,7 +273,7 @@ class Channels4Contract(Contract):
         """M8: send never blocks, whether or not there is room, or anyone to read."""
         layer = make(capacity=5)
         sent = await together(self.is_accepted(layer, "c", MESSAGE) for _ in range(10))
-        assert sorted(sent) == [False] * 5 + [True] * 5
+        assert len(sent) == 10 and sum(sent) >= 5
 
     async def test_quiet_channel_is_not_starved(self, layer: Any) -> None:
         """M9: readers of several channels must not starve a quiet one behind a busy one."""
@@ -321,7 +338,7 @@ class Channels4Contract(Contract):
         await turns(20)
         assert not waiting.done()
         await self.make_peer(layer).send("c", MESSAGE)
-        assert await asyncio.wait_for(waiting, self.liveness) == MESSAGE
+        assert await asyncio.wait_for(waiting, patience()) == MESSAGE
 
     async def test_new_channel_is_process_specific(self, layer: Any) -> None:
         """B1: new_channel(prefix="specific") gives a process-specific name."""
@@ -440,7 +457,7 @@ class Channels4Contract(Contract):
             members = await members_of(layer, "g", ["renewed", "other"])
             return "other" not in members and (members or {"nobody"})
 
-        async def renewed_outlives_the_other() -> bool:
+        async def renewed_outlives_the_other() -> Any:
             for channel in ("renewed", "other"):
                 await layer.group_add("g", channel)
             await asyncio.sleep(SHORT + self.granularity)
@@ -461,10 +478,11 @@ class Channels4Contract(Contract):
     def test_works_from_any_thread(self, make: Callable[..., Any]) -> None:
         """B3: from any thread."""
         layer = make(capacity=101)
-        in_threads(
-            lambda first=first: asyncio.run(send_numbers(layer, "c", range(first, 100, 4)))
-            for first in range(4)
-        )
+
+        def send_every_fourth(first: int) -> None:
+            asyncio.run(send_numbers(layer, "c", range(first, 100, 4)))
+
+        in_threads(functools.partial(send_every_fourth, first) for first in range(4))
         (got,) = in_threads([lambda: asyncio.run(drain(layer, "c"))])
         assert sorted(numbers(got)) == list(range(100))
 
@@ -476,7 +494,7 @@ class Channels4Contract(Contract):
             asyncio.ensure_future(layer.receive("nothing"))
             await turns(3)
             await layer.send("c", MESSAGE)
-            return await asyncio.wait_for(waiting, self.liveness)
+            return await asyncio.wait_for(waiting, patience())
 
         for _ in range(3):
             assert asyncio.run(receive_what_comes_later()) == MESSAGE
@@ -489,11 +507,11 @@ class Channels4Contract(Contract):
                 for channel, loop in (("c", one), ("d", two))
             }
             for loop in (one, two):
-                in_loop(loop, turns(3)).result(self.liveness)
+                in_loop(loop, turns(3)).result(patience())
             for channel in waiting:
                 asyncio.run(layer.send(channel, {"to": channel}))
             for channel, received in waiting.items():
-                assert received.result(self.liveness) == {"to": channel}
+                assert received.result(patience()) == {"to": channel}
 
     async def test_one_message_for_one_waiter(self, layer: Any) -> None:
         """B4: receive gets one message for one waiter."""
@@ -502,7 +520,7 @@ class Channels4Contract(Contract):
         for left in (2, 1, 0):
             await layer.send("c", {"left": left})
             done, waiting = await asyncio.wait(
-                waiting, timeout=self.liveness, return_when=asyncio.FIRST_COMPLETED
+                waiting, timeout=patience(), return_when=asyncio.FIRST_COMPLETED
             )
             assert [task.result() for task in done] == [{"left": left}]
             await turns(20)
@@ -521,7 +539,7 @@ class Channels4Contract(Contract):
         waiting = asyncio.ensure_future(layer.receive("c"))
         await cancel(cancelled, after=3)
         await layer.send("c", MESSAGE)
-        assert await asyncio.wait_for(waiting, self.liveness) == MESSAGE
+        assert await asyncio.wait_for(waiting, patience()) == MESSAGE
 
     @pytest.mark.parametrize("channel", ["c", "process-specific"])
     @pytest.mark.parametrize("after", range(6))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import importlib
 import queue
 import threading
 from collections.abc import Callable, Iterable
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from . import LIVENESS, MESSAGE, in_threads, until
+from .base import MESSAGE, in_threads, patience, until
 
 NOTHING = (None, None)
 STATISTICS = {
@@ -113,7 +114,7 @@ def received_while_sending(layer: Any, receive: Callable[[Any, list[str]], Any])
 
 def in_event_loop(layer: Any, channels: list[str]) -> Any:
     """What receive_async returns in an event loop of its own."""
-    return asyncio.run(asyncio.wait_for(layer.receive_async(channels), LIVENESS))
+    return asyncio.run(asyncio.wait_for(layer.receive_async(channels), patience()))
 
 
 def in_reactor(layer: Any, channels: list[str]) -> Any:
@@ -125,7 +126,7 @@ def in_reactor(layer: Any, channels: list[str]) -> Any:
     running_reactor().callFromThread(
         lambda: maybeDeferred(layer.receive_twisted, channels).addBoth(fired.put)
     )
-    result = fired.get(timeout=LIVENESS)
+    result = fired.get(timeout=patience())
     if isinstance(result, Failure):
         result.raiseException()
     return result
@@ -134,8 +135,7 @@ def in_reactor(layer: Any, channels: list[str]) -> Any:
 @functools.cache
 def running_reactor() -> Any:
     """Twisted's reactor, which can be started only once, in a thread until the process ends."""
-    from twisted.internet import reactor
-
+    reactor: Any = importlib.import_module("twisted.internet.reactor")
     run = functools.partial(reactor.run, installSignalHandlers=False)
     threading.Thread(target=run, name="reactor", daemon=True).start()
     atexit.register(reactor.callFromThread, reactor.stop)

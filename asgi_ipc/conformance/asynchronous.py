@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from . import LIVENESS, MESSAGE
+from .base import LIVENESS, MESSAGE, patience
 
 END = {"text": "nothing came before this"}
 
 
 async def receive(layer: Any, channel: str) -> Any:
     """A receive that fails where nothing comes."""
-    return await asyncio.wait_for(layer.receive(channel), LIVENESS)
+    return await asyncio.wait_for(layer.receive(channel), patience())
 
 
 async def round_trip(layer: Any, message: Any) -> Any:
@@ -62,9 +62,9 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def together(calls: Iterable[Awaitable[Any]], bound: float = LIVENESS) -> list[Any]:
+async def together(calls: Iterable[Awaitable[Any]], bound: float | None = None) -> list[Any]:
     """The results of all `calls`, made at once."""
-    return await asyncio.wait_for(asyncio.gather(*calls), bound)
+    return await asyncio.wait_for(asyncio.gather(*calls), bound or patience())
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]], bound: float = LIVENESS) -> Any:
@@ -80,7 +80,7 @@ async def cancel(task: asyncio.Task[Any], after: int) -> list[Any]:
     """Cancels `task` after so many turns; its result, if it had one by then."""
     await turns(after)
     task.cancel()
-    (result,) = await asyncio.gather(task, return_exceptions=True)
+    result: Any = (await asyncio.gather(task, return_exceptions=True))[0]
     if isinstance(result, asyncio.CancelledError):
         return []
     if isinstance(result, BaseException):
@@ -109,7 +109,7 @@ def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
     try:
         yield loop
     finally:
-        in_loop(loop, cancel_the_rest()).result(LIVENESS)
+        in_loop(loop, cancel_the_rest()).result(patience())
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(LIVENESS)
+        thread.join(patience())
         loop.close()

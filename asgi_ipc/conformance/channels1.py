@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from . import MESSAGE, REFUSED, SHORT, Contract, in_threads, until
+from .base import MESSAGE, REFUSED, SHORT, Contract, in_threads, until
 from .blocking import (
     NOTHING,
     STATISTICS,
@@ -41,6 +41,8 @@ from .cases import (
 
 
 class Channels1Contract(Contract):
+    """The channel layer specification of Channels 1, as tests."""
+
     # -- M: messages and channels -----------------------------------------------------------------
 
     @pytest.mark.parametrize("message", [None, "text", 5, [("text", "hello")]], ids=repr)
@@ -151,18 +153,23 @@ class Channels1Contract(Contract):
     @pytest.mark.parametrize("name", each(BAD_CHANNEL_NAMES))
     def test_other_channel_name_is_refused(self, layer: Any, name: Any) -> None:
         """M5: nothing else is a name, and asgiref has fewer than 100 characters."""
-        for call in (lambda: layer.send(name, MESSAGE), lambda: layer.receive([name])):
+        calls: tuple[Callable[[], Any], ...] = (
+            lambda: layer.send(name, MESSAGE),
+            lambda: layer.receive([name]),
+        )
+        for call in calls:
             with pytest.raises(REFUSED):
                 call()
 
     @pytest.mark.parametrize("name", each(BAD_GROUP_NAMES))
     def test_other_group_name_is_refused(self, groups: Any, name: Any) -> None:
         """M5: nothing else is the name of a group."""
-        for call in (
+        calls: tuple[Callable[[], Any], ...] = (
             lambda: groups.group_add(name, "c"),
             lambda: groups.group_discard(name, "c"),
             lambda: groups.send_group(name, MESSAGE),
-        ):
+        )
+        for call in calls:
             with pytest.raises(REFUSED):
                 call()
 
@@ -400,7 +407,7 @@ class Channels1Contract(Contract):
     def test_membership_is_gone_after_group_expiry(self, make: Callable[..., Any]) -> None:
         """A5: group_expiry seconds after the last add the membership is gone."""
         layer = make("groups", group_expiry=SHORT)
-        assert layer.group_expiry == SHORT
+        assert layer.group_expiry >= SHORT  # or as coarse as the layer's clock
         layer.group_add("g", "c")
         until(lambda: not members_of(layer, "g"))
         layer.send_group("g", MESSAGE)

@@ -1,0 +1,77 @@
+"""The layers of others do in the suites what docs/conformance.rst says that they do.
+
+Of the default run are those of channels_redis core; InMemory and asgiref's are in the files beside.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asgi_ipc.conformance import Channels1Contract, Channels4Contract
+from tests import environments
+
+DOCS = environments.REPOSITORY / "docs"
+FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
+
+
+def load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    sys.modules[path.stem] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load(DOCS / "run_conformance.py")
+PAGE = (DOCS / "conformance.rst").read_text(encoding="utf-8")
+OTHERS = [layer for layers in script.LAYERS.values() for layer in layers if layer.environment]
+BY_DEFAULT = ("channels_redis core",)
+
+
+def documented(layer: str) -> tuple[set[str], set[str]]:
+    """The cases that always fail, and those that sometimes do, as the page has it."""
+    part = PAGE.partition(f"What {layer} fails:\n")[2]
+    always, sometimes = set(), set()
+    for line in part.strip().splitlines():
+        found = re.match(r"- ``(.+?)``( \(sometimes\))?: ", line)
+        if found is None:
+            break
+        (sometimes if found[2] else always).add(found[1])
+    return always, sometimes
+
+
+@pytest.mark.parametrize("layer", OTHERS, ids=lambda layer: layer.name)
+def test_a_layer_of_others_does_what_the_page_says(layer: Any) -> None:
+    if layer.name not in BY_DEFAULT and not FULL:
+        pytest.skip("only at full length")
+    if "redis" in layer.name and shutil.which("redis-server") is None:
+        pytest.skip("lacking: redis-server")
+    results = script.run(layer)
+    assert len(results) > 130
+    always, sometimes = documented(layer.name)
+    assert always, "the page names no failure of a layer that has some"
+    failed = {case for case, result in results.items() if result.outcome == script.FAILED}
+    assert failed - sometimes == always - sometimes
+
+
+@pytest.mark.parametrize("contract", [Channels1Contract, Channels4Contract])
+def test_the_page_has_every_test_with_its_sentence(contract: Any) -> None:
+    for name, sentence in script.sentences(contract).items():
+        assert f"* - ``{name}``\n     - {sentence}\n" in PAGE
+
+
+@pytest.mark.parametrize("contract", [Channels1Contract, Channels4Contract])
+def test_ours_fail_nothing(contract: Any) -> None:
+    """On the page; that it is so is what the other files here test."""
+    for layer in script.LAYERS[contract]:
+        failed = re.search(rf"\* - {re.escape(layer.name)}\n     - \d+\n     - (\d+)\n", PAGE)
+        assert failed is not None, layer.name
+        assert layer.environment or failed[1] == "0"

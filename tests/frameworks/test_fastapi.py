@@ -1,0 +1,86 @@
+"""The FastAPI example, on four processes: who is in a room hears what is said in any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from asgi_ipc import IPCChannelLayer
+from tests import environments
+from tests.clients import processes
+
+for module in ("fastapi", "uvicorn"):
+    pytest.importorskip(module, reason=f"lacking: {module}")
+websockets = pytest.importorskip("websockets", reason="lacking: websockets 15 or later")
+
+EXAMPLES = environments.REPOSITORY / "examples"
+WORKERS = 4
+
+
+@pytest.fixture
+def server(prefix: str, tmp_path: Path) -> Iterator[str]:
+    """Its address."""
+    port = processes.free_port()
+    command = ["-m", "uvicorn", "fastapi_chat:app", "--workers", str(WORKERS), "--port", str(port)]
+    with processes.running(
+        [sys.executable, *command],
+        log=tmp_path / "log",
+        environment=environments.child_environment(CHAT_PREFIX=prefix),
+        folder=EXAMPLES,
+    ) as uvicorn:
+        ready = "Application startup complete."
+        uvicorn.wait_until(lambda: uvicorn.output().count(ready) == WORKERS, "all workers")
+        yield f"127.0.0.1:{port}"
+        assert "Traceback" not in uvicorn.output()
+
+
+def who_is_there(server: str, room: str) -> list[str]:
+    with urlopen(f"http://{server}/rooms/{room}", timeout=processes.LIVENESS) as answer:
+        return list(json.load(answer))
+
+
+def processes_of(channels: list[str]) -> set[str]:
+    """Each process has a prefix of its own before the "!" of its channels."""
+    return {channel.partition("!")[0] for channel in channels}
+
+
+async def hears(socket: Any) -> Any:
+    return await asyncio.wait_for(socket.recv(), processes.LIVENESS)
+
+
+async def test_a_room_spans_all_processes(server: str, prefix: str) -> None:
+    async with AsyncExitStack() as stack:
+        sockets: list[Any] = []
+
+        async def enter(room: str) -> Any:
+            address = f"ws://{server}/rooms/{room}"
+            return await stack.enter_async_context(websockets.connect(address, proxy=None))
+
+        # Which process accepts a connection is chance: connect until several have some.
+        while len(sockets) < 4 or len(processes_of(who_is_there(server, "lobby"))) < 2:
+            assert len(sockets) < 200, "one process has accepted all connections"
+            sockets.append(await enter("lobby"))
+        elsewhere = await enter("kitchen")
+        there = who_is_there(server, "lobby")
+        assert len(there) == len(sockets) and len(processes_of(there)) <= WORKERS
+
+        for number, socket in enumerate(sockets[:4]):
+            await socket.send(f"hello {number}")
+            assert {await hears(each) for each in sockets} == {f"hello {number}"}
+        # A script, without any event loop.
+        layer = IPCChannelLayer(prefix)
+        layer.send_group("kitchen", {"text": "dinner"})
+        assert await hears(elsewhere) == "dinner"
+        layer.close()
+
+    await asyncio.to_thread(
+        processes.wait_until, lambda: not who_is_there(server, "lobby"), "an empty room"
+    )

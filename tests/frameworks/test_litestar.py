@@ -1,0 +1,157 @@
+"""The backend for Litestar's channels plugin, with the real plugin; and the example."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests import environments
+from tests.clients import processes
+
+pytest.importorskip("litestar", reason="lacking: Litestar 2")
+pytest.importorskip("uvicorn", reason="lacking: uvicorn")
+websockets = pytest.importorskip("websockets", reason="lacking: websockets 15 or later")
+
+from litestar import Litestar  # noqa: E402
+from litestar.channels import ChannelsPlugin  # noqa: E402
+
+from asgi_ipc.aio import IPCChannelLayer  # noqa: E402
+from asgi_ipc.litestar import IPCChannelsBackend  # noqa: E402
+
+EXAMPLES = environments.REPOSITORY / "examples"
+ANY_NAME = "a room: Küche / 厨房 " + "long " * 30
+
+
+@asynccontextmanager
+async def running(prefix: str, **options: Any) -> AsyncIterator[ChannelsPlugin]:
+    """The plugin of an application that has started: one of several processes, as it were."""
+    plugin = ChannelsPlugin(
+        backend=IPCChannelsBackend(prefix, **options), arbitrary_channels_allowed=True
+    )
+    async with Litestar(plugins=[plugin]).lifespan():
+        yield plugin
+
+
+async def first(subscriber: Any, count: int = 1) -> list[Any]:
+    async def take() -> list[Any]:
+        events = []
+        async for event in subscriber.iter_events():
+            events.append(json.loads(event))
+            if len(events) == count:
+                break
+        return events
+
+    return await asyncio.wait_for(take(), processes.LIVENESS)
+
+
+@pytest.mark.parametrize("channel", ["news", ANY_NAME])
+async def test_an_event_reaches_the_subscribers_of_every_application(
+    prefix: str, channel: str
+) -> None:
+    async with running(prefix) as one, running(prefix) as other:
+        async with (
+            one.start_subscription(channel) as here,
+            one.start_subscription(channel) as also_here,
+            other.start_subscription(channel) as there,
+        ):
+            await one.wait_published({"number": 1}, channel)
+            other.publish({"number": 2}, channel)
+            for subscriber in (here, also_here, there):
+                assert await first(subscriber, 2) == [{"number": 1}, {"number": 2}]
+
+
+async def test_nobody_else_hears_it(prefix: str) -> None:
+    async with running(prefix) as one, running(prefix + "x") as other:
+        async with (
+            one.start_subscription("news") as here,
+            one.start_subscription("sports") as sports,
+            other.start_subscription("news") as another_prefix,
+        ):
+            await one.wait_published({"of": "news"}, "news")
+            await other.wait_published({"of": "the other"}, "news")
+            await one.wait_published({"of": "sports"}, "sports")
+            assert await first(here) == [{"of": "news"}]
+            assert await first(sports) == [{"of": "sports"}]
+            assert await first(another_prefix) == [{"of": "the other"}]
+
+
+async def test_after_unsubscribing_nothing_comes(prefix: str) -> None:
+    async with running(prefix) as one:
+        async with one.start_subscription("news"):
+            pass
+        async with one.start_subscription("other") as other:
+            await one.wait_published(1, ["news", "other"])
+            assert await first(other) == [1]
+        watching = IPCChannelLayer(prefix)
+        assert await watching.group_channels("litestar.news") == []
+        await watching.close()
+
+
+async def test_a_shutdown_leaves_all_channels(prefix: str) -> None:
+    async with running(prefix) as one:
+        await one.subscribe("news")
+    watching = IPCChannelLayer(prefix)
+    assert await watching.group_channels("litestar.news") == []
+    await watching.close()
+
+
+async def test_a_subscription_outlives_the_expiry_of_groups(prefix: str) -> None:
+    async with running(prefix, group_expiry=0.4) as one:
+        async with one.start_subscription("news") as here:
+            await asyncio.sleep(1)
+            await one.wait_published(1, "news")
+            assert await first(here) == [1]
+
+
+async def test_there_is_no_history(prefix: str) -> None:
+    with pytest.raises(NotImplementedError, match="no history"):
+        await IPCChannelsBackend(prefix).get_history("news")
+
+
+async def test_the_example_on_four_processes(prefix: str, tmp_path: Path) -> None:
+    port = processes.free_port()
+    command = ["-m", "uvicorn", "litestar_chat:app", "--workers", "4", "--port", str(port)]
+    with processes.running(
+        [sys.executable, *command],
+        log=tmp_path / "log",
+        environment=environments.child_environment(CHAT_PREFIX=prefix),
+        folder=EXAMPLES,
+    ) as uvicorn:
+        ready = "Application startup complete."
+        uvicorn.wait_until(lambda: uvicorn.output().count(ready) == 4, "all workers")
+        await _chat(f"127.0.0.1:{port}", prefix)
+        assert "Traceback" not in uvicorn.output()
+
+
+async def _chat(server: str, prefix: str) -> None:
+    watching = IPCChannelLayer(prefix)
+    async with AsyncExitStack() as stack:
+        sockets: list[Any] = []
+        # Which process accepts a connection is chance: connect until several have some.
+        while len(await watching.group_channels("litestar.lobby")) < 2:
+            assert len(sockets) < 200, "one process has accepted all connections"
+            address = f"ws://{server}/rooms/lobby"
+            socket = await stack.enter_async_context(websockets.connect(address, proxy=None))
+            sockets.append(socket)
+        request = Request(
+            f"http://{server}/rooms/lobby",
+            data=json.dumps({"text": "hello"}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        # The subscription of the last socket may still be under way in its process.
+        await asyncio.sleep(0)
+        with urlopen(request, timeout=processes.LIVENESS) as answer:
+            assert answer.status == 202
+        heard = await asyncio.gather(
+            *(asyncio.wait_for(socket.recv(), processes.LIVENESS) for socket in sockets)
+        )
+        assert {json.loads(text)["text"] for text in heard} == {"hello"}
+    await watching.close()

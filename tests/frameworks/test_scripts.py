@@ -1,0 +1,74 @@
+"""Sending from where there is no event loop: a script, and the tasks of a real Celery worker."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asgi_ipc.aio import IPCChannelLayer
+from tests import environments
+from tests.clients import processes
+
+EXAMPLES = environments.REPOSITORY / "examples"
+
+
+async def heard_by(layer: IPCChannelLayer, channel: str) -> object:
+    channels = [channel.partition("!")[0] + "!"]
+    return (await layer.receive_async(channels, timeout=processes.LIVENESS))[1]
+
+
+async def test_a_script_reaches_who_is_connected(prefix: str) -> None:
+    browser = IPCChannelLayer(prefix)
+    channel = await browser.new_channel()
+    await browser.group_add("lobby", channel)
+    subprocess.run(
+        [sys.executable, EXAMPLES / "announce.py", "We", "close."],
+        env=environments.child_environment(CHAT_PREFIX=prefix),
+        check=True,
+    )
+    assert await heard_by(browser, channel) == {"type": "chat.message", "text": "We close."}
+    await browser.close()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+async def test_a_celery_task_reaches_who_is_connected(
+    pool: str, prefix: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("celery", reason="lacking: Celery")
+    (tmp_path / "broker").mkdir()
+    # Celery's broker for one machine that needs no server: a folder.
+    (tmp_path / "celery_config.py").write_text(
+        f"""
+broker_url = "filesystem://"
+folder = {str(tmp_path / "broker")!r}
+broker_transport_options = {{
+    "data_folder_in": folder, "data_folder_out": folder, "control_folder": folder + "/control"
+}}
+"""
+    )
+    variables = environments.child_environment(
+        CHAT_PREFIX=prefix,
+        CELERY_CONFIG_MODULE="celery_config",
+        PYTHONPATH=os.pathsep.join([str(environments.REPOSITORY), str(EXAMPLES), str(tmp_path)]),
+    )
+    browser = IPCChannelLayer(prefix)
+    channel = await browser.new_channel()
+    await browser.group_add("lobby", channel)
+    command = ["-m", "celery", "--app", "celery_tasks", "worker", "--pool", pool]
+    with processes.running(
+        [sys.executable, *command, "--concurrency", "2", "--loglevel", "INFO"],
+        log=tmp_path / "worker.log",
+        environment=variables,
+        folder=tmp_path,
+    ) as worker:
+        worker.wait_for_output(" ready.")
+        source = "import celery_tasks as t; [t.make_thumbnail.delay(number) for number in range(6)]"
+        subprocess.run([sys.executable, "-c", source], env=variables, cwd=tmp_path, check=True)
+        texts = {(await heard_by(browser, channel))["text"] for _ in range(6)}  # type: ignore[index]
+        assert texts == {f"Photo {number} is ready." for number in range(6)}
+        assert "Traceback" not in worker.output()
+    await browser.close()
