@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_PORTS ?= 8001 8002
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help test test-all pythons coverage docs demo clean
+.PHONY: help test test-all pythons coverage docs demo bench figures clean
 
 help:
 	@echo "make test      lint, type check and all tests, in an environment of its own (.venv)"
@@ -13,6 +13,8 @@ help:
 	@echo "make coverage  how much of the package the tests run through, line and branch"
 	@echo "make docs      the documentation, into docs/_build/html"
 	@echo "make demo      a small site on two server processes and a worker; Ctrl-C stops it"
+	@echo "make bench     measures everything, next to its peers, and writes docs/benchmarks (12 minutes;"
+	@echo "               make bench BENCH=--quick: 5)"
 	@echo "make clean     removes the environments and everything that was built"
 
 # The tests run whatever the first two say, so that one run tells everything; any failure counts.
@@ -52,6 +54,19 @@ docs: .venv/installed
 demo: .venv-demo/installed
 	@exec .venv-demo/bin/python demo/run.py --ports $(DEMO_PORTS)
 
+# What is measured is written into the pages, too: no figure in them was typed.
+FIGURES = docs/benchmarks
+bench: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks.layers $(BENCH) --json $(FIGURES)/layers.json
+	.venv-bench/bin/python -m benchmarks.profile $(BENCH) --json $(FIGURES)/profile.json
+	.venv-bench/bin/python -m benchmarks.wakeups --quick --json $(FIGURES)/wakeups.json
+	$(MAKE) figures
+
+# The pages and plots anew, from the figures of the last run.
+figures: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks.report $(FIGURES)/layers.json $(FIGURES)/profile.json \
+	$(FIGURES)/wakeups.json --fill README.rst docs/performance.rst
+
 .venv/installed: setup.py pyproject.toml
 	$(make-environment)
 	.venv/bin/python $(PIP_INSTALL) --editable '.[test]'
@@ -60,6 +75,11 @@ demo: .venv-demo/installed
 .venv-demo/installed: setup.py pyproject.toml
 	$(make-environment)
 	.venv-demo/bin/python $(PIP_INSTALL) --editable '.[channels]' 'daphne>=4'
+	@touch $@
+
+.venv-bench/installed: setup.py pyproject.toml
+	$(make-environment)
+	.venv-bench/bin/python $(PIP_INSTALL) --editable '.[bench]'
 	@touch $@
 
 # A virtual environment in the folder of the target. Debian and its kin ship Python without ensurepip.
@@ -73,6 +93,6 @@ define make-environment
 endef
 
 clean:
-	rm -rf .venv .venv-demo .environments .nox build dist docs/_build *.egg-info
+	rm -rf .venv .venv-demo .venv-bench .environments .nox build dist docs/_build *.egg-info
 	rm -rf .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

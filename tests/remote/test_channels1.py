@@ -49,7 +49,7 @@ def test_the_conformance_suite_on_our_twin(prefix: str, tmp_path: Path) -> None:
 def test_the_site_on_asgi_redis(prefix: str, server: Server, tmp_path: Path) -> None:
     """daphne and two workers: requests, a chat of 2,000 messages, and an upload in parts."""
     with running_site(
-        environments.environment("asgi_redis"),
+        environments.environment("asgi_redis-local"),
         prefix,
         tmp_path,
         settings="tests.remote.asgi_redis_settings",

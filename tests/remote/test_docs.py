@@ -77,7 +77,7 @@ def test_the_setting_of_channels_1(prefix: str, server: Server, tmp_path: Any) -
         """
     )
     with processes.running(
-        [environments.environment("asgi_redis"), "-c", source],
+        [environments.environment("asgi_redis-local"), "-c", source],
         log=tmp_path / "program.log",
         environment=environments.child_environment(),
     ) as program:
