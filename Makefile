@@ -10,8 +10,8 @@ help:
 	@echo "make test      lint, type check and all tests, in an environment of its own (.venv)"
 	@echo "make test-all  the same tests at full length"
 	@echo "make demo      a chat on two server processes; Ctrl-C stops it"
-	@echo "make bench     measures everything, next to its peers, and writes docs/benchmarks (12 minutes;"
-	@echo "               make bench BENCH=--quick: 5)"
+	@echo "make bench     measures everything, next to its peers, and writes docs/benchmarks (some ten minutes;"
+	@echo "               make bench BENCH=--quick: some four)"
 	@echo "make clean     removes the environments and everything that was built"
 
 # The tests run whatever the first two say, so that one run tells everything; any failure counts.
