@@ -1,4 +1,4 @@
-"""`backlog`: a pair beside a full store, on many channels, to many groups: all should cost the same.
+"""`backlog`: a pair beside a full store, on many channels, to many groups; all should cost alike.
 `sizes`: a pair by the size of its message.
 """
 
