@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from .. import locked, segment
+from .. import IPCChannelLayer, locked, segment
 from ..attachment import holders
 from ..errors import CorruptStore, IPCError
 from ..files import Descriptor
@@ -50,7 +50,7 @@ def flush(prefix: str, timeout: float) -> None:
 
     Its processes go on, and wait for new messages. Also mends a layer that is damaged.
     """
-    locked.flush(View(prefix), timeout)
+    IPCChannelLayer(prefix, **View(prefix).options(), lock_timeout=timeout).flush()
     click.echo(f"Flushed prefix {prefix!r}.")
 
 
