@@ -64,7 +64,7 @@ def destroy(prefix: str, force: bool) -> None:
     a second, and make the memory anew with their next call. Also removes what a layer left behind
     that cannot be read any more.
     """
-    paths = segment.Paths(prefix)
+    paths = segment.Paths(segment.full_prefix(prefix))
     owner = _owner(paths)
     if owner is None:
         View(prefix)  # says which layers there are
