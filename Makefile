@@ -4,12 +4,17 @@ PYTHON ?= python3
 DEMO_PORTS ?= 8001 8002
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help test test-all demo clean
+.PHONY: help test test-all pythons coverage docs demo bench figures clean
 
 help:
 	@echo "make test      lint, type check and all tests, in an environment of its own (.venv)"
-	@echo "make test-all  the same tests at full length"
-	@echo "make demo      a chat on two server processes; Ctrl-C stops it"
+	@echo "make test-all  the same tests at full length, then make pythons and make coverage"
+	@echo "make pythons   most tests, on every Python from 3.9 that is installed"
+	@echo "make coverage  how much of the package the tests run through, line and branch"
+	@echo "make docs      the documentation, into docs/_build/html"
+	@echo "make demo      a small site on two server processes and a worker; Ctrl-C stops it"
+	@echo "make bench     measures everything, next to its peers, and writes docs/benchmarks (12 minutes;"
+	@echo "               make bench BENCH=--quick: 5)"
 	@echo "make clean     removes the environments and everything that was built"
 
 # The tests run whatever the first two say, so that one run tells everything; any failure counts.
@@ -25,10 +30,42 @@ LEFT_OUT = --ignore=tests/reliability
 
 test-all: LEFT_OUT =
 test-all: export ASGI_IPC_TEST_LENGTH = full
-test-all: test
+test-all: test pythons coverage
+
+pythons: export ASGI_IPC_TEST_LENGTH =
+pythons: .venv/installed
+	.venv/bin/nox
+
+# What traces the code itself cannot be measured by a tracer, and what races with forks or with
+# kills takes too long under one: most proofs of reliability.
+UNMEASURED = $(addprefix tests/reliability/test_,corruption.py death.py exceptions.py fork.py \
+	history.py model.py threads_and_loops.py torn_writes.py)
+
+coverage: export ASGI_IPC_TEST_LENGTH =
+coverage: .venv/installed
+	.venv/bin/coverage erase
+	.venv/bin/coverage run -m pytest -k 'not bytecode' $(addprefix --ignore=,$(UNMEASURED))
+	.venv/bin/coverage combine --quiet
+	.venv/bin/coverage report
+
+docs: .venv/installed
+	.venv/bin/python -m sphinx -W --keep-going docs docs/_build/html
 
 demo: .venv-demo/installed
 	@exec .venv-demo/bin/python demo/run.py --ports $(DEMO_PORTS)
+
+# What is measured is written into the pages, too: no figure in them was typed.
+FIGURES = docs/benchmarks
+bench: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks.layers $(BENCH) --json $(FIGURES)/layers.json
+	.venv-bench/bin/python -m benchmarks.profile $(BENCH) --json $(FIGURES)/profile.json
+	.venv-bench/bin/python -m benchmarks.wakeups --quick --json $(FIGURES)/wakeups.json
+	$(MAKE) figures
+
+# The pages and plots anew, from the figures of the last run.
+figures: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks.report $(FIGURES)/layers.json $(FIGURES)/profile.json \
+	$(FIGURES)/wakeups.json --fill README.rst docs/performance.rst
 
 .venv/installed: setup.py pyproject.toml
 	$(make-environment)
@@ -38,6 +75,11 @@ demo: .venv-demo/installed
 .venv-demo/installed: setup.py pyproject.toml
 	$(make-environment)
 	.venv-demo/bin/python $(PIP_INSTALL) --editable '.[channels]' 'daphne>=4'
+	@touch $@
+
+.venv-bench/installed: setup.py pyproject.toml
+	$(make-environment)
+	.venv-bench/bin/python $(PIP_INSTALL) --editable '.[bench]'
 	@touch $@
 
 # A virtual environment in the folder of the target. Debian and its kin ship Python without ensurepip.
@@ -51,6 +93,6 @@ define make-environment
 endef
 
 clean:
-	rm -rf .venv .venv-demo .environments build dist *.egg-info
-	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-demo .venv-bench .environments .nox build dist docs/_build *.egg-info
+	rm -rf .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,26 +23,57 @@ def read_version() -> str:
 CRYPTOGRAPHY = ["cryptography"]
 TWISTED = ["Twisted"]
 CHANNELS = ["channels>=4"]
+DOCS = ["furo", "sphinx>=7"]
+CLI = ["click>=8.1", "rich>=13", "textual>=1"]
+PROMETHEUS = ["prometheus_client>=0.20"]
 LITESTAR = ["litestar>=2"]
+REDIS = ["channels_redis>=4"]
+BENCH = [
+    *CHANNELS,
+    "channels_redis",
+    "daphne>=4",
+    "matplotlib",
+    "py-spy",
+    "pyzmq",
+    "uvloop",
+    "websockets>=15",
+]
 TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
     *CHANNELS,
+    *DOCS,
+    *CLI,
+    *PROMETHEUS,
+    *REDIS,
+    "channels_valkey",
     "Django",
+    "Flask",
     "async-timeout",
+    "build",
     "celery",
+    "coverage",
     "daphne>=4",
     "fastapi",
+    "gunicorn",
+    "hypercorn",
     "hypothesis",
     *LITESTAR,
+    "matplotlib",
     "mypy",
+    "nox",
+    "playwright",
+    "py-spy",
     "pytest>=7",
     "pytest-asyncio>=0.24",
     "pytest-django",
     "pytest-xdist",
+    "pyyaml",
     "ruff",
     "uvicorn",
+    "uvicorn-worker",
     "uvloop",
+    "waitress",
     "websockets>=15",
 ]
 
@@ -56,7 +87,6 @@ setup(
     license="BSD-3-Clause",
     packages=find_packages(include=["asgi_ipc", "asgi_ipc.*"]),
     package_data={"asgi_ipc": ["py.typed"]},
-    entry_points={"pytest11": ["asgi_ipc = asgi_ipc.testing.plugin"]},
     zip_safe=False,
     python_requires=">=3.9",
     install_requires=[
@@ -68,8 +98,17 @@ setup(
         "cryptography": CRYPTOGRAPHY,
         "twisted": TWISTED,
         "channels": CHANNELS,
+        "docs": DOCS,
+        "cli": CLI,
+        "prometheus": PROMETHEUS,
         "litestar": LITESTAR,
+        "redis": REDIS,
+        "bench": BENCH,
         "test": TEST,
+    },
+    entry_points={
+        "console_scripts": ["asgi-ipc = asgi_ipc.command:main"],
+        "pytest11": ["asgi_ipc = asgi_ipc.testing.plugin"],
     },
     classifiers=[
         "Development Status :: 5 - Production/Stable",

@@ -2,7 +2,8 @@
 over POSIX shared memory.
 
 - `asgi_ipc.IPCChannelLayer` is blocking, for Channels 1 (daphne 1.x, Django workers) and threads;
-- `asgi_ipc.aio.IPCChannelLayer` is for Channels 4 and for any asyncio program.
+- `asgi_ipc.aio.IPCChannelLayer` is for Channels 4 and for any asyncio program;
+- `LocalAndRemoteChannelLayer`, of both kinds, adds other machines by way of another layer.
 
 Importing this imports neither Django, Channels, Twisted nor Redis.
 """
@@ -14,10 +15,21 @@ from .sync import IPCChannelLayer
 
 __version__ = "2.0.0"
 
-__all__ = ["ChannelFull", "IPCChannelLayer", "MessageTooLarge", "__version__", "errors"]
+__all__ = [
+    "ChannelFull",
+    "IPCChannelLayer",
+    "LocalAndRemoteChannelLayer",
+    "MessageTooLarge",
+    "__version__",
+    "errors",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "LocalAndRemoteChannelLayer":  # imports asyncio, which the others do without
+        from .local_and_remote import LocalAndRemoteChannelLayer
+
+        return LocalAndRemoteChannelLayer
     # These two derive from the peers' classes, and so are made when first asked for.
     if name in ("ChannelFull", "MessageTooLarge"):
         return getattr(errors, name)

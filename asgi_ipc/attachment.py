@@ -121,7 +121,7 @@ class _Guard:
 
 def _guarded(frame: FrameType | None) -> bool:
     """Whether a call at `frame` or further out has entered the guard."""
-    codes = _found_or_made.__code__, _Guard.bury.__code__
+    codes = _found_or_made.__code__, holders.__code__, _Guard.bury.__code__
     while frame is not None:
         if frame.f_code in codes:
             return True
@@ -260,7 +260,7 @@ class Attachment:
 
     def ring_everyone(self) -> None:
         """After recovery or a flush the waiter sets are empty: all have to look and park anew."""
-        _ring_everyone(self.store, self._ringer)
+        ring_all(self.store, self._ringer)
 
     def new_bell(self, section: Section) -> tuple[int, int, Doorbell] | None:
         """A waiter id with its open doorbell: (id, generation, bell); None if ids ran out."""
@@ -473,9 +473,9 @@ def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = Fals
 
 
 def _found_or_made(wanted: Wanted, patience: float, timeout: float, flush: bool) -> Attachment:
-    key = wanted.home or wanted.prefix
     try:
         _guard.enter()
+        key = wanted.home or wanted.prefix
         found = _attachments.get(key)
         if found is not None and (found.broken is not None or found.segment.vanished()):
             # Layers that were made before find out for themselves, and say so.
@@ -504,6 +504,18 @@ def _found_or_made(wanted: Wanted, patience: float, timeout: float, flush: bool)
     return found
 
 
+def holders(members: str) -> dict[int, int]:
+    """Who is attached, read from the file of byte locks at `members`: index → process id."""
+    try:
+        _guard.enter()
+        found = Members.glance(members)
+        _guard.leave()
+    except BaseException:
+        _guard.leave()
+        raise
+    return found
+
+
 def forget(attachment: Attachment) -> None:
     """The next call of every layer of this process attaches anew."""
     with contextlib.suppress(KeyError):
@@ -522,7 +534,8 @@ def forget_all() -> list[Attachment]:
     return found
 
 
-def _ring_everyone(store: Store, ringer: Ringer) -> None:
+def ring_all(store: Store, ringer: Ringer) -> None:
+    """Wake every waiter, to look and park anew."""
     for waiter in range(1, MAX_WAITERS):
         generation = store.waiter_generation(waiter)
         if generation:
@@ -574,7 +587,7 @@ def _release(
 
         def recover() -> None:
             recovery.recover(store, now)
-            _ring_everyone(store, ringer)
+            ring_all(store, ringer)
 
         section = make_section(
             lock,

@@ -13,11 +13,14 @@
     ├── LimitReached           a named limit (groups, names, processes) is used up
     ├── LockTimeout            the lock's holder is alive but does not move (TimeoutError)
     │   └── LockBusy           for so short a time that asyncio tries again; callers never see it
+    ├── ReplyLost              an HTTP response broke off in the middle
+    ├── RemoteUnavailable      another machine cannot be reached    (ConnectionError)
     ├── Reentered              a call from inside a call of the same thread (RuntimeError)
     └── SegmentError           the shared memory itself             (OSError)
         ├── IncompatibleSegment    another layout, machine, libc or namespace
         ├── ForeignSegment         made by somebody else, or open to the world
         ├── SegmentVanished        removed while in use
+        ├── NoSuchLayer            nothing of that prefix to look at  (FileNotFoundError)
         └── CorruptStore           bytes that no version of this package wrote
             ├── CorruptHeader          in the header that an attaching process finds
             └── LockLost               those of the lock itself
@@ -74,6 +77,14 @@ class LockBusy(LockTimeout):
         self.holder = holder
 
 
+class ReplyLost(IPCError):
+    """An HTTP response that had begun will not be completed; the connection has to end."""
+
+
+class RemoteUnavailable(IPCError, ConnectionError):
+    """The layer between machines does not answer; what stays on this machine goes on."""
+
+
 class Reentered(IPCError, RuntimeError):
     """A signal handler or ``__del__`` called the layer while its thread was inside a call."""
 
@@ -92,6 +103,10 @@ class ForeignSegment(SegmentError, PermissionError):
 
 class SegmentVanished(SegmentError):
     """The segment was unlinked while this process was attached."""
+
+
+class NoSuchLayer(SegmentError, FileNotFoundError):
+    """There is no shared memory of that prefix to look at; names those that exist."""
 
 
 class CorruptStore(SegmentError):

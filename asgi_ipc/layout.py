@@ -75,6 +75,10 @@ S_SWEEP_AT = 54  # time when the next sweep of the store is due, by whoever come
 S_BURY_AT = 55  # the same for looking who lives
 S_DROPS = 56  # 8 words: messages dropped, by reason
 S_TABLES = 64  # 3 × TABLE_WORDS: queues, groups, members
+S_PEAK = 88  # most words of live records that the upkeep has seen since creation
+S_LOCK_WAITS = 89  # calls that had to sleep for the lock since creation,
+S_LOCK_WAITED = 90  # nanoseconds that they waited,
+S_LOCK_LONGEST = 91  # and the longest of these waits
 
 CLEAN, DIRTY, FLUSHING = 0, 1, 2
 
@@ -134,6 +138,7 @@ Q_FIRST_MEMBER = 17  # derived: newest membership that leads here
 Q_WAITING = 18  # bit i: word i of the waiter set is not empty
 Q_WAITERS = 19  # 17 words: the waiter set, one bit for each waiter row
 Q_NAME = 36  # 13 words
+Q_CAPACITY = 49  # messages that may wait, as the last sender who looked the queue up has it
 QUEUE_WORDS = 50
 WAITER_SET_WORDS = MAX_WAITERS // 64
 

@@ -30,7 +30,7 @@ from zlib import crc32
 
 from .errors import CorruptStore, IPCError, LockBusy, LockLost, LockTimeout, Reentered
 from .files import Descriptor
-from .layout import S_DIRTY
+from .layout import S_DIRTY, S_LOCK_LONGEST, S_LOCK_WAITED, S_LOCK_WAITS
 
 _SPINS = 30  # tries in a row before the first sleep, about as long as a section takes
 _LONGEST_SLEEP = 0.001  # seconds
@@ -48,6 +48,11 @@ GLIBC = (0, 8, 0x7FFFFFFE)
 MUSL = (4, 4, 0x7FFFFFFF)
 
 _libc = ctypes.PyDLL(None)
+
+# Where in a mutex the futex word lies, which holds the thread id of the holder: glibc's first int,
+# musl's second.
+_FUTEX, _STATE, _LOST = GLIBC if hasattr(_libc, "gnu_get_libc_version") else MUSL
+_HOLDER = 0x3FFFFFFF
 
 
 @cache
@@ -91,21 +96,25 @@ class Mutex:
         self.trylock = _libc["pthread_mutex_trylock"]
         self.unlock = _libc["pthread_mutex_unlock"]
         self.consistent = _libc["pthread_mutex_consistent"]
-        futex, state, self._lost = GLIBC if hasattr(_libc, "gnu_get_libc_version") else MUSL
-        self._futex = ctypes.c_uint32.from_buffer(memory, offset + futex)
-        self._state = ctypes.c_uint32.from_buffer(memory, offset + state)
+        self._futex = ctypes.c_uint32.from_buffer(memory, offset + _FUTEX)
+        self._state = ctypes.c_uint32.from_buffer(memory, offset + _STATE)
 
     def lost(self) -> bool:
         """Whether nobody can ever take the mutex again."""
-        return bool(self._state.value & 0x7FFFFFFF == self._lost)
+        return bool(self._state.value & 0x7FFFFFFF == _LOST)
 
     def holder(self) -> int:
         """Thread id of whoever holds the mutex; 0 if nobody does."""
-        return int(self._futex.value & 0x3FFFFFFF)
+        return int(self._futex.value & _HOLDER)
 
     def mine(self) -> bool:
         """Whether the calling thread holds it."""
         return self.holder() == threading.get_native_id()
+
+
+def mutex_holder(mutex: bytes) -> int:
+    """Thread id in a copy of a mutex of this machine's libc; 0 if nobody held it."""
+    return int.from_bytes(mutex[_FUTEX : _FUTEX + 4], sys.byteorder) & _HOLDER
 
 
 class FileLock:
@@ -228,7 +237,8 @@ def make_section_of_four(
 
     def acquire(code: int) -> None:
         """Go on after a first try that failed with `code`, until the lock is held."""
-        deadline = time.monotonic() + patience
+        began = time.monotonic()
+        deadline = began + patience
         tries, pause = 0, 0.0
         if code == errno.EBUSY and lock.mine():
             code = errno.EDEADLK  # which is what glibc says; musl does not
@@ -263,6 +273,12 @@ def make_section_of_four(
                 time.sleep(pause)
                 pause = min(pause + 0.0001, _LONGEST_SLEEP)
             code = trylock(handle)
+        if tries > _SPINS:  # it slept: for `inspection` to read
+            waited = int((time.monotonic() - began) * 1e9)
+            words[S_LOCK_WAITS] += 1
+            words[S_LOCK_WAITED] += waited
+            if waited > words[S_LOCK_LONGEST]:
+                words[S_LOCK_LONGEST] = waited
 
     return section
 

@@ -85,22 +85,22 @@ def _compiled(patterns: Any) -> list[tuple[Callable[[str], Any], int]]:
 class Options:
     """What can be set, for all processes of a prefix alike unless it says otherwise.
 
-    ======================== ============ ========= ==============================================
-    option                   default      unit
-    ======================== ============ ========= ==============================================
-    message_memory           100 MiB      bytes     limit for messages; the live segment's holds
-    group_memory             20 MiB       bytes     limit for groups; the live segment's holds
-    expiry                   60           seconds   an unread message is dropped after that
-    group_expiry             86400        seconds   a membership ends that long after its last add
-    capacity                 100          messages  a channel holds at the most
-    channel_capacity         None                   dict of glob or compiled re to capacity
-    symmetric_encryption_keys None                  list of str or bytes; the first encrypts
-    mode                     0o600        bits      who may open the segment
-    max_message_size         4 MiB        bytes     of one message, packed
-    receive_timeout          5            seconds   a blocking receive waits at the most
-    lock_timeout             10           seconds   for the segment's lock, then LockTimeout
-    lock                     "mutex"                or "file", in all processes alike
-    ======================== ============ ========= ==============================================
+    ========================= ============ ========= ==============================================
+    option                    default      unit
+    ========================= ============ ========= ==============================================
+    message_memory            100 MiB      bytes     limit for messages; the live segment's holds
+    group_memory              20 MiB       bytes     limit for groups; the live segment's holds
+    expiry                    60           seconds   an unread message is dropped after that
+    group_expiry              86400        seconds   a membership ends that long after its last add
+    capacity                  100          messages  a channel holds at the most
+    channel_capacity          None                   dict of glob or compiled re to capacity
+    symmetric_encryption_keys None                   list of str or bytes; the first encrypts
+    mode                      0o600        bits      who may open the segment
+    max_message_size          4 MiB        bytes     of one message, packed
+    receive_timeout           5            seconds   a blocking receive waits at the most
+    lock_timeout              10           seconds   for the segment's lock, then LockTimeout
+    lock                      "mutex"                or "file", in all processes alike
+    ========================= ============ ========= ==============================================
     """
 
     prefix: str = "asgi"

@@ -28,6 +28,7 @@ from .layout import (
     MAX_PROCESSES,
     P_DEAD_SINCE,
     PROCESS_WORDS,
+    Q_CAPACITY,
     Q_COUNT,
     Q_CREATED,
     Q_DROPS,
@@ -399,6 +400,8 @@ class Queues(Waiters):
             if row:
                 target.generation = words[row + R_GENERATION]
                 target.row = row
+                if target.capacity:
+                    words[row + Q_CAPACITY] = target.capacity  # for `inspection` to read
         return row
 
     def bind(self, target: Target, now: float) -> int:
@@ -414,7 +417,7 @@ class Queues(Waiters):
             words = self.words
             words[S_DIRTY] = DIRTY
             generation = self.counted()
-            row = self.queues.insert(target.queue, generation, {})
+            row = self.queues.insert(target.queue, generation, {Q_CAPACITY: target.capacity})
             self.doubles[row + Q_CREATED] = self.doubles[row + Q_SEEN_AT] = now
             words[S_DIRTY] = CLEAN
             target.generation = generation

@@ -42,6 +42,7 @@ from .errors import (
     InvalidOption,
     LimitReached,
     LockTimeout,
+    NoSuchLayer,
     SegmentError,
 )
 from .files import Descriptor, Members, check_owner, open_file
@@ -160,24 +161,6 @@ class Segment:
             return False
         return _allocate(self.fd, offset, length)
 
-    def new_bell(self, waiter: int, generation: int) -> Doorbell:
-        """The doorbell of a new waiter of this process."""
-        return Doorbell(path_of(self.paths.directory, self.nonce, waiter, generation), self.mode)
-
-    def ringer(self) -> Ringer:
-        """What rings the waiters of this segment."""
-        return Ringer(self.paths.directory, self.nonce)
-
-    def exclusively(self) -> contextlib.AbstractContextManager[None]:
-        """Nobody else makes, heals or removes anything meanwhile."""
-        return attach_lock(self.paths, self.mode)
-
-    def leave(self, index: int) -> None:
-        """Give a process id back, and close what is open."""
-        self.members.release(index)
-        self.members.close()
-        os.close(self.fd)
-
     def mend(self) -> None:
         """Before a flush, under the lock: put right what that relies on and cannot know itself.
 
@@ -210,6 +193,24 @@ class Segment:
                 if wanted.mode & 0o060
                 else "other users of its group can still read and change everything",
             )
+
+    def new_bell(self, waiter: int, generation: int) -> Doorbell:
+        """The doorbell of a new waiter of this process."""
+        return Doorbell(path_of(self.paths.directory, self.nonce, waiter, generation), self.mode)
+
+    def ringer(self) -> Ringer:
+        """What rings the waiters of this segment."""
+        return Ringer(self.paths.directory, self.nonce)
+
+    def exclusively(self) -> contextlib.AbstractContextManager[None]:
+        """Nobody else makes, heals or removes anything meanwhile."""
+        return attach_lock(self.paths, self.mode)
+
+    def leave(self, index: int) -> None:
+        """Give a process id back, and close what is open."""
+        self.members.release(index)
+        self.members.close()
+        os.close(self.fd)
 
     def vanished(self) -> bool:
         """Whether this segment or what stands beside it was removed, or is another's by now."""
@@ -275,6 +276,44 @@ def attach(wanted: Wanted) -> tuple[Segment, int]:
             if opened is not None:
                 os.close(opened)
             raise
+
+
+def prefixes() -> list[str]:
+    """The prefixes that have a segment on this machine, whoever owns them, in order of their names.
+
+    Empty on macOS, which does not list its shared memory.
+    """
+    found = []
+    with contextlib.suppress(OSError), os.scandir(SHM) as entries:
+        for entry in entries:
+            prefix = entry.name[len("asgi_ipc.") :]
+            if entry.name.startswith("asgi_ipc.") and entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(InvalidOption):
+                    found.append(Paths(prefix).prefix)
+    return sorted(found)
+
+
+def look(paths: Paths, write: bool = False) -> int:
+    """A descriptor of a segment that is there, to look at; the caller closes it.
+
+    Not what attaching is: nothing is made or mended, and whose it is does not matter. Raises
+    NoSuchLayer, which names the layers that there are, and ForeignSegment where reading (or, with
+    `write`, writing) is not allowed.
+    """
+    try:
+        fd: int = posix_ipc.SharedMemory(paths.segment, read_only=not write).fd
+    except posix_ipc.ExistentialError:
+        others = ", ".join(prefixes())
+        raise NoSuchLayer(
+            f"there is no layer with prefix {paths.prefix!r} on this machine; "
+            + (f"there are: {others}" if others else "there is none at all")
+        ) from None
+    except posix_ipc.PermissionsError:
+        raise ForeignSegment(
+            f"the segment of prefix {paths.prefix!r} belongs to another user: run this as its "
+            "owner or as root"
+        ) from None
+    return fd
 
 
 def destroy(prefix: str) -> bool:

@@ -45,7 +45,9 @@ from .layout import (
     S_DIRTY,
     S_ENDS,
     S_EPOCH,
+    S_LIVE,
     S_MARK,
+    S_PEAK,
     S_SINCE,
     W_GENERATION,
     W_PROCESS,
@@ -225,5 +227,8 @@ class Store(Queues):
     def sweep(self, now: float) -> bool:
         """A bounded round of upkeep: messages that nobody reads expire, and the rows of queues
         that nobody uses are reclaimed. True if the log has more that is over."""
+        words = self.words
+        if words[S_LIVE] > words[S_PEAK]:
+            words[S_PEAK] = words[S_LIVE]
         self.reclaim(now, IDLE, 32)
         return self.sweep_log(32, now)

@@ -25,6 +25,7 @@ from .errors import InvalidName, LockTimeout
 from .layout import Q_COUNT
 from .names import check_channel
 from .options import Options
+from .statistics import Stats
 
 _LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
 
@@ -269,6 +270,11 @@ class IPCChannelLayer(BaseChannelLayer):
     def channel_statistics(self, channel: str) -> dict[str, Any]:
         """The figures of the statistics extension for one channel (A8)."""
         return self._core.channel_statistics(channel)
+
+    def stats(self) -> Stats:
+        """Everything that is known of the layer: see `asgi_ipc.statistics.Stats`. It takes no lock
+        and disturbs nobody. Rates are those since the last call that is a second ago."""
+        return self._core.stats()
 
     def close(self) -> None:
         """Free what this layer holds of the process: descriptors and memory. Nothing is removed

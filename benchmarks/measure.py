@@ -12,6 +12,7 @@ import platform
 import signal
 import statistics
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-PACKAGES = ("posix_ipc", "msgpack", "channels", "uvloop")
+PACKAGES = ("posix_ipc", "msgpack", "channels", "channels_redis", "redis", "pyzmq", "uvloop")
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,17 @@ class Column:
 
     def text(self, row: dict[str, Any]) -> str:
         value = row.get(self.key)
-        return "" if value is None else format(value, self.form)
+        return "" if value is None else format(value, "" if isinstance(value, str) else self.form)
 
 
 @dataclass
 class Table:
-    """Rows under a title. Keys of a row without a column are for `--json` only (raw samples)."""
+    """Rows under a title. Keys of a row without a column are for `--json` only (raw samples).
 
+    `name` is how the report finds it in the JSON file.
+    """
+
+    name: str
     title: str
     columns: Sequence[Column]
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -62,6 +67,16 @@ class Table:
         if self.note:
             lines.append(self.note)
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: 0 that it runs at all, 1 quick, 2 in full."""
+
+    level: int
+
+    def __call__(self, tiny: T, quick: T, full: T) -> T:
+        return (tiny, quick, full)[self.level]
 
 
 def interleaved(repetitions: int, contenders: Sequence[T]) -> Iterator[T]:
@@ -94,6 +109,7 @@ def environment() -> dict[str, Any]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": os.cpu_count(),
+        "date": time.strftime("%Y-%m-%d"),
         "load": [round(load, 2) for load in os.getloadavg()],
         "packages": versions,
     }
@@ -104,9 +120,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--quick", action="store_true", help="fewer, shorter repetitions")
+    length = made.add_mutually_exclusive_group()
+    length.add_argument("--quick", action="store_true", help="fewer, shorter repetitions")
+    length.add_argument("--tiny", action="store_true", help="only to see that it works")
     made.add_argument("--json", metavar="FILE", help="also write figures and samples to FILE")
     return made
+
+
+def effort(options: argparse.Namespace) -> Effort:
+    return Effort(0 if options.tiny else 1 if options.quick else 2)
 
 
 def report(tables: Iterable[Table], json_file: str | None) -> None:
@@ -120,9 +142,13 @@ def report(tables: Iterable[Table], json_file: str | None) -> None:
     print(f"{machine['python']}, {machine['system']}, {machine['cores']} cores")
     print(f"load {machine['load'][0]} at the start; {packages}", flush=True)
     done = []
+    start = time.monotonic()
     for table in tables:
         print(table, flush=True)
-        done.append({"title": table.title, "note": table.note, "rows": table.rows})
+        columns = [[column.key, column.heading, column.form] for column in table.columns]
+        seconds, start = time.monotonic() - start, time.monotonic()
+        done.append({**vars(table), "columns": columns, "seconds": round(seconds, 1)})
     if json_file:
+        os.makedirs(os.path.dirname(json_file) or ".", exist_ok=True)
         with open(json_file, "w", encoding="utf-8") as out:
             json.dump({"environment": machine, "tables": done}, out, indent=1)

@@ -169,6 +169,7 @@ def table(repetitions: int, seconds: float) -> Table:
         if row["samples"]:
             row.update(ns=statistics.median(row["samples"]), least=min(row["samples"]))
     return Table(
+        "primitives",
         "Primitives, nanoseconds",
         (
             Column("primitive", "primitive"),

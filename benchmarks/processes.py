@@ -1,20 +1,37 @@
-"""Child processes for the benchmarks: spawned, pinned to cores, and ended whatever happens."""
+"""Child processes for the benchmarks: in any interpreter, pinned to cores, ended whatever happens.
+
+A child is not made by `multiprocessing`, because that wants one Python for all: a peer that needs
+an older one, and packages of its time, is measured in the same run. A child imports this repository
+and executes calls, one after another; functions, arguments and results travel as pickles.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from multiprocessing import reduction
+from multiprocessing import popen_spawn_posix, reduction
 from multiprocessing.connection import Connection
+from multiprocessing.context import set_spawning_popen
+from pathlib import Path
 from typing import Any
 
-SPAWN = multiprocessing.get_context("spawn")
+REPOSITORY = str(Path(__file__).resolve().parent.parent)
 PR_SET_PDEATHSIG = 1
+
+# This repository goes before everything that is installed where its own package is measured, and
+# behind it where another package of the same name is.
+OURS_FIRST, OURS_LAST = "first", "last"
+BOOT = (
+    "import sys; place, fd, cores, repository = sys.argv[1:5];"
+    "sys.path.insert(0 if place == 'first' else len(sys.path), repository);"
+    "from benchmarks.processes import serve; serve(int(fd), cores)"
+)
 
 Cores = frozenset[int]
 
@@ -37,76 +54,132 @@ def _inherited(duplicate: Any) -> InheritedFd:
     return InheritedFd(duplicate.detach())
 
 
-class Child:
-    """One running process; `result` is what its target returned."""
+class _Inheritance:
+    """What `multiprocessing` asks, while it pickles a queue or a descriptor, how to hand it on."""
 
-    def __init__(self, target: Callable[..., Any], args: tuple[Any, ...], cores: Cores) -> None:
-        self._pipe, theirs = SPAWN.Pipe(duplex=False)
-        self.process = SPAWN.Process(target=_main, args=(theirs, cores, target, args), daemon=True)
-        self.process.start()
-        theirs.close()
+    DupFd = popen_spawn_posix._DupFd
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+
+    def duplicate_for_child(self, fd: int) -> int:
+        self.fds.append(fd)
+        return fd
+
+
+class Child:
+    """One running process. `call` runs a function there; `begin` and `result` are its halves."""
+
+    def __init__(self, python: str, place: str, cores: Cores) -> None:
+        self._command = [python, "-c", BOOT, place]
+        self._cores = ",".join(map(str, sorted(cores)))
+        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def pid(self) -> int:
-        assert self.process.pid is not None
-        return self.process.pid
+        assert self._process is not None
+        return self._process.pid
+
+    def begin(self, target: Callable[..., Any], *args: Any) -> None:
+        """Start `target(*args)` there, both picklable. The first call starts the process.
+
+        Queues of multiprocessing and descriptors can only be among the arguments of the first.
+        """
+        inheritance = _Inheritance()
+        set_spawning_popen(inheritance)
+        try:
+            call = bytes(reduction.ForkingPickler.dumps((target, args), protocol=4))
+        finally:
+            set_spawning_popen(None)
+        if self._process is None:
+            self._start(inheritance.fds)
+        self._pipe.send_bytes(call)
+
+    def _start(self, fds: list[int]) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*self._command, str(theirs.fileno()), self._cores, REPOSITORY],
+                pass_fds=[theirs.fileno(), *fds],
+                stdin=subprocess.DEVNULL,
+                cwd="/",  # the current folder is on the path of a program given by -c
+            )
+        self._pipe = Connection(ours.detach())
 
     def result(self, timeout: float = 120) -> Any:
-        """Wait up to `timeout` seconds for the target to return; `ChildFailed` if it does not."""
+        """What the call returned, within `timeout` seconds; `ChildFailed` if it did not."""
         if not self._pipe.poll(timeout):
             raise ChildFailed(f"process {self.pid}: no result within {timeout} seconds")
         try:
             succeeded, value = self._pipe.recv()
-        except EOFError:
-            self.process.join(5)
-            code = self.process.exitcode
+        except (EOFError, ConnectionError):
+            assert self._process is not None
+            code = self._process.wait(5)
             raise ChildFailed(f"process {self.pid} ended with {code} and no result") from None
         if not succeeded:
             raise ChildFailed(f"process {self.pid} raised:\n{value}")
         return value
 
+    def call(self, target: Callable[..., Any], *args: Any, timeout: float = 120) -> Any:
+        """Run `target(*args)` there and return its result; `ChildFailed` if it raises."""
+        self.begin(target, *args)
+        return self.result(timeout)
+
     def end(self) -> None:
         """Kill the process if it still runs, and reap it."""
-        if self.process.exitcode is None:
-            self.process.join(0.2)
-        if self.process.exitcode is None:
-            self.process.kill()
-        self.process.join()
-        self._pipe.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._pipe.close()
 
 
 class Children:
     """`with Children() as children:` no process that was started inside outlives the block."""
 
     def __init__(self) -> None:
-        self._started: list[Child] = []
+        self._made: list[Child] = []
+
+    def child(
+        self, cores: Cores = frozenset(), python: str = sys.executable, place: str = OURS_FIRST
+    ) -> Child:
+        """A process that starts with its first call; no cores: not pinned."""
+        made = Child(python, place, cores)
+        self._made.append(made)
+        return made
 
     def start(self, target: Callable[..., Any], *args: Any, cores: Cores = frozenset()) -> Child:
-        """Run `target(*args)`, both picklable, in a new process; no cores: not pinned."""
-        child = Child(target, args, cores)
-        self._started.append(child)
-        return child
+        """A process that runs `target(*args)`."""
+        made = self.child(cores)
+        made.begin(target, *args)
+        return made
 
     def __enter__(self) -> Children:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for child in self._started:
+        for child in self._made:
             child.end()
 
 
-def _main(
-    pipe: Connection, cores: Cores, target: Callable[..., Any], args: tuple[Any, ...]
-) -> None:
+def serve(fd: int, cores: str) -> None:
+    """The life of a child: execute what comes, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its children
     if sys.platform == "linux":  # ... and if the parent is killed, the kernel ends them
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if cores:
-        os.sched_setaffinity(0, cores)
-    try:
-        pipe.send((True, target(*args)))
-    except BaseException:
-        pipe.send((False, traceback.format_exc()))
+        os.sched_setaffinity(0, set(map(int, cores.split(","))))
+    pipe = Connection(fd)
+    while True:
+        try:
+            call = pipe.recv_bytes()
+        except (EOFError, ConnectionError):
+            return
+        try:
+            target, args = reduction.ForkingPickler.loads(call)
+            answer = (True, target(*args))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        pipe.send_bytes(reduction.ForkingPickler.dumps(answer, protocol=4))
 
 
 def pinnings() -> dict[str, tuple[Cores, Cores]]:

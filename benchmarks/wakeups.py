@@ -19,7 +19,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from benchmarks import bells, primitives
-from benchmarks.measure import Column, Table, interleaved, paired_ratio, parser, report
+from benchmarks.measure import (
+    Column,
+    Effort,
+    Table,
+    effort,
+    interleaved,
+    paired_ratio,
+    parser,
+    report,
+)
 from benchmarks.processes import Children, pinnings
 
 WARM_UP = 200
@@ -148,7 +157,8 @@ def round_trips(repetitions: int, trips: int) -> Iterator[Table]:
     for pinning in pinnings():
         columns += [Column(pinning, pinning, ".1f"), Column(f"{pinning} ratio", "× FIFO", ".2f")]
     for style, ways, *_ in styles:
-        table = Table(f"Wakeups, {style}: round trip of two processes, medians", columns, note=NOTE)
+        title = f"Wakeups, {style}: round trip of two processes, medians"
+        table = Table(f"wakeups-{style}", title, columns, note=NOTE)
         for way in filter(available, ways):
             row: dict[str, object] = {"way": way.name}
             for pinning in pinnings():
@@ -161,15 +171,17 @@ def round_trips(repetitions: int, trips: int) -> Iterator[Table]:
         yield table
 
 
-def tables(quick: bool) -> Iterator[Table]:
-    yield primitives.table(repetitions=3 if quick else 9, seconds=0.01 if quick else 0.05)
-    yield from round_trips(repetitions=2 if quick else 7, trips=1000 if quick else 4000)
+def tables(effort: Effort) -> Iterator[Table]:
+    yield primitives.table(repetitions=effort(1, 3, 9), seconds=effort(0.001, 0.01, 0.05))
+    yield from round_trips(repetitions=effort(1, 2, 7), trips=effort(10, 1000, 4000))
 
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    report(tables(options.quick), options.json)
+    report(tables(effort(options)), options.json)
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks import wakeups  # children find its functions under this name
+
+    wakeups.main()

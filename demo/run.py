@@ -1,7 +1,8 @@
 """Runs the chat: two server processes, one worker process, no other service.
 
-Used by `make demo`. Stops on Ctrl-C, SIGTERM or SIGHUP, and when one of its processes ends; in
-every case the others are stopped by their ids and the shared memory is removed.
+Used by `make demo`. Stops on Ctrl-C, SIGTERM or SIGHUP; the processes are stopped by their ids and
+the shared memory is removed. When one of them ends by itself, or is killed, the others go on; it
+stops when no server is left, or when they cannot even be started.
 """
 
 import argparse
@@ -22,14 +23,19 @@ SECONDS_TO_STOP = 10
 WELCOME = """\
 One chat, two server processes, no Redis:
 
-    http://{host}:{ports[0]}/room/lobby/
-    http://{host}:{ports[1]}/room/lobby/
+    http://{host}:{ports[0]}/room/lobby/?name=ada      (process {pids[0]})
+    http://{host}:{ports[1]}/room/lobby/?name=grace    (process {pids[1]})
+    http://{host}:{ports[0]}/board/                    what the layer does
 
-Open both, side by side: what is said in one appears in the other.
+Open the rooms side by side: what is said in one appears in the other.
 Say "/count some words": a third process counts them and answers.
 Speak from a fourth, in another terminal:
 
     CHAT_PREFIX={prefix} {python} {manage} say lobby "Good morning"
+
+Kill a server, and see who disappears from the list on the other:
+
+    kill -9 {pids[1]}
 
 Ctrl-C stops it all and leaves nothing behind.
 """
@@ -78,36 +84,48 @@ async def stop(children):
             await child.wait()
 
 
+async def start(command):
+    # In a session of its own, so that Ctrl-C comes here alone and the processes stop in order.
+    return await asyncio.create_subprocess_exec(
+        sys.executable, *command, cwd=HERE, start_new_session=True
+    )
+
+
+async def watch_over(children, servers, told):
+    """Return when told to stop, or when no server is left."""
+    ends = {asyncio.ensure_future(child.wait()): child for child in children}
+    stop = asyncio.ensure_future(told.wait())
+    while not stop.done() and any(server.returncode is None for server in servers):
+        done, _ = await asyncio.wait([stop, *ends], return_when=asyncio.FIRST_COMPLETED)
+        for end in done & ends.keys():
+            child = ends.pop(end)
+            print(f"Process {child.pid} ended with {child.returncode}.", file=sys.stderr)
+
+
 async def run(ports):
-    """Run until told to stop (returns 0) or until one of the processes ends unasked (returns 1)."""
+    """Run until told to stop (returns 0), or until nothing serves any more (returns 1)."""
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
     children = []
     try:
         for command in commands(ports):
-            # Each in a session of its own, so that Ctrl-C comes here alone and they stop in order.
-            children.append(
-                await asyncio.create_subprocess_exec(
-                    sys.executable, *command, cwd=HERE, start_new_session=True
-                )
-            )
-        ends = [asyncio.ensure_future(told.wait())]
-        ends += [asyncio.ensure_future(child.wait()) for child in children]
+            children.append(await start(command))
         ready = asyncio.ensure_future(answer(ports))
+        ends = [asyncio.ensure_future(child.wait()) for child in children]
+        ends.append(asyncio.ensure_future(told.wait()))
         await asyncio.wait([ready, *ends], return_when=asyncio.FIRST_COMPLETED)
         if ready.done():
-            manage = HERE / "manage.py"
-            print(
-                WELCOME.format(
-                    host=HOST, ports=ports, prefix=PREFIX, python=sys.executable, manage=manage
-                ),
-                flush=True,
+            welcome = WELCOME.format(
+                host=HOST,
+                ports=ports,
+                pids=[child.pid for child in children],
+                prefix=PREFIX,
+                python=sys.executable,
+                manage=HERE / "manage.py",
             )
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for command, child in zip(commands(ports), children):
-            if child.returncode is not None:
-                print(f"{' '.join(command)} ended with {child.returncode}.", file=sys.stderr)
+            print(welcome, flush=True)
+            await watch_over(children, children[: len(ports)], told)
     finally:
         await stop(children)
         segment.destroy(PREFIX)

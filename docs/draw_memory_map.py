@@ -36,7 +36,7 @@ The memory map
 ==============
 
 Every word of a segment: layout version {version}. The processes of a prefix must all have the same
-version; it changes with any change of this page. `design.rst <design.rst>`_ says how the words are
+version; it changes with any change of this page. :doc:`design` says how the words are
 used.
 
 {introduction}

@@ -1,10 +1,11 @@
-"""Virtual environments for tests that need another Python, or packages of another time.
+"""Virtual environments for tests and benchmarks that need another Python, or packages of another
+time.
 
 Each is built once, by pip, in ``.environments`` beside the tests, and kept. Its folder is named
 after its pins and its interpreter, so that a change of either builds another one. The package under
 test is never installed there: whoever starts a program in it puts the repository on PYTHONPATH.
 
-This module must not import the package under test.
+This module must not import the package under test; the benchmarks use it where there is no pytest.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-
-import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = REPOSITORY / ".environments"
@@ -41,24 +40,27 @@ class Environment(NamedTuple):
     pins: tuple[str, ...]
 
 
+# Django 1.11 and daphne 1.4.2 as they were released; Twisted and autobahn as new as they bear.
+CHANNELS1 = (
+    *ASGIREF1,
+    "channels==1.1.8",
+    "daphne==1.4.2",
+    "Django==1.11.29",
+    "Twisted==26.4.0",
+    "autobahn==24.4.2",
+    "pytz",
+    "setuptools<81",
+)
+
 KNOWN = {
-    # Django 1.11 and daphne 1.4.2 as they were released; Twisted and autobahn as new as they bear.
     "channels1": Environment(
         pythons=("3.9",),
-        pins=(
-            *ASGIREF1,
-            "channels==1.1.8",
-            "daphne==1.4.2",
-            "Django==1.11.29",
-            "Twisted==26.4.0",
-            "autobahn==24.4.2",
-            "pytz",
-            "setuptools<81",
-            "websockets>=15",
-            "pytest",
-            "pytest-asyncio",
-            *OWN_DEPENDENCIES,
-        ),
+        pins=(*CHANNELS1, "websockets>=15", "pytest", "pytest-asyncio", *OWN_DEPENDENCIES),
+    ),
+    # It needs redis-py 2.10 and a msgpack of before 1.0, which brings the name msgpack-python too.
+    "asgi_redis-local": Environment(
+        pythons=("3.9",),
+        pins=(*CHANNELS1, "asgi_redis==1.4.3", "msgpack<1", "posix_ipc", "async-timeout"),
     ),
     # Other layers, for the conformance suites.
     "channels_redis": Environment(
@@ -83,21 +85,43 @@ KNOWN = {
             *("Twisted==26.4.0", "setuptools<81", "pytest==8.4.2", "pytest-timeout"),
         ),
     ),
+    # The layers that Channels 1 had: what the benchmarks compare with. Here asgi_ipc is 1.4.2.
+    "channels1-peers": Environment(
+        pythons=("3.9",),
+        pins=(*CHANNELS1, "asgi_ipc==1.4.2", "asgi_redis==1.4.3", "async-timeout"),
+    ),
+    # The layers that Channels 4 has, and what people use without one.
+    "channels4-peers": Environment(
+        pythons=("3.11", "3.12", "3.13", "3.10", "3.9"),
+        pins=("channels>=4", "channels_redis", "pyzmq", *OWN_DEPENDENCIES),
+    ),
     "asgiref1-oldest": Environment(ASGIREF1_PYTHONS, (*ASGIREF1, *OWN_DEPENDENCIES)),
     "asgiref1-newest": Environment(ASGIREF1_PYTHONS[::-1], (*ASGIREF1, *OWN_DEPENDENCIES)),
 }
 
 
 def environment(name: str) -> Path:
+    """As `build`, but skips the calling test where this machine has none of the interpreters."""
+    try:
+        return build(name)
+    except LookupError as error:
+        import pytest
+
+        pytest.skip(str(error))
+
+
+def build(name: str) -> Path:
     """The Python of the environment ``name`` (a key of ``KNOWN``), which is built when needed.
 
-    Skips the calling test where this machine has none of the interpreters. A build that fails is an
-    error, not a skip. Any number of test processes may ask at once: one builds, the others wait.
+    LookupError says that this machine has none of the interpreters. A build that fails is another
+    error. Any number of processes may ask at once: one builds, the others wait.
     """
     wanted = KNOWN[name]
     base = next(filter(None, map(python, wanted.pythons)), None)
     if base is None:
-        pytest.skip(f"lacking: Python {' or '.join(wanted.pythons)} (for the environment {name})")
+        raise LookupError(
+            f"lacking: Python {' or '.join(wanted.pythons)} (for the environment {name})"
+        )
     version = subprocess.check_output(
         [base, "-c", "import platform as p; print(p.python_implementation(), p.python_version())"],
         text=True,

@@ -11,7 +11,6 @@ import dataclasses
 import importlib
 import re
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,26 +21,19 @@ import asgi_ipc
 from asgi_ipc.options import Options
 from tests import environments
 from tests.clients import processes
+from tests.documentation import pages
 
-README = (environments.REPOSITORY / "README.rst").read_text(encoding="utf-8")
+README = pages.README.read_text(encoding="utf-8")
 PREFIX = '"mysite"'  # in every example that makes a layer
 
 Run = Callable[..., Any]
 
-EXAMPLE = re.compile(
-    r"^\.\. code-block:: python\n   :name: (?P<name>\S+)\n\n(?P<code>(?:(?:    .*)?\n)+)", re.M
-)
-EXAMPLES = {
-    found["name"]: textwrap.dedent(found["code"]).strip() + "\n"
-    for found in EXAMPLE.finditer(README)
-}
+EXAMPLES = {block.file: block.text for block in pages.blocks(pages.README)}
 
-# The settings, and what makes a layer of them; channels_redis itself is not installed.
+# The settings, and what makes a layer of them.
 SETTINGS = {
     "mysite/settings.py": "asgi_ipc.aio.IPCChannelLayer",
     "mysite/settings_channels1.py": "asgi_ipc.IPCChannelLayer",
-    "settings_asgi_ipc.py": "asgi_ipc.aio.IPCChannelLayer",
-    "settings_channels_redis.py": "channels_redis.core.RedisChannelLayer",
 }
 OTHERS = {
     "mysite/consumers.py",
@@ -123,7 +115,7 @@ def layer_of(settings: Path) -> Any:
 
 
 def test_every_example_is_tested() -> None:
-    assert README.count(".. code-block:: python") == len(EXAMPLES)
+    assert README.count(".. code-block::") == README.count(":name: ") == len(EXAMPLES)
     assert EXAMPLES.keys() == SETTINGS.keys() | OTHERS
 
 
@@ -134,11 +126,8 @@ def test_settings_name_the_layer_they_are_about(example: Callable[[str], Path]) 
         assert names["CHANNEL_LAYERS"]["default"]["BACKEND"] == backend
 
 
-@pytest.mark.parametrize("name", ["mysite/settings.py", "settings_asgi_ipc.py"])
-async def test_settings_of_channels_4(
-    name: str, example: Callable[[str], Path], prefix: str
-) -> None:
-    layer = layer_of(example(name))
+async def test_settings_of_channels_4(example: Callable[[str], Path], prefix: str) -> None:
+    layer = layer_of(example("mysite/settings.py"))
     assert layer.prefix == prefix
     await layer.send("a-channel", {"text": "hello"})
     assert await layer.receive("a-channel") == {"text": "hello"}
@@ -238,6 +227,13 @@ def test_commands_and_links_lead_somewhere() -> None:
     for path in links + [module.replace(".", "/") for module in modules]:
         place = environments.REPOSITORY / path
         assert place.exists() or place.with_suffix(".py").exists(), path
+
+
+def test_what_it_says_to_install_is_there_to_install() -> None:
+    commands = re.findall(r"^    (pip install 'asgi_ipc.*?)(?: +#.*)?$", README, re.M)
+    assert len(commands) >= 4
+    for command in commands:
+        pages.assert_installed(command)
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"asgi_ipc\.errors\.(\w+)", README))))

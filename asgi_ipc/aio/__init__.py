@@ -1,5 +1,6 @@
-"""asgi_ipc for asyncio: the channel layer for Channels 4 and for plain asyncio programs."""
+"""asgi_ipc for asyncio: the channel layers for Channels 4 and for plain asyncio programs."""
 
 from .layer import IPCChannelLayer
+from .local_and_remote import LocalAndRemoteChannelLayer
 
-__all__ = ["IPCChannelLayer"]
+__all__ = ["IPCChannelLayer", "LocalAndRemoteChannelLayer"]

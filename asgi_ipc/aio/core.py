@@ -14,6 +14,7 @@ from typing import Any
 
 from .. import errors
 from ..errors import CorruptStore, NotAChannel
+from ..inspection import Snapshot, Totals
 from ..layout import (
     CAPACITY,
     L_EXPIRES,
@@ -21,6 +22,7 @@ from ..layout import (
     LOCAL_SEPARATOR,
     MAX_LOCALS,
     MEMORY,
+    Q_CAPACITY,
     Q_COUNT,
     Q_CREATED,
     Q_DROPS,
@@ -36,6 +38,8 @@ from ..layout import (
 from ..names import check_channel, check_group, split
 from ..plans import Plan
 from ..queues import FULL, GONE, NO_MEMORY, Target
+from ..statistics import Stats
+from ..view import View
 from .base import CACHED, Session
 from .receiving import Receiving
 
@@ -58,7 +62,7 @@ class Route:
         self._by_queue: dict[bytes, list[Target]] = {}
         self.targets: list[Target] = []
 
-    def update(self) -> None:
+    def update(self, words: memoryview[int]) -> None:
         """Make the targets of the queues anew that changed in the plan. The list is another one
         then: a broadcast may be half way through the old."""
         plan, by_queue = self.plan, self._by_queue
@@ -69,6 +73,7 @@ class Route:
                 continue
             row, generation, parts = found
             capacity = min(parts.values())
+            words[row + Q_CAPACITY] = capacity  # for `inspection` to read
             by_queue[queue] = [
                 Target(queue, joined, capacity, row=row, generation=generation, fixed=True)
                 for joined in _joined(list(parts))
@@ -79,6 +84,8 @@ class Route:
 
 class Core(Receiving):
     """The operations of one layer on the attachment of its process."""
+
+    _totals: Totals | None = None  # those that the next rates are counted from
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -242,7 +249,7 @@ class Core(Receiving):
             if len(session.plans) >= CACHED:
                 session.plans.clear()
             session.plans[group] = route
-        route.update()
+        route.update(session.store.words)
         return route.targets
 
     # -- flush and statistics ---------------------------------------------------------------------
@@ -291,6 +298,16 @@ class Core(Receiving):
             words[row + Q_COUNT],
             now - self._sent_at(session, row, now),
         )
+
+    def stats(self) -> Stats:
+        """All figures of the layer, without taking the lock. Rates are those since the last call
+        if that is a second ago, else those since the one before, or since the beginning."""
+        attachment = self.attach().attachment
+        snapshot = Snapshot(View(self.prefix, attachment))
+        before = self._totals
+        if before is None or snapshot.now - before.at >= 1.0:
+            self._totals = snapshot.totals()
+        return snapshot.stats(before)
 
     def _sent_at(self, session: Session, row: int, now: float) -> float:
         """When the oldest message of a queue was sent; now if there is none. A glance, unlocked."""

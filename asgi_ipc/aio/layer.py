@@ -20,6 +20,7 @@ from ..errors import LockBusy, NotOwner
 from ..lock import complaint
 from ..names import check_channel
 from ..options import Options
+from ..statistics import Stats
 from .base import Session
 from .core import Broadcast, Core
 from .receiving import ridden_out
@@ -151,6 +152,12 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     async def channel_statistics(self, channel: str) -> dict[str, Any]:
         """The figures of the statistics extension for one channel (A8)."""
         found: dict[str, Any] = await self._patiently(self._core.channel_statistics, channel)
+        return found
+
+    async def stats(self) -> Stats:
+        """Everything that is known of the layer: see `asgi_ipc.statistics.Stats`. It takes no lock
+        and disturbs nobody. Rates are those since the last call that is a second ago."""
+        found: Stats = await self._patiently(self._core.stats)
         return found
 
     async def close(self) -> None:

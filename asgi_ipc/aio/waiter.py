@@ -15,9 +15,9 @@ from .hub import Hub, hub_of
 from .receiving import Receiving, receive_any
 
 if sys.version_info >= (3, 11):
-    from asyncio import timeout
+    from asyncio import timeout as timeout
 elif not TYPE_CHECKING:
-    from async_timeout import timeout
+    from async_timeout import timeout as timeout
 
 
 class LoopWaiter(Hub):

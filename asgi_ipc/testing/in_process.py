@@ -153,6 +153,12 @@ class PrivateSegment(Segment):
     def exclusively(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
+    def mend(self) -> None:
+        pass  # nobody else can damage it
+
+    def warn_of_mode(self, wanted: Wanted) -> None:
+        pass  # nobody else can open it
+
     def leave(self, index: int) -> None:
         self.members.release(index)
 

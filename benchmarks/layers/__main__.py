@@ -1,13 +1,21 @@
 """Channel layers measured alike.
 
-    python -m benchmarks.layers [workload ...] [--quick] [--json FILE]
+    python -m benchmarks.layers [workload ...] [--quick] [--layer NAME ...] [--json FILE]
 
 workloads (all, where none is named):
   pair        send + receive of a chat event in one process, against InMemory
-  backlog     the same with 1,000 and 10,000 messages, channels or groups beside it
+  backlog     the same with up to 100,000 messages, channels or groups beside it
+  sizes       the same with messages of up to 1 MB
   roundtrip   two processes, both blocked in receive, against bare FIFOs
   throughput  one sender, one or four receivers, every message counted
+  scaling     one to eight senders and receivers, on one channel and on many
+  broadcast   a group send to 5,000 sockets of another process
+  churn       joins and leaves between the sends to a group of 10,000
   idle        the CPU of four processes blocked in receive
+  memory      what a layer takes up, idle and with messages waiting
+  attach      the first call of a process
+  recovery    the next call after a process was killed in the middle of one
+  servers     HTTP through daphne and workers, WebSockets through Channels 4
 """
 
 from __future__ import annotations
@@ -15,17 +23,36 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from benchmarks.layers.contenders import CONTENDERS, Contender
-from benchmarks.layers.idle import idle
-from benchmarks.layers.pair import backlog, pair
+from benchmarks.layers import Run, redis_server
+from benchmarks.layers.contenders import CONTENDERS
+from benchmarks.layers.costs import attach, idle, memory, recovery
+from benchmarks.layers.groups import broadcast, churn
+from benchmarks.layers.pair import pair
 from benchmarks.layers.roundtrip import roundtrip
-from benchmarks.layers.throughput import throughput
-from benchmarks.measure import Table, parser, report
+from benchmarks.layers.servers import servers
+from benchmarks.layers.slopes import backlog, sizes
+from benchmarks.layers.throughput import scaling, throughput
+from benchmarks.measure import Table, effort, parser, report
 
-Workload = Callable[[list[Contender], str, bool], Iterator[Table]]
+Workload = Callable[[Run], Iterator[Table]]
 
 WORKLOADS: dict[str, Workload] = {
-    workload.__name__: workload for workload in (pair, backlog, roundtrip, throughput, idle)
+    workload.__name__: workload
+    for workload in (
+        pair,
+        backlog,
+        sizes,
+        roundtrip,
+        throughput,
+        scaling,
+        broadcast,
+        churn,
+        idle,
+        memory,
+        attach,
+        recovery,
+        servers,
+    )
 }
 
 
@@ -41,18 +68,19 @@ def main() -> None:
 
     contenders = []
     for name in chosen.layer or CONTENDERS:
-        if CONTENDERS[name].missing():
-            print(f"{name}: left out, {CONTENDERS[name].needs} is not installed", file=sys.stderr)
+        missing = CONTENDERS[name].missing()
+        if missing:
+            print(f"{name} is left out. {missing}", file=sys.stderr)
         else:
             contenders.append(CONTENDERS[name])
-    report(
-        (
-            table
-            for name in chosen.workload or WORKLOADS
-            for table in WORKLOADS[name](contenders, chosen.loop, chosen.quick)
-        ),
-        chosen.json,
-    )
+    run = Run(contenders, chosen.loop, effort(chosen))
+    with redis_server.running():
+        report(
+            (table for name in chosen.workload or WORKLOADS for table in WORKLOADS[name](run)),
+            chosen.json,
+        )
+    if any(CONTENDERS[name].ours for name in run.failures):
+        sys.exit(f"not all was measured: {', '.join(sorted(set(run.failures)))} failed")
 
 
 if __name__ == "__main__":

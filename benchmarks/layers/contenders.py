@@ -1,56 +1,92 @@
-"""The layers that are measured, and how a workload opens one and runs its loop on it.
+"""The layers that are measured: what each is, how it is opened, and where it runs.
 
 To add a layer: a function that makes it, and an entry in `CONTENDERS`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+import shutil
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from benchmarks.layers import floors
+from benchmarks.layers import byhand, redis_server
+from benchmarks.processes import OURS_FIRST, OURS_LAST
 
 # The two contracts: `layer.receive(channels, block)` and `await layer.receive(channel)`.
 BLOCKING = "blocking"
 ASYNCIO = "asyncio"
 
 EXPIRY = 3600  # seconds; nothing may expire while it is measured
+PAUSE = 0.01  # seconds that a worker of Channels 1 sleeps between two receives without a message
+
+PEERS_OF_CHANNELS_1 = "channels1-peers"  # the environment in tests/environments.py
 
 
 @dataclass(frozen=True)
 class Contender:
     """A channel layer.
 
-    `store` is what it is made on: contenders with the same store and prefix talk to each other.
-    `make(prefix, capacity)` opens it in this process, `destroy(prefix)` removes what that left on
-    the machine. `local` ones work inside one process only. A `floor` carries no message.
+    `store` is what it is made on: contenders with the same store and place talk to each other.
+    `make(place, capacity)` opens it in this process, `destroy(place)` removes what that left on
+    the machine; a place is a prefix, or what `meet(prefix)` made of it. `needs`: modules without
+    which it is left out. `environment` is the one that it runs in; if none is named, this very
+    interpreter's.
+
+    `ours`: it is what this repository is about. `local`: it works inside one process only. `floor`:
+    it carries no message. `queues`: messages wait for a receiver that is not there yet, and several
+    receivers may share a channel. `groups`: it has them. `connects`: its two ends have to find each
+    other first. `slow`: it takes a millisecond for what takes others microseconds, so that fewer
+    samples of it will do.
     """
 
     name: str
     contract: str
     store: str
-    make: Callable[[str, int], Any]
-    destroy: Callable[[str], None]
-    needs: str = ""
+    make: Callable[[Any, int], Any]
+    destroy: Callable[[Any], None]
+    meet: Callable[[str], Any] = str
+    needs: tuple[str, ...] = ()
+    environment: str = ""
+    ours: bool = False
     local: bool = False
     floor: bool = False
+    queues: bool = True
+    groups: bool = True
+    connects: bool = False
+    slow: bool = False
 
-    def missing(self) -> bool:
-        """Whether the module that it needs cannot be imported here."""
-        return bool(self.needs) and find_spec(self.needs) is None
+    def python(self) -> tuple[str, str]:
+        """The interpreter that it runs in, and where our repository stands on its path."""
+        if not self.environment:
+            return sys.executable, OURS_FIRST
+        return str(_environment(self.environment)), OURS_LAST
+
+    def missing(self) -> str:
+        """What it lacks here to be measured; "" if nothing."""
+        if self.store == "redis" and shutil.which("redis-server") is None:
+            return "redis-server is not installed (on Debian: apt-get install redis-server)"
+        if self.environment:
+            try:
+                _environment(self.environment)
+            except LookupError as error:
+                return str(error)
+            return ""
+        absent = [module for module in self.needs if find_spec(module) is None]
+        return f"not installed: {', '.join(absent)} (make bench installs all)" if absent else ""
 
 
-@dataclass(frozen=True)
-class Role:
-    """One process's part of a workload, once for each contract; called with the layer first."""
+@cache
+def _environment(name: str) -> Path:
+    from tests import environments
 
-    blocking: Callable[..., Any]
-    asyncio: Callable[..., Coroutine[Any, Any, Any]]
+    return environments.build(name)
 
 
 def _asgi_ipc_blocking(prefix: str, capacity: int) -> Any:
@@ -77,6 +113,46 @@ def _in_memory(prefix: str, capacity: int) -> Any:
     return InMemoryChannelLayer(expiry=EXPIRY, capacity=capacity)
 
 
+def _channels_redis(prefix: str, capacity: int) -> Any:
+    from channels_redis.core import RedisChannelLayer
+
+    hosts = [("127.0.0.1", redis_server.port())]
+    return RedisChannelLayer(hosts, prefix=prefix, expiry=EXPIRY, capacity=capacity)
+
+
+def _channels_redis_pubsub(prefix: str, capacity: int) -> Any:
+    from channels_redis.pubsub import RedisPubSubChannelLayer
+
+    return RedisPubSubChannelLayer(hosts=[("127.0.0.1", redis_server.port())], prefix=prefix)
+
+
+def _asgi_redis(prefix: str, capacity: int) -> Any:
+    from asgi_redis import RedisChannelLayer
+
+    hosts = [("127.0.0.1", redis_server.port())]
+    return RedisChannelLayer(EXPIRY, hosts, prefix + ":", capacity=capacity)
+
+
+def _asgi_ipc_1(prefix: str, capacity: int) -> Any:
+    """Its blocking receive returned at once; whoever called it slept, and tried again."""
+    from asgi_ipc import IPCChannelLayer
+
+    class Polling(IPCChannelLayer):  # type: ignore[misc]
+        def receive(self, channels: Any, block: bool = False) -> Any:
+            found = super().receive(channels)
+            while block and found[0] is None:
+                time.sleep(PAUSE)
+                found = super().receive(channels)
+            return found
+
+    return Polling(prefix, expiry=EXPIRY, capacity=capacity)
+
+
+def _asgi_ipc_1_destroy(prefix: str) -> None:
+    for path in Path("/dev/shm").glob(f"*{prefix}-*"):
+        path.unlink()
+
+
 IN_MEMORY = "InMemory"  # what `pair` compares with
 
 CONTENDERS = {
@@ -88,7 +164,8 @@ CONTENDERS = {
             "asgi_ipc",
             _asgi_ipc_blocking,
             _asgi_ipc_destroy,
-            needs="asgi_ipc",
+            needs=("asgi_ipc",),
+            ours=True,
         ),
         Contender(
             "asgi_ipc-asyncio",
@@ -96,7 +173,8 @@ CONTENDERS = {
             "asgi_ipc",
             _asgi_ipc_asyncio,
             _asgi_ipc_destroy,
-            needs="asgi_ipc",
+            needs=("asgi_ipc",),
+            ours=True,
         ),
         Contender(
             IN_MEMORY,
@@ -104,24 +182,85 @@ CONTENDERS = {
             "memory",
             _in_memory,
             lambda prefix: None,
-            needs="channels",
+            needs=("channels",),
             local=True,
+        ),
+        Contender(
+            "channels_redis",
+            ASYNCIO,
+            "redis",
+            _channels_redis,
+            redis_server.forget,
+            needs=("channels_redis",),
+            slow=True,
+        ),
+        Contender(
+            "channels_redis-pubsub",
+            ASYNCIO,
+            "redis",
+            _channels_redis_pubsub,
+            redis_server.forget,
+            needs=("channels_redis",),
+            queues=False,
+            slow=True,
+        ),
+        Contender(
+            "asgi_redis-1.4.3",
+            BLOCKING,
+            "redis",
+            _asgi_redis,
+            redis_server.forget,
+            environment=PEERS_OF_CHANNELS_1,
+            slow=True,
+        ),
+        Contender(
+            "asgi_ipc-1.4.2",
+            BLOCKING,
+            "asgi_ipc 1",
+            _asgi_ipc_1,
+            _asgi_ipc_1_destroy,
+            environment=PEERS_OF_CHANNELS_1,
+            slow=True,
+        ),
+        Contender(
+            "multiprocessing.Queue",
+            BLOCKING,
+            "multiprocessing",
+            lambda queues, capacity: byhand.Queues(queues),
+            lambda queues: None,
+            meet=byhand.make_queues,
+            groups=False,
+        ),
+        Contender(
+            "zmq-ipc",
+            BLOCKING,
+            "zmq",
+            byhand.ZmqSockets,
+            byhand.remove_folder,
+            meet=byhand.make_folder,
+            needs=("zmq", "msgpack"),
+            groups=False,
+            connects=True,
         ),
         Contender(
             "FIFO-blocking",
             BLOCKING,
             "fifo",
-            lambda prefix, capacity: floors.BlockingFifos(prefix),
-            floors.destroy,
+            lambda folder, capacity: byhand.BlockingFifos(folder),
+            byhand.remove_folder,
+            meet=byhand.make_folder,
             floor=True,
+            groups=False,
         ),
         Contender(
             "FIFO-asyncio",
             ASYNCIO,
             "fifo",
-            lambda prefix, capacity: floors.AsyncFifos(prefix),
-            floors.destroy,
+            lambda folder, capacity: byhand.AsyncFifos(folder),
+            byhand.remove_folder,
+            meet=byhand.make_folder,
             floor=True,
+            groups=False,
         ),
     )
 }
@@ -132,40 +271,6 @@ def floor_of(contract: str) -> Contender:
     return next(one for one in CONTENDERS.values() if one.floor and one.contract == contract)
 
 
-@contextmanager
-def prefix_for(contender: Contender) -> Iterator[str]:
-    """A prefix that nobody else uses; what was made under it is removed at the end."""
-    prefix = f"bench-{os.getpid()}-{contender.name}"
-    try:
-        yield prefix
-    finally:
-        contender.destroy(prefix)
-
-
-def new_loop(kind: str) -> asyncio.AbstractEventLoop:
-    """An event loop of the given kind: "asyncio" or "uvloop"."""
-    if kind == "uvloop":
-        import uvloop
-
-        made: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-        return made
-    return asyncio.new_event_loop()
-
-
-class Player:
-    """Plays roles on layers in this process; the asyncio ones all on one event loop."""
-
-    def __init__(self, loop: str) -> None:
-        self._loop = new_loop(loop)
-
-    def play(self, contender: Contender, role: Role, layer: Any, *args: Any) -> Any:
-        """Run the role's loop for the layer's contract to its end, and return what it returns."""
-        if contender.contract == BLOCKING:
-            return role.blocking(layer, *args)
-        return self._loop.run_until_complete(role.asyncio(layer, *args))
-
-
-def play(name: str, loop: str, prefix: str, capacity: int, role: Role, *args: Any) -> Any:
-    """The same as the whole life of a child process: open the layer, play one role, end."""
-    contender = CONTENDERS[name]
-    return Player(loop).play(contender, role, contender.make(prefix, capacity), *args)
+def new_prefix(name: str) -> str:
+    """A prefix that nobody else uses."""
+    return f"bench-{os.getpid()}-{name}"

@@ -5,7 +5,7 @@ import os
 from channels.routing import ChannelNameRouter, ProtocolTypeRouter, URLRouter
 from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
-from django.urls import re_path
+from django.urls import path, re_path
 
 from . import consumers, rooms
 
@@ -15,7 +15,12 @@ application = ProtocolTypeRouter(
     {
         "http": get_asgi_application(),
         "websocket": AllowedHostsOriginValidator(
-            URLRouter([re_path(rooms.PATH, consumers.ChatConsumer.as_asgi())])
+            URLRouter(
+                [
+                    re_path(rooms.PATH, consumers.ChatConsumer.as_asgi()),
+                    path("board/", consumers.BoardConsumer.as_asgi()),
+                ]
+            )
         ),
         "channel": ChannelNameRouter({consumers.WORD_COUNT: consumers.WordCounter.as_asgi()}),
     }

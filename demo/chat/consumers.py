@@ -1,38 +1,73 @@
-"""The chat itself: one consumer for each browser, and a worker that counts words.
+"""The chat itself: one consumer for each browser, one for each board, and a worker.
 
 A browser is a member of its room's group; a group send reaches every member, in whichever process
 it is. The worker reads a normal channel, so any number of worker processes could share the work.
 """
+
+from __future__ import annotations
+
+from functools import partial
+from urllib.parse import parse_qs
+from weakref import WeakValueDictionary
 
 from asgiref.sync import async_to_sync
 from channels.consumer import SyncConsumer
 from channels.exceptions import ChannelFull
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
-from . import rooms
+from . import board, rooms
+from .watch import Watch
 
 WORD_COUNT = "word-count"
 COMMAND = "/count "
 
+# What the browsers of this process look at, by room, for as long as there is one; "" is the board.
+watches: WeakValueDictionary[str, Watch] = WeakValueDictionary()
+
+
+def people_in(layer, room):
+    """What to ask for the people in a room; ask now and then, for nobody tells of a `kill -9`."""
+
+    async def look():
+        return rooms.people(await layer.group_channels(rooms.here(room)))
+
+    return look
+
 
 class ChatConsumer(AsyncJsonWebsocketConsumer):
-    """One browser in one room. Both ways it speaks JSON: {"name": ..., "text": ...}."""
+    """One browser in one room.
+
+    It says {"text": ...} and hears {"remark": {"name": ..., "text": ...}} and
+    {"people": [{"name": ..., "server": ...}, ...]}.
+    """
 
     async def connect(self):
-        self.group = rooms.group_of(self.scope["url_route"]["kwargs"]["room"])
+        self.room = self.scope["url_route"]["kwargs"]["room"]
+        asked = parse_qs(self.scope["query_string"].decode(errors="replace")).get("name", [""])
+        port = str(self.scope["server"][1])
+        self.person = rooms.Person(rooms.person_name(asked[0]), server=port)
+        self.entry = rooms.entry(self.channel_name, self.person)
         # Join first: whoever sees the connection open is already in the room.
-        await self.channel_layer.group_add(self.group, self.channel_name)
+        await self.channel_layer.group_add(rooms.group_of(self.room), self.channel_name)
+        await self.channel_layer.group_add(rooms.here(self.room), self.entry)
         await self.accept()
+        self.watch = watches.setdefault(self.room, Watch(people_in(self.channel_layer, self.room)))
+        self.watch.add(self.show_people)
+        await self.people_have_changed()
 
     async def disconnect(self, code):
-        await self.channel_layer.group_discard(self.group, self.channel_name)
+        await self.channel_layer.group_discard(rooms.group_of(self.room), self.channel_name)
+        await self.channel_layer.group_discard(rooms.here(self.room), self.entry)
+        self.watch.remove(self.show_people)
+        await self.people_have_changed()
 
     async def receive_json(self, content):
-        name, text = str(content.get("name", "")), str(content.get("text", ""))
+        text = str(content.get("text", ""))
         if text.startswith(COMMAND):
             await self.count(text[len(COMMAND) :])
         else:
-            await self.channel_layer.group_send(self.group, rooms.remark(name, text))
+            remark = rooms.remark(self.person.name, text)
+            await self.channel_layer.group_send(rooms.group_of(self.room), remark)
 
     async def count(self, text):
         """Have the worker count the words of the text; it answers this browser alone."""
@@ -44,7 +79,32 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
 
     async def chat_remark(self, remark):
         """A remark from the group, from the worker, or from `manage.py say`."""
-        await self.send_json({"name": remark["name"], "text": remark["text"]})
+        await self.send_json({"remark": {"name": remark["name"], "text": remark["text"]}})
+
+    # -- who is here --------------------------------------------------------------------------
+
+    async def people_have_changed(self):
+        """Tell all processes that serve this room not to wait until the second is over."""
+        event = {"type": "people.changed"}
+        await self.channel_layer.group_send(rooms.group_of(self.room), event)
+
+    async def people_changed(self, event):
+        self.watch.nudge()
+
+    async def show_people(self, people):
+        await self.send_json({"people": [person._asdict() for person in people]})
+
+
+class BoardConsumer(AsyncJsonWebsocketConsumer):
+    """One browser that looks at the board. It only listens."""
+
+    async def connect(self):
+        await self.accept()
+        self.watch = watches.setdefault("", Watch(partial(board.figures, self.channel_layer)))
+        self.watch.add(self.send_json)
+
+    async def disconnect(self, code):
+        self.watch.remove(self.send_json)
 
 
 class WordCounter(SyncConsumer):

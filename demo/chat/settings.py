@@ -6,8 +6,12 @@ import secrets
 CHANNEL_LAYERS = {
     "default": {
         "BACKEND": "asgi_ipc.aio.IPCChannelLayer",
-        # Whoever names the same prefix on this machine is in the same chat.
-        "CONFIG": {"prefix": os.environ.get("CHAT_PREFIX", "chat-demo")},
+        "CONFIG": {
+            # Whoever names the same prefix on this machine is in the same chat.
+            "prefix": os.environ.get("CHAT_PREFIX", "chat-demo"),
+            # Seconds. Whoever was served by a process that died is off the list after that.
+            "expiry": 5,
+        },
     },
 }
 

@@ -1,11 +1,18 @@
-"""The two pages. Both are templates and nothing more: all that moves comes over the WebSocket."""
+"""The pages. All are templates and nothing more: all that moves comes over WebSockets."""
 
 from django.urls import path, re_path
 from django.views.generic import TemplateView
 
 from . import rooms
 
+
+def page(name):
+    suggested = {"suggested": rooms.SUGGESTED}
+    return TemplateView.as_view(template_name=f"chat/{name}.html", extra_context=suggested)
+
+
 urlpatterns = [
-    path("", TemplateView.as_view(template_name="chat/index.html")),
-    re_path(rooms.PATH, TemplateView.as_view(template_name="chat/room.html")),
+    path("", page("index")),
+    path("board/", page("board")),
+    re_path(rooms.PATH, page("room")),
 ]

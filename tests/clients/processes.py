@@ -95,6 +95,15 @@ class Process:
         except TimeoutError as error:
             raise AssertionError(f"{error}: {self.describe()}") from None
 
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        self._child.send_signal(number)
+
+    def kill(self) -> None:
+        """Ends it by SIGKILL, and reaps it."""
+        self._child.kill()
+        self._child.wait()
+
     def stop(self, patience: float = 10.0) -> int | None:
         """Ends it by SIGTERM, by SIGKILL after ``patience`` seconds, and reaps it.
 

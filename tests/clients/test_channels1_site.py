@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,27 +67,32 @@ class Site:
         return int(told["count"])
 
 
-@pytest.fixture
-def site(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Iterator[Site]:
-    """The site, up and answering. A parameter of a test is one more option for daphne."""
-    python = environments.environment("channels1")
-    variables = environments.child_environment(
-        SITE_PREFIX=prefix,
-        DJANGO_SETTINGS_MODULE="tests.clients.channels1_site.settings",
+@contextmanager
+def running_site(
+    python: Path,
+    prefix: str,
+    folder: Path,
+    *server_options: str,
+    settings: str = "tests.clients.channels1_site.settings",
+    **variables: str,
+) -> Iterator[Site]:
+    """The site, up and answering: a daphne and two workers, which log to `folder`."""
+    environment = environments.child_environment(
+        SITE_PREFIX=prefix, DJANGO_SETTINGS_MODULE=settings, **variables
     )
     port = processes.free_port()
     with ExitStack() as stack:
 
         def start(name: str, *arguments: object) -> processes.Process:
             command = [python, *map(str, arguments)]
-            log = tmp_path / f"{name}.log"
+            log = folder / f"{name}.log"
             return stack.enter_context(
-                processes.running(command, log=log, environment=variables, folder=tmp_path)
+                processes.running(command, log=log, environment=environment, folder=folder)
             )
 
         server = start(
             *("daphne", python.with_name("daphne"), "--bind", "127.0.0.1", "--port", port),
-            *getattr(request, "param", ()),
+            *server_options,
             "tests.clients.channels1_site.asgi:channel_layer",
         )
         workers = [
@@ -102,6 +107,14 @@ def site(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Iterato
         for process in (server, *site.workers):
             assert process.alive(), process.describe()
             assert not re.search("error|traceback", process.output(), re.I), process.describe()
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Iterator[Site]:
+    """The site. A parameter of a test is one more option for daphne."""
+    python = environments.environment("channels1")
+    with running_site(python, prefix, tmp_path, *getattr(request, "param", ())) as site:
+        yield site
 
 
 def test_requests_one_after_another(site: Site) -> None:

@@ -12,22 +12,26 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asgi_ipc import segment
-from tests import environments
 from tests.clients import processes
+from tests.clients.demo import Site
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout as asyncio_timeout
+else:
+    from async_timeout import timeout as asyncio_timeout
 
 for module in ("channels", "daphne"):
     pytest.importorskip(module, reason=f"lacking: {module}, version 4 or later")
 websockets = pytest.importorskip("websockets", reason="lacking: websockets 15 or later")
 
-DEMO = environments.REPOSITORY / "demo"
 ROUNDS = 100 if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full" else 5
 
 # What each client says in a round before it listens. A server's process-specific channel holds 100
@@ -35,72 +39,50 @@ ROUNDS = 100 if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full" else 5
 REMARKS = 10
 
 
-class Site:
-    """The running demo: its supervisor, and ways in."""
-
-    def __init__(self, prefix: str, logs: Path, stack: ExitStack) -> None:
-        self.ports = [processes.free_port(), processes.free_port()]
-        self.processes: list[processes.Process] = []
-        self._logs = logs
-        self._stack = stack
-        self._variables = environments.child_environment(
-            CHAT_PREFIX=prefix, DJANGO_SETTINGS_MODULE="chat.settings"
-        )
-        self.supervisor = self.start("run.py", "--ports", *map(str, self.ports))
-
-    def start(self, program: str, *arguments: str) -> processes.Process:
-        """A program of the demo, in a process of its own."""
-        command = [sys.executable, DEMO / program, *arguments]
-        log = self._logs / f"{len(self.processes)}.log"
-        process = self._stack.enter_context(
-            processes.running(command, log=log, environment=self._variables)
-        )
-        self.processes.append(process)
-        return process
-
-    def connect(self, server: int) -> Any:
-        """A browser in the room, on the first (0) or the second (1) server."""
-        address = f"127.0.0.1:{self.ports[server]}/room/lobby/"
-        return websockets.connect(f"ws://{address}", origin=f"http://{address}", proxy=None)
-
-
-@pytest.fixture
-def site(prefix: str, tmp_path: Path) -> Iterator[Site]:
-    with ExitStack() as stack:
-        site = Site(prefix, tmp_path, stack)
-        site.supervisor.wait_for_output("Ctrl-C")
-        yield site
-        for process in site.processes:
-            print(process.describe())
-            assert "Traceback" not in process.output()
-
-
-async def say(socket: Any, name: str, text: str) -> None:
-    await socket.send(json.dumps({"name": name, "text": text}))
+async def say(socket: Any, text: str) -> None:
+    await socket.send(json.dumps({"text": text}))
 
 
 async def hear(socket: Any, count: int = 1) -> list[tuple[str, str]]:
-    """The next messages that come, as (name, text)."""
+    """The next remarks that come, as (name, text)."""
     heard = []
-    for _ in range(count):
+    while len(heard) < count:
         message = json.loads(await asyncio.wait_for(socket.recv(), processes.LIVENESS))
-        heard.append((message["name"], message["text"]))
+        if "remark" in message:
+            heard.append((message["remark"]["name"], message["remark"]["text"]))
     return heard
+
+
+async def see(socket: Any, site: Site, *people: tuple[str, int]) -> None:
+    """Waits until the list of who is here is this: names, and their servers."""
+    wanted = sorted((name, str(site.ports[server])) for name, server in people)
+    shown: list[tuple[str, str]] = []
+    try:
+        async with asyncio_timeout(processes.LIVENESS):
+            while shown != wanted:
+                message = json.loads(await socket.recv())
+                if "people" in message:
+                    shown = [(one["name"], one["server"]) for one in message["people"]]
+    except asyncio.TimeoutError:
+        raise AssertionError(f"waited for {wanted}, and saw {shown}") from None
 
 
 async def assert_nothing_else(sockets: list[Any]) -> None:
     """A message that came twice, or to the wrong place, would stand before this one."""
-    await say(sockets[0], "somebody", "the end")
-    assert [await hear(socket) for socket in sockets] == [[("somebody", "the end")]] * len(sockets)
+    await say(sockets[0], "the end")
+    heard = [await hear(socket) for socket in sockets]
+    assert [text for [(_, text)] in heard] == ["the end"] * len(sockets)
 
 
 async def test_everybody_hears_everything_once_in_order(site: Site) -> None:
     async with AsyncExitStack() as stack:
-        sockets = [await stack.enter_async_context(site.connect(n % 2)) for n in range(4)]
+        sockets = [
+            await stack.enter_async_context(site.connect(n % 2, f"speaker{n}")) for n in range(4)
+        ]
 
         async def speak(speaker: int, remarks: list[str]) -> None:
             for remark in remarks:
-                await say(sockets[speaker], f"speaker {speaker}", remark)
+                await say(sockets[speaker], remark)
 
         for number in range(ROUNDS):
             remarks = [f"{number}.{n}" for n in range(REMARKS)]
@@ -110,7 +92,7 @@ async def test_everybody_hears_everything_once_in_order(site: Site) -> None:
             )
             for messages in heard:
                 for speaker in range(len(sockets)):
-                    said = [text for name, text in messages if name == f"speaker {speaker}"]
+                    said = [text for name, text in messages if name == f"speaker{speaker}"]
                     assert said == remarks
         await assert_nothing_else(sockets)
 
@@ -129,10 +111,66 @@ async def test_the_worker_answers_who_asked(site: Site) -> None:
     async with site.connect(0) as first, site.connect(1) as second:
         for number in range(1, 6):
             for socket, words in ((first, "one " * number), (second, "two " * 2 * number)):
-                await say(socket, "somebody", f"/count {words}")
+                await say(socket, f"/count {words}")
             assert await hear(first) == [("word-count", str(number))]
             assert await hear(second) == [("word-count", str(2 * number))]
         await assert_nothing_else([first, second])
+
+
+async def test_everybody_sees_who_is_here(site: Site) -> None:
+    async with site.connect(0, "ada") as ada:
+        await see(ada, site, ("ada", 0))
+        async with site.connect(1, "gr%C3%A5ce") as grace:
+            for socket in (ada, grace):
+                await see(socket, site, ("ada", 0), ("gr\u00e5ce", 1))
+            async with site.connect(1, "ada"):
+                await see(grace, site, ("ada", 0), ("ada", 1), ("gr\u00e5ce", 1))
+        await see(ada, site, ("ada", 0))
+        async with site.connect(1, "%C3%A5" * 40):
+            await see(ada, site, ("ada", 0), ("\u00e5" * 16, 1))
+
+
+async def test_who_was_on_a_killed_server_is_not_here(site: Site) -> None:
+    """And the other server goes on, and the worker, and whoever runs them."""
+    async with site.connect(0, "ada") as ada, site.connect(1, "grace") as grace:
+        await see(ada, site, ("ada", 0), ("grace", 1))
+        await hear_of_the_board(site, lambda figures: len(alive(figures)) == 3)
+        os.kill(site.pid(1), signal.SIGKILL)
+        with pytest.raises(websockets.ConnectionClosed):
+            await hear(grace)
+        await see(ada, site, ("ada", 0))
+        await hear_of_the_board(site, lambda figures: len(alive(figures)) == 2)
+        await say(ada, "/count still here")
+        assert await hear(ada) == [("word-count", "2")]
+        assert site.supervisor.alive()
+
+
+def alive(figures: dict[str, Any]) -> list[int]:
+    return [process["pid"] for process in figures["processes"] if not process["dead"]]
+
+
+async def hear_of_the_board(site: Site, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Waits until the board of the first server shows what is wanted."""
+    figures = None
+    try:
+        async with site.open(0, "/board/") as board, asyncio_timeout(processes.LIVENESS):
+            while figures is None or not wanted(figures):
+                figures = json.loads(await board.recv())
+    except asyncio.TimeoutError:
+        raise AssertionError(f"the last that the board showed: {figures}") from None
+
+
+async def test_the_board_counts_what_is_said(site: Site) -> None:
+    async with site.connect(0) as first, site.connect(1) as second:
+        for number in range(REMARKS):
+            await say(first, str(number))
+        await hear(second, REMARKS)
+
+        def counted(figures: dict[str, Any]) -> bool:
+            """Each remark is a message to each server; and who is here has been told as well."""
+            return figures["count"] >= 2 * REMARKS and figures["rooms"]["lobby"] == 2
+
+        await hear_of_the_board(site, counted)
 
 
 def test_pages(site: Site) -> None:
@@ -146,6 +184,7 @@ def test_pages(site: Site) -> None:
 
     for port in site.ports:
         assert status(port, "/") == 200
+        assert status(port, "/board/") == 200
         assert status(port, "/room/lobby/") == 200
         assert status(port, "/room/no.such.name/") == 404
 

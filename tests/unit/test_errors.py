@@ -21,6 +21,8 @@ BUILT_IN = {
     "NotOwner": [AssertionError],
     "LimitReached": [],
     "LockTimeout": [TimeoutError],
+    "ReplyLost": [],
+    "RemoteUnavailable": [ConnectionError],
     "Reentered": [RuntimeError],
     "SegmentError": [OSError],
     "IncompatibleSegment": [errors.SegmentError],

@@ -18,16 +18,35 @@ PACKAGE = Path(asgi_ipc.__file__).parent
 
 # From the bottom to the top. A module imports from its own band and from those before it.
 BANDS = {
-    "leaves": {"errors", "names", "layout", "codec", "options", "base_layer"},
+    "leaves": {"errors", "names", "layout", "codec", "options", "base_layer", "statistics"},
     "store": {
         *("memory", "table", "log", "waiters", "queues", "store"),
         *("groups", "plans", "recovery", "inbox", "verify"),
     },
-    "system": {"files", "cgroup", "lock", "doorbell", "segment"},
+    "system": {"files", "cgroup", "lock", "doorbell", "procfs", "segment"},
     "attachment": {"drops", "attachment"},
-    "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub"},
+    "looking": {"view", "locked", "inspection", "tap"},
+    "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub", "readers"},
     "shells": {"aio.layer", "aio.waiter", "sync", "reactor"},
+    "machines": {
+        *("aio.directory", "aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote"),
+        *("aio.incoming", "aio.local_and_remote", "local_and_remote"),
+    },
     "packages": {"", "aio"},
+    "adapters": {
+        *("wsgi.messages", "wsgi.replies", "wsgi.adapter", "wsgi.reply", "wsgi.worker"),
+        *("wsgi.command", "wsgi", "wsgi.__main__"),
+    },
+    "operating": {
+        *("surroundings", "diagnosis", "prometheus"),
+        *("django", "django.apps", "django.checks"),
+    },
+    "command": {
+        *("__main__", "command", "command.cli", "command.common", "command.exits"),
+        *("command.show", "command.top", "command.screen", "command.tail"),
+        *("command.messages", "command.care", "command.doctor"),
+        *("command.bench", "command.export"),
+    },
     "for tests": {
         *("testing", "testing.in_process", "testing.aio", "testing.sync"),
         *("testing.isolation", "testing.plugin", "testing.django"),
@@ -52,16 +71,24 @@ CONFORMANCE = BANDS["conformance"]
 ONLY = {
     "posix_ipc": {"segment"},
     "ctypes": {"lock"},
-    "asyncio": {"aio.layer", "aio.waiter"} | CONFORMANCE,
+    "asyncio": {
+        *("aio.layer", "aio.waiter", *CONFORMANCE),
+        *("aio.directory", "aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote"),
+        *("aio.incoming", "aio.local_and_remote"),
+    },
     "async_timeout": {"aio.waiter"},
     "msgpack": {"codec"},
     "cryptography": {"codec"},
     "twisted": {"reactor"} | CONFORMANCE,
     "zope": {"reactor"},
-    "django": {"testing.django"},
+    "django": {"django.apps", "django.checks", "testing.django"},
+    "click": {name for name in BANDS["command"] if name.startswith("command.")},
+    "rich": {"command.common", "command.screen"},
+    "textual": {"command.screen"},
+    "prometheus_client": {"prometheus", "command.export"},
     "channels": set(),
     "pytest": {"testing.plugin"} | CONFORMANCE,
-    "channels_redis": {"aio.distributed", "distributed"},
+    "channels_redis": set(),
     "asgi_redis": set(),
     "asgiref": CONFORMANCE,
     "redis": set(),

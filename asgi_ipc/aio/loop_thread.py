@@ -1,0 +1,101 @@
+"""An event loop in a thread of its own, made when it is first needed. Knows no channel layer.
+
+What has to go on whoever calls, and whichever loops come and go around it, runs here: a library
+that belongs to one loop is then used from any thread and any loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import threading
+import weakref
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_PATIENCE = 5.0  # seconds that the tasks of a loop have to end when it is stopped
+_AGAIN = 0.2  # seconds until those who have not ended are cancelled once more
+_running: weakref.WeakSet[LoopThread] = weakref.WeakSet()
+_abandoned: list[Any] = []  # loops of the parent of a forked child, which must not be finalized
+
+
+class LoopThread:
+    """Runs coroutines in a loop of its own. `stop` ends it, and the next call starts another."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.forked()
+
+    def forked(self) -> None:
+        """In a child of a fork the thread is gone; at first there is none."""
+        # Its loop has descriptors in common with the parent's: closing them would disturb that.
+        _abandoned.append(getattr(self, "_loop", None))
+        self._lock = threading.RLock()  # a finalizer may stop while its thread is in `submit`
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped: asyncio.Future[None] | None = None
+        self._thread: threading.Thread | None = None
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run `coroutine` there; the future has its outcome, and cancels it."""
+        with self._lock:
+            if self._loop is None:
+                self._start()
+            assert self._loop is not None
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def stop(self, wait: bool = True) -> None:
+        """Cancel everything that runs there and end the thread; with `wait`, see it end."""
+        with self._lock:
+            loop, stopped, thread = self._loop, self._stopped, self._thread
+            self._loop = self._stopped = self._thread = None
+        if loop is None or stopped is None or thread is None:
+            return
+        with contextlib.suppress(RuntimeError):  # closed already
+            loop.call_soon_threadsafe(_finish, stopped)
+        if wait and thread is not threading.current_thread():
+            thread.join(_PATIENCE)
+
+    def _start(self) -> None:
+        started: Future[Any] = Future()
+        self._thread = threading.Thread(target=_run, args=(started,), name=self._name, daemon=True)
+        self._thread.start()
+        self._loop, self._stopped = started.result()
+        if not _running:
+            # A loop that is cut off in the middle would leave its peers guessing. Registered only
+            # now, to run at exit before the finalizers of what its coroutines use.
+            atexit.unregister(_stop_all)
+            atexit.register(_stop_all)
+        _running.add(self)
+
+
+def _run(started: Future[Any]) -> None:
+    async def until_stopped() -> None:
+        loop = asyncio.get_running_loop()
+        stopped = loop.create_future()
+        started.set_result((loop, stopped))
+        await stopped
+        # Again and again: there are versions of asyncio, and libraries, that swallow a cancellation
+        # which comes together with a result.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others, timeout=_AGAIN)
+            for task in others:
+                if task.done() and not task.cancelled():
+                    task.exception()  # seen: nobody else will ask
+
+    asyncio.run(until_stopped())
+
+
+def _finish(stopped: asyncio.Future[None]) -> None:
+    if not stopped.done():
+        stopped.set_result(None)
+
+
+def _stop_all() -> None:
+    for thread in list(_running):
+        thread.stop()

@@ -1,0 +1,49 @@
+"""The list of subcommands."""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__
+from .bench import bench
+from .care import destroy, flush, verify
+from .common import Commands
+from .doctor import doctor
+from .export import export
+from .messages import group_send, receive, send
+from .show import channels, groups, list_layers, processes, stats
+from .tail import tail
+from .top import top
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="asgi-ipc")
+def cli() -> None:
+    """See into the channel layers of this machine, and operate them.
+
+    A layer is named by its prefix. Looking takes no lock and disturbs nobody.
+
+    Exit status: 0 all is well; 1 it is not, or nothing came; 2 wrong usage; 3 there is no such
+    layer, or it cannot be opened from here; 4 full, busy or in use: try again.
+    """
+
+
+for command in (
+    list_layers,
+    stats,
+    channels,
+    groups,
+    processes,
+    top,
+    tail,
+    send,
+    receive,
+    group_send,
+    verify,
+    flush,
+    destroy,
+    doctor,
+    bench,
+    export,
+):
+    cli.add_command(command)

@@ -1,0 +1,64 @@
+"""``export``: serve metrics to Prometheus."""
+
+from __future__ import annotations
+
+import signal
+
+import click
+
+from .common import fail
+from .exits import UNUSABLE
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=9410, show_default=True)
+@click.option(
+    "--address",
+    default="127.0.0.1",
+    show_default=True,
+    help="Listen on this address of the machine.",
+)
+@click.option(
+    "--prefix",
+    multiple=True,
+    metavar="PREFIX",
+    help="Show this layer; may be given several times. Without it: all that can be read.",
+)
+@click.option(
+    "--max-channels",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    help="Show so many channels of each layer by name, and the others together.",
+)
+def export(port: int, address: str, prefix: tuple[str, ...], max_channels: int) -> None:
+    """Serve metrics to Prometheus over HTTP, until Ctrl-C or SIGTERM.
+
+    The processes of the layers are not involved in it. Port 0 takes any that is free, and says
+    which.
+    """
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        from ..prometheus import IPCCollector
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("prometheus_client"):
+            raise
+        fail(
+            "export needs prometheus_client, which is not installed: "
+            "pip install 'asgi_ipc[cli,prometheus]'",
+            UNUSABLE,
+        )
+    registry = CollectorRegistry()
+    registry.register(IPCCollector(prefix or None, max_channels))
+    ending = {signal.SIGINT, signal.SIGTERM}
+    # Before the server's threads are made, which inherit it: the signals are for this one.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    try:
+        server, thread = start_http_server(port, address, registry)
+    except OSError as error:
+        fail(f"cannot listen on {address}, port {port}: {error.strerror}", UNUSABLE)
+    click.echo(f"Metrics are at http://{address}:{server.server_port}/metrics", err=True)
+    signal.sigwait(ending)
+    server.shutdown()
+    thread.join()

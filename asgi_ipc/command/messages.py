@@ -1,0 +1,158 @@
+"""``send``, ``receive`` and ``group-send``: for trying things, and for scripts.
+
+These take part like any other process: they attach, with the options of the live segment.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import sys
+from typing import Any
+
+import click
+
+from .. import IPCChannelLayer
+from ..errors import InvalidMessage
+from ..inspection import Snapshot
+from ..names import split
+from ..view import View
+from .common import complete_channel, complete_group, prefix_option
+from .exits import NOT_WELL
+
+_BYTES = "$bytes"  # the key that stands for bytes, which JSON has not
+
+
+def keys_option(command: Any) -> Any:
+    """The option of commands that pack or unpack messages."""
+    return click.option(
+        "--keys",
+        type=click.File(),
+        metavar="FILE",
+        help="The symmetric_encryption_keys of the layer, one in each line.",
+    )(command)
+
+
+def keys_of(file: Any) -> list[str] | None:
+    """The keys in a file that --keys named."""
+    return None if file is None else [line for line in file.read().splitlines() if line]
+
+
+def layer_of(prefix: str, keys: Any, channel: str = "", **options: Any) -> IPCChannelLayer:
+    """A layer that agrees with the live segment, and with other senders on the capacity of
+    `channel`. One that does not exist is not made: nobody knows its options here."""
+    view = View(prefix)
+    if channel:
+        queue = split(channel)[0]
+        for known in Snapshot(view).channels():
+            if known.name == queue and known.capacity:
+                options["capacity"] = known.capacity
+    return IPCChannelLayer(
+        prefix, **view.options(), symmetric_encryption_keys=keys_of(keys), **options
+    )
+
+
+def message_of(text: str) -> dict[str, Any]:
+    """The message that a JSON text is; "-" reads the text from standard input."""
+    try:
+        found = json.loads(sys.stdin.read() if text == "-" else text, object_hook=_bytes_of)
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON: {error}", param_hint="JSON") from None
+    if not isinstance(found, dict):
+        raise InvalidMessage(f"a message is a JSON object, not {type(found).__name__}")
+    return found
+
+
+def _bytes_of(found: dict[str, Any]) -> Any:
+    if found.keys() == {_BYTES}:
+        try:
+            return base64.b64decode(found[_BYTES], validate=True)
+        except (TypeError, binascii.Error) as error:
+            raise ValueError(f"{_BYTES!r} takes base64: {error}") from None
+    return found
+
+
+def json_of(message: Any) -> str:
+    """A message as one line of JSON that `message_of` reads."""
+    text = json.dumps(message, default=_base64_of, ensure_ascii=False)
+    # What would control a terminal is written as \u....
+    return text if text.isprintable() else json.dumps(message, default=_base64_of)
+
+
+def _base64_of(value: Any) -> dict[str, str]:
+    return {_BYTES: base64.b64encode(value).decode("ascii")}
+
+
+@click.command()
+@click.argument("channel", shell_complete=complete_channel)
+@click.argument("message", metavar="JSON")
+@prefix_option
+@keys_option
+def send(channel: str, message: str, prefix: str, keys: Any) -> None:
+    """Send a message, a JSON object, to CHANNEL. "-" reads it from standard input.
+
+    {"$bytes": "aGk="} stands for bytes, in base64. Exit status 4: the channel, or the memory, is
+    full, and nothing was sent.
+    """
+    body = message_of(message)
+    layer = layer_of(prefix, keys, channel)
+    layer.send(channel, body)
+    layer.close()
+
+
+@click.command("group-send")
+@click.argument("group", shell_complete=complete_group)
+@click.argument("message", metavar="JSON")
+@prefix_option
+@keys_option
+def group_send(group: str, message: str, prefix: str, keys: Any) -> None:
+    """Send a message, a JSON object, to every member of GROUP. "-" reads it from standard input.
+
+    Channels that are full are left out. A group without members is no error; standard error says
+    so.
+    """
+    body = message_of(message)
+    layer = layer_of(prefix, keys)
+    members = layer.group_channels(group)
+    layer.send_group(group, body)
+    layer.close()
+    if not members:
+        click.echo(f"Group {group!r} has no members: nobody was reached.", err=True)
+
+
+@click.command()
+@click.argument("channels", nargs=-1, required=True, shell_complete=complete_channel)
+@prefix_option
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Wait that long for each message; 0 takes what is there.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Take so many messages.",
+)
+@keys_option
+def receive(channels: tuple[str, ...], prefix: str, timeout: float, count: int, keys: Any) -> None:
+    """Take messages from CHANNELs, and print each as a line of JSON.
+
+    They are gone for all others: `asgi-ipc tail` watches without taking. A line has the keys
+    "channel" and "message"; {"$bytes": "aGk="} stands for bytes, in base64. Process-specific
+    channels are named up to the "!". Exit status 1: nothing came in time.
+    """
+    layer = layer_of(prefix, keys, receive_timeout=timeout or 5.0)
+    try:
+        for _ in range(count):
+            channel, message = layer.receive(channels, block=timeout > 0)
+            if channel is None:
+                sys.exit(NOT_WELL)
+            click.echo(json_of({"channel": channel, "message": message}))
+    finally:
+        layer.close()

@@ -1,0 +1,136 @@
+"""``tail``: watch messages pass."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+import time
+from fnmatch import fnmatchcase
+from typing import Any
+
+import click
+
+from ..codec import Codec, DecodeError
+from ..errors import SegmentVanished
+from ..tap import Seen, Tap
+from ..view import View
+from .common import complete_channel, json_option, prefix_option, size, span
+from .messages import json_of, keys_of, keys_option
+
+_IDLE = 0.005  # seconds between two looks, and
+_BUSY = 0.0005  # while messages pass
+_CHECK_EVERY = 1.0  # seconds between two looks whether the segment is still there
+_NAMES_SHOWN = 3  # of the channels that a broadcast is for
+
+
+@click.command()
+@click.argument("channels", nargs=-1, shell_complete=complete_channel)
+@click.option("--all", "everything", is_flag=True, help="Watch all channels.")
+@click.option("--payload", is_flag=True, help="Show what is in the messages, too.")
+@click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End after that time.",
+)
+@prefix_option
+@keys_option
+@json_option
+def tail(
+    channels: tuple[str, ...],
+    everything: bool,
+    payload: bool,
+    count: int | None,
+    seconds: float | None,
+    prefix: str,
+    keys: Any,
+    as_json: bool,
+) -> None:
+    """Watch messages to CHANNELs (globs) as they pass, until Ctrl-C. None is taken.
+
+    A line has the time, the number of the message, its channel, its size, and whether it was taken
+    already when it was seen. What came and went between two looks is counted, not shown: look at
+    `asgi-ipc channels` for figures that are complete. With --json each message is a line.
+    """
+    if bool(channels) == everything:
+        raise click.UsageError("Name the channels to watch, or give --all.")
+    view = View(prefix)
+    tap = Tap(view)
+    codec = Codec(keys_of(keys))
+    deadline = None if seconds is None else time.monotonic() + seconds
+    check_at, shown, missed, last = 0.0, 0, 0, time.monotonic()
+    # Standard error says so, because standard output may be a file of messages.
+    click.echo(f"Watching prefix {prefix!r}.", err=True)
+    try:
+        while deadline is None or time.monotonic() < deadline:
+            seen = tap.look()
+            now = time.monotonic()
+            for message in seen:
+                if everything or _wanted(message, channels):
+                    line = _json_line if as_json else _line
+                    click.echo(line(message, codec if payload else None))
+                    shown += 1
+                    if shown == count:
+                        return
+            if tap.missed > missed:
+                click.echo(f"({tap.missed - missed} came and went unseen)", err=True)
+                missed = tap.missed
+            if seen:
+                last = now
+                sys.stdout.flush()
+            if now >= check_at:
+                check_at = now + _CHECK_EVERY
+                if view.vanished():
+                    raise SegmentVanished(f"the shared memory of prefix {prefix!r} was removed")
+            time.sleep(_BUSY if now - last < _CHECK_EVERY else _IDLE)
+    except KeyboardInterrupt:
+        pass
+
+
+def _wanted(message: Seen, patterns: tuple[str, ...]) -> bool:
+    names = (message.queue, *message.channels)
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def _content(message: Seen, codec: Codec) -> Any:
+    try:
+        return codec.decode(message.body)
+    except DecodeError:
+        return None
+
+
+def _at(moment: float) -> datetime.datetime:
+    """The date of a time of CLOCK_MONOTONIC."""
+    return datetime.datetime.fromtimestamp(time.time() - time.monotonic() + moment)
+
+
+def _line(message: Seen, codec: Codec | None) -> str:
+    names = message.channels
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    if len(names) > _NAMES_SHOWN:
+        shown += f" and {len(names) - _NAMES_SHOWN} more"
+    line = (
+        f"{_at(message.sent):%H:%M:%S.%f} #{message.seq} {shown} {size(len(message.body))} "
+        f"{'waiting' if message.waiting else 'taken'}, lives {span(message.expires - message.sent)}"
+    )
+    if codec is not None:
+        content = _content(message, codec)
+        line += "  (not to be decoded: --keys?)" if content is None else f"  {json_of(content)}"
+    return line
+
+
+def _json_line(message: Seen, codec: Codec | None) -> str:
+    found = {
+        "time": _at(message.sent).astimezone().isoformat(),
+        "seq": message.seq,
+        "queue": message.queue,
+        "channels": message.channels,
+        "bytes": len(message.body),
+        "expiry": message.expires - message.sent,
+        "waiting": message.waiting,
+    }
+    if codec is not None:
+        found["message"] = json.loads(json_of(_content(message, codec)))
+    return json.dumps(found)

@@ -1,0 +1,40 @@
+"""``top``: a live screen of one layer."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ..view import View
+from .common import fail, prefix_option
+from .exits import UNUSABLE, WRONG_USAGE
+
+
+@click.command()
+@prefix_option
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Look that often.",
+)
+def top(prefix: str, interval: float) -> None:
+    """Watch a layer on a live screen: its busiest channels, and its processes.
+
+    Keys: s sorts by the next column (rate, depth, oldest, refused, name), / filters the channels,
+    Escape shows all again, p pauses, q quits. NO_COLOR=1 does without colour.
+    """
+    # textual draws on standard error.
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
+        fail("top needs a terminal; for scripts there are stats and channels", WRONG_USAGE)
+    try:
+        from .screen import Top
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "textual":
+            raise
+        fail("top needs textual, which is not installed: pip install 'asgi_ipc[cli]'", UNUSABLE)
+    View(prefix)  # or say which layers there are
+    Top(prefix, interval).run()

@@ -1,0 +1,109 @@
+"""System checks of CHANNEL_LAYERS: what the settings say against the machine and the live segment.
+
+They only look. A live segment is one that processes are attached to: without these the next one
+makes it anew, as its settings say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning
+from django.utils.module_loading import import_string
+
+from .. import IPCChannelLayer
+from ..aio import IPCChannelLayer as AsyncIPCChannelLayer
+from ..attachment import holders
+from ..errors import IncompatibleSegment, InvalidOption, IPCError, NoSuchLayer
+from ..layout import WORD, Layout
+from ..options import Options
+from ..segment import SHM, Paths
+from ..view import View
+
+_SIZES = ("message_memory", "group_memory", "max_message_size")
+
+
+def check_channel_layers(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
+    """The checks, as Django calls them: for every layer of ours in CHANNEL_LAYERS."""
+    found: list[CheckMessage] = []
+    for alias, described in (getattr(settings, "CHANNEL_LAYERS", None) or {}).items():
+        try:
+            backend = import_string(described["BACKEND"])
+        except (ImportError, KeyError, TypeError):
+            continue  # Channels itself says so
+        if isinstance(backend, type) and issubclass(
+            backend, (IPCChannelLayer, AsyncIPCChannelLayer)
+        ):
+            where = f"CHANNEL_LAYERS[{alias!r}]"
+            found += _check(where, dict(described.get("CONFIG") or {}))
+    return found
+
+
+def _check(where: str, config: dict[str, Any]) -> Iterator[CheckMessage]:
+    try:
+        options = Options.read(config.pop("prefix", "asgi"), config)
+        paths = Paths(options.prefix)
+    except InvalidOption as error:
+        yield Error(f"{where}: {error}", id="asgi_ipc.E001")
+        return
+    yield from _room(where, options)
+    yield from _live(where, options, paths)
+
+
+def _room(where: str, options: Options) -> Iterator[CheckMessage]:
+    """Whether the machine has as much shared memory as the limits allow."""
+    try:
+        status = os.statvfs(SHM)
+    except OSError:
+        return  # macOS
+    layout = Layout(options.message_memory, options.group_memory, options.max_message_size)
+    size, needed = status.f_blocks * status.f_frsize, (layout.log_end - layout.log) * WORD
+    if size < needed:
+        yield Warning(
+            f"{where}: message_memory={options.message_memory} can take up to {needed >> 20} MiB "
+            f"of shared memory, and {SHM} has {size >> 20} MiB: send raises ChannelFull when these "
+            "are used up.",
+            hint="Make it larger (docker run --shm-size=256m), or message_memory smaller.",
+            id="asgi_ipc.W001",
+        )
+
+
+def _live(where: str, options: Options, paths: Paths) -> Iterator[CheckMessage]:
+    """Whether processes that run already agree with the settings."""
+    try:
+        if not holders(paths.members):
+            return
+        live = View(options.prefix).options()
+    except (NoSuchLayer, FileNotFoundError):
+        return
+    except IncompatibleSegment as error:
+        yield Error(
+            f"{where}: {error}.",
+            hint="Stop all processes of the site before you start those of another version.",
+            id="asgi_ipc.E002",
+        )
+        return
+    except (IPCError, OSError) as error:
+        yield Error(f"{where}: {error}.", id="asgi_ipc.E003")
+        return
+    if live["lock"] != options.lock:
+        yield Error(
+            f"{where}: the live segment uses lock={live['lock']!r}, the settings say "
+            f"{options.lock!r}: a process with these settings is refused.",
+            hint="Give all processes the same, or stop those that run.",
+            id="asgi_ipc.E004",
+        )
+    other = [
+        f"{name} {live[name]} (settings: {getattr(options, name)})"
+        for name in _SIZES
+        if live[name] != getattr(options, name)
+    ]
+    if other:
+        yield Warning(
+            f"{where}: the live segment has {', '.join(other)}. Its sizes hold for all.",
+            hint="They change when all processes of the prefix are stopped at once.",
+            id="asgi_ipc.W002",
+        )

@@ -1,0 +1,208 @@
+"""What could go wrong with the machine that layers live on, and how to mend it: its shared memory,
+systemd, limits, containers, and what was left behind. A part of `diagnosis`.
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import os
+import re
+import resource
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .lock import robust_mutexes
+from .procfs import user_name
+from .segment import SHM
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+
+_DOCKERS_DEFAULT = 64 << 20  # bytes of /dev/shm in a container
+_SMALLEST = 1 << 20  # bytes that a new segment needs, and a little
+_FEW_DESCRIPTORS = 1024
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `prefix` is "" for the machine as a whole."""
+
+    level: str  # OK, WARNING or PROBLEM
+    prefix: str
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+def machine_findings(owners: Iterable[int]) -> Iterator[Finding]:
+    yield from shared_memory()
+    for uid in sorted(owners):
+        yield remove_ipc(uid)
+    yield descriptors()
+    yield container()
+    yield from leftovers()
+    if not robust_mutexes():
+        yield Finding(
+            WARNING,
+            "",
+            "lock",
+            "this platform has no robust mutexes: a lock file is used, which is slower",
+        )
+
+
+def shared_memory() -> Iterator[Finding]:
+    """Size, free space and permissions of /dev/shm."""
+    subject = "shared memory"
+    try:
+        status = os.statvfs(SHM)
+    except OSError as error:
+        yield Finding(
+            PROBLEM, "", subject, f"{SHM}: {error.strerror}", "mount a tmpfs there (mode 1777)"
+        )
+        return
+    size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+    figures = f"{SHM} has {mib(size)}, {mib(free)} of them free"
+    if free < _SMALLEST:
+        yield Finding(
+            PROBLEM,
+            "",
+            subject,
+            f"{figures}: there is no room for another layer, and senders get ChannelFull",
+            "remove what nobody uses (asgi-ipc list, asgi-ipc destroy), or make it larger "
+            "(docker run --shm-size=256m, mount -o remount,size=...)",
+        )
+    elif size <= _DOCKERS_DEFAULT:
+        yield Finding(
+            WARNING,
+            "",
+            subject,
+            f"{figures}, less than the 100 MiB of messages that a layer may hold by default "
+            "(Docker gives 64 MB): senders get ChannelFull when it is used up",
+            "docker run --shm-size=256m, or give the layers a smaller message_memory",
+        )
+    else:
+        yield Finding(OK, "", subject, figures)
+    if not os.access(SHM, os.W_OK | os.X_OK):
+        yield Finding(
+            PROBLEM,
+            "",
+            subject,
+            f"{SHM} cannot be written by {user_name(os.geteuid())}",
+            f"chmod 1777 {SHM}",
+        )
+
+
+def remove_ipc(uid: int, root: Path = Path("/")) -> Finding:
+    """Whether systemd removes the shared memory of a user at the end of the last session."""
+    subject = f"RemoveIPC for {user_name(uid)}"
+    if not (root / "run/systemd/system").is_dir():
+        return Finding(OK, "", subject, "systemd does not run here")
+    if uid <= _last_system_uid(root):
+        return Finding(OK, "", subject, "systemd leaves the memory of system users alone")
+    value = "yes"  # systemd's default
+    for file in _logind_files(root):
+        parser = configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=True)
+        with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
+            parser.read_string(file.read_text(encoding="utf-8"))
+            value = parser.get("Login", "RemoveIPC", fallback=value) or value
+    if value.strip().lower() in ("no", "false", "off", "0", "n", "f"):
+        return Finding(OK, "", subject, "it is off")
+    if (root / "var/lib/systemd/linger" / user_name(uid)).exists():
+        return Finding(OK, "", subject, "it is on, and this user lingers")
+    return Finding(
+        WARNING,
+        "",
+        subject,
+        f"systemd removes the shared memory of {user_name(uid)} at the end of the last session, "
+        "also under processes that go on running",
+        "RemoveIPC=no in /etc/systemd/logind.conf, or loginctl enable-linger "
+        f"{user_name(uid)}, or run them as a system user",
+    )
+
+
+def _logind_files(root: Path) -> list[Path]:
+    """The configuration of logind, what counts last at the end."""
+    dropped: dict[str, Path] = {}
+    for folder in ("usr/lib", "run", "etc"):
+        for file in (root / folder / "systemd/logind.conf.d").glob("*.conf"):
+            dropped[file.name] = file
+    return [root / "etc/systemd/logind.conf", *(dropped[name] for name in sorted(dropped))]
+
+
+def _last_system_uid(root: Path) -> int:
+    with contextlib.suppress(OSError):
+        text = (root / "etc/login.defs").read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^\s*SYS_UID_MAX\s+(\d+)", text, re.MULTILINE)
+        if found:
+            return int(found[1])
+    return 999
+
+
+def descriptors() -> Finding:
+    """How many descriptors a process may have."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 <= limit < _FEW_DESCRIPTORS:
+        return Finding(
+            WARNING,
+            "",
+            "descriptors",
+            f"a process started here may open {limit} files: it needs one for each thread or loop "
+            "that waits, and one for each that it wakes",
+            f"ulimit -n {_FEW_DESCRIPTORS * 4}, or LimitNOFILE= in its unit",
+        )
+    return Finding(OK, "", "descriptors", f"a process started here may open {limit} files")
+
+
+def container() -> Finding:
+    """Whether this is a container, which sees no other's layers unless that is arranged."""
+    inside = os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv")
+    if not inside:
+        with contextlib.suppress(OSError), open("/proc/1/cgroup") as file:
+            inside = bool(re.search(r"docker|kubepods|containerd|lxc", file.read()))
+    if not inside:
+        return Finding(OK, "", "container", "this is none, as far as can be seen")
+    return Finding(
+        OK,
+        "",
+        "container",
+        "this is one: it talks to other containers only if they share /dev/shm and the PID "
+        "namespace (docker run --ipc=container:NAME --pid=container:NAME)",
+    )
+
+
+def leftovers() -> Iterator[Finding]:
+    """Objects in shared memory that nobody will use again."""
+    with contextlib.suppress(OSError):
+        names = set(os.listdir(SHM))
+        old = [
+            f"{name}-messages"
+            for name in sorted(name[: -len("-messages")] for name in names if "sem." not in name)
+            if f"{name}-messages" in names and f"sem.{name}-messages" in names
+        ]
+        for name in old:
+            prefix = name[: -len("-messages")]
+            pair = f"{SHM}/{prefix}-{{messages,groups}} {SHM}/sem.{prefix}-{{messages,groups}}"
+            yield Finding(
+                WARNING,
+                prefix,
+                "leftovers",
+                "asgi_ipc 1.x has left its shared memory behind",
+                f"once its processes have ended: rm {pair}",
+            )
+        for name in sorted(names):
+            if name.startswith("asgi_ipc.") and name.endswith(".d") and name[:-2] not in names:
+                prefix = name[len("asgi_ipc.") : -2]
+                if os.path.isdir(f"{SHM}/{name}"):
+                    yield Finding(
+                        WARNING,
+                        prefix,
+                        "leftovers",
+                        "somebody has removed the segment and left the directory beside it",
+                        f"the next process mends that; or asgi-ipc destroy --prefix {prefix}",
+                    )
+
+
+def mib(count: int) -> str:
+    """Bytes as people read them."""
+    return f"{count / (1 << 20):.1f} MiB"

@@ -1,0 +1,156 @@
+"""A segment that is open for looking: read without being attached to it.
+
+It writes nothing and takes no lock: the running processes do not notice (`locked` has what does).
+What it reads is copied out with `pread`, which also touches no memory that the segment has not
+reserved. Single words are whole, because each is stored at once; a row counts if it bears the same
+generation in two readings, because no generation is given twice.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Any
+
+from .attachment import Attachment, holders
+from .errors import CorruptHeader, CorruptStore, IncompatibleSegment, IPCError
+from .files import Descriptor
+from .layout import (
+    H_GROUP_MEMORY,
+    H_LOCK_KIND,
+    H_MAGIC,
+    H_MAX_MESSAGE,
+    H_MESSAGE_MEMORY,
+    H_MODE,
+    H_SIZE,
+    H_VERSION,
+    LOCK_FILE,
+    MAGIC,
+    PAGE,
+    R_GENERATION,
+    T_HIGH,
+    T_RESERVED,
+    VERSION,
+    WORD,
+    Layout,
+    TableMap,
+)
+from .segment import Paths, look
+
+_ROWS_AT_ONCE = 1024
+
+
+class View:
+    """A segment that is open for looking. Raises NoSuchLayer, ForeignSegment, IncompatibleSegment
+    (another layout version) or CorruptStore."""
+
+    def __init__(self, prefix: str, attachment: Attachment | None = None) -> None:
+        self.prefix = prefix
+        self.paths = Paths(prefix)
+        self._attachment = attachment  # keeps its descriptor open
+        if attachment is None:
+            self._descriptor = Descriptor(look(self.paths))
+            self.fd = self._descriptor.number
+        else:
+            self.fd = attachment.segment.fd
+        status = os.fstat(self.fd)
+        self.size = status.st_size
+        self._inode = status.st_ino
+        self._memory: mmap.mmap | None = None
+        if not self.paths.shows:  # macOS cannot pread shared memory
+            self._memory = mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ)
+        self.layout = self._check()
+
+    def _check(self) -> Layout:
+        what = f"the segment of prefix {self.prefix!r}"
+        if self.size < PAGE:
+            raise CorruptHeader(f"{what} is too short to be one of ours")
+        header = self.words(0, PAGE // WORD)
+        if header[H_MAGIC] != MAGIC:
+            raise CorruptHeader(f"{what} is not one of ours, or was never finished")
+        if header[H_VERSION] != VERSION:
+            raise IncompatibleSegment(
+                f"{what} has layout version {header[H_VERSION]}, this package has version "
+                f"{VERSION}: use the asgi-ipc of the processes that made it"
+            )
+        sizes = header[H_MESSAGE_MEMORY], header[H_GROUP_MEMORY], header[H_MAX_MESSAGE]
+        layout = Layout(*sizes) if max(sizes) <= self.size else None
+        if layout is None or not layout.size == header[H_SIZE] == self.size:
+            raise CorruptHeader(f"the header of prefix {self.prefix!r} contradicts itself")
+        return layout
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A copy of bytes of the segment; shorter where it ends."""
+        if self._memory is not None:
+            return self._memory[offset : offset + length]
+        return os.pread(self.fd, length, offset)
+
+    def read_into(self, target: memoryview[int], offset: int) -> None:
+        """Fill `target` with bytes of the segment, as far as there are any."""
+        if self._memory is not None:
+            read = self._memory[offset : offset + len(target)]
+            target[: len(read)] = read
+            return
+        done = 0
+        while done < len(target):
+            count = os.preadv(self.fd, [target[done:]], offset + done)
+            if not count:
+                return
+            done += count
+
+    def words(self, first: int, count: int) -> memoryview[int]:
+        """A copy of words of the segment."""
+        read = self.read(first * WORD, count * WORD)
+        if len(read) != count * WORD:
+            raise CorruptStore(f"the segment of prefix {self.prefix!r} was cut short")
+        return memoryview(read).cast("Q")
+
+    def vanished(self) -> bool:
+        """Whether the segment was removed, or replaced by another."""
+        try:
+            other = Descriptor(look(self.paths))
+        except IPCError:
+            return True
+        return os.fstat(other.number).st_ino != self._inode
+
+    def reserved(self) -> int:
+        """Bytes of the machine's memory that the segment has taken."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def options(self) -> dict[str, Any]:
+        """The constructor options of a layer that agrees with this segment."""
+        header = self.words(0, PAGE // WORD)
+        return {
+            "message_memory": self.layout.message_memory,
+            "group_memory": self.layout.group_memory,
+            "max_message_size": self.layout.max_message_size,
+            "mode": header[H_MODE],
+            "lock": "file" if header[H_LOCK_KIND] == LOCK_FILE else "mutex",
+        }
+
+    def attached(self) -> dict[int, int]:
+        """Who is attached: index → process id, 0 for a process of another PID namespace."""
+        try:
+            return holders(self.paths.members)
+        except OSError:
+            return {}
+
+    def table(self, header: memoryview[int], table: TableMap) -> dict[int, memoryview[int]]:
+        """A copy of the rows in use: reference → its words."""
+        high, width = header[table.state + T_HIGH], table.words
+        reserved = header[table.state + T_RESERVED]
+        # Whoever made it might claim any number; what is not there need not be read.
+        there = self.reserved() if self.paths.shows else self.size
+        if high > table.rows or high * width * WORD > reserved or reserved > there:
+            raise CorruptStore(f"the tables of prefix {self.prefix!r} contradict themselves")
+        found = {}
+        for first in range(0, high, _ROWS_AT_ONCE):
+            rows = min(_ROWS_AT_ONCE, high - first)
+            base = table.base + first * width
+            words, again = self.words(base, rows * width), self.words(base, rows * width)
+            before = words[R_GENERATION::width].tolist()
+            after = again[R_GENERATION::width].tolist()
+            for i, generation in enumerate(before):
+                if generation and generation == after[i]:
+                    found[base + i * width] = words[i * width : (i + 1) * width]
+        return found

@@ -1,0 +1,89 @@
+"""Starting a worker by the name of its application, for command lines."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import InvalidOption, IPCError
+from ..sync import IPCChannelLayer
+from .worker import AsgiToWsgiWorker
+
+
+def serve(
+    application: str,
+    *,
+    prefix: str | None = None,
+    layer: str | None = None,
+    threads: int = 1,
+    timeout: float = 60,
+) -> None:
+    """Run a worker until SIGTERM or SIGINT.
+
+    `application` and `layer` are each ``module:name`` (the name of the application may be left out
+    if it is ``application``), looked for in the current folder first. The layer is that object, or
+    one with default options and `prefix` ("asgi"). `threads` and `timeout` (seconds) are those of
+    `AsgiToWsgiWorker`. Raises InvalidOption.
+    """
+    if prefix is not None and layer is not None:
+        raise InvalidOption("give a prefix, or a layer which has one, not both")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    channel_layer = IPCChannelLayer(prefix or "asgi") if layer is None else load(layer)
+    if ":" not in application:
+        application += ":application"
+    AsgiToWsgiWorker(channel_layer, load(application), threads, timeout).run()
+
+
+def load(name: str) -> Any:
+    """What ``module:name`` stands for. Raises InvalidOption if there is nothing."""
+    module, mark, path = name.partition(":")
+    if not (module and mark and path):
+        raise InvalidOption(f"{name!r} should be module:name, as in mysite.wsgi:application")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # Only if it is this module that is missing, and not one that it imports.
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            raise InvalidOption(
+                f"there is no module {error.name!r}, looked for in {os.getcwd()} and sys.path"
+            ) from None
+        raise
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise InvalidOption(f"module {module!r} has no {path!r}") from None
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of ``python -m asgi_ipc.wsgi``; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asgi_ipc.wsgi",
+        description="Answer HTTP requests from a channel layer with a WSGI application.",
+    )
+    parser.add_argument("application", help="module:name, as in mysite.wsgi:application")
+    parser.add_argument("--prefix", help='prefix of the layer (default: "asgi")')
+    parser.add_argument(
+        "--layer", help="module:name of an IPCChannelLayer, for one that has other options"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="requests at once (default: 1)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60,
+        help="seconds that a client may stand still in the middle (default: 60)",
+    )
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        serve(**vars(given))
+    except (InvalidOption, IPCError) as error:
+        parser.error(str(error))
+    return 0

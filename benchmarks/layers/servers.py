@@ -1,0 +1,245 @@
+"""`servers`: what is left of it all behind real servers.
+
+HTTP: a site of Channels 1, served by daphne 1.4.2 and two workers. WebSockets: a room on Channels
+4, its sockets spread over two processes of daphne 4. The load comes from this process, which costs
+every layer the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.layers import Run, redis_server
+from benchmarks.layers.contenders import PEERS_OF_CHANNELS_1, Contender, new_prefix
+from benchmarks.measure import Column, Table, quantile
+from benchmarks.processes import REPOSITORY
+from tests import environments
+from tests.clients import processes
+
+SITES = Path(REPOSITORY) / "benchmarks" / "sites"
+WORKERS = 2
+CLIENTS = 8  # HTTP connections that ask at the same time
+SERVERS = 2
+SOCKETS = 50  # on each of the servers
+POLLED = "asgi_ipc 1.4.2, and asgi_redis as pip installs it, every 50 ms"
+ROUND_WITHIN = 30.0  # seconds
+
+COLUMNS = (
+    Column("layer", "layer"),
+    Column("rate", "a second", ",.0f"),
+    Column("p50", "p50, ms", ",.2f"),
+    Column("p99", "p99, ms", ",.2f"),
+)
+
+
+def _configured(one: Contender, prefix: str, backend: str) -> dict[str, Any]:
+    config: dict[str, Any] = {"prefix": prefix, "capacity": 100}
+    if one.store == "redis":
+        config["hosts"] = [["127.0.0.1", redis_server.port()]]
+    if one.name == "channels_redis-pubsub":
+        del config["capacity"]  # it has no such thing
+    return {"BACKEND": backend, "CONFIG": config}
+
+
+@contextmanager
+def _prefix(one: Contender) -> Iterator[str]:
+    prefix = new_prefix(f"site-{one.name}")
+    try:
+        yield prefix
+    finally:
+        one.destroy(prefix)
+
+
+def _path(site: Path, own_package: bool) -> str:
+    return f"{site}:{REPOSITORY}" if own_package else str(site)
+
+
+# -- Channels 1 -----------------------------------------------------------------------------------
+
+CHANNELS_1 = {
+    "asgi_ipc-blocking": ("channels1", "asgi_ipc.IPCChannelLayer"),
+    "asgi_redis-1.4.3": (PEERS_OF_CHANNELS_1, "asgi_redis.RedisChannelLayer"),
+    "asgi_ipc-1.4.2": (PEERS_OF_CHANNELS_1, "asgi_ipc.IPCChannelLayer"),
+}
+
+
+@contextmanager
+def channels_1(one: Contender) -> Iterator[int]:
+    """The port of the running site."""
+    environment, backend = CHANNELS_1[one.name]
+    python, site, port = environments.build(environment), SITES / "channels1", processes.free_port()
+    with ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-site-")))
+        prefix = stack.enter_context(_prefix(one))
+        variables = environments.child_environment(
+            PYTHONPATH=_path(site, one.ours),
+            DJANGO_SETTINGS_MODULE="settings",
+            SITE_LAYER=json.dumps(_configured(one, prefix, backend)),
+        )
+
+        def start(name: str, *command: str | Path) -> processes.Process:
+            log = logs / f"{name}.log"
+            return stack.enter_context(
+                processes.running(command, log=log, environment=variables, folder=logs)
+            )
+
+        daphne = python.with_name("daphne")
+        command = ("--bind", "127.0.0.1", "--port", str(port), "asgi:channel_layer")
+        server = start("server", python, daphne, *command)
+        for number in range(WORKERS):
+            start(f"worker-{number}", python, site / "manage.py", "runworker").wait_for_output(
+                "Listening on channels"
+            )
+        server.wait_for_port(port)
+        yield port
+
+
+async def ask(port: int, clients: int, seconds: float) -> list[float]:
+    """Seconds that each request took: so many clients, each asking again when it has its answer."""
+    taken: list[float] = []
+    request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    end = time.perf_counter() + seconds
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            while (start := time.perf_counter()) < end:
+                writer.write(request)
+                answer = await reader.readuntil(b"hello")
+                if not answer.startswith(b"HTTP/1.1 200"):
+                    raise AssertionError(f"the site answered {answer!r}")
+                taken.append(time.perf_counter() - start)
+        finally:
+            writer.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return taken
+
+
+def http(run: Run, one: Contender) -> list[dict[str, Any]]:
+    """The rows of one layer."""
+    seconds, rows = run.effort(0.2, 1.0, 3.0), []
+    with channels_1(one) as port:
+        asyncio.run(ask(port, 1, seconds / 4))
+        for clients in (1, CLIENTS):
+            taken = sorted(asyncio.run(ask(port, clients, seconds)))
+            row: dict[str, Any] = {"layer": one.name, "clients": clients}
+            row["rate"] = len(taken) / seconds
+            rows.append({**row, **percentiles(taken)})
+    return rows
+
+
+def percentiles(taken: list[float]) -> dict[str, float]:
+    """In milliseconds, of sorted seconds."""
+    return {"p50": quantile(taken, 0.5) * 1e3, "p99": quantile(taken, 0.99) * 1e3}
+
+
+# -- Channels 4 -----------------------------------------------------------------------------------
+
+CHANNELS_4 = {
+    "asgi_ipc-asyncio": "asgi_ipc.aio.IPCChannelLayer",
+    "channels_redis": "channels_redis.core.RedisChannelLayer",
+    "channels_redis-pubsub": "channels_redis.pubsub.RedisPubSubChannelLayer",
+}
+
+
+@contextmanager
+def channels_4(one: Contender) -> Iterator[list[int]]:
+    """The ports of the running servers."""
+    ports = [processes.free_port() for _ in range(SERVERS)]
+    with ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-site-")))
+        prefix = stack.enter_context(_prefix(one))
+        variables = environments.child_environment(
+            PYTHONPATH=_path(SITES / "channels4", one.ours),
+            SITE_LAYER=json.dumps(_configured(one, prefix, CHANNELS_4[one.name])),
+        )
+        for port in ports:
+            command = ("-m", "daphne", "-b", "127.0.0.1", "-p", str(port), "room:application")
+            log = logs / f"{port}.log"
+            stack.enter_context(
+                processes.running(
+                    [sys.executable, *command], log=log, environment=variables, folder=logs
+                )
+            ).wait_for_port(port)
+        yield ports
+
+
+async def heard(sockets: list[Any], what: str) -> None:
+    for socket in sockets:
+        while await socket.recv() != what:
+            pass
+
+
+async def talk(ports: list[int], sockets: int, seconds: float) -> list[float]:
+    """Seconds until all have heard what one of them said, one after another."""
+    import websockets
+
+    taken: list[float] = []
+    async with AsyncExitStack() as stack:
+        everybody = [
+            await stack.enter_async_context(
+                websockets.connect(
+                    f"ws://127.0.0.1:{ports[number % len(ports)]}/", proxy=None, compression=None
+                )
+            )
+            for number in range(sockets)
+        ]
+        end = time.perf_counter() + seconds
+        for number in range(1_000_000):
+            start = time.perf_counter()
+            if start > end and number > 1:
+                return taken
+            await everybody[number % sockets].send(f"{number}")
+            await asyncio.wait_for(heard(everybody, f"{number}"), ROUND_WITHIN)
+            if number:
+                taken.append(time.perf_counter() - start)
+    return taken
+
+
+def websocket(run: Run, one: Contender, sockets: int) -> dict[str, Any]:
+    """The row of one layer."""
+    with channels_4(one) as ports:
+        taken = sorted(asyncio.run(talk(ports, sockets, run.effort(0.2, 1.0, 4.0))))
+    rate = sockets / statistics.mean(taken)
+    return {"layer": one.name, "rate": rate, **percentiles(taken)}
+
+
+def servers(run: Run) -> Iterator[Table]:
+    entrants = [one for one in run.contenders if one.name in CHANNELS_1]
+    note = f"{CLIENTS} clients ask at the same time, or one alone. daphne polls {POLLED}"
+    try:
+        environments.build("channels1")
+    except LookupError as error:
+        entrants, note = [], f"left out: {error}"
+    yield Table(
+        "http",
+        f"HTTP: a site of Channels 1, daphne and {WORKERS} workers, requests",
+        (COLUMNS[0], Column("clients", "clients", "d"), *COLUMNS[1:]),
+        [row for one in entrants for rows in run.attempt(one, http, run, one) for row in rows],
+        note,
+    )
+
+    entrants = [one for one in run.contenders if one.name in CHANNELS_4]
+    sockets = SERVERS * run.effort(1, SOCKETS, SOCKETS)
+    note = f"{sockets} sockets; p50 and p99: until the last of them has heard"
+    lacking = [one for one in ("daphne", "websockets", "channels") if find_spec(one) is None]
+    if lacking:
+        entrants, note = [], f"left out, not installed: {', '.join(lacking)}"
+    yield Table(
+        "websocket",
+        f"WebSockets: a room on Channels 4, {SERVERS} servers, messages delivered",
+        COLUMNS,
+        [row for one in entrants for row in run.attempt(one, websocket, run, one, sockets)],
+        note,
+    )

@@ -1,0 +1,201 @@
+"""The WSGI adapters against the same application directly under gunicorn.
+
+    python -m benchmarks.wsgi [--quick] [--json FILE] [--rst FILE]
+
+Needs gunicorn, and wrk, which makes the load. Both ways run at once, each with the same number of
+requests that it can work on, and are measured in turn: an application directly in gunicorn, and
+gunicorn with `WsgiToAsgiAdapter` in front of as many `AsgiToWsgiWorker`. Server, workers and load
+share the cores of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from asgi_ipc import IPCChannelLayer, segment
+from asgi_ipc.wsgi import WsgiToAsgiAdapter
+
+from .measure import environment, interleaved, paired_ratio, parser
+
+# name: options of gunicorn, and of each of the four workers behind it
+SERVERS = {
+    "sync, 4 processes": (["--workers", "4"], ["--threads", "1"]),
+    "2 processes of 8 threads": (["--workers", "2", "--threads", "8"], ["--threads", "4"]),
+}
+WORKERS = 4
+REQUESTS = {"/": "14 bytes", "/wait": "waits 10 ms", "/megabyte": "1 MiB"}
+CONNECTIONS = 1, 16
+WAYS = "directly", "layer"
+
+_IN_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
+_MEGABYTE = bytes(1 << 20)
+
+
+def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """What is served both ways."""
+    content = b"Hello, world!\n"
+    if environ["PATH_INFO"] == "/wait":
+        time.sleep(0.01)  # as for a database
+    elif environ["PATH_INFO"] == "/megabyte":
+        content = _MEGABYTE
+    headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(content)))]
+    start_response("200 OK", headers)
+    return [content]
+
+
+_adapters: list[WsgiToAsgiAdapter] = []
+
+
+def front(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """What gunicorn runs in front of the layer."""
+    if not _adapters:
+        _adapters.append(WsgiToAsgiAdapter(IPCChannelLayer(os.environ["BENCHMARK_PREFIX"])))
+    return _adapters[0](environ, start_response)
+
+
+@contextlib.contextmanager
+def running(server: str) -> Iterator[dict[str, str]]:
+    """Both ways of one kind of server: their addresses."""
+    prefix = f"benchmark-wsgi-{os.getpid()}"
+    of_gunicorn, of_worker = SERVERS[server]
+    addresses = {}
+    with contextlib.ExitStack() as stack:
+        stack.callback(segment.destroy, prefix)
+
+        def start(*arguments: str) -> None:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *arguments], env={**os.environ, "BENCHMARK_PREFIX": prefix}
+            )
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+
+        for _ in range(WORKERS):
+            module = ["asgi_ipc.wsgi", "benchmarks.wsgi:application", "--prefix", prefix]
+            start(*module, *of_worker)
+        for way, name in zip(WAYS, ("application", "front")):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            options = ["--bind", f"127.0.0.1:{port}", "--log-level", "warning", *of_gunicorn]
+            start("gunicorn", *options, f"benchmarks.wsgi:{name}")
+            addresses[way] = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
+        for address in addresses.values():
+            load(address + "/", 16, 1)
+        yield addresses
+
+
+def load(url: str, connections: int, seconds: int) -> dict[str, float]:
+    """What wrk measures: p50 and p99 in ms, and requests a second."""
+    command = ["wrk", "--latency", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
+    told = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in told or "Socket errors" in told:
+        raise RuntimeError(f"not every request to {url} was answered:\n{told}")
+    found = {}
+    for key, share in (("p50", 50), ("p99", 99)):
+        number, unit = re.findall(rf"^ +{share}% +([\d.]+)(\w+)$", told, re.M)[0]
+        found[key] = float(number) * _IN_MS[unit]
+    found["rate"] = float(re.findall(r"^Requests/sec: +([\d.]+)$", told, re.M)[0])
+    return found
+
+
+def measure(server: str, repetitions: int, seconds: int) -> Iterator[dict[str, Any]]:
+    """A row for each kind of request and number of connections."""
+    with running(server) as addresses:
+        for path, request in REQUESTS.items():
+            for connections in CONNECTIONS:
+                samples: dict[str, dict[str, list[float]]] = {
+                    way: defaultdict(list) for way in WAYS
+                }
+                for way in interleaved(repetitions, WAYS):
+                    for key, value in load(addresses[way] + path, connections, seconds).items():
+                        samples[way][key].append(value)
+                direct, layer = (samples[way] for way in WAYS)
+                row: dict[str, Any] = {"server": server, "request": request, "at once": connections}
+                for key in ("p50", "p99"):
+                    row[f"direct {key}"] = statistics.median(direct[key])
+                    row[f"layer {key}"] = statistics.median(layer[key])
+                    added = [one - other for one, other in zip(layer[key], direct[key])]
+                    row[f"added {key}"] = statistics.median(added)
+                row["direct rate"] = statistics.median(direct["rate"])
+                row["layer rate"] = statistics.median(layer["rate"])
+                row["share"] = paired_ratio(layer["rate"], direct["rate"])
+                yield {**row, "samples": samples}
+
+
+# key in a row, heading, format
+COLUMNS = [
+    ("server", "gunicorn", ""),
+    ("request", "request", ""),
+    ("at once", "at once", "d"),
+    ("direct p50", "p50 ms", ".2f"),
+    ("added p50", "added", "+.2f"),
+    ("direct p99", "p99 ms", ".2f"),
+    ("added p99", "added", "+.2f"),
+    ("direct rate", "requests/s", ".0f"),
+    ("layer rate", "over layer", ".0f"),
+    ("share", "share", ".2f"),
+]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """As reStructuredText, which also reads well as text."""
+    cells = [[heading for _, heading, _ in COLUMNS]]
+    cells += [[format(row[key], form) for key, _, form in COLUMNS] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    border = "  ".join("=" * width for width in widths)
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    return "\n".join([border, lines[0], border, *lines[1:], border])
+
+
+def page(rows: list[dict[str, Any]], machine: dict[str, Any], command: str) -> str:
+    return (
+        f"{table(rows)}\n\n"
+        f"Printed by ``{command}`` ({machine['python']}, {machine['system']}, "
+        f"{machine['cores']} cores, load {machine['load'][0]} at the start).\n"
+    )
+
+
+def main() -> None:
+    options_parser: argparse.ArgumentParser = parser(__doc__ or "")
+    options_parser.add_argument("--rst", metavar="FILE", help="also write the table to FILE")
+    options = options_parser.parse_args()
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is missing (Debian: apt-get install wrk)")
+    repetitions, seconds = (2, 1) if options.quick else (5, 3)
+    machine = environment()
+    rows = [row for server in SERVERS for row in measure(server, repetitions, seconds)]
+    command = "python -m benchmarks.wsgi" + (" --quick" if options.quick else "")
+    text = page(rows, machine, command)
+    print(text)
+    if options.rst:
+        Path(options.rst).write_text(text, encoding="utf-8")
+    if options.json:
+        content = json.dumps({"environment": machine, "rows": rows}, indent=1)
+        Path(options.json).write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The tests on every Python that is installed here: ``make test-all`` runs this.
+
+Interpreters are looked for on PATH and among those of pyenv. One that is not installed is left out,
+and nox says so at its end.
+"""
+
+import os
+from pathlib import Path
+
+import nox
+
+PYTHONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"]
+# All of the package's own tests. Left out are those that build environments of other times, and
+# the proofs of reliability, which take long: `make test-all` runs these on one Python.
+TESTS = [
+    *("tests/unit", "tests/contract", "tests/test_aio_layer.py", "tests/test_sync_layer.py"),
+    *("tests/test_readme.py", "tests/clients/test_channels4_site.py"),
+    *("tests/clients/test_plain_asyncio.py", "tests/clients/test_uvloop.py"),
+]
+
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_existing_virtualenvs = True
+nox.options.stop_on_first_error = False
+
+# Before anything else on PATH: pyenv's shims stand there whether or not they lead anywhere.
+_pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+_found = [str(path) for path in sorted(_pyenv.glob("versions/3.*/bin"))]
+os.environ["PATH"] = os.pathsep.join([*_found, os.environ["PATH"]])
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests, or what is given after ``--``."""
+    session.install("--quiet", "--editable", ".[test]")
+    session.run("python", "-m", "pytest", *(session.posargs or TESTS))

@@ -1,0 +1,37 @@
+"""bench: it measures, and its verdict follows from what it measured."""
+
+from __future__ import annotations
+
+import glob
+
+import pytest
+from click.testing import CliRunner
+
+from asgi_ipc.command import bench as bench_module
+from asgi_ipc.command.cli import cli
+
+from .conftest import Run
+
+
+def test_it_measures_beside_the_floor(run: Run) -> None:
+    ran = run("bench", "--seconds", "0.5", "--json")
+    found = ran.json
+    assert found["pair_us"] > 0 and found["messages_per_second"] > 0
+    assert {trip["cores"] for trip in found["round_trips"]} <= {1, 2}
+    for trip in found["round_trips"]:
+        assert 0 < trip["floor_us"] and 0 < trip["layer_us"]
+        over = (trip["layer_us"] - trip["floor_us"]) / found["pair_us"]
+        assert trip["pairs_over_floor"] == pytest.approx(over)
+    well = all(trip["pairs_over_floor"] <= found["allowed"] for trip in found["round_trips"])
+    assert (found["well"], ran.code) == (well, 0 if well else 1)
+    assert not glob.glob("/dev/shm/asgi_ipc.bench-*")
+
+
+@pytest.mark.parametrize(("over", "code"), [(3.0, 0), (1000.0, 1)])
+def test_the_verdict(over: float, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    trip = {"cores": 1, "floor_us": 10.0, "layer_us": 10.0 + over, "pairs_over_floor": over}
+    measured = {"pair_us": 1.0, "round_trips": [trip], "messages_per_second": 1e5}
+    monkeypatch.setattr(bench_module, "_measure", lambda prefix, seconds: measured)
+    ran = CliRunner().invoke(cli, ["bench"])
+    assert ran.exit_code == code
+    assert ("as it should be" in ran.output) == (code == 0)

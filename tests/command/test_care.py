@@ -1,0 +1,196 @@
+"""verify, flush and destroy."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+from pathlib import Path
+
+from asgi_ipc import IPCChannelLayer, segment
+from asgi_ipc.inspection import Snapshot
+from asgi_ipc.layout import DIRTY, Q_COUNT, S_DIRTY, S_EPOCH, S_MARK, S_SEQ, S_SEQ_BASE, WORD
+from asgi_ipc.view import View
+
+from ..contract import until
+from ..unit.processes import NOBODY, in_child, is_root
+from .conftest import Live, Run
+
+
+def write_word(prefix: str, at: int, value: int) -> None:
+    with open(f"/dev/shm/asgi_ipc.{prefix}", "r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+        memory[at * WORD : at * WORD + WORD] = value.to_bytes(8, "little")
+        memory.close()
+
+
+def test_verify_says_that_all_is_well(live: Live, run: Run) -> None:
+    assert run("verify", "--json").json == {"prefix": live.prefix, "well": True, "problems": []}
+    assert "hold" in run("verify").output
+
+
+def test_verify_says_in_words_what_is_wrong(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    ((row, _),) = Snapshot(View(prefix)).queues.items()
+    write_word(prefix, row + Q_COUNT, 5)
+    ran = run("verify", "--json")
+    assert ran.code == 1
+    assert ran.json["problems"] == ["queue 'a': 5 messages counted, 1 there"]
+    assert run("verify").output == "queue 'a': 5 messages counted, 1 there\n"
+
+
+def test_verify_does_not_put_in_order_what_was_interrupted(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    write_word(prefix, S_DIRTY, DIRTY)
+    ran = run("verify")
+    assert ran.code == 1 and "a call was interrupted" in ran.output
+    assert View(prefix).words(S_DIRTY, 1)[0] == DIRTY
+    layer.send("a", {})
+    assert run("verify").code == 0
+
+
+def test_verify_of_a_header_that_contradicts_itself(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    write_word(prefix, 8, 1)
+    ran = run("verify", "--json")
+    assert ran.code == 1 and "contradicts itself" in ran.json["problems"][0]
+
+
+def test_verify_under_traffic_finds_nothing(live: Live, run: Run) -> None:
+    """The copy is made under the lock."""
+    layer = IPCChannelLayer(live.prefix)
+    pid = os.fork()
+    if not pid:
+        while True:
+            layer.send("busy", {"text": "x" * 100})
+            layer.receive(["busy"])
+    try:
+        before = View(live.prefix).words(S_SEQ, 1)[0]
+        until(lambda: View(live.prefix).words(S_SEQ, 1)[0] > before + 100)
+        for _ in range(3):
+            ran = run("verify")
+            assert ran.code == 0, ran.output
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_a_lock_that_stays_busy_is_exit_status_4_and_names_the_holder(
+    prefix: str, run: Run, tmp_path: Path
+) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    pid = os.fork()
+    if not pid:
+        section = layer._core.attach().section
+        section(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+        os._exit(0)
+    try:
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
+        ran = run("flush", "--timeout", "0.2")
+        assert ran.code == 4 and f"process {pid}" in ran.errors
+        assert run("verify").code == 0  # which sees that all is well without the lock
+        write_word(prefix, S_SEQ_BASE, 1 << 40)
+        ran = run("verify", "--timeout", "0.2")
+        assert ran.code == 4 and f"process {pid}" in ran.errors
+        write_word(prefix, S_SEQ_BASE, 0)
+        (holder,) = (one for one in run("processes", "--json").json if one["holds_lock"])
+        assert (holder["pid"], holder["state"]) == (pid, "stopped")
+        assert run("stats", "--json", "--interval", "0").json["lock"]["holder"] == pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert run("verify").code == 0
+
+
+def test_flush_forgets_and_the_processes_go_on(live: Live, run: Run) -> None:
+    assert run("flush").code == 0
+    found = run("stats", "--interval", "0", "--json").json
+    assert (found["messages"], found["groups"], found["processes"]) == (0, 0, 2)
+    run("send", "jobs", '{"job": 1, "reply_to": "answers"}')
+    assert run("receive", "answers", "--timeout", "30").json["message"] == {"done": 1}
+
+
+def test_flush_mends_what_recovery_gives_up_on(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    layer.close()
+    del layer
+    write_word(prefix, S_MARK, 0)
+    write_word(prefix, S_DIRTY, DIRTY)
+    epoch = View(prefix).words(S_EPOCH, 1)[0]
+    assert run("verify").code == 1
+    assert run("flush").code == 0
+    assert run("verify").code == 0
+    assert View(prefix).words(S_EPOCH, 1)[0] > epoch
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {"n": 1})
+    assert layer.receive(["a"]) == ("a", {"n": 1})
+
+
+def test_flush_with_a_file_lock(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix, lock="file")
+    layer.send("a", {})
+    assert run("verify").code == 0
+    assert run("flush").code == 0
+    assert layer.receive(["a"]) == (None, None)
+
+
+def test_destroy_refuses_while_processes_are_attached(live: Live, run: Run) -> None:
+    ran = run("destroy")
+    assert ran.code == 4
+    assert str(live.chat.pid) in ran.errors and str(live.worker.pid) in ran.errors
+    assert run("stats", "--interval", "0").code == 0
+
+
+def test_destroy_with_force(live: Live, run: Run) -> None:
+    assert run("destroy", "--force").code == 0
+    assert not Path(f"/dev/shm/asgi_ipc.{live.prefix}").exists()
+    live.chat.wait_until(
+        lambda: not live.chat.alive() or "SegmentVanished" in live.chat.output(),
+        "the chat process to notice",
+    )
+
+
+def test_destroy_of_what_nobody_uses(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    layer.close()
+    del layer
+    assert run("destroy").code == 0
+    assert not list(Path("/dev/shm").glob(f"asgi_ipc.{prefix}*"))
+    assert run("destroy").code == 3
+
+
+def test_destroy_of_leftovers(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    layer.close()
+    del layer
+    os.unlink(f"/dev/shm/asgi_ipc.{prefix}")
+    assert run("destroy").code == 0
+    assert not list(Path("/dev/shm").glob(f"asgi_ipc.{prefix}*"))
+
+
+@is_root
+def test_only_the_owner_flushes_and_destroys(prefix: str, run: Run) -> None:
+    """Also root does not, who would leave files of his own among those of another user."""
+
+    def make() -> None:
+        os.setuid(NOBODY)
+        layer = IPCChannelLayer(prefix)
+        layer.send("a", {})
+
+    in_child(make)
+    try:
+        assert run("verify").code == 0
+        assert run("stats", "--interval", "0", "--json").json["messages"] == 1
+        for command in ("flush", "destroy"):
+            ran = run(command)
+            assert ran.code == 3 and "belongs to" in ran.errors, ran
+        assert run("stats", "--interval", "0", "--json").json["messages"] == 1
+    finally:
+        in_child(lambda: (os.setuid(NOBODY), segment.destroy(prefix)))

@@ -1,0 +1,315 @@
+"""doctor: what it finds on a machine that is set up wrong, and its exit status."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+
+from asgi_ipc import IPCChannelLayer
+from asgi_ipc.diagnosis import diagnose
+from asgi_ipc.layout import DIRTY, H_VERSION, S_DIRTY, S_MARK, VERSION
+from asgi_ipc.surroundings import (
+    OK,
+    PROBLEM,
+    WARNING,
+    Finding,
+    descriptors,
+    leftovers,
+    remove_ipc,
+    shared_memory,
+)
+
+from ..unit.processes import (
+    NOBODY,
+    child,
+    in_child,
+    is_root,
+    mount_small_shared_memory,
+    on_linux,
+    or_skip,
+    rests,
+    unshare_pids,
+)
+from .conftest import Live, Run, resume, stop
+from .conftest import asgi_ipc as run_command
+from .test_care import write_word
+
+
+def of(prefix: str, findings: list[Finding]) -> dict[str, Finding]:
+    """The findings for a layer by subject; what is wrong before what is well."""
+    order = (OK, WARNING, PROBLEM)
+    mine = [finding for finding in findings if finding.prefix == prefix]
+    return {one.subject: one for one in sorted(mine, key=lambda one: order.index(one.level))}
+
+
+def test_all_is_well_with_a_layer_in_use(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    ran = run("doctor", "--json")
+    mine = {one["subject"]: one["level"] for one in ran.json if one["prefix"] == prefix}
+    assert mine == dict.fromkeys(("processes", "memory", "lock", "invariants", "channels"), "ok")
+    assert ran.code == 0
+    text = run("doctor").output
+    assert f"{prefix}: invariants: all hold" in text and "/dev/shm has" in text
+
+
+def test_full_and_unread_channels(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asgi_ipc.diagnosis._UNREAD", 0)
+    found = [one for one in diagnose(live.prefix) if one.subject == "channels"]
+    assert {one.level for one in found} == {WARNING}
+    assert any("full: full" in one.text for one in found)
+    (unread,) = (one for one in found if "backlog" in one.text)
+    assert "jobs" not in unread.text and live.mine not in unread.text
+
+
+def test_a_stale_layer_and_how_to_remove_it(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    layer.close()
+    del layer
+    found = of(prefix, diagnose(prefix))["processes"]
+    assert found.level == WARNING and "1 messages wait" in found.text
+    assert found.remedy.endswith(f"asgi-ipc destroy --prefix {prefix}")
+    assert run("doctor").code == 0
+
+
+def test_versions_of_two_sides(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    with child(rests_attached(prefix)) as process:
+        process.hear()
+        write_word(prefix, H_VERSION, VERSION + 1)
+        ran = run("doctor", "--json")
+        assert ran.code == 1
+        (found,) = (one for one in ran.json if one["prefix"] == prefix)
+        assert found["level"] == "problem" and f"version {VERSION + 1}" in found["text"]
+        assert "stop the processes of one" in found["remedy"]
+
+
+def rests_attached(prefix: str):  # type: ignore[no-untyped-def]
+    def attached(line):  # type: ignore[no-untyped-def]
+        layer = IPCChannelLayer(prefix)
+        layer.send("a", {})
+        rests(line)
+
+    return attached
+
+
+def test_whoever_is_stopped_with_the_lock_in_hand(prefix: str) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    pid = os.fork()
+    if not pid:
+        layer._core.attach().section(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+        os._exit(0)
+    try:
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
+        found = of(prefix, diagnose(prefix))["lock"]
+        assert found.level == PROBLEM and f"process {pid} " in found.text
+        assert found.remedy.startswith(f"kill -CONT {pid}")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert of(prefix, diagnose(prefix))["lock"].level == OK
+
+
+def test_a_process_that_is_stopped(live: Live) -> None:
+    stop(live.worker)
+    found = of(live.prefix, diagnose(live.prefix))["processes"]
+    resume(live.worker)
+    assert found.level == WARNING and f"process {live.worker.pid} " in found.text
+
+
+def test_damage_is_a_problem(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    write_word(prefix, S_MARK, 0)
+    write_word(prefix, S_DIRTY, DIRTY)
+    found = of(prefix, diagnose(prefix))["invariants"]
+    assert found.level == PROBLEM and found.remedy == f"asgi-ipc flush --prefix {prefix}"
+    assert run("doctor").code == 1
+    run("flush")
+    assert of(prefix, diagnose(prefix))["invariants"].level == OK
+
+
+def test_a_process_that_uses_a_segment_that_was_removed(live: Live, prefix: str) -> None:
+    stop(live.chat, live.worker)
+    os.unlink(f"/dev/shm/asgi_ipc.{prefix}")
+    os.unlink(f"/dev/shm/asgi_ipc.{prefix}.d/members")
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    found = [one for one in diagnose(prefix) if one.subject == "containers"]
+    resume(live.chat, live.worker)
+    assert len(found) == 2 and all("was removed" in one.text for one in found)
+
+
+@is_root
+@on_linux
+def test_a_process_with_a_shared_memory_of_its_own(prefix: str) -> None:
+    """A container that does not share /dev/shm, seen from the host."""
+
+    def elsewhere(line):  # type: ignore[no-untyped-def]
+        mount_small_shared_memory(8 << 20)
+        layer = IPCChannelLayer(prefix, message_memory=1 << 20)
+        layer.send("a", {})
+        rests(line)
+
+    layer = IPCChannelLayer(prefix, message_memory=1 << 20)
+    layer.send("a", {})
+    or_skip(lambda: mount_small_shared_memory(8 << 20))
+    with child(elsewhere) as process:
+        process.hear()
+        (found,) = (one for one in diagnose(prefix) if one.subject == "containers")
+    assert found.level == PROBLEM and "a /dev/shm of its own" in found.text
+    assert f"process {process.pid or ''}" in found.text
+
+
+@is_root
+@on_linux
+def test_another_pid_namespace(prefix: str) -> None:
+    """The segment of a container that shares /dev/shm and not its PID namespace."""
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+
+    def contained() -> object:
+        unshare_pids()
+        return in_child(lambda: of(prefix, diagnose(prefix))["namespaces"])
+
+    found = or_skip(contained)
+    assert found.level == WARNING and "--pid=container:" in found.text
+
+
+@is_root
+@on_linux
+def test_a_tiny_shared_memory() -> None:
+    """Docker's, and one that is full. In a mount namespace, so that the command sees it."""
+
+    def docker() -> object:
+        mount_small_shared_memory(64 << 20)
+        small = run_command("doctor", "--json")
+        with open("/dev/shm/filler", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, (64 << 20) - 4096 * 20)
+        return small, run_command("doctor", "--json"), run_command("doctor")
+
+    small, full, text = or_skip(docker)
+    (found,) = (one for one in small.json if one["subject"] == "shared memory")
+    assert (small.code, found["level"]) == (0, "warning")
+    assert "64.0 MiB" in found["text"] and "--shm-size" in found["remedy"]
+    (found,) = (one for one in full.json if one["subject"] == "shared memory")
+    assert (full.code, found["level"]) == (1, "problem")
+    assert "PROBLEM shared memory" in text.output and "asgi-ipc destroy" in text.output
+
+
+@is_root
+@on_linux
+def test_a_layer_that_cannot_grow_to_its_limit(prefix: str) -> None:
+    def inside() -> object:
+        mount_small_shared_memory(4 << 20)
+        layer = IPCChannelLayer(prefix)
+        layer.send("a", {})
+        return of(prefix, diagnose(prefix))["memory"]
+
+    found = or_skip(inside)
+    assert found.level == WARNING and "ChannelFull before that" in found.text
+
+
+@is_root
+def test_a_shared_memory_that_may_not_be_written() -> None:
+    def inside() -> object:
+        mount_small_shared_memory(128 << 20)
+        os.chmod("/dev/shm", 0o755)
+        os.setuid(NOBODY)
+        return [one for one in shared_memory() if one.level == PROBLEM]
+
+    (found,) = or_skip(inside)
+    assert "cannot be written" in found.text and found.remedy == "chmod 1777 /dev/shm"
+
+
+def test_few_descriptors() -> None:
+    def inside() -> Finding:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+        return descriptors()
+
+    found = in_child(inside)
+    assert found.level == WARNING and "may open 100 files" in found.text
+    assert "ulimit -n" in found.remedy
+
+
+@is_root
+def test_what_1x_and_a_removed_segment_leave_behind() -> None:
+    def inside() -> object:
+        mount_small_shared_memory(1 << 20)
+        for name in ("old-messages", "sem.old-messages", "asgi_ipc.here", "unrelated-messages"):
+            Path("/dev/shm", name).touch()
+        for name in ("asgi_ipc.gone.d", "asgi_ipc.here.d"):
+            Path("/dev/shm", name).mkdir()
+        return {one.prefix: one for one in leftovers()}
+
+    found = or_skip(inside)
+    assert found.keys() == {"old", "gone"}
+    assert "1.x" in found["old"].text and "rm /dev/shm/old-{" in found["old"].remedy
+    assert found["gone"].remedy.endswith("asgi-ipc destroy --prefix gone")
+
+
+class Root:
+    """A root directory with systemd in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self.write("run/systemd/system/nothing", "")
+        self.write("etc/login.defs", "SYS_UID_MAX\t\t  499\n")
+
+    def write(self, name: str, text: str) -> None:
+        file = self.path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("uid", "files", "level"),
+    [
+        (1234567, {}, WARNING),  # systemd's default is yes
+        (400, {}, OK),
+        (1234567, {"etc/systemd/logind.conf": "[Login]\nRemoveIPC=no\n"}, OK),
+        (1234567, {"etc/systemd/logind.conf": "[Login]\n#RemoveIPC=no\n"}, WARNING),
+        (1234567, {"usr/lib/systemd/logind.conf.d/x.conf": "[Login]\nRemoveIPC=no\n"}, OK),
+        (
+            1234567,
+            {
+                "etc/systemd/logind.conf": "[Login]\nRemoveIPC=no\n",
+                "etc/systemd/logind.conf.d/x.conf": "[Login]\nRemoveIPC=yes\n",
+            },
+            WARNING,
+        ),
+        (
+            1234567,
+            {
+                "usr/lib/systemd/logind.conf.d/x.conf": "[Login]\nRemoveIPC=yes\n",
+                "etc/systemd/logind.conf.d/x.conf": "[Login]\nRemoveIPC=off\n",
+            },
+            OK,
+        ),
+        (1234567, {"var/lib/systemd/linger/1234567": ""}, OK),
+        (1234567, {"etc/systemd/logind.conf": "no section\n\x00"}, WARNING),
+    ],
+)
+def test_remove_ipc(uid: int, files: dict[str, str], level: str, tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    for name, text in files.items():
+        root.write(name, text)
+    found = remove_ipc(uid, tmp_path)
+    assert found.level == level
+    assert bool(found.remedy) == (level == WARNING)
+
+
+def test_remove_ipc_without_systemd(tmp_path: Path) -> None:
+    assert remove_ipc(1234567, tmp_path).level == OK
+
+
+def test_a_wrong_prefix(run: Run) -> None:
+    ran = run_command("doctor", "--prefix", "no-such-layer")
+    assert ran.code == 3 and "'no-such-layer'" in ran.errors

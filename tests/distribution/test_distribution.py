@@ -1,0 +1,113 @@
+"""What is published: the sdist, the wheel made from it, and what pip makes of each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import asgi_ipc
+from tests import environments
+
+pytest.importorskip("build", reason="lacking: build")
+
+# Run where nothing but the package and what it needs is installed.
+PROGRAM = """
+import asyncio, importlib.util, sys
+import asgi_ipc, asgi_ipc.aio
+from asgi_ipc import segment
+
+assert asgi_ipc.__file__.startswith(sys.prefix), asgi_ipc.__file__
+assert importlib.util.find_spec("tests") is None
+
+async def main(prefix):
+    blocking, layer = asgi_ipc.IPCChannelLayer(prefix=prefix), asgi_ipc.aio.IPCChannelLayer(prefix)
+    blocking.send("numbers", {"number": 1})
+    assert await layer.receive("numbers") == {"number": 1}
+
+try:
+    asyncio.run(main(sys.argv[1]))
+finally:
+    segment.destroy(sys.argv[1])
+print(asgi_ipc.__version__)
+"""
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=clean,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """The sdist of what git would publish, and the wheel that is built from the sdist."""
+    if not (environments.REPOSITORY / ".git").exists():
+        pytest.skip("lacking: a git checkout, which knows what is to be published")
+    folder = tmp_path_factory.mktemp("built")
+    source = folder / "source"
+    # A copy, so that the build leaves nothing in the checkout.
+    source.mkdir()
+    names = run("git", "ls-files", "-z", folder=environments.REPOSITORY).split("\0")
+    for name in filter(None, names):
+        path = environments.REPOSITORY / name
+        if path.is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(path.read_bytes())
+    run(sys.executable, "-m", "build", "--outdir", folder, source, folder=folder)
+    [sdist], [wheel] = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    yield {"sdist": sdist, "wheel": wheel}
+
+
+def test_the_sdist_holds_what_it_takes_to_test_it(built: dict[str, Path]) -> None:
+    with tarfile.open(built["sdist"]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for name in (
+        *("README.rst", "CHANGELOG.txt", "CONTRIBUTING.rst", "LICENSE", "Makefile", "noxfile.py"),
+        *("asgi_ipc/py.typed", "demo/chat/templates/chat/room.html", "docs/images/chat.png"),
+        *("docs/tutorial.rst", "tests/unit/test_log.py", "benchmarks/wakeups.py"),
+    ):
+        assert name in names
+    assert not [name for name in names if "__pycache__" in name or name.startswith(".")]
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(built: dict[str, Path]) -> None:
+    with zipfile.ZipFile(built["wheel"]) as archive:
+        names = archive.namelist()
+    package = {
+        str(path.relative_to(environments.REPOSITORY))
+        for path in (environments.REPOSITORY / "asgi_ipc").rglob("*")
+        if path.suffix == ".py" or path.name == "py.typed"
+    }
+    information = f"asgi_ipc-{asgi_ipc.__version__}.dist-info/"
+    assert {name for name in names if not name.startswith(information)} == package
+
+
+@pytest.mark.parametrize("kind", ["sdist", "wheel"])
+def test_it_can_be_installed_and_used(
+    kind: str, built: dict[str, Path], tmp_path: Path, prefix: str
+) -> None:
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    pip = ("-m", "pip", "--disable-pip-version-check")
+    run(python, *pip, "install", "--quiet", built[kind], folder=tmp_path)
+    assert run(python, "-c", PROGRAM, prefix, folder=tmp_path).strip() == asgi_ipc.__version__
+    assert "No broken requirements" in run(python, *pip, "check", folder=tmp_path)

@@ -1,0 +1,1 @@
+"""Several machines: two prefixes are two machines here, and share real servers."""

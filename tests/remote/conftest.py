@@ -1,0 +1,44 @@
+"""What the tests of several machines share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from .servers import Server, servers
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One redis-server for all tests that leave it as it is."""
+    with servers(tmp_path_factory.mktemp("redis")) as (server,):
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: Server) -> Server:
+    """An empty redis-server."""
+    shared_server.ask("FLUSHALL")
+    return shared_server
+
+
+@pytest.fixture
+async def machine(prefix: str) -> AsyncIterator[Callable[..., Any]]:
+    """A function that makes a layer on machine `number`; called again, another client there."""
+    from asgi_ipc import segment
+    from asgi_ipc.aio import LocalAndRemoteChannelLayer
+
+    made: list[Any] = []
+
+    def make(number: int, remote: dict[str, Any], **options: Any) -> Any:
+        local = {"prefix": f"{prefix}-{number}", **options}
+        made.append(LocalAndRemoteChannelLayer(remote, local, remote_timeout=3))
+        return made[-1]
+
+    yield make
+    for layer in made:
+        await layer.close()
+    for name in {layer.prefix for layer in made}:
+        segment.destroy(name)

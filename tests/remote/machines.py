@@ -1,0 +1,60 @@
+"""Machines for the tests: layers under prefixes of their own, over one remote layer."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+CORE = "channels_redis.core.RedisChannelLayer"
+PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
+VALKEY_PUBSUB = "channels_valkey.pubsub.ValkeyPubSubChannelLayer"
+OURS = "asgi_ipc.aio.IPCChannelLayer"  # any layer for Channels 4 will do
+
+LIVENESS = 30.0  # seconds until something that must happen counts as not happening
+
+
+def redis(*servers: Any, backend: str = CORE, **config: Any) -> dict[str, Any]:
+    """The CHANNEL_LAYERS entry of channels_redis, or of channels_valkey, over some servers."""
+    scheme = "valkey" if "valkey" in backend else "redis"
+    hosts = [f"{scheme}://127.0.0.1:{server.port}/0" for server in servers]
+    return {"BACKEND": backend, "CONFIG": {"hosts": hosts, **config}}
+
+
+async def receive(layer: Any, channel: str) -> Any:
+    return await asyncio.wait_for(layer.receive(channel), LIVENESS)
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
+    """Asks until `condition` is true, and returns its value."""
+    deadline = time.monotonic() + LIVENESS
+    while not (value := await condition()):
+        assert time.monotonic() < deadline, f"waited {LIVENESS:.0f} s for {what}"
+        await asyncio.sleep(0.02)
+    return value
+
+
+async def nothing_waits(layer: Any, channel: str) -> bool:
+    """Whether nothing is left on a channel, once all that is on its way has come: what is sent
+    last arrives first."""
+    await layer.send(channel, {"last": True})
+    return bool(await receive(layer, channel) == {"last": True})
+
+
+async def reaches(sender: Any, group: str, receiver: Any, channel: str) -> None:
+    """Sends to a group until one of these messages has come to a member on another machine."""
+    token = secrets.token_hex(8)
+    deadline = time.monotonic() + LIVENESS
+
+    async def read() -> None:
+        while (await receiver.receive(channel)).get("token") != token:
+            pass  # of an earlier call, or of the test
+
+    reading = asyncio.ensure_future(read())
+    while not reading.done():
+        assert time.monotonic() < deadline, f"group {group!r} does not reach {channel!r}"
+        await sender.group_send(group, {"token": token})
+        await asyncio.wait([reading], timeout=0.05)
+    await reading

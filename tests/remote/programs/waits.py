@@ -1,0 +1,27 @@
+"""A process that waits where nothing comes: what it does is receive for its machine.
+
+usage: python -m tests.remote.programs.waits PREFIX REMOTE
+Prints "relay" when it is the one that does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from asgi_ipc.aio import LocalAndRemoteChannelLayer
+
+
+async def main(prefix: str, remote: dict[str, Any]) -> None:
+    layer = LocalAndRemoteChannelLayer(remote, {"prefix": prefix})
+    waiting = asyncio.ensure_future(layer.receive("nothing.comes.here"))
+    while layer._remote._relay is None or not layer._remote._relay.up:
+        await asyncio.sleep(0.01)
+    print("relay", flush=True)
+    await waiting
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], json.loads(sys.argv[2])))
