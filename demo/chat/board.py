@@ -1,67 +1,71 @@
 """What the layer does, in figures, for the board.
 
-Everything is read from shared memory, so it is the same on every server, and nobody else notices.
+Everything is read from shared memory, from outside, as the command ``asgi-ipc`` does it. So it is
+the same on every server, and nobody is disturbed.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
+
+from asgi_ipc.inspection import Snapshot
+from asgi_ipc.view import View
 
 from . import rooms
 
 CHANNELS = 12  # at the most, the fullest first
 
 
-async def figures(layer: Any) -> dict[str, Any]:
-    """One look at the layer, as JSON takes it. Times are in seconds."""
-    totals = await layer.global_statistics()
-    return {
-        "rate": round(totals["messages_count_per_second"], 1),
-        "count": totals["messages_count"],
-        "waiting": totals["messages_pending"],
-        "oldest": round(totals["messages_max_age"], 1),
-        "refused": totals["channel_full_count"],
-        "rooms": {
-            room: len(await layer.group_channels(rooms.here(room))) for room in rooms.SUGGESTED
-        },
-        **inside(layer),
-    }
+class Board:
+    """The figures of one layer; its rates are those since the look before."""
 
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._before: Snapshot | None = None
 
-def inside(layer: Any) -> dict[str, Any]:
-    """Drops, processes and channels, which the contracts of a channel layer do not speak of."""
-    from asgi_ipc import layout
-
-    session = layer._core.attach()
-    store, now = session.store, time.monotonic()
-    words, doubles = store.words, store.doubles
-    rows = [store.process_row(index) for index in range(layout.MAX_PROCESSES)]
-    channels = [
-        {
-            "name": store.queues.name(row).decode(),
-            "waiting": words[row + layout.Q_COUNT],
-            "total": words[row + layout.Q_TOTAL],
-            "dropped": words[row + layout.Q_DROPS],
+    async def figures(self) -> dict[str, Any]:
+        """One look, as JSON takes it. Times are in seconds."""
+        # Asked for first: this attaches, so that there is something to look at.
+        people = {
+            room: len(await self._layer.group_channels(rooms.here(room)))
+            for room in rooms.SUGGESTED
         }
-        for row in store.queues.rows()
-    ]
-    for channel in channels:
-        channel["capacity"] = layer._core.capacity_of(channel["name"])
-    channels.sort(key=lambda channel: (-channel["waiting"], -channel["total"], channel["name"]))
-    return {
-        "drops": {
-            reason: words[layout.S_DROPS + number]
-            for number, reason in enumerate(layout.DROP_REASONS)
-        },
-        "processes": [
-            {
-                "pid": words[row + layout.P_PID],
-                "age": round(now - doubles[row + layout.P_ATTACHED]),
-                "dead": doubles[row + layout.P_DEAD_SINCE] > 0,
-            }
-            for row in rows
-            if words[row + layout.P_GENERATION]
-        ],
-        "channels": channels[:CHANNELS],
-    }
+        now = Snapshot(View(self._layer.prefix))
+        before, self._before = self._before, now
+        stats = now.stats(before.totals() if before else None)
+        channels = sorted(now.channels(), key=lambda one: (-one.fill, -one.sent, one.name))
+        return {
+            "rate": round(stats.rates.sent, 1),
+            "count": stats.sent,
+            "waiting": stats.messages,
+            "oldest": round(stats.oldest, 1),
+            "drops": stats.dropped,
+            "rooms": people,
+            "processes": [
+                {
+                    "pid": process.pid,
+                    "command": command(process.command),
+                    "age": round(process.attached),
+                    "state": process.state,
+                }
+                for process in now.processes()
+            ],
+            "channels": [
+                {
+                    "name": channel.name,
+                    "waiting": channel.messages,
+                    "capacity": channel.capacity or self._layer.capacity,
+                    "sent": channel.sent,
+                    "dropped": sum(channel.dropped.values()),
+                }
+                for channel in channels[:CHANNELS]
+            ],
+        }
+
+
+def command(line: str) -> str:
+    """What a process is, without the way to its interpreter: "daphne -p 8001 chat.asgi"."""
+    words = line.split()
+    while words and (words[0].startswith("-") or "python" in words[0]):
+        words.pop(0)
+    return " ".join(words)

@@ -6,7 +6,6 @@ it is. The worker reads a normal channel, so any number of worker processes coul
 
 from __future__ import annotations
 
-from functools import partial
 from urllib.parse import parse_qs
 from weakref import WeakValueDictionary
 
@@ -15,7 +14,8 @@ from channels.consumer import SyncConsumer
 from channels.exceptions import ChannelFull
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
-from . import board, rooms
+from . import rooms
+from .board import Board
 from .watch import Watch
 
 WORD_COUNT = "word-count"
@@ -100,7 +100,7 @@ class BoardConsumer(AsyncJsonWebsocketConsumer):
 
     async def connect(self):
         await self.accept()
-        self.watch = watches.setdefault("", Watch(partial(board.figures, self.channel_layer)))
+        self.watch = watches.setdefault("", Watch(Board(self.channel_layer).figures))
         self.watch.add(self.send_json)
 
     async def disconnect(self, code):

@@ -146,7 +146,7 @@ async def test_who_was_on_a_killed_server_is_not_here(site: Site) -> None:
 
 
 def alive(figures: dict[str, Any]) -> list[int]:
-    return [process["pid"] for process in figures["processes"] if not process["dead"]]
+    return [process["pid"] for process in figures["processes"] if process["state"] == "alive"]
 
 
 async def hear_of_the_board(site: Site, wanted: Callable[[dict[str, Any]], bool]) -> None:

@@ -92,7 +92,7 @@ class Reader:
 
     def adapt(self, text: str) -> str:
         """What stands on the page, with this reader's own prefix and ports."""
-        text = re.sub(r"""(prefix"?[=:] ?"|destroy\(')mysite(["'])""", rf"\1{self._prefix}\2", text)
+        text = re.sub(r"""(prefix"?[=:] ?"|destroy\(')\w+(["'])""", rf"\1{self._prefix}\2", text)
         return re.sub(r"\b800[12]\b", lambda port: self._ports[port[0]], text)
 
     def follow(
