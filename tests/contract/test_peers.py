@@ -17,6 +17,8 @@ import pytest
 
 from asgi_ipc.conformance import Channels1Contract, Channels4Contract
 from tests import environments
+from tests.clients import processes
+from tests.documentation import pages
 
 DOCS = environments.REPOSITORY / "docs"
 FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
@@ -68,6 +70,19 @@ def test_a_layer_of_others_does_what_the_page_says(layer: Any) -> None:
 def test_the_page_has_every_test_with_its_sentence(contract: Any) -> None:
     for name, sentence in script.sentences(contract).items():
         assert f"* - ``{name}``\n     - {sentence}\n" in PAGE
+
+
+def test_the_example_on_the_page_runs(tmp_path: Path) -> None:
+    (block,) = pages.blocks(DOCS / "conformance.rst")
+    (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+    with processes.running(
+        [sys.executable, "-m", "pytest", "-p", "no:django", "-o", "asyncio_mode=auto"]
+        + ["-W", "ignore", "-p", "no:cacheprovider", "-k", "capacity or peer or many_writers"],
+        log=tmp_path / "log",
+        environment=environments.child_environment(),
+        folder=tmp_path,
+    ) as suite:
+        assert re.search(r"\b[4-9] passed, \d+ deselected", suite.wait())
 
 
 @pytest.mark.parametrize("contract", [Channels1Contract, Channels4Contract])
