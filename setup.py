@@ -32,6 +32,7 @@ BENCH = [
     *CHANNELS,
     "channels_redis",
     "daphne>=4",
+    "gunicorn",
     "matplotlib",
     "py-spy",
     "pyzmq",
