@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,11 +35,9 @@ def public_modules() -> list[ModuleType]:
 
 
 @pytest.fixture(scope="module")
-def documented(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Builds all pages; every name in their index."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all pages."""
     pytest.importorskip("furo", reason="lacking: sphinx and furo")
-    from sphinx.util.inventory import InventoryFile
-
     built = tmp_path_factory.mktemp("docs")
     done = subprocess.run(
         [*(sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"), pages.DOCS, built],
@@ -49,10 +48,28 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+    return built
+
+
+@pytest.fixture(scope="module")
+def documented(built: Path) -> set[str]:
+    """Every name in the index of the pages."""
+    from sphinx.util.inventory import InventoryFile
+
     with open(built / "objects.inv", "rb") as file:
         inventory = InventoryFile.load(file, "", lambda _, path: path)
     items = inventory.data if hasattr(inventory, "data") else inventory
     return {name for kind, names in items.items() if kind.startswith("py:") for name in names}
+
+
+def test_every_link_between_pages_leads_somewhere(built: Path) -> None:
+    links = {
+        (page, link)
+        for page in built.rglob("*.html")
+        for link in re.findall(r'(?:href|src)="([^":#?]+)[^":]*"', page.read_text(encoding="utf-8"))
+    }
+    assert len(links) > 100
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
 def test_every_public_name_is_in_the_reference(documented: set[str]) -> None:
