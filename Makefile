@@ -13,8 +13,8 @@ help:
 	@echo "make coverage  how much of the package the tests run through, line and branch"
 	@echo "make docs      the documentation, into docs/_build/html"
 	@echo "make demo      a small site on two server processes and a worker; Ctrl-C stops it"
-	@echo "make bench     measures everything, next to its peers, and writes docs/benchmarks (12 minutes;"
-	@echo "               make bench BENCH=--quick: 5)"
+	@echo "make bench     measures everything, next to its peers, and writes docs/benchmarks (some ten minutes;"
+	@echo "               make bench BENCH=--quick: some four)"
 	@echo "make clean     removes the environments and everything that was built"
 
 # The tests run whatever the first two say, so that one run tells everything; any failure counts.
@@ -22,13 +22,9 @@ test: .venv/installed
 	@status=0; \
 	.venv/bin/ruff check . || status=1; \
 	.venv/bin/mypy || status=1; \
-	.venv/bin/python -m pytest $(LEFT_OUT) || status=1; \
+	.venv/bin/python -m pytest || status=1; \
 	exit $$status
 
-# The proofs of reliability are not all green yet: they run with test-all.
-LEFT_OUT = --ignore=tests/reliability
-
-test-all: LEFT_OUT =
 test-all: export ASGI_IPC_TEST_LENGTH = full
 test-all: test pythons coverage
 

@@ -473,9 +473,9 @@ def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = Fals
 
 
 def _found_or_made(wanted: Wanted, patience: float, timeout: float, flush: bool) -> Attachment:
+    key = wanted.home or wanted.prefix
     try:
         _guard.enter()
-        key = wanted.home or wanted.prefix
         found = _attachments.get(key)
         if found is not None and (found.broken is not None or found.segment.vanished()):
             # Layers that were made before find out for themselves, and say so.

@@ -255,7 +255,7 @@ class Snapshot:
             oldest=max(self.now - sent_at, 0.0) if sent_at else 0.0,
             sent=words[Q_TOTAL],
             refused=words[Q_FULL],
-            dropped=words[Q_DROPS],
+            dropped={reason: words[Q_DROPS + place] for place, reason in enumerate(DROP_REASONS)},
             members=words[Q_MEMBERS],
             owner=0 if owner is None else self._pid(owner),
             waiting=waiting,

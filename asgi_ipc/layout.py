@@ -133,13 +133,13 @@ Q_FULL = 12  # ChannelFull raised
 Q_CREATED = 13  # time
 Q_SEEN = 14  # TOTAL at the sweep's last visit, and
 Q_SEEN_AT = 15  # when that was; an empty row idle for long is reclaimed
-Q_DROPS = 16  # messages dropped here
+Q_CAPACITY = 16  # messages that may wait, as the last sender who looked the queue up has it
 Q_FIRST_MEMBER = 17  # derived: newest membership that leads here
 Q_WAITING = 18  # bit i: word i of the waiter set is not empty
 Q_WAITERS = 19  # 17 words: the waiter set, one bit for each waiter row
 Q_NAME = 36  # 13 words
-Q_CAPACITY = 49  # messages that may wait, as the last sender who looked the queue up has it
-QUEUE_WORDS = 50
+Q_DROPS = 49  # 6 words: messages dropped here, by reason
+QUEUE_WORDS = 55
 WAITER_SET_WORDS = MAX_WAITERS // 64
 
 # -- group rows -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from prometheus_client.registry import REGISTRY, Collector, CollectorRegistry
 
 from .errors import IPCError
 from .inspection import Snapshot
-from .layout import Q_DROPS, Q_FULL, Q_TOTAL, R_GENERATION, S_SEQ
+from .layout import DROP_REASONS, Q_DROPS, Q_FULL, Q_TOTAL, R_GENERATION, S_SEQ
 from .segment import Paths, prefixes
 from .statistics import Channel, Stats
 from .view import View
@@ -27,6 +27,10 @@ from .view import View
 OTHER = "(other)"
 
 _Counts = tuple[int, int, int]  # sent, refused, dropped
+
+
+def _dropped(words: memoryview[int]) -> int:
+    return sum(words[Q_DROPS : Q_DROPS + len(DROP_REASONS)])
 
 
 def folded(name: str) -> str:
@@ -112,7 +116,7 @@ class _Layer:
         seen: dict[tuple[int, int], _Counts] = {}
         for row, words in snapshot.queues.items():
             key = row, words[R_GENERATION]
-            counts = seen[key] = words[Q_TOTAL], words[Q_FULL], words[Q_DROPS]
+            counts = seen[key] = words[Q_TOTAL], words[Q_FULL], _dropped(words)
             before = self._seen.get(key, (0, 0, 0))
             sums = self._sums.setdefault(self._label(snapshot.name(row)), [0, 0, 0])
             for place in range(3):

@@ -362,7 +362,7 @@ class Queues(Waiters):
     def count_drop(self, row: int, reason: int, count: int = 1, local: str = "") -> None:
         """Count messages of the queue at `row` that nobody will receive. `local` says which of
         its channels they were for, where that is known."""
-        self.words[row + Q_DROPS] += count
+        self.words[row + Q_DROPS + reason] += count
         self.words[S_DROPS + reason] += count
         if reason not in self.dropped:
             self.dropped[reason] = self.queues.name(row).decode("ascii", "replace") + local

@@ -374,19 +374,17 @@ def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterato
                         )
                     time.sleep(0.001)
                 # Who waited for a lock whose file was removed meanwhile holds nothing.
-                try:
-                    ours = os.path.samestat(os.fstat(opened.number), os.stat(paths.attach_lock))
-                except FileNotFoundError:
-                    ours = False
+                ours = _is_at(opened.number, paths.attach_lock)
                 if ours:
                     yield
-                    return
             finally:
                 # Not only closed: a child that was forked meanwhile has it open too.
                 fcntl.flock(opened.number, fcntl.LOCK_UN)
         finally:
             # Again: an exception out of a signal handler may have come in between.
             fcntl.flock(opened.number, fcntl.LOCK_UN)
+        if ours:
+            return
 
 
 def _flocked(fd: int) -> bool:
@@ -395,6 +393,14 @@ def _flocked(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_at(fd: int, path: str) -> bool:
+    """Whether the open file `fd` is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _make_directory(path: str, mode: int) -> None:

@@ -77,7 +77,7 @@ class Channel:
     oldest: float  # seconds that the oldest message has been waiting; 0.0 if there is none
     sent: int  # messages accepted since the channel came to be
     refused: int  # ChannelFull raised
-    dropped: int
+    dropped: dict[str, int]
     members: int  # memberships of groups that lead here
     owner: int  # process id of whom it belongs to, if it is process-specific; 0 if to nobody
     waiting: tuple[int, ...]  # process ids of whoever waits here for a message at this instant

@@ -30,7 +30,7 @@ PAGES = ("README.rst", "docs/performance.rst")
 FIGURES = [f"docs/benchmarks/{name}.json" for name in ("layers", "profile", "wakeups")]
 FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 OURS = ("asgi_ipc-blocking", "asgi_ipc-asyncio")
-NEXT_TO_THEM = ("InMemory", "multiprocessing.Queue", "FIFO-blocking", "FIFO-asyncio")
+NEXT_TO_THEM = ("InMemory", "FIFO-blocking", "FIFO-asyncio")
 
 # What a workload measures of our layers: a table, and a column that must have a figure.
 MEASURED = {

@@ -227,7 +227,7 @@ class Core(Receiving):
             elif waiter == FULL or waiter == NO_MEMORY:
                 reason = CAPACITY if waiter == FULL else MEMORY
                 store.words[S_DROPS + reason] += 1
-                store.words[target.row + Q_DROPS] += 1
+                store.words[target.row + Q_DROPS + reason] += 1
                 dropped.append((target, reason))
             else:
                 gone = gone or waiter == GONE

@@ -26,7 +26,7 @@ from typing import Any
 from .. import errors
 from ..drops import LOG_EVERY
 from ..errors import InvalidOption, RemoteUnavailable
-from .directory import OWN_NAMES
+from .directory import OWN_NAMES, address_of
 from .waiter import timeout
 
 logger = logging.getLogger("asgi_ipc")
@@ -63,7 +63,7 @@ class Backend:
             layer = self.open()
         except Exception as error:
             raise InvalidOption(f"remote: {self.path} cannot be made: {error}") from error
-        self.named = isinstance(getattr(layer, "__dict__", {}).get("client_prefix"), str)
+        self.named = _can_be_named(layer)
         self.group_expiry = float(self._config.get("group_expiry", 86400))
         hosts = self._config.get("hosts")
         self.shards = max(1, len(hosts)) if isinstance(hosts, (list, tuple)) else 1
@@ -185,6 +185,24 @@ def is_timeout(error: BaseException) -> bool:
     return isinstance(error, (TimeoutError, asyncio.TimeoutError)) or (
         type(error).__name__ == "TimeoutError"
     )
+
+
+def _can_be_named(layer: Any) -> bool:
+    """Whether setting ``client_prefix`` gives a layer the address that `address_of` says."""
+    if not isinstance(getattr(layer, "__dict__", {}).get("client_prefix"), str):
+        return False
+    before, layer.client_prefix = layer.client_prefix, "machine"
+    naming = layer.new_channel(OWN_NAMES[:-1])
+    try:
+        naming.send(None)  # to its end: what makes up a name has nothing to wait for
+    except StopIteration as finished:
+        return str(finished.value).startswith(address_of("machine"))
+    except Exception:
+        return False
+    finally:
+        naming.close()
+        layer.client_prefix = before
+    return False
 
 
 def _closing(layer: Any) -> Any:

@@ -30,10 +30,12 @@ _LENGTH = 100  # bytes of one
 
 
 class Incoming:
-    """Delivers through `local`; `memory` is the descriptor of the lock file."""
+    """Delivers through `local`, asks the relay through `control`; `memory` is the descriptor of the
+    lock file."""
 
-    def __init__(self, local: IPCChannelLayer, figures: Figures) -> None:
+    def __init__(self, local: IPCChannelLayer, control: IPCChannelLayer, figures: Figures) -> None:
         self._local = local
+        self._control = control
         self._figures = figures
         self._seen: dict[str, None] = {}
         self._made = 0
@@ -98,7 +100,7 @@ class Incoming:
         elif kind in ("add", "discard"):
             # Joining takes an answer of the remote layer: the relay does that, in this order.
             request = {"do": kind, "group": envelope["group"], "channel": envelope["channel"]}
-            await local.send(REQUESTS, request)
+            await self._control.send(REQUESTS, request)
         elif kind == "home":
             await set_home(local, envelope["channel"], sender)
         elif kind == "flush":

@@ -18,7 +18,6 @@ from ..base_layer import AsyncBaseChannelLayer
 from ..errors import InvalidOption, NotOwner
 from ..names import check_channel
 from .directory import (
-    OWN_NAMES,
     attached,
     carried,
     home_group,
@@ -29,8 +28,6 @@ from .directory import (
 from .distributed import Backend
 from .layer import _MISSING, IPCChannelLayer
 from .remote import Remote
-
-_OWN_CAPACITY = 1 << 20  # messages in the channels between a machine's processes and their relay
 
 
 class LocalAndRemoteChannelLayer(AsyncBaseChannelLayer):
@@ -59,10 +56,10 @@ class LocalAndRemoteChannelLayer(AsyncBaseChannelLayer):
             raise InvalidOption(
                 f"remote_timeout must be a positive number of seconds, not {remote_timeout!r}"
             )
-        self._local = ipc = IPCChannelLayer(**local_options(local))
-        given = (local or {}).get("channel_capacity")
-        super().__init__(ipc.expiry, ipc.group_expiry, ipc.capacity, given)
-        self._remote = Remote(Backend(remote), self._local, remote_timeout)
+        options = local_options(local)
+        self._local = ipc = IPCChannelLayer(**options)
+        super().__init__(ipc.expiry, ipc.group_expiry, ipc.capacity, ipc.channel_capacity)
+        self._remote = Remote(Backend(remote), ipc, options, remote_timeout)
         # A layer that is merely dropped leaves no thread behind.
         self._finalizer = weakref.finalize(self, self._remote.stop, wait=False)
         self._finalizer.atexit = False  # `loop_thread` sees to that, and waits
@@ -258,13 +255,9 @@ class LocalAndRemoteChannelLayer(AsyncBaseChannelLayer):
 
 
 def local_options(local: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options of the local layer, with room in the channels that this mode uses itself."""
+    """The options of the local layer. Raises InvalidOption."""
     if local is not None and not isinstance(local, Mapping):
         raise InvalidOption(
             f"local must be a dict of the options of asgi_ipc.aio.IPCChannelLayer, not {local!r}"
         )
-    options = dict(local or {})
-    capacities = options.get("channel_capacity")
-    if capacities is None or isinstance(capacities, Mapping):
-        options["channel_capacity"] = {OWN_NAMES + "*": _OWN_CAPACITY, **(capacities or {})}
-    return options
+    return dict(local or {})

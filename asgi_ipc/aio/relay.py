@@ -30,6 +30,7 @@ from .directory import (
     HOME,
     OWN_NAMES,
     READER,
+    address_of,
     attached,
     beat_group,
     home_in,
@@ -51,6 +52,7 @@ _LOOK_EVERY = 1.0  # seconds between two looks whether the relay has died
 _BEAT_EVERY = 2.0  # seconds between two messages to itself
 _PATIENCE = 6.0  # seconds without any message after which the remote layer counts as lost
 _RETRY_AFTER = 0.5  # seconds between two tries to reach it
+_TRIES = 5  # to get an answer out of a layer that may heal by itself, before it is used anew
 _TIDY_EVERY = 10.0  # seconds between two looks for groups without members here; see `Remote.join`
 _BEATS = 8  # groups for each shard that the beat goes to in turn, so that each very likely has one
 _AT_ONCE = 16  # joins under way at a time
@@ -60,14 +62,22 @@ _UNREAD = 10.0  # seconds after which a channel that nobody reads is named in th
 class Relay:
     """Stands for election in this process, and does the work while it is elected.
 
-    `local` is used in the loop that runs `run`; `figures` count what comes.
+    `local` and `control` are used in the loop that runs `run`, for what comes from other machines
+    and for what this one's processes ask; `figures` count what comes; `timeout` in seconds is for
+    a call on the remote layer.
     """
 
     def __init__(
-        self, backend: Backend, local: IPCChannelLayer, figures: Figures, timeout: float
+        self,
+        backend: Backend,
+        local: IPCChannelLayer,
+        control: IPCChannelLayer,
+        figures: Figures,
+        timeout: float,
     ) -> None:
         self._backend = backend
         self._local = local
+        self._control = control
         self._figures = figures
         self._timeout = timeout
         self.elected = False
@@ -75,8 +85,8 @@ class Relay:
         self._lock_fd = -1
         self._remote: Any = None
         self._address = ""
-        self._joined: dict[str, float] = {}  # remote group → time.monotonic() of the last request
-        self._incoming = Incoming(local, figures)
+        self._joined: dict[str, float] = {}  # remote group → time.monotonic() when last asked for
+        self._incoming = Incoming(local, control, figures)
         self._unread_at = 0.0
         self._complained = False
         self._settled = asyncio.Event()  # made in the loop that runs `run`
@@ -105,16 +115,13 @@ class Relay:
                         await self._serve(session)
                     finally:
                         await self._let_go()
-                await self._local.receive_async([_STANDBY], timeout=_LOOK_EVERY)
-            except Exception as error:
+                await self._control.receive_async([_STANDBY], timeout=_LOOK_EVERY)
+            except (IPCError, OSError) as error:
                 # The segment is gone or not to be had; the calls of the program say so as well.
-                unexpected = not isinstance(error, (IPCError, OSError))
-                logger.warning(
-                    "%r: the relay starts again: %s",
-                    self._local,
-                    described(error),
-                    exc_info=unexpected,
-                )
+                self._figures.tell("relay", f"it starts again: {described(error)}")
+                await asyncio.sleep(_LOOK_EVERY)
+            except Exception:
+                logger.exception("%r: the relay starts again", self._local)
                 await asyncio.sleep(_LOOK_EVERY)
 
     def _take_lock(self, session: Session) -> bool:
@@ -136,24 +143,23 @@ class Relay:
             os.close(self._lock_fd)
             self._lock_fd = -1
             with contextlib.suppress(IPCError):
-                await self._local.send(_STANDBY, {})
+                await self._control.send(_STANDBY, {})
 
     async def _serve(self, session: Session) -> None:
         """Answer requests, and keep a session with the remote layer, until the segment fails."""
-        self._joined = dict.fromkeys(self._here(session), time.monotonic())
         self._settled.clear()
         self.elected = True
-        await _first(self._requests(), self._sessions(session))
+        await _first(self._requests(), self._again_and_again(self._one_session, session))
 
     # -- requests of this machine's processes -----------------------------------------------------
 
     async def _requests(self) -> None:
         while True:
-            request = await self._local.receive(REQUESTS)
+            request = await self._control.receive(REQUESTS)
             error = await self.handle(request)
             if "reply" in request:
                 with contextlib.suppress(IPCError):
-                    await self._local.send(request["reply"], {"error": error})
+                    await self._control.send(request["reply"], {"error": error})
 
     async def handle(self, request: dict[str, Any]) -> str:
         """Do what a process asks for; an empty string, or what went wrong."""
@@ -181,15 +187,15 @@ class Relay:
             return described(error)
 
     async def _join_one(self, group: str) -> None:
+        """If it fails, the next look at what there is on this machine makes up for it."""
         async with self._joining:
-            known = group in self._joined
-            self._joined[group] = time.monotonic()  # also if it fails: then the next session will
             if not self.up:
                 raise ConnectionError("the remote layer cannot be reached")
-            if not known:
+            if group not in self._joined:
                 await self._within(self._remote.group_add, group, self._address)
                 if not self._backend.named:
                     await self._comes_back(group)
+            self._joined[group] = time.monotonic()
 
     async def _to_itself(self, group: str, kind: str, patience: float = _PATIENCE) -> None:
         """Send to a group that this machine is in, and wait until that comes back.
@@ -225,14 +231,20 @@ class Relay:
 
     # -- the remote layer -------------------------------------------------------------------------
 
-    async def _sessions(self, session: Session) -> None:
-        """One session after another; each joins everything anew."""
+    async def _again_and_again(
+        self, call: Callable[..., Awaitable[Any]], *args: Any, tries: int = 0
+    ) -> None:
+        """Begin anew whatever fails, for ever or for so many times in a row."""
+        failed = 0
         while True:
             try:
-                await self._one_session(session)
+                await call(*args)
             except SegmentError:
                 raise
             except Exception as error:
+                failed = 1 if self.up else failed + 1
+                if failed == tries:
+                    raise
                 if not self._complained:
                     self._complained = True
                     logger.warning(
@@ -250,13 +262,18 @@ class Relay:
             self._remote = self._backend.open(machine)
         remote = self._remote
         try:
-            name = await self._within(remote.new_channel, OWN_NAMES[:-1])
-            # With the machine's id in it, the same for every relay of this machine.
-            address = name[: name.index("!") + 1] if self._backend.named else name
+            if self._backend.named:
+                address = address_of(machine)
+            else:
+                address = await self._within(remote.new_channel, OWN_NAMES[:-1])
             before, self._address = self._address, address
+            beating = session, remote, address, before
             await _first(
                 self._ingress(session, remote, address),
-                self._beat(session, remote, address, before),
+                self._beat(*beating)
+                if self._backend.can_close
+                # A layer that cannot be opened anew heals by itself; meddling would cost messages.
+                else self._again_and_again(self._beat, *beating, tries=_TRIES),
             )
         finally:
             self.up = False
@@ -287,6 +304,7 @@ class Relay:
         if shards == 1:
             del beats[1:]
         renewed = tidied = time.monotonic()
+        self._joined = dict.fromkeys(self._here(session), renewed)
         # The beats last: one that comes back tells that the joins before it are in force.
         await self._join([*fixed, *self._joined, *beats], remote, address, before)
         if not self._backend.named:
@@ -296,6 +314,7 @@ class Relay:
         if self._complained:
             self._complained = False
             logger.warning("%r: messages of other machines come in again", self._local)
+        await self._tidy(session, remote, address, time.monotonic())  # what came meanwhile
         while True:
             for start in range(0, len(beats), shards):
                 await asyncio.gather(
@@ -323,6 +342,9 @@ class Relay:
     async def _tidy(self, session: Session, remote: Any, address: str, now: float) -> None:
         async with self._joining:
             here = set(self._here(session))
+            for group in here.difference(self._joined):
+                await self._within(remote.group_add, group, address)
+                self._joined[group] = now
             for group, asked in list(self._joined.items()):
                 if group not in here and now - asked > _TIDY_EVERY:
                     del self._joined[group]

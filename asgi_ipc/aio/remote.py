@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from ..attachment import register
-from ..errors import IPCError, LimitReached, RemoteUnavailable
+from ..errors import RemoteUnavailable
 from ..layout import S_EPOCH
 from .base import CACHED, Session
 from .directory import address_of, attached, machine_group, machine_id, reader_group, set_home
@@ -30,15 +30,23 @@ logger = logging.getLogger("asgi_ipc")
 
 T = TypeVar("T")
 
+_SILENT = "the process that receives for this machine does not answer (is it stopped?)"
+
+_FOR_REQUESTS = {"capacity": 1 << 20, "channel_capacity": None, "expiry": 60}
 CONFIRMED = 5.0  # seconds that a join is taken to hold; half of the relay's time to leave
 
 
 class Remote:
     """The remote layer as a process of a machine uses it."""
 
-    def __init__(self, backend: Backend, local: IPCChannelLayer, timeout: float) -> None:
+    def __init__(
+        self, backend: Backend, local: IPCChannelLayer, options: dict[str, Any], timeout: float
+    ) -> None:
+        """`options` are those that `local` was made with."""
         self._backend = backend
         self._local = local
+        # A second layer of the same prefix, for what the machine's processes ask of the relay.
+        self._control = IPCChannelLayer(**{**options, **_FOR_REQUESTS})
         self._timeout = timeout
         self.thread = LoopThread("asgi_ipc remote")
         self.forked()
@@ -52,6 +60,7 @@ class Remote:
         self._relay: Relay | None = None
         self._serving: Future[None] | None = None
         self._confirmed: dict[tuple[int, str], float] = {}
+        self._silent_until = 0.0  # time.monotonic(), while the relay does not answer
         self._name = os.urandom(8).hex()
         self._number = 0
 
@@ -73,7 +82,9 @@ class Remote:
             self._serving = self.thread.submit(self._stand())
 
     async def _stand(self) -> None:
-        self._relay = relay = Relay(self._backend, self._local, self.figures, self._timeout)
+        self._relay = relay = Relay(
+            self._backend, self._local, self._control, self.figures, self._timeout
+        )
         try:
             await relay.run()
         finally:
@@ -161,10 +172,9 @@ class Remote:
             await self.ask({"do": what, "group": group})
         except RemoteUnavailable as error:
             self.figures.tell(f"group {group!r} is not joined yet", str(error))
-            return
         if len(self._confirmed) >= CACHED:
             self._confirmed.clear()
-        self._confirmed[key] = time.monotonic() + CONFIRMED
+        self._confirmed[key] = time.monotonic() + CONFIRMED  # asking again would not help sooner
 
     async def reads(self, session: Session, channel: str) -> None:
         """Enter a channel whose name carries no machine as one that is read on this machine."""
@@ -186,15 +196,15 @@ class Remote:
         """In the loop thread: an empty string, or what went wrong."""
         if self._relay is not None and self._relay.elected:
             return await self._relay.handle(request)
-        reply = await self._local.new_channel("asgi_ipc")
+        if self._silent_until > time.monotonic():
+            return _SILENT
+        control = self._control
+        reply = await control.new_channel("asgi_ipc")
         try:
-            await self._local.send(REQUESTS, {**request, "reply": reply})
+            await control.send(REQUESTS, {**request, "reply": reply})
             async with timeout(2 * self._timeout):
-                answer = await self._local.receive(reply)
+                answer = await control.receive(reply)
         except asyncio.TimeoutError:
-            return "no process of this machine answers for it"
-        except LimitReached:
-            raise
-        except IPCError as error:
-            return described(error)
+            self._silent_until = time.monotonic() + 2 * self._timeout
+            return _SILENT
         return str(answer["error"])

@@ -14,6 +14,7 @@ from .messages import group_send, receive, send
 from .show import channels, groups, list_layers, processes, stats
 from .tail import tail
 from .top import top
+from .wsgi_worker import wsgi_worker
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,5 +46,6 @@ for command in (
     doctor,
     bench,
     export,
+    wsgi_worker,
 ):
     cli.add_command(command)

@@ -182,7 +182,7 @@ def channels(
                 rate(channel.left_rate),
                 str(channel.sent),
                 str(channel.refused),
-                str(channel.dropped),
+                str(sum(channel.dropped.values())),
                 readers(channel),
             ]
             for channel in found

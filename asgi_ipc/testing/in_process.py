@@ -22,7 +22,7 @@ import weakref
 from ..cgroup import cgroup_allows
 from ..doorbell import Doorbell, Ringer
 from ..files import Descriptor, Members
-from ..layout import H_NONCE, LOCK_FILE, WORD, Layout
+from ..layout import H_LOCK, H_NONCE, LOCK_FILE, WORD, Layout
 from ..options import Options
 from ..segment import Paths, Segment, Wanted, write_header
 
@@ -127,6 +127,7 @@ class PrivateSegment(Segment):
         self.lock_kind = wanted.lock_kind
         self.mode = wanted.mode
         write_header(self.memory, self.layout, wanted, self.members.inode)
+        self._header = self.memory[: H_LOCK * WORD]
         nonce = self.memory[H_NONCE * WORD : (H_NONCE + 1) * WORD]
         self.nonce = int.from_bytes(nonce, sys.byteorder)
         self._bells: weakref.WeakValueDictionary[tuple[int, int], _Bell] = (

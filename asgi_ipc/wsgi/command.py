@@ -28,10 +28,11 @@ def serve(
     `application` and `layer` are each ``module:name`` (the name of the application may be left out
     if it is ``application``), looked for in the current folder first. The layer is that object, or
     one with default options and `prefix` ("asgi"). `threads` and `timeout` (seconds) are those of
-    `AsgiToWsgiWorker`. Raises InvalidOption.
+    `AsgiToWsgiWorker`. Logs to stderr, unless logging is set up already. Raises InvalidOption.
     """
     if prefix is not None and layer is not None:
         raise InvalidOption("give a prefix, or a layer which has one, not both")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     channel_layer = IPCChannelLayer(prefix or "asgi") if layer is None else load(layer)
@@ -81,7 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="seconds that a client may stand still in the middle (default: 60)",
     )
     given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         serve(**vars(given))
     except (InvalidOption, IPCError) as error:

@@ -101,6 +101,8 @@ def measure(run: Run, one: Contender, cores: tuple[Cores, Cores]) -> Trips:
 def roundtrip(run: Run) -> Iterator[Table]:
     entrants = [one for one in run.contenders if not one.local]
     ways = pinnings()
+    if not run.effort.level:
+        ways = {"unpinned": ways["unpinned"]}
     samples: dict[tuple[str, str], list[Trips]] = {}
     plan = [(way, one) for way in ways for one in entrants]
     enough = run.effort(1, 1, 2)  # of what takes milliseconds

@@ -1,5 +1,5 @@
-"""`backlog`: a pair beside a full store, on many channels, to many groups, which should all cost the
-same. `sizes`: a pair by the size of its message.
+"""`backlog`: a pair beside a full store, on many channels, to many groups; all should cost alike.
+`sizes`: a pair by the size of its message.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ def scaling(run: Run) -> Iterator[Table]:
     prefixes each pair of processes has a lock of its own.
     """
     entrants = [one for one in run.contenders if one.name in SCALED]
-    sizes = run.effort((1, 2), (1, 4), (1, 2, 4, 8))
+    sizes = run.effort((2,), (1, 4), (1, 2, 4, 8))
     seconds = run.effort(0.05, 0.4, 0.7)
     plan = [
         (on, size, one)

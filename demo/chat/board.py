@@ -56,7 +56,7 @@ class Board:
                     "waiting": channel.messages,
                     "capacity": channel.capacity or self._layer.capacity,
                     "sent": channel.sent,
-                    "dropped": channel.dropped,
+                    "dropped": sum(channel.dropped.values()),
                 }
                 for channel in channels[:CHANNELS]
             ],

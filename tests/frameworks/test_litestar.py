@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ websockets = pytest.importorskip("websockets", reason="lacking: websockets 15 or
 from litestar import Litestar  # noqa: E402
 from litestar.channels import ChannelsPlugin  # noqa: E402
 
+from asgi_ipc import segment  # noqa: E402
 from asgi_ipc.aio import IPCChannelLayer  # noqa: E402
 from asgi_ipc.litestar import IPCChannelsBackend  # noqa: E402
 
@@ -68,19 +69,25 @@ async def test_an_event_reaches_the_subscribers_of_every_application(
                 assert await first(subscriber, 2) == [{"number": 1}, {"number": 2}]
 
 
-async def test_nobody_else_hears_it(prefix: str) -> None:
-    async with running(prefix) as one, running(prefix + "x") as other:
+@pytest.fixture
+def another_prefix(prefix: str) -> Iterator[str]:
+    yield f"{prefix}-2"
+    segment.destroy(f"{prefix}-2")
+
+
+async def test_nobody_else_hears_it(prefix: str, another_prefix: str) -> None:
+    async with running(prefix) as one, running(another_prefix) as other:
         async with (
             one.start_subscription("news") as here,
             one.start_subscription("sports") as sports,
-            other.start_subscription("news") as another_prefix,
+            other.start_subscription("news") as there,
         ):
             await one.wait_published({"of": "news"}, "news")
             await other.wait_published({"of": "the other"}, "news")
             await one.wait_published({"of": "sports"}, "sports")
             assert await first(here) == [{"of": "news"}]
             assert await first(sports) == [{"of": "sports"}]
-            assert await first(another_prefix) == [{"of": "the other"}]
+            assert await first(there) == [{"of": "the other"}]
 
 
 async def test_after_unsubscribing_nothing_comes(prefix: str) -> None:

@@ -146,6 +146,7 @@ class Interruptions:
 
     def plan(self) -> Plan:
         self.scenario.fill(self.bystander)
+        self.scenario.restore(self.bystander)
         before = self.held()
         steps, after = self.record()
         return Plan(steps, before, after)

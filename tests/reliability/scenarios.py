@@ -115,6 +115,11 @@ class Scenario:
         return ""
 
 
+def check(found: Any, wanted: Any) -> None:
+    """In a victim, where asserts say little."""
+    assert found == wanted, f"{found}, and not {wanted}"
+
+
 def send_numbers(client: Blocking, channel: str, numbers: Iterable[int]) -> None:
     for number in numbers:
         client.send(channel, {"id": number})
@@ -236,7 +241,7 @@ class Receive(Scenario):
     least = 100
 
     def operate(self, victim: Blocking) -> None:
-        assert victim.receive("work") == ("work", {"id": 0})
+        check(victim.receive("work"), ("work", {"id": 0}))
 
 
 class ReceiveExpired(Scenario):
@@ -248,13 +253,13 @@ class ReceiveExpired(Scenario):
         super().prepare(survivor)
 
     def operate(self, victim: Blocking) -> None:
-        assert victim.receive("work") == ("work", {"id": 0})
+        check(victim.receive("work"), ("work", {"id": 0}))
 
 
 class ReceiveAny(Scenario):
     def operate(self, victim: Blocking) -> None:
         victim.core._turn = 0
-        assert victim.receive("empty", "work", "other")[0] is not None
+        check(victim.receive("empty", "work", "other"), ("work", {"id": 0}))
 
 
 class ReceiveOwn(Scenario):
@@ -271,7 +276,7 @@ class ReceiveOwn(Scenario):
             send_numbers(survivor, f"v.y!{number}", range(3))
 
     def operate(self, victim: Blocking) -> None:
-        assert victim.receive("v.y!") == ("v.y!0", {"id": 0})
+        check(victim.receive("v.y!"), ("v.y!0", {"id": 0}))
 
 
 class ReceiveInVain(Scenario):
@@ -284,7 +289,7 @@ class ReceiveInVain(Scenario):
         victim.session.attachment.local.__dict__.pop("waiter", None)
 
     def operate(self, victim: Blocking) -> None:
-        assert victim.wait("empty", "empty.too") == (None, None)
+        check(victim.wait("empty", "empty.too"), (None, None))
 
 
 class GroupAdd(Scenario):

@@ -26,6 +26,7 @@ import asgi_ipc
 FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 PACKAGE = os.path.dirname(asgi_ipc.__file__) + os.sep
 WORKERS = os.cpu_count() or 1
+DISTINCT = 500  # different instructions of an operation that are picked wherever they are
 SPREAD = 50  # moments of an operation that are picked wherever they fall
 PATIENCE = 20.0  # seconds after which a child that says nothing hangs
 
@@ -172,8 +173,9 @@ def chosen(steps: list[Step], many: int, outside: bool = False) -> list[int]:
     """At which of `steps` to stop, from 1: all of them at full length.
 
     Else: all in the middle of a change; if these are more than `many`, the first time that each
-    instruction comes there. With `outside` also the first time of every other instruction. And some
-    of all, evenly spread, others in each run. Always the end, where nothing is stopped.
+    instruction comes there. With `outside` also the first time of the other instructions, no more
+    than `DISTINCT` of them, others in each run. And some of all, evenly spread, others in each run.
+    Always the end, where nothing is stopped.
     """
     count = len(steps)
     numbers = range(1, count + 1)
@@ -185,6 +187,8 @@ def chosen(steps: list[Step], many: int, outside: bool = False) -> list[int]:
     every = max(1, count // SPREAD)
     spread = numbers[random.randrange(every) :: every]
     first = _first(steps, numbers) if outside else []
+    apart = -(-len(first) // DISTINCT) or 1
+    first = first[random.randrange(apart) :: apart]
     return sorted({1, count, 2 * count + 1000, *changing, *first, *spread})
 
 

@@ -58,10 +58,11 @@ def drops(layer: Any) -> dict[str, int]:
 
 
 def drops_of(layer: Any, queue: str) -> int:
+    """Those of one queue. By reason they are those of the layer, where there is but one queue."""
     store = store_of(layer)
     row = store.queues.find(queue.encode())
     assert row, f"there is no queue {queue}"
-    return int(store.words[row + Q_DROPS])
+    return sum(store.words[row + Q_DROPS : row + Q_DROPS + len(DROP_REASONS)])
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:

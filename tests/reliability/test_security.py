@@ -600,7 +600,7 @@ def test_an_unknown_key_drops_counts_and_logs_and_goes_on(
     assert session is not None
     store = session.store
     assert store.words[S_DROPS + UNDECODABLE] == 3
-    assert store.words[store.queues.find(b"a") + Q_DROPS] == 3
+    assert store.words[store.queues.find(b"a") + Q_DROPS + UNDECODABLE] == 3
 
 
 async def test_a_waiting_loop_outlives_messages_under_an_unknown_key(prefix: str) -> None:

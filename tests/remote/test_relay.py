@@ -83,7 +83,7 @@ async def test_a_successor_does_not_deliver_what_its_predecessor_had_in_its_hand
     header = {"asgi_ipc": "send", "from": "another machine", "channel": "c"}
     with tempfile.TemporaryFile() as memory:
         for numbers in (("1", "2"), ("2", "3")):
-            incoming = Incoming(layer, figures)
+            incoming = Incoming(layer, layer, figures)
             incoming.memory = memory.fileno()
             incoming.recall()
             for number in numbers:

@@ -221,7 +221,7 @@ def test_expired_messages_are_counted() -> None:
     for _ in range(3):
         put(store, "c", expires=SOON)
     assert take(store, "c", SOON) is None
-    assert store.words[row_of(store, "c") + Q_DROPS] == 3
+    assert store.words[row_of(store, "c") + Q_DROPS + EXPIRED] == 3
     assert store.words[S_DROPS + EXPIRED] == 3
 
 
@@ -302,7 +302,7 @@ def test_what_expired_in_a_buffer_is_counted() -> None:
     store = make_store()
     row = row_of(store, "x!")
     assert store.count_taken(target("x!"), EXPIRED, 3) == row
-    assert store.words[row + Q_DROPS] == store.words[S_DROPS + EXPIRED] == 3
+    assert store.words[row + Q_DROPS + EXPIRED] == store.words[S_DROPS + EXPIRED] == 3
     assert store.count_taken(target("y!"), EXPIRED, 3) == 0
 
 

@@ -45,7 +45,7 @@ BANDS = {
         *("__main__", "command", "command.cli", "command.common", "command.exits"),
         *("command.show", "command.top", "command.screen", "command.tail"),
         *("command.messages", "command.care", "command.doctor"),
-        *("command.bench", "command.export"),
+        *("command.bench", "command.export", "command.wsgi_worker"),
     },
     "for tests": {
         *("testing", "testing.in_process", "testing.aio", "testing.sync"),

@@ -78,7 +78,7 @@ def test_many_requests_at_once_are_all_answered_right(pair: tuple[str, str], sit
     needs_wrk()
     requests = 10_000 if FULL or pair in ONE_OF_EACH else 1_000
     told = site.load(requests)
-    print(told)
+    print(told, site.server.output())  # if it fails
     assert "WRONG" not in told
     right, _, errors = told[told.index("RIGHT ") :].strip().removeprefix("RIGHT ").partition(" ")
     assert int(right) >= requests

@@ -467,13 +467,23 @@ def app(environ, start_response):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize("command", [["asgi_ipc.wsgi"], ["asgi_ipc", "wsgi-worker"]], ids="-".join)
 def test_a_signal_ends_it_after_what_is_in_hand(
-    layer: IPCChannelLayer, prefix: str, tmp_path: Any, number: signal.Signals
+    layer: IPCChannelLayer,
+    prefix: str,
+    tmp_path: Any,
+    command: list[str],
+    number: signal.Signals,
 ) -> None:
+    if command == ["asgi_ipc", "wsgi-worker"]:
+        pytest.importorskip("click", reason="lacking: click")
+        pytest.importorskip("rich", reason="lacking: rich")
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    command = [sys.executable, "-m", "asgi_ipc.wsgi", "program:app", "--prefix", prefix]
     worker = subprocess.Popen(
-        [*command, "--threads", "2"],
+        [
+            *(sys.executable, "-m", *command, "program:app", "--prefix", prefix),
+            *("--threads", "2"),
+        ],
         env=child_environment(),
         cwd=tmp_path,
         stdin=subprocess.PIPE,
@@ -494,6 +504,28 @@ def test_a_signal_ends_it_after_what_is_in_hand(
     worker.communicate()
     send(layer, path="/for-others")
     assert take(layer, "http.request")["path"] == "/for-others"
+
+
+def test_a_layer_can_be_named_instead_of_a_prefix(
+    layer: IPCChannelLayer, prefix: str, tmp_path: Any
+) -> None:
+    """Also where a prefix is set for all commands."""
+    pytest.importorskip("click", reason="lacking: click")
+    pytest.importorskip("rich", reason="lacking: rich")
+    made = f"import asgi_ipc\nlayer = asgi_ipc.IPCChannelLayer({prefix!r}, capacity=5)\n"
+    (tmp_path / "program.py").write_text(PROGRAM + made, encoding="utf-8")
+    command = [sys.executable, "-m", "asgi_ipc", "wsgi-worker", "program:app"]
+    worker = subprocess.Popen(
+        [*command, "--layer", "program:layer"],
+        env=child_environment(ASGI_IPC_PREFIX="another"),
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    send(layer)
+    assert take(layer)["content"] == b"done"
+    worker.terminate()
+    assert worker.wait(LIVENESS) == 0
 
 
 @pytest.mark.parametrize(

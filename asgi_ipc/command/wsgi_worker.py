@@ -1,0 +1,54 @@
+"""``wsgi-worker``: answer the requests of a layer with a WSGI application."""
+
+from __future__ import annotations
+
+import click
+from click.core import ParameterSource
+
+from ..wsgi import serve
+from .common import prefix_option
+
+
+@click.command(name="wsgi-worker")
+@click.argument("application", metavar="MODULE:NAME")
+@prefix_option
+@click.option(
+    "--layer", metavar="MODULE:NAME", help="An IPCChannelLayer, for one that has other options."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Work on so many requests at once.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give a request up when its client has stood still for so long.",
+)
+@click.pass_context
+def wsgi_worker(
+    context: click.Context,
+    application: str,
+    prefix: str,
+    layer: str | None,
+    threads: int,
+    timeout: float,
+) -> None:
+    """Answer HTTP requests from a layer with a WSGI application.
+
+    Until SIGTERM or Ctrl-C; what is in hand is finished then. `python -m asgi_ipc.wsgi` is the
+    same, and needs no click.
+    """
+    given = context.get_parameter_source("prefix") is ParameterSource.COMMANDLINE
+    serve(
+        application,
+        prefix=prefix if layer is None or given else None,
+        layer=layer,
+        threads=threads,
+        timeout=timeout,
+    )
