@@ -43,7 +43,7 @@ MEASURED = {
     "roundtrip": "pairs",
     "throughput": "rate",
     "scaling": "rate",
-    "broadcast": "last pairs",
+    "broadcast": "last",
     "churn": "join",
     "idle": "spent",
     "memory": "busy",
