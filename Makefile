@@ -56,12 +56,13 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.layers $(BENCH) --json $(FIGURES)/layers.json
 	.venv-bench/bin/python -m benchmarks.profile $(BENCH) --json $(FIGURES)/profile.json
 	.venv-bench/bin/python -m benchmarks.wakeups --quick --json $(FIGURES)/wakeups.json
+	.venv-bench/bin/python -m benchmarks.wsgi $(BENCH) --json $(FIGURES)/wsgi.json
 	$(MAKE) figures
 
 # The pages and plots anew, from the figures of the last run.
 figures: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.report $(FIGURES)/layers.json $(FIGURES)/profile.json \
-	$(FIGURES)/wakeups.json --fill README.rst docs/performance.rst
+	$(FIGURES)/wakeups.json $(FIGURES)/wsgi.json --fill README.rst docs/performance.rst docs/wsgi.rst
 
 .venv/installed: setup.py pyproject.toml
 	$(make-environment)

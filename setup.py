@@ -23,15 +23,17 @@ def read_version() -> str:
 CRYPTOGRAPHY = ["cryptography"]
 TWISTED = ["Twisted"]
 CHANNELS = ["channels>=4"]
-DOCS = ["furo", "sphinx>=7"]
 CLI = ["click>=8.1", "rich>=13", "textual>=1"]
 PROMETHEUS = ["prometheus_client>=0.20"]
 LITESTAR = ["litestar>=2"]
 REDIS = ["channels_redis>=4"]
+# Sphinx imports what it describes.
+DOCS = ["furo", "sphinx>=7", *LITESTAR, *PROMETHEUS]
 BENCH = [
     *CHANNELS,
     "channels_redis",
     "daphne>=4",
+    "gunicorn",
     "matplotlib",
     "py-spy",
     "pyzmq",

@@ -260,7 +260,7 @@ class Attachment:
 
     def ring_everyone(self) -> None:
         """After recovery or a flush the waiter sets are empty: all have to look and park anew."""
-        ring_all(self.store, self._ringer)
+        _ring_everyone(self.store, self._ringer)
 
     def new_bell(self, section: Section) -> tuple[int, int, Doorbell] | None:
         """A waiter id with its open doorbell: (id, generation, bell); None if ids ran out."""
@@ -534,8 +534,7 @@ def forget_all() -> list[Attachment]:
     return found
 
 
-def ring_all(store: Store, ringer: Ringer) -> None:
-    """Wake every waiter, to look and park anew."""
+def _ring_everyone(store: Store, ringer: Ringer) -> None:
     for waiter in range(1, MAX_WAITERS):
         generation = store.waiter_generation(waiter)
         if generation:
@@ -587,7 +586,7 @@ def _release(
 
         def recover() -> None:
             recovery.recover(store, now)
-            ring_all(store, ringer)
+            _ring_everyone(store, ringer)
 
         section = make_section(
             lock,

@@ -17,7 +17,7 @@ from .files import Descriptor
 from .inspection import Snapshot
 from .layout import MAX_PROCESSES, MAX_WAITERS, PAGE, WORD
 from .procfs import command_line, is_stopped
-from .segment import SHM, Paths, look, prefixes
+from .segment import SHM, Paths, full_prefix, look, prefixes
 from .statistics import Channel
 from .surroundings import OK, PROBLEM, WARNING, Finding, machine_findings, mib
 from .view import View
@@ -31,7 +31,7 @@ _SOON = 2.0  # seconds to wait for the lock
 def diagnose(only: str | None = None) -> list[Finding]:
     """All findings for this machine, and for its layers, or one of them. Raises NoSuchLayer."""
     if only is not None:
-        Descriptor(look(Paths(only)))
+        Descriptor(look(Paths(full_prefix(only))))
     wanted = prefixes() if only is None else [only]
     found = list(machine_findings({_owner(prefix) for prefix in wanted} | {os.geteuid()}))
     for prefix in wanted:
@@ -44,7 +44,7 @@ def diagnose(only: str | None = None) -> list[Finding]:
 
 
 def _layer(prefix: str) -> Iterator[Finding]:
-    paths = Paths(prefix)
+    paths = Paths(full_prefix(prefix))
     try:
         attached = holders(paths.members)
     except OSError:
@@ -245,7 +245,7 @@ def _channels(snapshot: Snapshot) -> Iterator[Finding]:
 
 def _owner(prefix: str) -> int:
     try:
-        return os.stat(f"{SHM}{Paths(prefix).segment}").st_uid
+        return os.stat(f"{SHM}{Paths(full_prefix(prefix)).segment}").st_uid
     except OSError:
         return os.geteuid()
 

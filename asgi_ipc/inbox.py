@@ -43,7 +43,10 @@ class Inbox:
         self.queue = queue
         self.epoch = 0
         self.waiting: dict[str | None, deque[Waiting]] = {}
-        self._entries: OrderedDict[int, Entry] = OrderedDict()
+        # What was drained, once for each of its local parts, by number. An `Entry` is made when it
+        # is taken: thousands of them at once keep the garbage collector busy.
+        self._entries: OrderedDict[int, Taken] = OrderedDict()
+        self._locals: dict[int, str] = {}  # of each number, entered before and forgotten after it
         self._by_local: dict[str, deque[int]] = {}
         # Sequence number of the last message that was routed to its end, and the number of its last
         # entry. What is after that is still being made: nobody takes it.
@@ -75,7 +78,8 @@ class Inbox:
                 full.append(local)
                 continue
             number += 1
-            self._entries[number] = Entry(local, taken.body, taken.expires)
+            self._locals[number] = local
+            self._entries[number] = taken
             numbers.append(number)
             self._fed.add(local)
         self._newest = taken.seq, number  # in one store: an interruption loses and doubles none
@@ -86,10 +90,11 @@ class Inbox:
 
     def _undo(self, newest: int) -> None:
         """Take out what an interrupted `feed` left: the entries after `newest`."""
-        for number in [number for number in list(self._entries) if number > newest]:
-            # In this order: a number without its entry would lead to another one later.
-            self._forget(self._entries[number].local, number)
-            del self._entries[number]
+        for number, local in [item for item in list(self._locals.items()) if item[0] > newest]:
+            # First of all: a number without its entry would lead to another one later.
+            self._forget(local, number)
+            self._entries.pop(number, None)
+            self._locals.pop(number, None)
 
     def take(self, local: str | None) -> Entry | None:
         """The oldest entry for `local`, or the oldest of all for ANY; None if there is none."""
@@ -99,10 +104,11 @@ class Inbox:
         newest = self._newest[1]
         if local is ANY:
             while (number := self._oldest()) and number <= newest:
+                whose = self._locals.get(number)
                 found = entries.pop(number, None)
-                if found is not None:
-                    self._forget(found.local, number)
-                    return found
+                if found is not None and whose is not None:
+                    self._forgotten(whose, number)
+                    return Entry(whose, found.body, found.expires)
             return None
         numbers = self._by_local.get(local)
         while numbers:
@@ -110,10 +116,15 @@ class Inbox:
             if not 0 < number <= newest:
                 return None
             found = entries.pop(number, None)
-            self._forget(local, number)
+            self._forgotten(local, number)
             if found is not None:
-                return found
+                return Entry(local, found.body, found.expires)
         return None
+
+    def _forgotten(self, local: str, number: int) -> None:
+        """What had that number was taken."""
+        self._locals.pop(number, None)
+        self._forget(local, number)
 
     def _forget(self, local: str, number: int) -> None:
         """Take a number out of the buffer of its local part."""
@@ -143,18 +154,19 @@ class Inbox:
     def expire(self, now: float) -> Iterator[Entry]:
         """Take out the entries that nobody read in time, oldest first."""
         while (number := self._oldest()) and number <= self._newest[1]:
-            entry = self._entries.get(number)
-            if entry is None:
+            taken, local = self._entries.get(number), self._locals.get(number)
+            if taken is None or local is None:
                 continue  # another thread took it
-            if entry.expires > now:
+            if taken.expires > now:
                 return
             if self._entries.pop(number, None) is not None:
-                self._forget(entry.local, number)
-                yield entry
+                self._forgotten(local, number)
+                yield Entry(local, taken.body, taken.expires)
 
     def clear(self) -> None:
         """A flush: forget everything that was buffered."""
         self._entries.clear()
+        self._locals.clear()
         self._by_local.clear()
         self._newest = 0, self._newest[1]  # the sequence begins anew if it was damaged
 
@@ -201,8 +213,10 @@ class Inbox:
     def _tidy(self) -> None:
         """Forget the buffers of local parts that have nothing, most of which never will."""
         by_local: dict[str, deque[int]] = {}
-        for number, entry in list(self._entries.items()):
-            by_local.setdefault(entry.local, deque()).append(number)
+        for number in list(self._entries):
+            local = self._locals.get(number)
+            if local is not None:  # else another thread has just taken it
+                by_local.setdefault(local, deque()).append(number)
         self._by_local = by_local
 
 

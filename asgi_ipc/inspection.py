@@ -85,7 +85,7 @@ from .layout import (
 )
 from .lock import FileLock, machine, mutex_holder, process_of
 from .procfs import command_line, is_stopped, printable, user_name
-from .segment import Paths, look, prefixes
+from .segment import Paths, full_prefix, look, prefixes
 from .statistics import (
     Channel,
     Group,
@@ -395,7 +395,7 @@ def layers() -> list[Layer]:
 
 
 def _layer(prefix: str) -> Layer:
-    paths = Paths(prefix)
+    paths = Paths(full_prefix(prefix))
     status = os.stat(f"/dev/shm{paths.segment}", follow_symlinks=False)
     version = in_use = messages = processes = 0
     problem = ""

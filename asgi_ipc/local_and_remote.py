@@ -19,6 +19,7 @@ from .aio.remote import CONFIRMED
 from .base_layer import BaseChannelLayer
 from .layout import S_EPOCH
 from .names import check_channel, check_receive
+from .statistics import Stats
 from .sync import IPCChannelLayer
 
 T = TypeVar("T")
@@ -122,6 +123,10 @@ class LocalAndRemoteChannelLayer(BaseChannelLayer):
     def channel_statistics(self, channel: str) -> dict[str, Any]:
         """The figures of the statistics extension for a channel on this machine (A8)."""
         return self._local.channel_statistics(channel)
+
+    def stats(self) -> Stats:
+        """Everything that is known of the layer of this machine: `asgi_ipc.statistics.Stats`."""
+        return self._local.stats()
 
     def remote_statistics(self) -> dict[str, int]:
         """As `asgi_ipc.aio.LocalAndRemoteChannelLayer.remote_statistics`."""

@@ -1,9 +1,8 @@
-"""What is done to a segment from outside under its lock: `verify`, if need be, and a flush.
+"""Verifying a segment from outside, under its lock if need be.
 
-Neither attaches, which would first put the store in order and fail where that cannot be done. The
-lock is held only for as long as the work itself takes, and whoever stops this process meanwhile
-holds up nobody for longer than ``lock_timeout``: the lock of somebody who is not attached is made
-anew.
+It does not attach, which would first put the store in order. The lock is held only for as long as a
+copy takes, and whoever stops this process meanwhile holds up nobody for longer than
+``lock_timeout``: the lock of somebody who is not attached is made anew.
 """
 
 from __future__ import annotations
@@ -12,16 +11,12 @@ import mmap
 import time
 from typing import Any
 
-from . import recovery
-from .attachment import ring_all
-from .doorbell import Ringer
 from .errors import IncompatibleSegment
 from .files import Descriptor, open_file
 from .layout import (
     H_LOCK,
     H_LOCK_KIND,
     H_MACHINE,
-    H_NONCE,
     H_PID_NS,
     H_TIME_NS,
     HALF_HEAD,
@@ -33,7 +28,7 @@ from .layout import (
     WORD,
 )
 from .lock import FileLock, Mutex, Section, machine, make_section
-from .segment import attach_lock, look, namespace
+from .segment import look, namespace
 from .store import Store
 from .verify import verify
 from .view import View
@@ -93,23 +88,6 @@ def _copy(view: View, store: Store) -> float:
         if 0 <= start <= end <= layout.log_end:  # or `verify` says what is wrong with it
             view.read_into(target[start * WORD : end * WORD], start * WORD)
     return time.monotonic()
-
-
-def flush(view: View, timeout: float) -> None:
-    """Forget all messages and groups, whatever state the store is in, and wake everybody.
-
-    Raises LockTimeout after `timeout` seconds, IncompatibleSegment where the lock must not be
-    touched, and ForeignSegment where the layer is another user's.
-    """
-    memory = _open(view, view.size)
-    # Nobody attaches meanwhile: the first one to do so would take it that nobody holds the lock.
-    with attach_lock(view.paths, view.options()["mode"]):
-        store = Store(memory, view.layout)
-        _section(view, memory, timeout)(recovery.flush, store, time.monotonic())
-        ringer = Ringer(view.paths.directory, store.words[H_NONCE])
-        ring_all(store, ringer)
-        ringer.close()
-        store.close()
 
 
 def _open(view: View, size: int) -> mmap.mmap:

@@ -33,9 +33,10 @@ class Capacities:
 
     def of(self, channel: str) -> int:
         """The capacity of `channel`, given by the full name that is sent to."""
-        for match, capacity in self._by_pattern:
-            if match(channel):
-                return capacity
+        if self._by_pattern:
+            for match, capacity in self._by_pattern:
+                if match(channel):
+                    return capacity
         return self.default
 
 

@@ -281,15 +281,19 @@ def attach(wanted: Wanted) -> tuple[Segment, int]:
 def prefixes() -> list[str]:
     """The prefixes that have a segment on this machine, whoever owns them, in order of their names.
 
-    Empty on macOS, which does not list its shared memory.
+    Where the environment adds something to prefixes: those that have it, and without it. Empty on
+    macOS, which does not list its shared memory.
     """
     found = []
+    suffix = os.environ.get(SUFFIX, "")
     with contextlib.suppress(OSError), os.scandir(SHM) as entries:
         for entry in entries:
-            prefix = entry.name[len("asgi_ipc.") :]
-            if entry.name.startswith("asgi_ipc.") and entry.is_file(follow_symlinks=False):
-                with contextlib.suppress(InvalidOption):
-                    found.append(Paths(prefix).prefix)
+            name = entry.name
+            if name.startswith("asgi_ipc.") and name.endswith(suffix):
+                prefix = name[len("asgi_ipc.") : len(name) - len(suffix)]
+                with contextlib.suppress(InvalidOption, OSError):
+                    if entry.is_file(follow_symlinks=False):
+                        found.append(Paths(prefix).prefix)
     return sorted(found)
 
 

@@ -28,6 +28,7 @@ from .layout import (
     MAGIC,
     PAGE,
     R_GENERATION,
+    S_MARK,
     T_HIGH,
     T_RESERVED,
     VERSION,
@@ -35,7 +36,7 @@ from .layout import (
     Layout,
     TableMap,
 )
-from .segment import Paths, look
+from .segment import Paths, full_prefix, look
 
 _ROWS_AT_ONCE = 1024
 
@@ -45,20 +46,28 @@ class View:
     (another layout version) or CorruptStore."""
 
     def __init__(self, prefix: str, attachment: Attachment | None = None) -> None:
+        """`prefix` as the processes give it. Of an `attachment` of this process: what that has
+        open, be it shared memory or not."""
         self.prefix = prefix
-        self.paths = Paths(prefix)
-        self._attachment = attachment  # keeps its descriptor open
-        if attachment is None:
+        self._segment = attachment.segment if attachment is not None else None
+        self._memory: mmap.mmap | None = None  # instead of the descriptor
+        if self._segment is None:
+            self.paths = Paths(full_prefix(prefix))
             self._descriptor = Descriptor(look(self.paths))
             self.fd = self._descriptor.number
         else:
-            self.fd = attachment.segment.fd
-        status = os.fstat(self.fd)
-        self.size = status.st_size
-        self._inode = status.st_ino
-        self._memory: mmap.mmap | None = None
-        if not self.paths.shows:  # macOS cannot pread shared memory
-            self._memory = mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ)
+            self.paths = self._segment.paths
+            self.fd = self._segment.fd
+        if self.fd < 0:
+            assert self._segment is not None
+            self._memory = self._segment.memory
+            self.size = len(self._memory)
+        else:
+            status = os.fstat(self.fd)
+            self.size = status.st_size
+            self._inode = status.st_ino
+            if not self.paths.shows:  # macOS cannot pread shared memory
+                self._memory = mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ)
         self.layout = self._check()
 
     def _check(self) -> Layout:
@@ -107,6 +116,8 @@ class View:
 
     def vanished(self) -> bool:
         """Whether the segment was removed, or replaced by another."""
+        if self._segment is not None:
+            return self._segment.vanished()
         try:
             other = Descriptor(look(self.paths))
         except IPCError:
@@ -115,7 +126,12 @@ class View:
 
     def reserved(self) -> int:
         """Bytes of the machine's memory that the segment has taken."""
-        return os.fstat(self.fd).st_blocks * 512
+        if self.fd >= 0:
+            return os.fstat(self.fd).st_blocks * 512
+        header, layout = self.words(0, PAGE // WORD), self.layout
+        tables = (layout.queues, layout.groups, layout.members)
+        log: int = (header[S_MARK] - layout.log) * WORD
+        return layout.fixed_bytes + sum(header[one.state + T_RESERVED] for one in tables) + log
 
     def options(self) -> dict[str, Any]:
         """The constructor options of a layer that agrees with this segment."""
@@ -130,6 +146,8 @@ class View:
 
     def attached(self) -> dict[int, int]:
         """Who is attached: index → process id, 0 for a process of another PID namespace."""
+        if self._segment is not None and self.fd < 0:
+            return dict.fromkeys(self._segment.members.claimed, os.getpid())
         try:
             return holders(self.paths.members)
         except OSError:
@@ -140,7 +158,7 @@ class View:
         high, width = header[table.state + T_HIGH], table.words
         reserved = header[table.state + T_RESERVED]
         # Whoever made it might claim any number; what is not there need not be read.
-        there = self.reserved() if self.paths.shows else self.size
+        there = self.reserved() if self._memory is None else self.size
         if high > table.rows or high * width * WORD > reserved or reserved > there:
             raise CorruptStore(f"the tables of prefix {self.prefix!r} contradict themselves")
         found = {}

@@ -4,6 +4,7 @@
     python -m benchmarks.layers     channel layers, side by side
     python -m benchmarks.profile    where each microsecond of a send and a receive goes
     python -m benchmarks.wakeups    ways to wake another process, and the primitives of the store
+    python -m benchmarks.wsgi       the WSGI adapters next to plain gunicorn
     python -m benchmarks.report     tables and plots from the JSON files of these
 
 `measure` turns samples into tables, `processes` starts and ends the pinned children, `bells` holds

@@ -1,18 +1,17 @@
 """The WSGI adapters against the same application directly under gunicorn.
 
-    python -m benchmarks.wsgi [--quick] [--json FILE] [--rst FILE]
+    python -m benchmarks.wsgi [--quick] [--json FILE]
 
-Needs gunicorn, and wrk, which makes the load. Both ways run at once, each with the same number of
-requests that it can work on, and are measured in turn: an application directly in gunicorn, and
-gunicorn with `WsgiToAsgiAdapter` in front of as many `AsgiToWsgiWorker`. Server, workers and load
-share the cores of this machine.
+Needs gunicorn, and wrk (Debian has it), which makes the load. Both ways run at once, each able to
+work on the same number of requests, and are measured in turn: an application directly in gunicorn,
+and gunicorn with `WsgiToAsgiAdapter` in front of `AsgiToWsgiWorker`. Server, workers and load share
+the cores of this machine.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
+import importlib.util
 import os
 import re
 import shutil
@@ -23,13 +22,12 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.wsgi import WsgiToAsgiAdapter
 
-from .measure import environment, interleaved, paired_ratio, parser
+from .measure import Column, Effort, Table, effort, interleaved, paired_ratio, parser, report
 
 # name: options of gunicorn, and of each of the four workers behind it
 SERVERS = {
@@ -145,56 +143,39 @@ def measure(server: str, repetitions: int, seconds: int) -> Iterator[dict[str, A
                 yield {**row, "samples": samples}
 
 
-# key in a row, heading, format
-COLUMNS = [
-    ("server", "gunicorn", ""),
-    ("request", "request", ""),
-    ("at once", "at once", "d"),
-    ("direct p50", "p50 ms", ".2f"),
-    ("added p50", "added", "+.2f"),
-    ("direct p99", "p99 ms", ".2f"),
-    ("added p99", "added", "+.2f"),
-    ("direct rate", "requests/s", ".0f"),
-    ("layer rate", "over layer", ".0f"),
-    ("share", "share", ".2f"),
-]
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """As reStructuredText, which also reads well as text."""
-    cells = [[heading for _, heading, _ in COLUMNS]]
-    cells += [[format(row[key], form) for key, _, form in COLUMNS] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    border = "  ".join("=" * width for width in widths)
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
-    return "\n".join([border, lines[0], border, *lines[1:], border])
-
-
-def page(rows: list[dict[str, Any]], machine: dict[str, Any], command: str) -> str:
-    return (
-        f"{table(rows)}\n\n"
-        f"Printed by ``{command}`` ({machine['python']}, {machine['system']}, "
-        f"{machine['cores']} cores, load {machine['load'][0]} at the start).\n"
+def table(length: Effort) -> Table:
+    made = Table(
+        "wsgi",
+        "WSGI: over the layer to workers, and directly",
+        (
+            Column("server", "gunicorn"),
+            Column("request", "request"),
+            Column("at once", "at once", "d"),
+            Column("direct p50", "p50, ms", ",.2f"),
+            Column("added p50", "added", "+,.2f"),
+            Column("direct p99", "p99, ms", ",.2f"),
+            Column("added p99", "added", "+,.2f"),
+            Column("direct rate", "requests/s", ",.0f"),
+            Column("layer rate", "over layer", ",.0f"),
+            Column("share", "share", ".2f"),
+        ),
     )
+    lacking = [what for what in ("wrk", "gunicorn") if not there(what)]
+    if lacking:
+        made.note = f"without figures: {' and '.join(lacking)} missing"
+        return made
+    for server in SERVERS:
+        made.rows += measure(server, length(1, 2, 5), length(1, 1, 3))
+    return made
+
+
+def there(what: str) -> bool:
+    return shutil.which(what) is not None or importlib.util.find_spec(what) is not None
 
 
 def main() -> None:
-    options_parser: argparse.ArgumentParser = parser(__doc__ or "")
-    options_parser.add_argument("--rst", metavar="FILE", help="also write the table to FILE")
-    options = options_parser.parse_args()
-    if shutil.which("wrk") is None:
-        sys.exit("wrk is missing (Debian: apt-get install wrk)")
-    repetitions, seconds = (2, 1) if options.quick else (5, 3)
-    machine = environment()
-    rows = [row for server in SERVERS for row in measure(server, repetitions, seconds)]
-    command = "python -m benchmarks.wsgi" + (" --quick" if options.quick else "")
-    text = page(rows, machine, command)
-    print(text)
-    if options.rst:
-        Path(options.rst).write_text(text, encoding="utf-8")
-    if options.json:
-        content = json.dumps({"environment": machine, "rows": rows}, indent=1)
-        Path(options.json).write_text(content, encoding="utf-8")
+    options = parser(__doc__ or "").parse_args()
+    report((table(effort(options)) for _ in range(1)), options.json)
 
 
 if __name__ == "__main__":

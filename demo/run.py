@@ -54,7 +54,7 @@ def require_free(port):
 def commands(ports):
     """The processes: a server for each port, and the worker."""
     for port in ports:
-        yield ("-m", "daphne", "-v", "0", "-b", HOST, "-p", str(port), "chat.asgi:application")
+        yield ("-m", "daphne", "-p", str(port), "-b", HOST, "-v", "0", "chat.asgi:application")
     yield ("manage.py", "runworker", "word-count")
 
 

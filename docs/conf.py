@@ -1,8 +1,8 @@
 """How Sphinx builds this documentation: ``python -m sphinx -W docs docs/_build/html``."""
 
-import importlib.util
-import logging
-from pathlib import Path
+import posixpath
+
+from docutils import nodes
 
 import asgi_ipc
 
@@ -11,19 +11,10 @@ author = "asgi_ipc contributors"
 version = release = asgi_ipc.__version__
 
 extensions = ["sphinx.ext.autodoc"]
-# Fragments that pages include; and pages about modules that are not there.
-exclude_patterns = ["_build", "*-figures.rst"] + [
-    f"reference/{page.name}"
-    for page in Path(__file__).parent.glob("reference/asgi_ipc.*.rst")
-    if importlib.util.find_spec(page.stem) is None
-]
+# Fragments that pages include.
+exclude_patterns = ["_build", "*-figures.rst"]
 # Single backticks in docstrings name what there is in the code.
 default_role = "py:obj"
-# The groups of pages in index.rst are globs, some of which may match nothing.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(
-    lambda record: not str(record.msg).startswith("toctree glob pattern")
-)
-
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "separated"
@@ -31,3 +22,21 @@ autodoc_class_signature = "separated"
 html_theme = "furo"
 html_title = f"asgi_ipc {version}"
 html_show_copyright = False
+
+
+def lead_links_to_pages(app, doctree, page):
+    """Links to files, which serve those who read the sources, lead to pages here. What is not a
+    page (a program, say) is not part of what is built, and keeps its name without a link."""
+    for link in list(doctree.findall(nodes.reference)):
+        path = link.get("refuri", "")
+        if link.get("internal") or not path or "://" in path or path.startswith(("#", "mailto:")):
+            continue
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
+        if target.endswith(".rst") and target[: -len(".rst")] in app.env.found_docs:
+            link["refuri"] = app.builder.get_relative_uri(page, target[: -len(".rst")])
+        else:
+            link.replace_self(link.children)
+
+
+def setup(app):
+    app.connect("doctree-resolved", lead_links_to_pages)

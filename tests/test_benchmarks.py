@@ -26,8 +26,8 @@ from benchmarks.layers.__main__ import WORKLOADS
 from benchmarks.layers.contenders import CONTENDERS
 from benchmarks.plots import PLOTS
 
-PAGES = ("README.rst", "docs/performance.rst")
-FIGURES = [f"docs/benchmarks/{name}.json" for name in ("layers", "profile", "wakeups")]
+PAGES = ("README.rst", "docs/performance.rst", "docs/wsgi.rst")
+FIGURES = [f"docs/benchmarks/{name}.json" for name in ("layers", "profile", "wakeups", "wsgi")]
 FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 OURS = ("asgi_ipc-blocking", "asgi_ipc-asyncio")
 NEXT_TO_THEM = ("InMemory", "FIFO-blocking", "FIFO-asyncio")
@@ -43,7 +43,7 @@ MEASURED = {
     "roundtrip": "pairs",
     "throughput": "rate",
     "scaling": "rate",
-    "broadcast": "last pairs",
+    "broadcast": "last",
     "churn": "join",
     "idle": "spent",
     "memory": "busy",

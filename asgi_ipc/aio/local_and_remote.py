@@ -17,6 +17,7 @@ from .. import errors
 from ..base_layer import AsyncBaseChannelLayer
 from ..errors import InvalidOption, NotOwner
 from ..names import check_channel
+from ..statistics import Stats
 from .directory import (
     attached,
     carried,
@@ -209,6 +210,10 @@ class LocalAndRemoteChannelLayer(AsyncBaseChannelLayer):
     async def channel_statistics(self, channel: str) -> dict[str, Any]:
         """The figures of the statistics extension for a channel on this machine (A8)."""
         return await self._local.channel_statistics(channel)
+
+    async def stats(self) -> Stats:
+        """Everything that is known of the layer of this machine: `asgi_ipc.statistics.Stats`."""
+        return await self._local.stats()
 
     def remote_statistics(self) -> dict[str, int]:
         """What this process counted since it began: ``group_sends_lost`` and ``sends_failed`` while

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from .. import locked, segment
+from .. import IPCChannelLayer, locked, segment
 from ..attachment import holders
 from ..errors import CorruptStore, IPCError
 from ..files import Descriptor
@@ -50,7 +50,7 @@ def flush(prefix: str, timeout: float) -> None:
 
     Its processes go on, and wait for new messages. Also mends a layer that is damaged.
     """
-    locked.flush(View(prefix), timeout)
+    IPCChannelLayer(prefix, **View(prefix).options(), lock_timeout=timeout).flush()
     click.echo(f"Flushed prefix {prefix!r}.")
 
 
@@ -64,7 +64,7 @@ def destroy(prefix: str, force: bool) -> None:
     a second, and make the memory anew with their next call. Also removes what a layer left behind
     that cannot be read any more.
     """
-    paths = segment.Paths(prefix)
+    paths = segment.Paths(segment.full_prefix(prefix))
     owner = _owner(paths)
     if owner is None:
         View(prefix)  # says which layers there are

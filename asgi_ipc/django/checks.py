@@ -20,7 +20,7 @@ from ..attachment import holders
 from ..errors import IncompatibleSegment, InvalidOption, IPCError, NoSuchLayer
 from ..layout import WORD, Layout
 from ..options import Options
-from ..segment import SHM, Paths
+from ..segment import SHM, Paths, full_prefix
 from ..view import View
 
 _SIZES = ("message_memory", "group_memory", "max_message_size")
@@ -45,7 +45,7 @@ def check_channel_layers(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 def _check(where: str, config: dict[str, Any]) -> Iterator[CheckMessage]:
     try:
         options = Options.read(config.pop("prefix", "asgi"), config)
-        paths = Paths(options.prefix)
+        paths = Paths(full_prefix(options.prefix))
     except InvalidOption as error:
         yield Error(f"{where}: {error}", id="asgi_ipc.E001")
         return

@@ -17,7 +17,6 @@ from typing import Any
 
 from benchmarks.layers import Run
 from benchmarks.layers.contenders import Contender
-from benchmarks.layers.pair import CHANNEL, pairs, pairs_asyncio
 from benchmarks.layers.stage import Role, Stage
 from benchmarks.measure import Column, Table
 from benchmarks.primitives import CHAT
@@ -105,10 +104,8 @@ async def _change_asyncio(layer: Any, name: str) -> Change:
 # -- the process that sends -----------------------------------------------------------------------
 
 
-def send(layer: Any, rounds: int, measured_pairs: int) -> tuple[float, list[tuple[float, float]]]:
-    """Seconds for a pair, and for each round when the call began and when it was over."""
-    pairs(layer, measured_pairs)  # to warm up
-    pair = pairs(layer, measured_pairs)
+def send(layer: Any, rounds: int) -> list[tuple[float, float]]:
+    """For each round when the call began, and when it was over."""
     calls = []
     for _ in range(rounds):
         while layer.receive([READY], True)[0] is None:
@@ -117,14 +114,10 @@ def send(layer: Any, rounds: int, measured_pairs: int) -> tuple[float, list[tupl
         start = time.monotonic()
         layer.send_group(GROUP, CHAT)
         calls.append((start, time.monotonic()))
-    return pair, calls
+    return calls
 
 
-async def send_asyncio(
-    layer: Any, rounds: int, measured_pairs: int
-) -> tuple[float, list[tuple[float, float]]]:
-    await pairs_asyncio(layer, measured_pairs)  # to warm up
-    pair = await pairs_asyncio(layer, measured_pairs)
+async def send_asyncio(layer: Any, rounds: int) -> list[tuple[float, float]]:
     calls = []
     for _ in range(rounds):
         await layer.receive(READY)
@@ -132,19 +125,17 @@ async def send_asyncio(
         start = time.monotonic()
         await layer.group_send(GROUP, CHAT)
         calls.append((start, time.monotonic()))
-    return pair, calls
+    return calls
 
 
-def both(layer: Any, names: list[str], changes: list[bool], measured_pairs: int) -> Any:
+def both(layer: Any, names: list[str], changes: list[bool]) -> Any:
     raise NotImplementedError("every layer of Channels 1 reaches other processes")
 
 
-async def both_asyncio(
-    layer: Any, names: list[str], changes: list[bool], measured_pairs: int
-) -> Any:
+async def both_asyncio(layer: Any, names: list[str], changes: list[bool]) -> Any:
     """All in one process, for a layer that works in no other way."""
     return await asyncio.gather(
-        hear_asyncio(layer, names, changes), send_asyncio(layer, len(changes), measured_pairs)
+        hear_asyncio(layer, names, changes), send_asyncio(layer, len(changes))
     )
 
 
@@ -158,27 +149,25 @@ def measure(
     run: Run, one: Contender, sockets: int, changes: list[bool]
 ) -> dict[str, list[Any]] | None:
     """The samples of one contender by name, in ms; None if its group takes too long to fill."""
-    measured_pairs = run.effort(20, 500, 2_000) // (20 if one.slow else 1)
     with Stage(run.loop) as stage:
         owner = stage.enter(one, 2 * sockets)
         if one.local:
             sender = owner
         else:
-            sender = stage.enter(one, 2 * sockets, [READY, CHANNEL])
+            sender = stage.enter(one, 2 * sockets, [READY])
         joined = owner.play(JOIN, sockets)
         if joined is None:
             return None
         names, fill = joined
         if one.local:
-            rounds, (pair, calls) = owner.play(BOTH, names, changes, measured_pairs)
+            rounds, calls = owner.play(BOTH, names, changes)
         else:
-            sender.begin(SEND, len(changes), measured_pairs)
+            sender.begin(SEND, len(changes))
             owner.begin(HEAR, names, changes)
-            pair, calls = sender.result()
+            calls = sender.result()
             rounds = owner.result()
     every = list(zip(changes, calls, rounds))
     return {
-        "pair": [pair * 1e3],
         "fill": [fill * 1e3],
         "call": [(over - start) * 1e3 for changed, (start, over), _ in every if not changed],
         "after": [(over - start) * 1e3 for changed, (start, over), _ in every if changed],
@@ -200,9 +189,6 @@ def _rows(run: Run, sockets: int, unchanged: int, changed: int) -> Iterator[dict
                 continue
             row["samples"] = samples
             row.update({key: statistics.median(some) for key, some in samples.items() if some})
-            for key in ("call", "after", "last"):
-                if key in row:
-                    row[f"{key} pairs"] = row[key] / row["pair"]
         yield row
 
 
@@ -220,9 +206,6 @@ def broadcast(run: Run) -> Iterator[Table]:
             Column("call", "the call", ",.3f"),
             Column("last", "the last one has it", ",.1f"),
             Column("after", "the call after one left and joined", ",.3f"),
-            Column("call pairs", "call in pairs", ",.0f"),
-            Column("last pairs", "last in pairs", ",.0f"),
-            Column("after pairs", "after in pairs", ",.0f"),
         ),
         list(_rows(run, sockets, rounds, rounds)),
         NOTE,

@@ -242,6 +242,16 @@ def message_of(size: int) -> dict[str, Any]:
     return {"type": "chat.message", "room": "lobby", "text": "x" * max(1, size - 40)}
 
 
+def settle_allocator() -> None:
+    """Free a large block once, as happens in any process sooner or later.
+
+    From then on glibc keeps what is freed up to that size. Before, it may give a megabyte back to
+    the kernel and fetch it anew, page by page, for each message: that costs more than all the rest,
+    and whether it happens depends on what else lies on the heap.
+    """
+    bytes(31 << 20)
+
+
 def yardstick(seconds: float, message: Any) -> float:
     """Microseconds that the bytes alone take: packed, into shared memory, out of it, unpacked."""
     import msgpack
@@ -269,6 +279,8 @@ def sizes(run: Run) -> Iterator[Table]:
         players = {one.name: stage.enter(one, 100, CHANNELS, shared=True) for one in entrants}
         ours = next((one.name for one in entrants if one.ours), None)
         names = [one.name for one in entrants] + ([YARDSTICK] if ours else [])
+        for player in players.values():
+            player.do(settle_allocator)
         for size in all_sizes:
             message = message_of(size)
             for name in interleaved(run.effort(1, 2, 5), names):

@@ -202,3 +202,28 @@ def test_a_snapshot_under_traffic_is_never_absurd(prefix: str) -> None:
             stats = snapshot.stats()
             assert 0 <= stats.messages <= 50 * 21 and 0 <= stats.oldest < 60
             assert stats.memory.in_use < stats.memory.limit
+
+
+def test_a_layer_within_one_process_has_them_too() -> None:
+    """One that lies in no shared memory: nothing is looked for there."""
+    from asgi_ipc.testing.sync import InProcessChannelLayer
+
+    layer = InProcessChannelLayer()
+    layer.send("a", {})
+    found = layer.stats()
+    assert (found.messages, found.sent, found.processes, found.channels) == (1, 1, 1, 1)
+    assert 0 < found.memory.in_use < found.memory.reserved < found.memory.size
+
+
+def test_where_the_environment_adds_to_prefixes(prefix: str, run: Run) -> None:
+    """As it does under test: whoever looks sees the layers of the run, and those alone."""
+    suffix = {"ASGI_IPC_PREFIX_SUFFIX": "-run"}
+    layer = IPCChannelLayer(f"{prefix}-run")
+    layer.send("a", {})
+    assert run("stats", "--interval", "0", "--json", **suffix).json["messages"] == 1
+    assert [one["prefix"] for one in run("list", "--json", **suffix).json] == [prefix]
+    assert run("receive", "a", "--timeout", "0", **suffix).code == 0
+    assert run("stats", "--interval", "0").code == 3
+    layer.close()
+    del layer
+    assert run("destroy", **suffix).code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,11 +35,9 @@ def public_modules() -> list[ModuleType]:
 
 
 @pytest.fixture(scope="module")
-def documented(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Builds all pages; every name in their index."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all pages."""
     pytest.importorskip("furo", reason="lacking: sphinx and furo")
-    from sphinx.util.inventory import InventoryFile
-
     built = tmp_path_factory.mktemp("docs")
     done = subprocess.run(
         [*(sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"), pages.DOCS, built],
@@ -49,10 +48,28 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+    return built
+
+
+@pytest.fixture(scope="module")
+def documented(built: Path) -> set[str]:
+    """Every name in the index of the pages."""
+    from sphinx.util.inventory import InventoryFile
+
     with open(built / "objects.inv", "rb") as file:
         inventory = InventoryFile.load(file, "", lambda _, path: path)
     items = inventory.data if hasattr(inventory, "data") else inventory
     return {name for kind, names in items.items() if kind.startswith("py:") for name in names}
+
+
+def test_every_link_between_pages_leads_somewhere(built: Path) -> None:
+    links = {
+        (page, link)
+        for page in built.rglob("*.html")
+        for link in re.findall(r'(?:href|src)="([^":#?]+)[^":]*"', page.read_text(encoding="utf-8"))
+    }
+    assert len(links) > 100
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
 def test_every_public_name_is_in_the_reference(documented: set[str]) -> None:
@@ -95,3 +112,22 @@ def test_a_page_with_examples_has_a_test_that_names_it(page: Path) -> None:
     if pages.blocks(page):
         sources = (path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
         assert any(page.name in source for source in sources)
+
+
+def test_the_map_of_the_code_names_what_there_is() -> None:
+    """And each part of the package and of its tests is on it."""
+    contributing = environments.REPOSITORY / "CONTRIBUTING.rst"
+    rows = re.findall(r"^``.*?``(?=  | [a-z])", contributing.read_text(encoding="utf-8"), re.M)
+    named = set()
+    for row in rows:
+        first, *others = re.findall(r"``(.*?)``", row)
+        folder = Path(first).parent
+        named |= {Path(first), *(folder / other for other in others)}
+    assert len(named) > 30
+    assert [path for path in named if not (environments.REPOSITORY / path).exists()] == []
+    folders = {
+        path.parent.relative_to(environments.REPOSITORY)
+        for part in ("asgi_ipc", "tests")
+        for path in (environments.REPOSITORY / part).glob("*/__init__.py")
+    }
+    assert folders - named - {path.parent for path in named} == set()

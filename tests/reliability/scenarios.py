@@ -27,13 +27,13 @@ from asgi_ipc.layout import (
     Q_WAITING,
     R_BUCKET,
     R_CHAIN,
-    RECORD_WORDS,
     S_BIGGEST,
     S_BURY_AT,
     S_DIRTY,
     S_LIMIT,
     S_LIVE,
     S_MARK,
+    S_MOVES,
     S_SWEEP_AT,
     T_FREE,
     T_USED,
@@ -203,16 +203,19 @@ class SendAtEnd(Scenario):
     """The ring wraps."""
 
     stuck = False
+    first: dict[str, Any] = {"id": 0, "body": bytes(640)}
+    message: dict[str, Any] = {"id": "mine", "body": bytes(880)}
 
     def prepare(self, survivor: Blocking) -> None:
         if self.stuck:
             send_numbers(survivor, "work", range(2))
-        section, now = survivor.session.section, time.monotonic()
-        up_to_the_mark(survivor.store, section, self.stuck, FILLER, now)
-        send_numbers(survivor, "other", range(1))
+        section, encode = survivor.session.section, survivor.core.codec.encode
+        messages = encode(self.first), encode(self.message)
+        up_to_the_mark(survivor.store, section, self.stuck, FILLER, *messages, time.monotonic())
+        survivor.send("other", self.first)
 
     def operate(self, victim: Blocking) -> None:
-        victim.send("other", {"id": "mine", "body": FILLER + bytes(400)})
+        victim.send("other", self.message)
 
 
 class SendWithMoves(SendAtEnd):
@@ -525,9 +528,8 @@ SCENARIOS: dict[str, type[Scenario]] = {
 
 # -- helpers of scenarios -------------------------------------------------------------------------
 
-FILLER = b"f" * 480
+FILLER = b"f" * 544
 FIRST_WORDS = 8 * 1024
-MARGIN = 32  # words
 
 
 def put(client: Blocking, queue: bytes, body: bytes, lives: float) -> None:
@@ -542,18 +544,37 @@ def member(client: Blocking, group: bytes, channel: bytes, lives: float) -> None
     session.section(session.groups.add, group, channel, now - LONG, now + lives)
 
 
-def up_to_the_mark(store: Store, section: Any, stuck: bool, body: bytes, now: float) -> None:
-    """Send and receive until the next record that is MARGIN words larger wraps the ring; or, with
-    a message stuck at the tail, until it has to be moved."""
-    words, halves = store.words, store.halves
-    target = Target(b"filler", capacity=1000)
-    size = RECORD_WORDS + ((len(body) + 64 + 15) >> 4 << 1)
-    body += bytes(64)
-    section(store.put, target, body, now, now + LONG)
-    while halves[HALF_HEAD] + size + MARGIN <= (words[S_LIMIT] if stuck else words[S_MARK]):
-        section(store.put, target, body, now, now + LONG)
-        assert section(store.take, target, now) == body
-    assert words[S_LIVE], "the log is empty, so it begins anew"
+def up_to_the_mark(
+    store: Store, section: Any, stuck: bool, body: bytes, first: bytes, second: bytes, now: float
+) -> None:
+    """Send and receive `body` until, after the message `first`, the message `second` wraps the
+    ring; or, with a message stuck at the tail, has to move it. If `first` is shorter than `body`
+    the right place can be stepped over, lap by lap."""
+    filler, lives = Target(b"filler", capacity=1000), now + LONG
+
+    def comes(copy: Store) -> bool:
+        other = Target(b"other", capacity=1000)
+        copy.put(other, first, now, lives)
+        head, moves = copy.halves[HALF_HEAD], copy.words[S_MOVES]
+        copy.put(other, second, now, lives)
+        return copy.words[S_MOVES] > moves if stuck else copy.halves[HALF_HEAD] < head
+
+    section(store.put, filler, body, now, lives)
+    # As often as the first time: to try it out on a copy takes long.
+    known = stuck, len(body), len(first), len(second), len(store.buffer)
+    rounds = 0
+    while rounds != _rounds.get(known):
+        if known not in _rounds and comes(Store(bytearray(store.buffer), store.layout)):
+            _rounds[known] = rounds
+            break
+        assert rounds < 10_000, "it never comes"
+        section(store.put, filler, body, now, lives)
+        assert section(store.take, filler, now) == body
+        rounds += 1
+    assert store.words[S_LIVE], "the log is empty, so it begins anew"
+
+
+_rounds: dict[Any, int] = {}
 
 
 def ruin(store: Store) -> None:

@@ -234,7 +234,8 @@ def wrapping(stuck: bool) -> Store:
     if stuck:
         put(store, "work", b"stuck")
         put(store, "x!1", b"stuck, too")
-    up_to_the_mark(store, lambda call, *args: call(*args), stuck, bytes(320), NOW)
+    sizes = bytes(384), b"other", bytes(760)
+    up_to_the_mark(store, lambda call, *args: call(*args), stuck, *sizes, NOW)
     put(store, "other", b"other")
     return store
 

@@ -67,8 +67,3 @@ def test_the_figures_of_windows_are_those_of_the_code() -> None:
     text = " ".join(PAGE.split())
     assert adapter.WINDOW == adapter.UPLOAD_WINDOW * messages.BODY_CHUNK == 1 << 20
     assert "is at most 1 MiB of a response ahead of it" in text
-
-
-def test_what_it_includes_is_there() -> None:
-    for name in re.findall(r"^\.\. include:: (\S+)$", PAGE, re.M):
-        assert (environments.REPOSITORY / "docs" / name).read_text(encoding="utf-8")
