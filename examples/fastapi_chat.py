@@ -24,14 +24,16 @@ async def to_browser(websocket: WebSocket, channel: str) -> None:
 
 @app.websocket("/rooms/{room}")
 async def chat(websocket: WebSocket, room: str) -> None:
-    await websocket.accept()
     channel = await layer.new_channel()  # only this process receives on it
     await layer.group_add(room, channel)
-    sending = asyncio.create_task(to_browser(websocket, channel))
+    sending = None
     try:
+        await websocket.accept()  # only now: who is connected hears everything
+        sending = asyncio.create_task(to_browser(websocket, channel))
         await from_browser(websocket, room)
     finally:
-        sending.cancel()
+        if sending is not None:
+            sending.cancel()
         await layer.group_discard(room, channel)
 
 

@@ -113,4 +113,5 @@ def test_both_layers_beside_asgiref_1(tmp_path: Path) -> None:
         if not len(case)
     )
     assert passed["TestBlockingLayer"] >= 140, run.stdout
+    assert passed["TestInProcessBlockingLayer"] >= 140, run.stdout
     assert passed["TestAsgirefInMemory"] >= 115, run.stdout

@@ -25,3 +25,4 @@ CHANNEL_LAYERS = {
         "ROUTING": "tests.clients.channels1_site.consumers.ROUTING",
     },
 }
+TEST_RUNNER = "asgi_ipc.testing.django.DiscoverRunner"
