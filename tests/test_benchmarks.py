@@ -88,6 +88,17 @@ def test_real_servers_are_measured(measured: Path) -> None:
     assert figures.get("websocket", "rate", layer=OURS[1]) > 0
 
 
+def test_the_wsgi_adapters_are_measured(tmp_path: Path) -> None:
+    if shutil.which("wrk") is None:
+        pytest.skip("lacking: wrk (Debian: apt-get install wrk)")
+    pytest.importorskip("gunicorn", reason="lacking: gunicorn")
+    path = tmp_path / "wsgi.json"
+    done = run("benchmarks.wsgi", "--tiny", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = Figures.read([str(path)]).rows("wsgi")
+    assert rows and all(row["direct rate"] > 0 and row["layer rate"] > 0 for row in rows)
+
+
 def test_nothing_was_lost_doubled_or_reordered(measured: Path) -> None:
     figures = Figures.read([str(measured)])
     for row in figures.rows("throughput") + figures.rows("scaling"):
