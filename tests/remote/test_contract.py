@@ -38,8 +38,8 @@ class AsyncioTwin(Channels4Contract):
         self.made: list[Any] = []
 
         def make(**options: Any) -> Any:
-            self.options = redis(server, backend=self.backend), {"prefix": prefix, **options}
-            self.made.append(LocalAndRemoteChannelLayer(*self.options))
+            self.arguments = redis(server, backend=self.backend), {"prefix": prefix, **options}
+            self.made.append(LocalAndRemoteChannelLayer(*self.arguments))
             return self.made[-1]
 
         yield make
@@ -49,7 +49,7 @@ class AsyncioTwin(Channels4Contract):
     def make_peer(self, layer: Any) -> Any:
         from asgi_ipc.aio import LocalAndRemoteChannelLayer
 
-        self.made.append(LocalAndRemoteChannelLayer(*self.options))
+        self.made.append(LocalAndRemoteChannelLayer(*self.arguments))
         return self.made[-1]
 
 
@@ -70,8 +70,8 @@ class TestBlocking(Channels1Contract):
 
         def make(**options: Any) -> Any:
             local = {"prefix": prefix, "receive_timeout": 0.2, **options}
-            self.options = redis(server), local
-            self.made.append(LocalAndRemoteChannelLayer(*self.options))
+            self.arguments = redis(server), local
+            self.made.append(LocalAndRemoteChannelLayer(*self.arguments))
             return self.made[-1]
 
         yield make
@@ -81,5 +81,5 @@ class TestBlocking(Channels1Contract):
     def make_peer(self, layer: Any) -> Any:
         from asgi_ipc import LocalAndRemoteChannelLayer
 
-        self.made.append(LocalAndRemoteChannelLayer(*self.options))
+        self.made.append(LocalAndRemoteChannelLayer(*self.arguments))
         return self.made[-1]
