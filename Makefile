@@ -57,12 +57,14 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.profile $(BENCH) --json $(FIGURES)/profile.json
 	.venv-bench/bin/python -m benchmarks.wakeups --quick --json $(FIGURES)/wakeups.json
 	.venv-bench/bin/python -m benchmarks.wsgi $(BENCH) --json $(FIGURES)/wsgi.json
+	.venv-bench/bin/python -m benchmarks.remote $(BENCH) --json $(FIGURES)/remote.json
 	$(MAKE) figures
 
 # The pages and plots anew, from the figures of the last run.
 figures: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.report $(FIGURES)/layers.json $(FIGURES)/profile.json \
-	$(FIGURES)/wakeups.json $(FIGURES)/wsgi.json --fill README.rst docs/performance.rst docs/wsgi.rst
+	$(FIGURES)/wakeups.json $(FIGURES)/wsgi.json $(FIGURES)/remote.json \
+	--fill README.rst docs/performance.rst docs/wsgi.rst docs/howto/several-machines.rst
 
 .venv/installed: setup.py pyproject.toml
 	$(make-environment)

@@ -10,9 +10,10 @@ Three rules keep the work of each call in proportion to the size of its message:
 - The ring wraps at the *mark*, the end of what is reserved, and the mark grows only while more
   than half before it is live. One stuck message therefore cannot walk the ring through all memory.
 - At the last mark, live records stay under three quarters of the ring.
-- What is free at the head (the *gap*) stays twice as large as the biggest record in the log: it may
-  be in two pieces, at the end and at the start, and one of them then takes whatever record stands
-  at the tail. Once the gap is small each allocation pays for some of the moves to come.
+- What is free at the head (the *gap*) stays twice as large as the biggest record in the log, and at
+  an eighth of the ring: it may be in two pieces, at the end and at the start, and one of them then
+  takes whatever record stands at the tail. Once the gap is smaller each allocation pays for some of
+  the moves to come, and none is given a place behind which that record would fit nowhere.
 
 Nothing here knows queues except by the links that a copy must take along.
 """

@@ -2,11 +2,9 @@
 
     python -m benchmarks.remote [--quick] [--json FILE]
 
-pair      send + receive in one process, on a normal and on a process-specific channel
-groups    what a group send costs the Redis server, for some machines, processes and sockets
-
-Starts a redis-server (Debian's package of that name) on a free loopback port. Machines are
-prefixes of this one, so the figures are without any network between them.
+The pair of send and receive, on a normal and on a process-specific channel; and what a group send
+costs the Redis server, for some machines, processes and sockets. Machines are prefixes of this one,
+so the figures are without any network between them.
 """
 
 from __future__ import annotations
@@ -15,48 +13,28 @@ import asyncio
 import contextlib
 import os
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from itertools import repeat
 from typing import Any
 
-from benchmarks.measure import Column, Table, interleaved, paired_ratio, parser, report
+from benchmarks.layers import redis_server
+from benchmarks.measure import (
+    Column,
+    Effort,
+    Table,
+    effort,
+    interleaved,
+    paired_ratio,
+    parser,
+    report,
+)
 from benchmarks.primitives import CHAT
 
 CORE = "channels_redis.core.RedisChannelLayer"
 PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
-
-
-@contextlib.contextmanager
-def redis_server() -> Iterator[int]:
-    """The port of a redis-server that writes nothing to disk, and ends with the block."""
-    program = shutil.which("redis-server")
-    if program is None:
-        sys.exit("redis-server is not installed (on Debian and Ubuntu: apt-get install it)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
-        server = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
-        try:
-            deadline = time.monotonic() + 20
-            while True:
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", port)).close()
-                    break
-                if time.monotonic() > deadline:
-                    sys.exit("redis-server does not answer")
-                time.sleep(0.01)
-            yield port
-        finally:
-            server.terminate()
-            server.wait()
 
 
 def remote(port: int, backend: str = CORE) -> dict[str, Any]:
@@ -118,7 +96,7 @@ async def pairs(layer: Any, channel: str, seconds: float) -> float:
     return taken * 1e6
 
 
-async def pair(port: int, quick: bool) -> Table:
+async def pair(port: int, effort: Effort) -> Table:
     from asgi_ipc import segment
     from asgi_ipc.aio import IPCChannelLayer
 
@@ -134,8 +112,8 @@ async def pair(port: int, quick: bool) -> Table:
             "asgi_ipc alone, process-specific": (ipc, await ipc.new_channel()),
         }
         samples: dict[str, list[float]] = {name: [] for name in entrants}
-        for name in interleaved(3 if quick else 15, list(entrants)):
-            samples[name].append(await pairs(*entrants[name], 0.05 if quick else 0.3))
+        for name in interleaved(effort(1, 3, 15), list(entrants)):
+            samples[name].append(await pairs(*entrants[name], effort(0.001, 0.05, 0.3)))
         await ipc.close()
         segment.destroy(alone)
     rows = [
@@ -148,7 +126,8 @@ async def pair(port: int, quick: bool) -> Table:
         for name, taken in samples.items()
     ]
     return Table(
-        "pair: send + receive in one process, µs",
+        "remote-pair",
+        "several machines: send + receive in one process, µs",
         (
             Column("layer", "layer, channel"),
             Column("pair", "median", ".1f"),
@@ -161,20 +140,18 @@ async def pair(port: int, quick: bool) -> Table:
 # -- groups ----------------------------------------------------------------------------------------
 
 
-def commands(port: int) -> dict[str, int]:
+def commands() -> dict[str, int]:
     """How often each command was called, those inside scripts included."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"INFO commandstats\r\nQUIT\r\n")
-        with connection.makefile() as file:
-            lines = [line for line in file if line.startswith("cmdstat_")]
     called = {}
-    for line in lines:
+    for line in redis_server.command("INFO commandstats").splitlines():
+        if not line.startswith("cmdstat_"):
+            continue
         name, _, figures = line.partition(":")
         called[name[8:]] = int(figures.partition("calls=")[2].partition(",")[0])
     return called
 
 
-async def cost(port: int, layers: list[Any], sockets: int, sends: int) -> dict[str, Any]:
+async def cost(layers: list[Any], sockets: int, sends: int) -> dict[str, Any]:
     """What `sends` group sends of the first layer cost, until every socket has them all."""
     listening = []
     for layer in layers:
@@ -189,14 +166,14 @@ async def cost(port: int, layers: list[Any], sockets: int, sends: int) -> dict[s
 
     reading = [asyncio.ensure_future(listen(*one)) for one in listening]
     await asyncio.sleep(0.1)
-    before = commands(port)
+    before = commands()
     began = time.perf_counter()
     for number in range(sends):
         await layers[0].group_send("room", {**CHAT, "number": number})
     call = time.perf_counter() - began
     await asyncio.gather(*reading)
     reached = time.perf_counter() - began
-    after = commands(port)
+    after = commands()
     called = {name: (after[name] - before.get(name, 0)) / sends for name in after}
     return {
         "commands": sum(calls for name, calls in called.items() if name not in ("info", "quit")),
@@ -206,22 +183,23 @@ async def cost(port: int, layers: list[Any], sockets: int, sends: int) -> dict[s
     }
 
 
-async def groups(port: int, quick: bool) -> Table:
-    sends = 20 if quick else 200
+async def groups(port: int, effort: Effort) -> Table:
+    sends = effort(2, 20, 200)
     rows = []
     for count, processes, sockets in ((2, 1, 1), (2, 1, 50), (2, 4, 50), (4, 4, 50)):
         numbers = [machine for machine in range(count) for _ in range(processes)]
         where = f"{count} × {processes} × {sockets}"
         async with redis_alone(port, len(numbers)) as layers:
-            row = await cost(port, layers, sockets, sends)
+            row = await cost(layers, sockets, sends)
             rows.append({"where": where, "layer": "channels_redis", **row})
         for backend in (CORE, PUBSUB):
             async with machines(port, numbers, backend) as layers:
-                row = await cost(port, layers, sockets, sends)
+                row = await cost(layers, sockets, sends)
                 name = f"local and remote, {backend.split('.')[1]}"
                 rows.append({"where": where, "layer": name, **row})
     return Table(
-        "groups: a group send to all sockets of some machines",
+        "remote-groups",
+        "several machines: a group send to all their sockets",
         (
             Column("where", "machines × processes × sockets"),
             Column("layer", "layer"),
@@ -237,11 +215,11 @@ async def groups(port: int, quick: bool) -> Table:
 
 def main() -> None:
     options = parser(__doc__ or "").parse_args()
-    with redis_server() as port:
-        report(
-            (asyncio.run(workload(port, options.quick)) for workload in (pair, groups)),
-            options.json,
-        )
+    if shutil.which("redis-server") is None:
+        sys.exit("redis-server is not installed (on Debian and Ubuntu: apt-get install it)")
+    with redis_server.running():
+        port, length = redis_server.port(), effort(options)
+        report((asyncio.run(workload(port, length)) for workload in (pair, groups)), options.json)
 
 
 if __name__ == "__main__":

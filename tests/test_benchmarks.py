@@ -26,8 +26,15 @@ from benchmarks.layers.__main__ import WORKLOADS
 from benchmarks.layers.contenders import CONTENDERS
 from benchmarks.plots import PLOTS
 
-PAGES = ("README.rst", "docs/performance.rst", "docs/wsgi.rst")
-FIGURES = [f"docs/benchmarks/{name}.json" for name in ("layers", "profile", "wakeups", "wsgi")]
+PAGES = (
+    "README.rst",
+    "docs/performance.rst",
+    "docs/wsgi.rst",
+    "docs/howto/several-machines.rst",
+)
+FIGURES = [
+    f"docs/benchmarks/{name}.json" for name in ("layers", "profile", "wakeups", "wsgi", "remote")
+]
 FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 OURS = ("asgi_ipc-blocking", "asgi_ipc-asyncio")
 NEXT_TO_THEM = ("InMemory", "FIFO-blocking", "FIFO-asyncio")
@@ -86,6 +93,17 @@ def test_real_servers_are_measured(measured: Path) -> None:
     figures = Figures.read([str(measured)])
     assert figures.get("http", "rate", layer=OURS[0], clients=8) > 0
     assert figures.get("websocket", "rate", layer=OURS[1]) > 0
+
+
+def test_the_wsgi_adapters_are_measured(tmp_path: Path) -> None:
+    if shutil.which("wrk") is None:
+        pytest.skip("lacking: wrk (Debian: apt-get install wrk)")
+    pytest.importorskip("gunicorn", reason="lacking: gunicorn")
+    path = tmp_path / "wsgi.json"
+    done = run("benchmarks.wsgi", "--tiny", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = Figures.read([str(path)]).rows("wsgi")
+    assert rows and all(row["direct rate"] > 0 and row["layer rate"] > 0 for row in rows)
 
 
 def test_nothing_was_lost_doubled_or_reordered(measured: Path) -> None:
@@ -152,6 +170,16 @@ def test_the_page_of_results_is_that_of_the_last_run() -> None:
     text = (folder / report.RESULTS).read_text(encoding="utf-8")
     assert report.results(figures, plots) == text, "run: make figures"
     assert all((folder / name).exists() for name in plots)
+
+
+def test_several_machines_are_measured_beside_channels_redis(tmp_path: Path) -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("lacking: redis-server")
+    done = run("benchmarks.remote", "--tiny", "--json", str(tmp_path / "remote.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = Figures.read([str(tmp_path / "remote.json")])
+    assert figures.get("remote-pair", "ratio", layer="local and remote, normal") > 0
+    assert figures.get("remote-groups", "commands", layer="local and remote, core") > 0
 
 
 @pytest.mark.skipif(not FULL, reason="takes minutes: make test-all")

@@ -18,6 +18,7 @@ from ..base_layer import AsyncBaseChannelLayer
 from ..errors import InvalidOption, NotOwner
 from ..names import check_channel
 from ..statistics import Stats
+from .base import Session
 from .directory import (
     attached,
     carried,
@@ -64,6 +65,9 @@ class LocalAndRemoteChannelLayer(AsyncBaseChannelLayer):
         # A layer that is merely dropped leaves no thread behind.
         self._finalizer = weakref.finalize(self, self._remote.stop, wait=False)
         self._finalizer.atexit = False  # `loop_thread` sees to that, and waits
+        # What names of this machine contain, as long as it is attached like that.
+        self._known: Session | None = None
+        self._here = "?!"
         self.extensions = list(ipc.extensions)
         self.prefix = ipc.prefix
 
@@ -81,7 +85,9 @@ class LocalAndRemoteChannelLayer(AsyncBaseChannelLayer):
         InvalidName, InvalidMessage, NotAChannel, and for another machine RemoteUnavailable, after
         ``remote_timeout`` seconds at most; nothing was sent then.
         """
-        if not (type(channel) is str and ("!" in channel or "?" in channel)):
+        if not (type(channel) is str and ("!" in channel or "?" in channel)) or (
+            self._here in channel and self._local._core.session is self._known
+        ):
             await self._local.send(channel, message)
             return
         fields = {"channel": channel, "message": message}
@@ -245,7 +251,9 @@ class LocalAndRemoteChannelLayer(AsyncBaseChannelLayer):
     async def _home(self, channel: str) -> tuple[str, str]:
         """The machine of a channel with a ``!`` or ``?``, empty if unknown; and this machine."""
         check_channel(channel)
-        own = machine_id(await attached(self._local))
+        session = await attached(self._local)
+        own = machine_id(session)
+        self._known, self._here = session, f"m{own}."
         home = carried(channel)
         if not home:
             home = home_in(await self._local.group_channels(home_group(channel)))

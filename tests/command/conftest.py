@@ -142,6 +142,15 @@ def live(prefix: str, tmp_path: Path) -> Iterator[Live]:
 
 
 @pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Programs that are started can be ended by Ctrl-C, also if the tests run in the background of
+    a shell, which ignores it for all that it starts there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def run(prefix: str) -> Run:
     """The command, for the prefix of the test unless it names another."""
 

@@ -102,7 +102,7 @@ def test_the_options_of_the_live_segment_are_used(prefix: str, run: Run) -> None
     assert run("receive", "a", "--timeout", "0").json["message"] == {"n": 1}
 
 
-def test_ctrl_c_ends_a_receive(live: Live, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_receive(live: Live, tmp_path: Path, interruptible: None) -> None:
     arguments = ["receive", "empty", "--timeout", "60", "--prefix", live.prefix]
     with running(
         [sys.executable, "-m", "asgi_ipc", *arguments],

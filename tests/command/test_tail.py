@@ -93,7 +93,9 @@ def test_a_broadcast_is_one_message_for_many(layer: IPCChannelLayer, tail: Tail)
     assert sorted(seen["channels"]) == [f"web!{name}" for name in "abcde"]
 
 
-def test_it_ends_in_time_and_by_ctrl_c(layer: IPCChannelLayer, tail: Tail, run: Run) -> None:
+def test_it_ends_in_time_and_by_ctrl_c(
+    layer: IPCChannelLayer, tail: Tail, run: Run, interruptible: None
+) -> None:
     assert run("tail", "--all", "--seconds", "0.1").code == 0
     with tail("--all") as watching:
         watching._child.send_signal(signal.SIGINT)

@@ -131,7 +131,7 @@ class Place(Attachment):
         self._tidy_at = float("inf")
         nowhere = types.SimpleNamespace(directory="/nonexistent")  # it has no files beside it
         self.segment = types.SimpleNamespace(  # type: ignore[assignment]
-            vanished=lambda: False, paths=nowhere, nonce=0
+            vanished=lambda: False, mend=lambda: None, paths=nowhere, nonce=0
         )
         self.section = self.make_section(10.0, 10.0)
         self._ringer = types.SimpleNamespace(ring=self.rings)  # type: ignore[assignment]
@@ -294,7 +294,8 @@ class Model(RuleBasedStateMachine):
         core = Core(options)
         self.places.add(index)
         place = Place(self, index)
-        core.session = Session(place, place.section)
+        of_four = place.make_section_of_four(10.0, 10.0)
+        core.session = Session(place, of_four, core.capacity_of)
         self.cores[place.process] = core
 
     def settle(self) -> None:

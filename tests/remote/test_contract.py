@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from ..contract.channels1 import Channels1Contract
-from ..contract.channels4 import Channels4Contract
+from asgi_ipc.conformance import Channels1Contract, Channels4Contract
+
 from .machines import CORE, PUBSUB, redis
 from .servers import Server
 
