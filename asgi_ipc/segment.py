@@ -120,6 +120,11 @@ class Paths:
             raise InvalidOption(
                 f"prefix {prefix!r:.120} must be a str of ASCII letters, digits, '-', '_' and '.'"
             )
+        if prefix.endswith(".d"):
+            raise InvalidOption(
+                f"prefix {prefix!r:.120} ends in '.d', as the directory beside the segment of "
+                "another prefix does; choose another"
+            )
         if len(prefix) > MAX_PREFIX:
             raise InvalidOption(
                 f"prefix {prefix!r:.120} has {len(prefix)} characters; {MAX_PREFIX} are allowed"

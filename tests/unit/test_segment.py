@@ -134,7 +134,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "a/b", "/", "a b", "caf\xe9", "a\n", "a\0", "a!", "n" * 101, None, 5, b"bytes"]
+    "prefix",
+    ["", "a/b", "/", "a b", "caf\xe9", "a\n", "a\0", "a!", "a.d", "n" * 101, None, 5, b"bytes"],
 )
 def test_a_prefix_that_cannot_be_a_name_is_refused(prefix: Any) -> None:
     with pytest.raises(InvalidOption, match="prefix"):
