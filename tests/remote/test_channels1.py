@@ -32,7 +32,10 @@ def conformance(tmp_path: Path, environment: str, *arguments: str) -> object:
 
 def test_the_conformance_suite_on_asgi_redis(prefix: str, server: Server, tmp_path: Path) -> None:
     """Its RedisLocalChannelLayer, with our layer for what is local; it drops the colon."""
-    assert conformance(tmp_path, "asgi_redis", "asgi_redis", f"{prefix}:", server.url) == ALL_PASS
+    assert (
+        conformance(tmp_path, "asgi_redis-local", "asgi_redis", f"{prefix}:", server.url)
+        == ALL_PASS
+    )
 
 
 def test_the_conformance_suite_on_our_twin(prefix: str, tmp_path: Path) -> None:
