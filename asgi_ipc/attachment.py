@@ -121,7 +121,7 @@ class _Guard:
 
 def _guarded(frame: FrameType | None) -> bool:
     """Whether a call at `frame` or further out has entered the guard."""
-    codes = _found_or_made.__code__, holders.__code__, _Guard.bury.__code__
+    codes = _found_or_made.__code__, _glance.__code__, _Guard.bury.__code__
     while frame is not None:
         if frame.f_code in codes:
             return True
@@ -151,6 +151,7 @@ class Attachment:
         self.inboxes = _kept.get((wanted.prefix, segment.nonce), {})
         self.local = threading.local()  # the waiter of each blocking thread
         self.hubs: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._gone: list[list[Any]] = []  # arguments of `discard_local` that are still to be run
         self._orphans: list[tuple[int, int]] = []  # waiter ids whose thread or loop is gone
         self.bells: weakref.WeakSet[Doorbell] = weakref.WeakSet()
         self.broken: IPCError | None = None
@@ -305,7 +306,7 @@ class Attachment:
 
     def retire_hubs(self) -> None:
         """Let go of the waiters of loops that were closed."""
-        for loop, hub in list(self.hubs.items()):
+        for loop, hub in _listed(self.hubs.items()):
             if hub.closed():
                 self.hubs.pop(loop, None)
                 hub.retire()
@@ -446,17 +447,25 @@ class Attachment:
 
     def _expire_inbox(self, inbox: Inbox, now: float, section: Section) -> None:
         """Whoever left a message unread for its whole life has gone: end its memberships."""
+        section(self._drop_expired, inbox, now)
+        while self._gone:
+            # Until it is done: the lock may be busy in between.
+            gone = self._gone[-1]
+            gone[3] = section(self.groups.discard_local, *gone)
+            if not gone[3]:
+                with contextlib.suppress(ValueError):  # another thread was quicker
+                    self._gone.remove(gone)
+
+    def _drop_expired(self, inbox: Inbox, now: float) -> None:
+        """Inside a section: take out of an inbox what nobody read in time, and note who is gone."""
         expired = [entry.local for entry in inbox.expire(now)]
         if not expired:
             return
-        gone = {local.encode("ascii") for local in expired}
         target = Target(inbox.queue.encode("ascii"))
-        row = section(self.store.count_taken, target, EXPIRED, len(expired), expired[0])
-        at = 0
-        while row:
-            at = section(self.groups.discard_local, row, target.generation, gone, at)
-            if not at:
-                return
+        row = self.store.count_taken(target, EXPIRED, len(expired), expired[0])
+        if row:
+            gone = {local.encode("ascii") for local in expired}
+            self._gone.append([row, target.generation, gone, 0])
 
 
 def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = False) -> Attachment:
@@ -507,6 +516,13 @@ def _found_or_made(wanted: Wanted, patience: float, timeout: float, flush: bool)
 def holders(members: str) -> dict[int, int]:
     """Who is attached, read from the file of byte locks at `members`: index → process id."""
     try:
+        return _glance(members)
+    finally:
+        _guard.bury()
+
+
+def _glance(members: str) -> dict[int, int]:
+    try:
         _guard.enter()
         found = Members.glance(members)
         _guard.leave()
@@ -521,7 +537,7 @@ def forget(attachment: Attachment) -> None:
     with contextlib.suppress(KeyError):
         if _attachments.get(attachment.key) is attachment:
             del _attachments[attachment.key]
-    for user in list(_users):
+    for user in _listed(_users):
         user.detach(attachment)
 
 
@@ -554,6 +570,15 @@ def register(user: Any) -> None:
     """Let `user` know, by `detach(attachment)`, when an attachment must not be used any more, and
     by `forked()` that it has become another process's."""
     _users.add(user)
+
+
+def _listed(things: Any) -> list[Any]:
+    """A list of what other threads, or finalizers, may add to or take from meanwhile."""
+    while True:
+        try:
+            return list(things)
+        except RuntimeError:
+            continue
 
 
 def _to_release(*what: Any) -> None:
@@ -647,7 +672,7 @@ def _after_fork_in_child() -> None:
     """A child has no part in its parent's presence: it attaches for itself when it first calls."""
     global _guard
     _guard = _Guard()
-    for attachment in list(_everyone):
+    for attachment in _listed(_everyone):
         if attachment._finalizer.detach() is None:
             continue
         if isinstance(attachment.lock, FileLock):
@@ -658,12 +683,12 @@ def _after_fork_in_child() -> None:
         with contextlib.suppress(OSError):
             os.close(attachment.segment.fd)
         attachment.broken = IncompatibleSegment("this attachment belongs to the parent process")
-        for user in list(_users):
+        for user in _listed(_users):
             user.detach(attachment)
     _attachments.clear()
     _kept.clear()
     _graveyard.clear()
-    for user in list(_users):
+    for user in _listed(_users):
         user.forked()
     Members.forget_all()
 

@@ -192,8 +192,11 @@ class Inbox:
 
     def join(self, local: str | None, receive: Waiting) -> bool:
         """Enter a receive that is about to sleep; True if it need not, something is there."""
-        self.waiting.setdefault(local, deque()).append(receive)
-        return self.has(local)
+        while True:
+            receives = self.waiting.setdefault(local, deque())
+            receives.append(receive)
+            if self.waiting.get(local) is receives:  # else another thread has just removed it
+                return self.has(local)
 
     def part(self, local: str | None, receive: Waiting) -> None:
         """A receive sleeps no longer. What it leaves behind is for the next one."""
@@ -203,7 +206,10 @@ class Inbox:
         with contextlib.suppress(ValueError):
             receives.remove(receive)
         if not receives:
-            self.waiting.pop(local, None)
+            for other in list(self.waiting.pop(local, ())):
+                # Another thread's, that came in between.
+                self.join(local, other)
+                other.wake()
         first = _first(receives) if self.has(local) else None
         if first is None and self._entries:
             first = _first(self.waiting.get(ANY))
@@ -232,9 +238,11 @@ def _first(receives: deque[Waiting] | None) -> Waiting | None:
     """The first receive that can still wake; those before it are forgotten."""
     while receives:
         try:
-            if not receives[0].gone():
-                return receives[0]
-            receives.popleft()
+            first = receives[0]
         except IndexError:
             break  # another thread was quicker
+        if not first.gone():
+            return first
+        with contextlib.suppress(ValueError):
+            receives.remove(first)
     return None

@@ -133,11 +133,12 @@ class FileLock:
             opened = local.opened
         except AttributeError:
             opened = local.opened = Descriptor(self._open())
+        local.inside = True  # before it is: a signal handler in between must not come in too
         try:
             fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            local.inside = False
             return errno.EBUSY
-        local.inside = True
         return 0
 
     def unlock(self, handle: object) -> int:

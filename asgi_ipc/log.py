@@ -111,6 +111,8 @@ class Log:
         way, lets expired ones go, wraps, and reserves memory, as needed.
         """
         words, halves = self._words, self._halves
+        # Of the ring as it was: what follows may move both ends, also where it ends in vain.
+        words[S_LIMIT] = 0
         ahead = _AHEAD * size + 64  # words still to look at although there is room
         lap = self.end - self.start + size  # after one lap there is nothing left to try
         may_grow = True

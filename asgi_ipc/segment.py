@@ -162,9 +162,16 @@ class Segment:
 
     def reserve(self, offset: int, length: int) -> bool:
         """Make bytes of the segment safe to touch; False if there is no memory for them."""
-        if not cgroup_allows(length):
+        if not self._backed(offset, length) and not cgroup_allows(length):
             return False
         return _allocate(self.fd, offset, length)
+
+    def _backed(self, offset: int, length: int) -> bool:
+        """Whether there is memory behind some bytes already, as after a flush."""
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_HOLE) >= offset + length
+        except OSError:
+            return False
 
     def mend(self) -> None:
         """Before a flush, under the lock: put right what that relies on and cannot know itself.

@@ -28,6 +28,7 @@ import pytest
 import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc import segment
+from asgi_ipc.aio.core import Route
 from asgi_ipc.conformance.blocking import (
     NOTHING,
     STATISTICS,
@@ -300,6 +301,26 @@ def test_a_receive_may_have_a_timeout_of_its_own(make: Callable[..., Any]) -> No
     assert 0.05 <= time.monotonic() - began < LIVENESS
     layer.send("c", MESSAGE)
     assert layer.receive(["c"], block=True, timeout=0) == ("c", MESSAGE)
+
+
+def test_broadcast_that_is_interrupted_while_it_is_planned_reaches_everybody_next_time(
+    layer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer.group_add("g", "a")
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    for joins in ("b", "c"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Route, "update", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                layer.send_group("g", MESSAGE)
+        layer.send_group("g", MESSAGE)
+        assert layer.receive(["a"]) == ("a", MESSAGE)
+        layer.group_add("g", joins)
+    layer.send_group("g", MESSAGE)
+    assert layer.receive(["c"]) == ("c", MESSAGE)
 
 
 def test_signal_handler_that_raises_gets_out_of_receive(make: Callable[..., Any]) -> None:

@@ -68,7 +68,7 @@ class Route:
         plan, by_queue = self.plan, self._by_queue
         for queue in plan.changed:
             found = plan.channels.get(queue)
-            if found is None:
+            if found is None or not found[2]:  # empty: an interrupted change that was undone
                 by_queue.pop(queue, None)
                 continue
             row, generation, parts = found
@@ -239,7 +239,8 @@ class Core(Receiving):
         """The targets of a broadcast, kept while the group does not change."""
         route: Route | None = session.plans.get(group)
         if route is not None and session.planner.current(route.plan, now):
-            return route.targets
+            if not route.plan.changed:  # else an interruption came before its targets were made
+                return route.targets
         plan = session.planner.plan(group, now, None if route is None else route.plan)
         if plan is None:
             session.plans.pop(group, None)

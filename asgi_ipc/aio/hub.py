@@ -245,11 +245,13 @@ class Hub(ABC):
     def _drain(self, session: Session, queue: str) -> None:
         """Move what a process-specific queue holds to those who wait for it, and park anew."""
         core, source = self._drains[queue]
-        before = source.target.row
         core.drain(session, source, self)
-        if source.target.row != before:
-            self._rows.pop(before, None)
-            self._rows[source.target.row] = queue
+        row = source.target.row
+        if self._rows.get(row) != queue:
+            # It has another row: since a flush, or since its owner before us died.
+            for before in [row for row, name in self._rows.items() if name == queue]:
+                del self._rows[before]
+            self._rows[row] = queue
 
     def _wake_all(self, error: IPCError | None = None) -> None:
         sleeps = {sleep for sleeping in self._sleeping.values() for sleep in sleeping}

@@ -351,11 +351,16 @@ def test_there_is_room_after_long_histories_of_small_and_large_messages(seed: in
     in between: each of these once left the tail stuck behind a record too large to move."""
     random = Random(seed)
     largest = random.choice([2, 8, 32]) * KIB
+    reserve = Reserve()
     store = make_store(
+        reserve=reserve,
         message_memory=random.choice([64, 256]) * KIB,
         max_message_size=largest,
         first_mark=random.choice([4, 64]) * KIB,
     )
+    for i in range(6):
+        row_of(store, f"c{i}")
+    reserve.limit = granted = random.choice([0, 64 * KIB, 1 << 30])
     names = [f"c{i}" for i in range(random.randint(1, 6))]
     large, slow = random.choice([0, 0.05, 0.5]), random.random() < 0.5
     for _ in range(1000):
@@ -364,7 +369,8 @@ def test_there_is_room_after_long_histories_of_small_and_large_messages(seed: in
             size = largest if random.random() < large else random.randint(0, 200)
             if put(store, name, bytes(size), capacity=1 << 30) == NO_MEMORY:
                 live = store.words[S_LIVE] + record_words(size, 0)
-                assert live > store.layout.max_live
+                assert live > store.layout.max_live or granted < 1 << 30
+                assert_whole(store)
                 for name in names:
                     for _ in range(random.randint(0, 20)):
                         take(store, name)
