@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from asyncio import get_running_loop
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -79,7 +78,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
             sources = self._exact(session, channel)
         waiter = session.loop_waiter
         try:
-            if waiter is None or waiter.ref() is not get_running_loop():
+            if waiter is None or waiter.ref() is not asyncio.get_running_loop():
                 waiter = current_waiter(session)
             found = core.take(session, sources, waiter)
         except LockBusy:
