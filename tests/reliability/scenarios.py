@@ -224,6 +224,10 @@ class SendWithMoves(SendAtEnd):
     stuck = True
 
 
+def _never(offset: int, length: int) -> bool:
+    return False
+
+
 class SendThatGrows(Scenario):
     """More memory is reserved. What was reserved stays so: only the first step is a new one."""
 
@@ -235,6 +239,8 @@ class SendThatGrows(Scenario):
         if store.halves[HALF_HEAD] < store.layout.log + FIRST_WORDS:
             store.words[S_MARK] = store.layout.log + FIRST_WORDS
             store.words[S_LIMIT] = 0
+        # Whether there is memory behind it already depends on the runs before this one.
+        victim.session.attachment.segment._backed = _never
 
     def operate(self, victim: Blocking) -> None:
         victim.send("work", {"id": "mine", "body": b"x" * 200_000})
