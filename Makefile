@@ -18,11 +18,13 @@ help:
 	@echo "make clean     removes the environments and everything that was built"
 
 # The tests run whatever the first two say, so that one run tells everything; any failure counts.
+# What fails is run once more, and listed as RERUN: many tests start servers, browsers and processes,
+# and a machine that is busy with something else can be too slow for one of them.
 test: .venv/installed
 	@status=0; \
 	.venv/bin/ruff check . || status=1; \
 	.venv/bin/mypy || status=1; \
-	.venv/bin/python -m pytest || status=1; \
+	.venv/bin/python -m pytest --reruns 1 -raR || status=1; \
 	exit $$status
 
 test-all: export ASGI_IPC_TEST_LENGTH = full

@@ -69,6 +69,7 @@ TEST = [
     "pytest>=7",
     "pytest-asyncio>=0.24",
     "pytest-django",
+    "pytest-rerunfailures",
     "pytest-xdist",
     "pyyaml",
     "ruff",
