@@ -49,7 +49,7 @@ class Watch:
                 await self._pass_on(await self._look())
             except Exception:
                 # The next look may be luckier: say so, and go on.
-                logger.exception("could not look, or not show what was seen")
+                logger.exception("could not look")
             try:
                 await asyncio.wait_for(self._nudged.wait(), self._every)
             except asyncio.TimeoutError:
@@ -60,4 +60,8 @@ class Watch:
         for show, seen in list(self._seen.items()):
             if found != seen and show in self._seen:
                 self._seen[show] = found
-                await show(found)
+                try:
+                    await show(found)
+                except Exception:
+                    # Its browser went, and `remove` is about to come. The others still look.
+                    logger.debug("a browser could not be shown what was seen", exc_info=True)
