@@ -49,8 +49,6 @@ MUSL = (4, 4, 0x7FFFFFFF)
 
 _libc = ctypes.PyDLL(None)
 
-# Where in a mutex the futex word lies, which holds the thread id of the holder: glibc's first int,
-# musl's second.
 _FUTEX, _STATE, _LOST = GLIBC if hasattr(_libc, "gnu_get_libc_version") else MUSL
 _HOLDER = 0x3FFFFFFF
 

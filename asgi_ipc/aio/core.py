@@ -25,11 +25,9 @@ from ..layout import (
     Q_CAPACITY,
     Q_COUNT,
     Q_CREATED,
-    Q_DROPS,
     Q_FIRST,
     Q_FULL,
     Q_TOTAL,
-    S_DROPS,
     S_FULL,
     S_SEQ,
     S_SEQ_BASE,
@@ -226,8 +224,7 @@ class Core(Receiving):
                 rings.append((target.row, waiter))
             elif waiter == FULL or waiter == NO_MEMORY:
                 reason = CAPACITY if waiter == FULL else MEMORY
-                store.words[S_DROPS + reason] += 1
-                store.words[target.row + Q_DROPS + reason] += 1
+                store.count_drop(target.row, reason)
                 dropped.append((target, reason))
             else:
                 gone = gone or waiter == GONE
