@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgpack
@@ -28,6 +28,11 @@ _all_str = frozenset({str}).issuperset
 _UINT64 = 0xCF  # how msgpack opens every int from 2**32 up, the too large ones included
 _MANY = 100_000  # containers on one level, from which on a message may be one that holds itself
 
+# Bytes to whatever they hold. Since msgpack 1.0 text comes as str without being asked for.
+_unpack: Callable[[bytes], Any] = msgpack.unpackb
+if msgpack.version < (1,):
+    _unpack = lambda body: msgpack.unpackb(body, raw=False)  # noqa: E731
+
 
 class DecodeError(Exception):
     """A body that does not decode: wrong key, or not a message. The receiver drops and counts."""
@@ -38,19 +43,24 @@ class Codec:
 
     def __init__(self, keys: Iterable[str | bytes] | None = None) -> None:
         self._pack = msgpack.Packer(use_bin_type=True).pack
+        self._pack_flat = msgpack.Packer(use_bin_type=True, strict_types=True).pack
         self._fernet = _fernet(keys) if keys is not None else None
+        self.unpack = _unpack if self._fernet is None else self._decrypt_and_unpack
 
     def encode(self, message: dict[str, Any]) -> bytes:
         """Return `message` as bytes; raises InvalidMessage naming the path to a bad value."""
-        if not (
-            type(message) is dict
-            and _all_str(map(type, message))
-            and (_all_plain(map(type, message.values())) or _is_plain(message))
-        ):
+        if type(message) is not dict:
             message = _plain_copy(message)
+        pack = self._pack_flat
+        for key, value in message.items():
+            if type(key) is not str or (type(value) is not str and type(value) not in _PLAIN):
+                if not _is_plain(message):
+                    message = _plain_copy(message)
+                pack = self._pack
+                break
         try:
             # No Python code runs in there and the GIL is kept: one packer serves all threads.
-            body: bytes = self._pack(message)
+            body: bytes = pack(message)
         except (ValueError, OverflowError):
             _plain_copy(message)  # finds what msgpack refused, and says where it is
             raise
@@ -63,14 +73,16 @@ class Codec:
     def decode(self, body: bytes) -> dict[str, Any]:
         """Return the message in `body`, a new dict; raises DecodeError."""
         try:
-            if self._fernet is not None:
-                body = self._fernet.decrypt(bytes(body))
-            message = msgpack.unpackb(body, raw=False)
+            message = self.unpack(body)
         except Exception as error:
             raise DecodeError(f"{type(error).__name__}: {error}") from None
         if type(message) is not dict:
             raise DecodeError(f"a {type(message).__name__}, not a dict")
         return message
+
+    def _decrypt_and_unpack(self, body: bytes) -> Any:
+        assert self._fernet is not None
+        return _unpack(self._fernet.decrypt(bytes(body)))
 
 
 def _is_plain(message: dict[Any, Any]) -> bool:

@@ -182,6 +182,7 @@ L_LOCALS = 14  # primary: half, bytes of the local parts
 L_CHECK = 15  # primary: half, checksum
 RECORD_WORDS = 8  # then the local parts, joined by LOCAL_SEPARATOR, then the body
 RECORD = struct.Struct("=IIQQQIIddII")
+TAKEN = struct.Struct("=IIQQ8xIId12xI")  # what a take needs of it
 
 LIVE, DEAD = 1, 2
 LOCAL_SEPARATOR = b","  # in no name

@@ -93,6 +93,7 @@ class Mutex:
         self.handle = ctypes.byref(ctypes.c_char.from_buffer(memory, offset))
         self.trylock = _libc["pthread_mutex_trylock"]
         self.unlock = _libc["pthread_mutex_unlock"]
+        self.unlock.restype = None  # nobody asks, and every number costs
         self.consistent = _libc["pthread_mutex_consistent"]
         self._futex = ctypes.c_uint32.from_buffer(memory, offset + _FUTEX)
         self._state = ctypes.c_uint32.from_buffer(memory, offset + _STATE)

@@ -53,6 +53,7 @@ from .layout import (
     S_LIMIT,
     S_LIVE,
     S_SEQ,
+    TAKEN,
     WORD,
     Layout,
     record_words,
@@ -163,8 +164,9 @@ class Queues(Waiters):
                 words[row + Q_FULL] += 1
                 words[S_FULL] += 1
                 return FULL
-        local_parts = target.local_parts
-        size = RECORD_WORDS + ((len(body) + len(local_parts) + 15) >> 4 << 1)
+        length, local_parts = len(body), target.local_parts
+        local_length = len(local_parts) if local_parts else 0
+        size = RECORD_WORDS + ((length + local_length + 15) >> 4 << 1)
         halves, log = self.halves, self.log
         at = halves[HALF_HEAD]
         live = words[S_LIVE] + size
@@ -186,8 +188,9 @@ class Queues(Waiters):
         if last and not log.start <= last <= log.last:
             raise CorruptStore(f"a queue leads to word {last}, outside the log")
         start = (at + RECORD_WORDS) * WORD
+        buffer = self.buffer
         RECORD.pack_into(
-            self.buffer,
+            buffer,
             at * WORD,
             size,
             LIVE,
@@ -195,18 +198,18 @@ class Queues(Waiters):
             0,
             last,
             row,
-            len(body),
+            length,
             expires,
             now,
-            len(local_parts),
+            local_length,
             adler32(body, seq)
-            if not local_parts and len(body) <= _CHECKED
+            if not local_length and length <= _CHECKED
             else checksum(seq, local_parts, body),
         )
-        if local_parts:
-            self.buffer[start : start + len(local_parts)] = local_parts
-            start += len(local_parts)
-        self.buffer[start : start + len(body)] = body
+        if local_length:
+            buffer[start : start + local_length] = local_parts
+            start += local_length
+        buffer[start : start + length] = body
         words[S_SEQ] = seq
         halves[HALF_HEAD] = at + size  # published: from here on the message exists
         if last:
@@ -244,8 +247,8 @@ class Queues(Waiters):
             log, buffer = self.log, self.buffer
             if not log.start <= at <= log.last:
                 raise CorruptStore(f"a queue leads to word {at}, outside the log")
-            size, state, seq, following, _, owner, length, expires, _, _, check = (
-                RECORD.unpack_from(buffer, at * WORD)
+            size, state, seq, following, owner, length, expires, check = TAKEN.unpack_from(
+                buffer, at * WORD
             )
             start = (at + RECORD_WORDS) * WORD
             body: bytes = buffer[start : start + length]

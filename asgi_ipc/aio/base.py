@@ -42,6 +42,7 @@ class Session:
         "sources",
         "store",
         "take",
+        "words",
     )
 
     def __init__(
@@ -51,13 +52,15 @@ class Session:
         self.section_of_four = section_of_four
         self.section = spread(section_of_four)
         self.store = attachment.store
+        self.words = attachment.store.words
         self.groups = attachment.groups
         self.ring = attachment.ring
         self.put = attachment.store.put
         self.take = attachment.store.take
         self.routes: dict[str, Target] = {}  # where to send, by channel
-        self.sources: dict[str, Any] = {}  # where to receive from, by channel up to the "!"
-        self.exact_sources: dict[str, Any] = {}  # the same by full name, as lists of one
+        # Where to receive from, as lists of one: by channel up to the "!", and by full name.
+        self.sources: dict[str, list[Any]] = {}
+        self.exact_sources: dict[str, list[Any]] = {}
         self.planner = Planner(attachment.groups, capacity)
         self.plans: dict[bytes, Any] = {}  # of broadcasts, by group (`core.Route`)
         self.loop_waiter: Any = None  # the waiter of the loop that last received
@@ -74,6 +77,7 @@ class Base:
         self.group_expiry = options.group_expiry
         self.max_message_size = options.max_message_size
         self.codec = Codec(options.symmetric_encryption_keys)
+        self.encode, self.unpack = self.codec.encode, self.codec.unpack
         self.capacity_of = options.capacities().of
         self._patience = options.lock_timeout if patience is None else patience
         self._wanted = Wanted(

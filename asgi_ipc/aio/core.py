@@ -97,7 +97,7 @@ class Core(Receiving):
             target = session.routes[channel]
         except (KeyError, TypeError):
             target = self._route(session, channel)
-        body = self.codec.encode(message)
+        body = self.encode(message)
         if len(body) > self.max_message_size:
             raise errors.MessageTooLarge(self._too_large(channel, len(body)))
         now = time.monotonic()

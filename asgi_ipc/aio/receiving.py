@@ -65,13 +65,13 @@ class Receiving(Base):
 
     def sources(self, session: Session, channels: Iterable[str]) -> list[Source]:
         """Look up what a receive names; process-specific channels only up to the ``!`` (A1)."""
-        known: dict[str, Source] = session.sources
+        known: dict[str, list[Source]] = session.sources
         if type(channels) is not list:
             channels = _listed(channels)
         try:
             if len(channels) == 1:
-                return [known[channels[0]]]
-            found = [known[channel] for channel in channels]
+                return known[channels[0]]
+            found = [known[channel][0] for channel in channels]
         except (KeyError, TypeError):
             found = [self._source(session, check_receive(channel)) for channel in channels]
         if len(found) > 1:
@@ -95,7 +95,7 @@ class Receiving(Base):
         if source.local is ANY:
             if len(session.sources) >= CACHED:
                 session.sources.clear()
-            session.sources[channel] = source
+            session.sources[channel] = [source]
         return source
 
     def take(
@@ -110,22 +110,20 @@ class Receiving(Base):
         With a waiter: park it, if there is none, in the section that saw so. `parked`: it may be
         parked in all of them from the last try; what is left of that goes when a message is taken.
         """
+        if len(sources) == 1 and sources[0].inbox is None:
+            taken = self.take_one(session, sources[0], 0 if waiter is None else waiter.index)
+            if taken is not None and parked:
+                assert waiter is not None
+                waiter.left(session, sources[0])
+            return taken
         now = time.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
-        index = waiter.index if waiter is not None else 0
         while True:
-            source = sources[0]
-            if source.inbox is None and len(sources) == 1:
-                body = session.section_of_four(session.take, source.target, now, index, None)
-                if body is None:
-                    break
-                channel = source.channel
-            else:
-                found = self._take_any(session, sources, now, waiter, parked)
-                if found is None:
-                    break
-                source, channel, body = found
+            found = self._take_any(session, sources, now, waiter, parked)
+            if found is None:
+                break
+            source, channel, body = found
             if parked:
                 assert waiter is not None
                 for waited_for in sources:
@@ -133,15 +131,42 @@ class Receiving(Base):
                 parked = False
             try:
                 return channel, self.codec.decode(body)
-            except DecodeError as error:
-                target, log_drop = source.target, session.attachment.log_drop
-                log_drop(UNDECODABLE, f"channel {channel!r}", str(error))
-                # Taken is taken: that the lock is busy must not end the receive.
-                with contextlib.suppress(LockTimeout):
-                    session.section(session.store.count_taken, target, UNDECODABLE)
+            except DecodeError:
+                self._undecodable(session, source, channel, body)
         if session.store.dropped:
             session.attachment.log_drop.tell()
         return None
+
+    def take_one(
+        self, session: Session, source: Source, waiter: int = 0
+    ) -> tuple[str, dict[str, Any]] | None:
+        """`take` from one queue that is not process-specific. `waiter`: the id of whom to park."""
+        now = time.monotonic()
+        if now >= session.attachment.due:
+            self.upkeep(session, now)
+        while True:
+            body = session.section_of_four(session.take, source.target, now, waiter, None)
+            if body is None:
+                if session.store.dropped:
+                    session.attachment.log_drop.tell()
+                return None
+            try:
+                message = self.unpack(body)
+            except Exception:
+                message = None
+            if type(message) is dict:
+                return source.channel, message
+            self._undecodable(session, source, source.channel, body)
+
+    def _undecodable(self, session: Session, source: Source, channel: str, body: bytes) -> None:
+        """Count a message that was taken and cannot be read, and say why."""
+        try:
+            self.codec.decode(body)
+        except DecodeError as error:
+            session.attachment.log_drop(UNDECODABLE, f"channel {channel!r}", str(error))
+        # Taken is taken: that the lock is busy must not end the receive.
+        with contextlib.suppress(LockTimeout):
+            session.section(session.store.count_taken, source.target, UNDECODABLE)
 
     def _take_any(
         self,

@@ -687,14 +687,14 @@ def test_a_call_by_another_thread_inside_a_call_just_waits(shared: Shared) -> No
     assert in_threads([first, second]) == ["first", "second"]
 
 
-def call_in(function: Callable[[Any], int], when: str, handler: Handler) -> Callable[[Any], int]:
+def call_in(function: Callable[[Any], Any], when: str, handler: Handler) -> Callable[[Any], Any]:
     """`function`, with the handler run right before or right after it, once."""
     left = [handler]
 
-    def wrapped(handle: Any) -> int:
+    def wrapped(handle: Any) -> Any:
         if left and when == "before":
             left.pop().run()
-        code = int(function(handle))
+        code = function(handle)
         if left and when == "after":
             left.pop().run()
         return code
