@@ -76,6 +76,11 @@ EXPIRED_AT_ONCE = 128  # expired messages let go in one call
 IDLE = 60.0  # seconds without a message after which an empty queue's row is reclaimed
 
 
+# Bound once: to find a method of a Struct in each call takes a good part of what it does.
+_pack_record = RECORD.pack_into
+_unpack_taken = TAKEN.unpack_from
+
+
 class Taken(NamedTuple):
     """A message taken out of a queue, not decoded."""
 
@@ -189,7 +194,7 @@ class Queues(Waiters):
             raise CorruptStore(f"a queue leads to word {last}, outside the log")
         start = (at + RECORD_WORDS) * WORD
         buffer = self.buffer
-        RECORD.pack_into(
+        _pack_record(
             buffer,
             at * WORD,
             size,
@@ -247,7 +252,7 @@ class Queues(Waiters):
             log, buffer = self.log, self.buffer
             if not log.start <= at <= log.last:
                 raise CorruptStore(f"a queue leads to word {at}, outside the log")
-            size, state, seq, following, owner, length, expires, check = TAKEN.unpack_from(
+            size, state, seq, following, owner, length, expires, check = _unpack_taken(
                 buffer, at * WORD
             )
             start = (at + RECORD_WORDS) * WORD

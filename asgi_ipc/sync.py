@@ -187,6 +187,7 @@ class IPCChannelLayer(BaseChannelLayer):
         core = self._core
         session = core.session or core.attach()
         source = None
+        sources: list[Source] = []
         try:
             if type(channels) is list and len(channels) == 1:
                 source = session.sources[channels[0]][0]
@@ -199,7 +200,8 @@ class IPCChannelLayer(BaseChannelLayer):
             if (
                 source is not None
                 and source.inbox is None
-                and session.words[source.target.row + Q_COUNT]
+                and (row := source.target.row)  # else that would be a word of the header
+                and session.words[row + Q_COUNT]
             ):
                 found = core.take_one(session, source)
                 if found is not None:
@@ -222,7 +224,7 @@ class IPCChannelLayer(BaseChannelLayer):
             if late is None:
                 return None, None
             waiter, parked = late, False
-            sources = core.sources(session, channels)
+            sources = sources or core.sources(session, channels)  # which may be iterated only once
         receiving = core.receive(session, sources, waiter, deadline, parked)
         try:
             receiving.send(None)

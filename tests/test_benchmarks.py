@@ -125,7 +125,7 @@ def test_the_profile_finds_the_steps_of_both_calls(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     figures = Figures.read([str(tmp_path / "profile.json")])
     for contract in ("blocking", "asyncio"):
-        for call, step in (("send", "Codec.encode"), ("receive", "Codec.decode")):
+        for call, step in (("send", "Codec.encode"), ("receive", "Receiving.take_one")):
             assert figures.rows(f"profile-{contract}", call=call, what=step)
         shares = [row["share"] for row in figures.rows(f"profile-{contract}")]
         assert 50 < sum(shares) < 101

@@ -175,6 +175,23 @@ def test_waiting_receives_ride_it_out(
     assert results[:2] == [{"to": "blocking"}, [{"to": "asyncio"}, {"to": "later"}]]
 
 
+def test_names_that_come_only_once_are_kept_meanwhile(
+    layer: Any, lock: str, tmp_path: Path
+) -> None:
+    answers: list[Any] = []
+    receiving = threading.Thread(
+        target=lambda: answers.append(layer.receive(iter(["c"]), block=True)), daemon=True
+    )
+    with stopped(layer.prefix, lock, tmp_path) as holder:
+        receiving.start()
+        receiving.join(3 * TIMEOUT)
+        assert not answers
+        end(holder, "continued")
+    layer.send("c", MESSAGE)
+    receiving.join(LIVENESS)
+    assert answers == [("c", MESSAGE)]
+
+
 def test_loop_goes_on_meanwhile(layer: Any, lock: str, tmp_path: Path) -> None:
     """Whatever its tasks want of the layer, first calls included, and be it the blocking layer's
     `receive_async`, a loop is never held up for long: the lock is waited for in short stretches."""

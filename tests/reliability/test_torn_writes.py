@@ -103,7 +103,7 @@ def writes_of(store: Store, operation: Operation) -> list[Write]:
 
     stepper = Stepper(look)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asgi_ipc.queues, "RECORD", Packing(RECORD, notes))
+        patch.setattr(asgi_ipc.queues, "_pack_record", Packing(RECORD, notes).pack_into)
         stepper.run(lambda: operation(store))
     look(None, 0)
     assert stepper.taken > 20, "the instructions were not counted"
