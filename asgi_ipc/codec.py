@@ -2,8 +2,9 @@
 
 What may travel is the list of M1 and nothing else, so that what a sender may do never depends on
 who receives. msgpack itself is more generous (ints to 2**64, any map key, bytearray, timestamps),
-so types are checked first, by set operations; only what these do not know (a subclass, or a value
-that cannot travel) is walked, which finds the path that the error names.
+so types are checked first: of a flat message one by one, of a nested one by set operations. Only
+what these do not know (a subclass, or a value that cannot travel) is walked, which finds the path
+that the error names.
 """
 
 from __future__ import annotations

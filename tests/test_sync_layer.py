@@ -323,6 +323,25 @@ def test_broadcast_that_is_interrupted_while_it_is_planned_reaches_everybody_nex
     assert layer.receive(["c"]) == ("c", MESSAGE)
 
 
+def test_what_a_signal_handler_raises_while_a_message_is_unpacked_gets_out(
+    layer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no message that cannot be read."""
+
+    class Interrupted(Exception):
+        pass
+
+    def unpack(body: bytes) -> None:
+        raise Interrupted
+
+    layer.send("c", MESSAGE)
+    with monkeypatch.context() as patch:
+        patch.setattr(layer._core, "unpack", unpack)
+        with pytest.raises(Interrupted):
+            layer.receive(["c"])
+    assert layer.stats().drops["undecodable"] == 0
+
+
 def test_signal_handler_that_raises_gets_out_of_receive(make: Callable[..., Any]) -> None:
     class Interrupted(Exception):
         pass

@@ -204,7 +204,10 @@ class Hub(ABC):
                 self._renew_bell(session)
             words = session.store.words
             for row, sleeping in list(self._sleeping.items()):
-                if words[row + Q_COUNT]:
+                if not row:  # waiter ids ran out, and there was no queue yet: each looks for itself
+                    for sleep in list(sleeping):
+                        sleep.wake()
+                elif words[row + Q_COUNT]:
                     sleeping[0].wake()
             for row, queue in list(self._rows.items()):
                 source = self._drains[queue][1]

@@ -131,8 +131,8 @@ class Receiving(Base):
                 parked = False
             try:
                 return channel, self.codec.decode(body)
-            except DecodeError:
-                self._undecodable(session, source, channel, body)
+            except DecodeError as error:
+                self._undecodable(session, source, channel, body, error.__context__)
         if session.store.dropped:
             session.attachment.log_drop.tell()
         return None
@@ -150,18 +150,29 @@ class Receiving(Base):
                 if session.store.dropped:
                     session.attachment.log_drop.tell()
                 return None
+            why = None
             try:
                 message = self.unpack(body)
-            except Exception:
-                message = None
-            if type(message) is dict:
-                return source.channel, message
-            self._undecodable(session, source, source.channel, body)
+                if type(message) is dict:
+                    return source.channel, message
+            except Exception as error:
+                why = error
+            self._undecodable(session, source, source.channel, body, why)
 
-    def _undecodable(self, session: Session, source: Source, channel: str, body: bytes) -> None:
-        """Count a message that was taken and cannot be read, and say why."""
+    def _undecodable(
+        self,
+        session: Session,
+        source: Source,
+        channel: str,
+        body: bytes,
+        why: BaseException | None,
+    ) -> None:
+        """Count a message that was taken and cannot be read, and say so. If it can be read after
+        all, raise `why` it was not: an exception of a signal handler, say."""
         try:
             self.codec.decode(body)
+            if why is not None:
+                raise why
         except DecodeError as error:
             session.attachment.log_drop(UNDECODABLE, f"channel {channel!r}", str(error))
         # Taken is taken: that the lock is busy must not end the receive.
@@ -346,6 +357,8 @@ class Receiving(Base):
                 try:
                     found = self.take(session, sources, waiter, parked)
                 except LockTimeout as error:
+                    if deadline is not None and time.monotonic() >= deadline:
+                        return None
                     wait = False
                     busy(error)
                     await waiter.pause(0.001)

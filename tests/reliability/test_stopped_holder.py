@@ -175,6 +175,40 @@ def test_waiting_receives_ride_it_out(
     assert results[:2] == [{"to": "blocking"}, [{"to": "asyncio"}, {"to": "later"}]]
 
 
+def test_a_receive_keeps_its_deadline_meanwhile(layer: Any, lock: str, tmp_path: Path) -> None:
+    """Also one whose thread or loop has its doorbell, and so could wait."""
+    aio = asgi_ipc.aio.IPCChannelLayer(layer.prefix, lock=lock, lock_timeout=TIMEOUT)
+    nothing = (None, None)
+
+    def blocking() -> Any:
+        assert layer.receive(["c"], block=True, timeout=0.01) == nothing
+        parked.wait(LIVENESS)
+        is_stopped.wait(LIVENESS)
+        return layer.receive(["c"], block=True, timeout=2 * TIMEOUT)
+
+    async def waiting() -> Any:
+        assert await aio.receive_async(["d"], timeout=0.01) == nothing
+        await asyncio.to_thread(parked.wait, LIVENESS)
+        await asyncio.to_thread(is_stopped.wait, LIVENESS)
+        return await aio.receive_async(["d"], timeout=2 * TIMEOUT)
+
+    def stop() -> None:
+        parked.wait(LIVENESS)
+        with stopped(layer.prefix, lock, tmp_path) as holder:
+            is_stopped.set()
+            over.wait(LIVENESS)
+            end(holder, "killed")
+
+    parked, is_stopped, over = threading.Barrier(3), threading.Event(), threading.Event()
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    try:
+        assert in_threads([blocking, lambda: asyncio.run(waiting())]) == [nothing] * 2
+    finally:
+        over.set()
+        stopping.join()
+
+
 def test_names_that_come_only_once_are_kept_meanwhile(
     layer: Any, lock: str, tmp_path: Path
 ) -> None:

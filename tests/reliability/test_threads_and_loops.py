@@ -22,9 +22,9 @@ import pytest
 import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc import attachment, segment, sync
-from asgi_ipc.aio import hub
+from asgi_ipc.aio import core, hub, receiving
 from asgi_ipc.errors import Reentered
-from asgi_ipc.layout import CLEAN, S_DIRTY
+from asgi_ipc.layout import CLEAN, Q_COUNT, S_DIRTY
 from asgi_ipc.queues import Taken
 
 from ..clients.processes import running
@@ -177,6 +177,25 @@ def test_a_new_loop_for_every_call(aio: Any) -> None:
     # And the ids too: the next one to wait still gets a doorbell.
     attached = aio._core.session
     assert attached.attachment.new_bell(attached.section) is not None
+
+
+@pytest.mark.parametrize("word", [0, 1])
+def test_receives_without_waiter_ids_at_queues_that_are_not_there_yet(
+    aio: Any, layer: Any, monkeypatch: pytest.MonkeyPatch, word: int
+) -> None:
+    """They look by themselves, whatever lies where the first row of all would have its count."""
+    monkeypatch.setattr(attachment.Attachment, "new_bell", lambda self, section: None)
+
+    async def run() -> None:
+        await aio.send("warm", MESSAGE)
+        aio._core.session.words[Q_COUNT] = word
+        receiving = [asyncio.ensure_future(aio.receive(f"c{i}")) for i in range(20)]
+        await asyncio.sleep(0.01)
+        for number in range(20):
+            layer.send(f"c{number}", MESSAGE)
+        assert await asyncio.wait_for(asyncio.gather(*receiving), LIVENESS) == [MESSAGE] * 20
+
+    asyncio.run(run())
 
 
 def test_loop_closed_with_receives_pending(aio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,17 +530,19 @@ def grows(calls: Callable[[int], None], warm: int = 45_000) -> tuple[int, list[s
     return resident() - memory, before, descriptors()
 
 
-def test_blocking_calls_do_not_grow(layer: Any) -> None:
+def test_blocking_calls_do_not_grow(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that the warm-up fills all of them: the plans of 20,000 groups would take most of GROWTH.
+    monkeypatch.setattr(core, "CACHED", 2_000)
+    monkeypatch.setattr(receiving, "CACHED", 2_000)
+
     def calls(number: int) -> None:
         channel = f"c?{number}"
         layer.send(channel, MESSAGE)
         assert layer.receive([channel, "other"])[1] == MESSAGE
         if number % 10 == 0:
-            # The warm-up meets all groups: the plans of 20,000 are kept, a kilobyte or two each.
-            group = f"g{number % 40_000}"
-            layer.group_add(group, channel)
-            layer.send_group(group, MESSAGE)
-            layer.group_discard(group, channel)
+            layer.group_add(f"g{number}", channel)
+            layer.send_group(f"g{number}", MESSAGE)
+            layer.group_discard(f"g{number}", channel)
             layer.receive([channel])
             layer.channel_statistics(channel)
 

@@ -314,7 +314,9 @@ def test_whoever_attaches_while_nobody_lives_makes_the_mutex_anew(prefix: str) -
     with attached(wants(prefix)) as (found, _):
         lock = Mutex(found.memory, H_LOCK * WORD)
         assert lock.trylock(lock.handle) == 0
+        assert lock.holder()
         lock.unlock(lock.handle)
+        assert not lock.holder()
         del lock
 
 
