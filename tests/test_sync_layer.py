@@ -339,7 +339,7 @@ def test_what_a_signal_handler_raises_while_a_message_is_unpacked_gets_out(
         patch.setattr(layer._core, "unpack", unpack)
         with pytest.raises(Interrupted):
             layer.receive(["c"])
-    assert layer.stats().drops["undecodable"] == 0
+    assert layer.stats().dropped["undecodable"] == 0
 
 
 def test_signal_handler_that_raises_gets_out_of_receive(make: Callable[..., Any]) -> None:
