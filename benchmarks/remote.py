@@ -48,7 +48,7 @@ async def machines(port: int, numbers: list[int], backend: str = CORE) -> AsyncI
     from asgi_ipc import segment
     from asgi_ipc.aio import LocalAndRemoteChannelLayer
 
-    prefixes = [f"bench-{os.getpid()}-{number}" for number in numbers]
+    prefixes = [f"benchmark-{os.getpid()}-{number}" for number in numbers]
     layers = [
         LocalAndRemoteChannelLayer(
             remote(port, backend), {"prefix": prefix, "expiry": 3600, "capacity": 10_000}
@@ -100,7 +100,7 @@ async def pair(port: int, effort: Effort) -> Table:
     from asgi_ipc import segment
     from asgi_ipc.aio import IPCChannelLayer
 
-    alone = f"bench-{os.getpid()}-alone"
+    alone = f"benchmark-{os.getpid()}-alone"
     async with machines(port, [1]) as (mode,), redis_alone(port, 1) as (redis,):
         ipc = IPCChannelLayer(prefix=alone, expiry=3600)
         entrants = {

@@ -273,4 +273,4 @@ def floor_of(contract: str) -> Contender:
 
 def new_prefix(name: str) -> str:
     """A prefix that nobody else uses."""
-    return f"bench-{os.getpid()}-{name}"
+    return f"benchmark-{os.getpid()}-{name}"
