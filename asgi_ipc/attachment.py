@@ -237,15 +237,17 @@ class Attachment:
 
     def ring(self, row: int, waiter: int) -> None:
         """Wake the waiter that was picked for the queue at `row`, or the next one if it is gone."""
-        store = self.store
-        # The message is there already: that the lock is busy must not look like a failed send.
-        # Whoever waits then finds it by its own safety check.
-        with contextlib.suppress(LockTimeout):
+        generation_of, ring = self.store.waiter_generation, self._ringer.ring
+        try:
             while waiter > 0:
-                generation = store.waiter_generation(waiter)
-                if generation and self._ringer.ring(waiter, generation, row):
+                generation = generation_of(waiter)
+                if generation and ring(waiter, generation, row):
                     return
                 waiter = self.section(self._pick_another, row, waiter, generation)
+        except LockTimeout:
+            # The message is there already: that the lock is busy must not look like a failed send.
+            # Whoever waits then finds it by its own safety check.
+            pass
 
     def _pick_another(self, row: int, waiter: int, generation: int) -> int:
         if generation and self.store.waiter_generation(waiter) == generation:

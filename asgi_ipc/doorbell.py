@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 import stat
-import sys
+import struct
 from array import array
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +29,8 @@ logger = logging.getLogger("asgi_ipc")
 
 # Without the enum that signal.getsignal makes of its answer, which costs more than the write.
 _getsignal: Callable[[int], Any] = getattr(signal, "_signal", signal).getsignal
+_SIGPIPE, _SIG_IGN = int(signal.SIGPIPE), int(signal.SIG_IGN)
+_pack_ring, _unpack_ring = struct.Struct("=I").pack, struct.Struct("=I").unpack
 
 _ROOM = 4096  # bytes read at once; more rings than that mean: look at everything
 ALL = 0
@@ -68,6 +70,8 @@ class Doorbell:
             read = os.read(fd, _ROOM)
         except BlockingIOError:
             return []
+        if len(read) == 4:
+            return [*_unpack_ring(read)]
         if len(read) == _ROOM or len(read) % 4:
             with contextlib.suppress(BlockingIOError):
                 while os.read(fd, _ROOM):
@@ -80,7 +84,7 @@ class Doorbell:
         bell = self._open
         if bell is not None:
             with contextlib.suppress(OSError):  # full of rings: it has been told
-                os.write(bell.number, row.to_bytes(4, sys.byteorder))
+                os.write(bell.number, _pack_ring(row))
 
     def close(self) -> None:
         if self._open is not None:
@@ -112,12 +116,11 @@ class Ringer:
                 return error.errno not in _GONE
             if known is None:
                 return False
-        ring = row.to_bytes(4, sys.byteorder)
         try:
-            if _getsignal(signal.SIGPIPE) == signal.SIG_IGN:
-                os.write(known[1].number, ring)
+            if _getsignal(_SIGPIPE) == _SIG_IGN:
+                os.write(known[1].number, _pack_ring(row))
             else:
-                _write_without_sigpipe(known[1].number, ring)
+                _write_without_sigpipe(known[1].number, _pack_ring(row))
         except BlockingIOError:
             return True  # full of rings: it has been told
         except OSError as error:

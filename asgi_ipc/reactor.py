@@ -67,10 +67,7 @@ class ReactorWaiter(Hub):
         else:
             reactor.callFromThread(_resolve, future, error)
 
-    async def sleep(self, future: defer.Deferred[None], seconds: float | None) -> bool:
-        if seconds is None:
-            await future
-            return True
+    async def sleep(self, future: defer.Deferred[None], seconds: float) -> bool:
         over = self._reactor().callLater(max(seconds, 0), future.cancel)
         try:
             await future

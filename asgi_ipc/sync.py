@@ -31,16 +31,21 @@ _LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
 
 
 class ThreadWaiter:
-    """The waiter of one thread: sleeps in `poll`."""
+    """The waiter of one thread: sleeps in `poll`.
+
+    A thread that is woken first takes what there is, for which somebody waits. It reads the rings
+    when it is about to park again.
+    """
 
     bell: Doorbell | None = None
+    rung: list[Source] | None = None  # where it was parked when it was rung, until it reads that
 
     def __init__(self, session: Session) -> None:
         self._give_back = session.attachment.give_back
         self._take_bell(session)
 
     def _take_bell(self, session: Session) -> None:
-        self.index, self.bell = 0, None
+        self.index, self.bell, self.rung = 0, None, None
         self._poll = select.poll()
         taken = session.attachment.new_bell(session.section)
         if taken is not None:
@@ -59,10 +64,24 @@ class ThreadWaiter:
     def gone(self) -> bool:
         return False
 
+    def answer(self, session: Session, sources: list[Source]) -> bool:
+        """Read the rings; whether one was for `sources`."""
+        before, self.rung = self.rung, None
+        assert before is not None and self.bell is not None
+        mine = False
+        for row in self.bell.answer():
+            if row == ALL or row in [source.target.row for source in sources]:
+                mine = True
+            elif row not in [source.target.row for source in before]:
+                # Else it was answered: what was left there when that receive ended was passed on.
+                session.attachment.pass_on(row)
+        return mine
+
     async def wait(
         self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
     ) -> bool:
-        rows = {source.target.row for source in sources} | {ALL}
+        if self.rung and self.answer(session, sources):
+            return True  # it may have been rung since the receive looked
         joined = []
         try:
             for source in sources:
@@ -96,12 +115,8 @@ class ThreadWaiter:
                     if any(inbox.has(local) for inbox, local in joined):
                         return True
                     continue
-                rung = self.bell.answer()
-                for row in rung:
-                    if row not in rows:
-                        session.attachment.pass_on(row)
-                if not rows.isdisjoint(rung):
-                    return True
+                self.rung = sources
+                return True
         finally:
             for inbox, local in joined:
                 inbox.part(local, self)
@@ -213,6 +228,8 @@ class IPCChannelLayer(BaseChannelLayer):
                 return core.take(session, sources) or (None, None)
             deadline = time.monotonic() + seconds
             waiter = _waiter_of_thread(session)
+            if waiter.rung:
+                waiter.answer(session, sources)  # none can be for this receive: it has not parked
             found = core.take(session, sources, waiter)
             if found is not None:
                 return found

@@ -91,6 +91,14 @@ class Waiters(Memory):
         """Take one waiter out of the set of the queue at `row`, in turn; 0 if it is empty."""
         words = self.words
         waiting = words[row + Q_WAITING]
+        if not waiting & (waiting - 1) and 0 < waiting < 1 << WAITER_SET_WORDS:
+            word = waiting.bit_length() - 1
+            bits = words[row + Q_WAITERS + word]
+            if bits and not bits & (bits - 1):  # only one waits: it is the next, in any order
+                words[row + Q_WAITERS + word] = 0
+                words[row + Q_WAITING] = 0
+                self._turn = (waiter := word << 6 | bits.bit_length() - 1) + 1
+                return waiter
         turn = self._turn
         while waiting:
             first = turn >> 6

@@ -89,7 +89,7 @@ class Hub(ABC):
         """Let a future go on, from any thread; a second time is no error."""
 
     @abstractmethod
-    async def sleep(self, future: Any, seconds: float | None) -> bool:
+    async def sleep(self, future: Any, seconds: float) -> bool:
         """Await a future for so many seconds; False when they were over first."""
 
     @abstractmethod
@@ -134,8 +134,10 @@ class Hub(ABC):
                 self._activate(session)
             if ready:
                 return True
-            seconds = None if deadline is None else deadline - time.monotonic()
-            return await self.sleep(sleep.future, seconds)
+            if deadline is not None:
+                return await self.sleep(sleep.future, deadline - time.monotonic())
+            await sleep.future
+            return True
         finally:
             self._sleepers -= 1
             for inbox, key in joined:
@@ -144,7 +146,7 @@ class Hub(ABC):
                     continue
                 sleeping = self._sleeping.get(key)
                 if sleeping is not None:
-                    with contextlib.suppress(ValueError):
+                    if sleep in sleeping:
                         sleeping.remove(sleep)
                     if not sleeping:
                         del self._sleeping[key]
@@ -172,21 +174,29 @@ class Hub(ABC):
         session = self._session
         if self.bell is None or session is None:
             return
-        with self._failing_to_all():
-            for row in self.bell.answer():
-                if row == ALL:
-                    # The waiter sets are empty: park anew, for whoever does not when it wakes.
-                    for queue in list(self._drains):
-                        self._drain(session, queue)
-                    self._wake_all()
-                    return
-                sleeping = self._sleeping.get(row)
-                if sleeping:
-                    sleeping[0].wake()
-                elif row in self._rows:
-                    self._drain(session, self._rows[row])
-                else:
-                    session.attachment.pass_on(row)
+        others = []
+        for row in self.bell.answer():
+            sleeping = self._sleeping.get(row)
+            if sleeping and row != ALL:
+                sleeping[0].wake()
+            else:
+                others.append(row)
+        if others:
+            with self._failing_to_all():
+                self._rung_for(session, others)
+
+    def _rung_for(self, session: Session, rows: list[int]) -> None:
+        """What is to be done about rings for queues that no single receive sleeps at."""
+        for row in rows:
+            if row == ALL:
+                # The waiter sets are empty: park anew, for whoever does not when it wakes.
+                for queue in list(self._drains):
+                    self._drain(session, queue)
+                self._wake_all()
+            elif row in self._rows:
+                self._drain(session, self._rows[row])
+            else:
+                session.attachment.pass_on(row)
 
     def look(self) -> None:
         """The safety check, about once a second; and upkeep, and going idle."""

@@ -347,7 +347,7 @@ class Receiving(Base):
         `parked`: a `take` with this waiter has just found nothing. A lock that stays busy is ridden
         out, with a line in the log each `lock_timeout`.
         """
-        busy = Busy(self)
+        busy = None
         wait = parked
         try:
             while True:
@@ -360,6 +360,7 @@ class Receiving(Base):
                     if deadline is not None and time.monotonic() >= deadline:
                         return None
                     wait = False
+                    busy = busy or Busy(self)
                     busy(error)
                     await waiter.pause(0.001)
                     continue

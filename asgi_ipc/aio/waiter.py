@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import threading
 import weakref
@@ -43,16 +42,15 @@ class LoopWaiter(Hub):
         return loop is None or loop.is_closed()
 
     def resolve(self, future: asyncio.Future[None], error: BaseException | None) -> None:
-        with contextlib.suppress(RuntimeError):  # closed: nobody waits there any more
+        try:
             if threading.get_ident() == self._thread:
                 _resolve(future, error)
             elif (loop := self.ref()) is not None:
                 loop.call_soon_threadsafe(_resolve, future, error)
+        except RuntimeError:
+            pass  # closed: nobody waits there any more
 
-    async def sleep(self, future: asyncio.Future[None], seconds: float | None) -> bool:
-        if seconds is None:
-            await future
-            return True
+    async def sleep(self, future: asyncio.Future[None], seconds: float) -> bool:
         try:
             async with timeout(seconds):
                 await future
