@@ -183,11 +183,17 @@ async def coroutines(worker: Worker, prefix: str) -> None:
             channel, message = await layer.receive_async(channels, timeout)
         if message is None:
             return False
+        nonlocal answering
         worker.done("got", message["uid"], str(channel), begun)
-        if message["answer"]:
-            await send(*worker.message(stream, message["answer"], ""))
+        if message["answer"] and not quiet:
+            answering += 1
+            try:
+                await send(*worker.message(stream, message["answer"], ""))
+            finally:
+                answering -= 1
         return True
 
+    quiet, answering = False, 0
     receives: dict[str, asyncio.Task[bool]] = {}
 
     async def keep_receiving(stream: str, channels: list[str]) -> None:
@@ -209,6 +215,10 @@ async def coroutines(worker: Worker, prefix: str) -> None:
             for _ in range(worker.random.randrange(1, 8)):
                 await send(*worker.next("main", own))
             await asyncio.sleep(pause)
+        nonlocal quiet
+        quiet = True
+        while answering:  # an answer could reach a process that is over
+            await asyncio.sleep(0.001)
         worker.log("silent")
 
     await asyncio.gather(
@@ -368,10 +378,11 @@ class Chaos:
         """Until a process has logged `event`. False, and a problem, if it never did."""
         path, deadline = self.folder / f"{life.name}.log", time.monotonic() + LIVENESS
         while time.monotonic() < deadline:
+            ended = self._ended(life)  # first: it may log and end between the two looks
             with contextlib.suppress(FileNotFoundError):
                 if f"\n{event}".encode() in b"\n" + path.read_bytes():
                     return True
-            if self._ended(life):
+            if ended:
                 break
             time.sleep(0.01)
         state = f"ended with {self.codes[life.name]}" if life.name in self.codes else "is stuck"
