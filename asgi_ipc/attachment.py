@@ -29,6 +29,7 @@ from .groups import Groups
 from .inbox import Inbox
 from .layout import (
     BUFFER,
+    CLEAN,
     EXPIRED,
     FLUSHING,
     H_LOCK,
@@ -39,8 +40,10 @@ from .layout import (
     P_PID,
     PROCESS_WORDS,
     S_BURY_AT,
+    S_COUNTER,
     S_DIRTY,
     S_EPOCH,
+    S_LIVE,
     S_SWEEP_AT,
     WORD,
 )
@@ -63,8 +66,9 @@ logger = logging.getLogger("asgi_ipc")
 STALE_BELL = 5.0  # seconds after which a doorbell of another segment is one of the dead
 TIDY_EVERY = 10.0  # seconds between two looks for such
 CHECK_EVERY = 1.0  # seconds between two looks at the segment's name and at who lives
-SWEEP_EVERY = 0.1  # seconds between two rounds of upkeep in the store, and
-SWEEP_HURRY = 0.002  # when the last round left something to do
+SWEEP_EVERY = 1.0  # seconds between two rounds of upkeep in the store,
+SWEEP_SOON = 0.1  # when the last round found something to clear up, and
+SWEEP_HURRY = 0.002  # when it left something that could be cleared up at once
 DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
 
 # By prefix, or by home where it is not shared memory.
@@ -160,6 +164,8 @@ class Attachment:
         self.give_back = partial(_give_back, self._ringer, self._orphans)
         self._warned = False
         self._check_at = self._tidy_at = 0.0
+        self._counted = 0  # the counter when `_in_use` was listed
+        self._in_use: list[int] = []  # see `_processes`
         self.due = 0.0  # time of the next upkeep
         self.lock: Mutex | FileLock
         if segment.lock_kind == LOCK_MUTEX:
@@ -368,7 +374,7 @@ class Attachment:
 
     def upkeep(self, now: float, expiry: float, section: Section) -> None:
         """Do what is due. Raises SegmentVanished when the segment's name is gone."""
-        doubles, more = self.store.doubles, False
+        doubles = self.store.doubles
         if self.broken is not None:
             raise self.broken
         if now >= self._check_at:
@@ -388,9 +394,8 @@ class Attachment:
                 if not self._bury_the_dead(now, expiry, section):
                     doubles[S_BURY_AT] = self._check_at = now + SWEEP_HURRY
         if not now < doubles[S_SWEEP_AT] <= now + SWEEP_EVERY:
-            more = section(self._sweep, now)
-            doubles[S_SWEEP_AT] = now + (SWEEP_HURRY if more else SWEEP_EVERY)
-        self.due = min(now + (SWEEP_HURRY if more else SWEEP_EVERY), self._check_at)
+            doubles[S_SWEEP_AT] = now + section(self._sweep, now)
+        self.due = min(self._check_at, doubles[S_SWEEP_AT])
         if self.store.dropped:
             self.log_drop.tell()
 
@@ -406,9 +411,15 @@ class Attachment:
             forget(self)
             raise self.broken
 
-    def _sweep(self, now: float) -> bool:
+    def _sweep(self, now: float) -> float:
+        """Inside a section: a round of upkeep in the store; the seconds until the next."""
+        store = self.store
+        before = store.members.used, store.queues.used, store.words[S_LIVE]
         self.groups.sweep(now, 16)
-        return self.store.sweep(now)
+        if store.sweep(now):
+            return SWEEP_HURRY
+        after = store.members.used, store.queues.used, store.words[S_LIVE]
+        return SWEEP_SOON if after != before else SWEEP_EVERY
 
     def alive(self, process: int) -> bool:
         """Whether the process of a row still holds its byte."""
@@ -424,19 +435,30 @@ class Attachment:
 
     def _bury_the_dead(self, now: float, expiry: float, section: Section) -> bool:
         """Clear up after processes that died; False if there is more to do at once."""
-        first = self.store.layout.processes + P_GENERATION
-        last = first + MAX_PROCESSES * PROCESS_WORDS
-        generations = self.store.words[first:last:PROCESS_WORDS].tolist()
         done = True
-        for index, generation in enumerate(generations):
-            process = self.store.process_row(index)
-            if generation and not self.alive(process):
+        for process in self._processes():
+            if self.store.words[process + P_GENERATION] and not self.alive(process):
                 done = section(self.store.bury, process, now, expiry) and done
                 self._tidy_at = now
         if now >= self._tidy_at:
             self._tidy_at = now + TIDY_EVERY
             self._remove_stale_bells()
         return done
+
+    def _processes(self) -> list[int]:
+        """The rows that are in use. All are looked through only after something was counted, as
+        with everybody who attaches: an idle layer has other things to do."""
+        words = self.store.words
+        counted = words[S_COUNTER]
+        if counted != self._counted:
+            # Whoever counted may still be writing its row: then the next look is another one.
+            self._counted = counted if words[S_DIRTY] == CLEAN else 0
+            first = self.store.layout.processes + P_GENERATION
+            last = first + MAX_PROCESSES * PROCESS_WORDS
+            generations = words[first:last:PROCESS_WORDS].tolist()
+            row_of = self.store.process_row
+            self._in_use = [row_of(index) for index, used in enumerate(generations) if used]
+        return self._in_use
 
     def claim(self, row: int, now: float, expiry: float) -> int:
         """Inside a section: make this process the owner of the queue at `row`; 0, or the pid of
@@ -460,7 +482,7 @@ class Attachment:
 
     def _drop_expired(self, inbox: Inbox, now: float) -> None:
         """Inside a section: take out of an inbox what nobody read in time, and note who is gone."""
-        expired = [entry.local for entry in inbox.expire(now)]
+        expired = [local for local, _ in inbox.expire(now)]
         if not expired:
             return
         target = Target(inbox.queue.encode("ascii"))

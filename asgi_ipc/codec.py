@@ -86,6 +86,11 @@ class Codec:
         return _unpack(self._fernet.decrypt(bytes(body)))
 
 
+def is_flat(message: dict[str, Any]) -> bool:
+    """Whether a decoded message holds no lists or dicts, so that its copies share nothing."""
+    return _all_plain(map(type, message.values()))
+
+
 def _is_plain(message: dict[Any, Any]) -> bool:
     """Whether a nested message holds nothing but exact types that may travel.
 

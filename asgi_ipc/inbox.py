@@ -11,14 +11,15 @@ gets an entry is one `dict.pop`, which the interpreter does in one step.
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 from .layout import LOCAL_SEPARATOR
 from .queues import Taken
 
 ANY = None  # the local part of a receiver that takes whatever comes
+_SEPARATOR = LOCAL_SEPARATOR.decode("ascii")
 
 
 class Waiting(Protocol):
@@ -30,10 +31,20 @@ class Waiting(Protocol):
         """Whether it will never wake: its loop was closed under it."""
 
 
-class Entry(NamedTuple):
-    local: str
-    body: bytes
-    expires: float
+class Drained:
+    """A message that was taken out of its queue, one for all of its local parts."""
+
+    __slots__ = ("body", "expires", "message", "shared")
+
+    def __init__(self, body: bytes, expires: float, shared: bool = False) -> None:
+        self.body = body
+        self.expires = expires
+        self.shared = shared  # by several local parts
+        # What it says, once somebody took it, if copies of that do as well as decoding it again.
+        self.message: dict[str, Any] | None = None
+
+
+Entry = tuple[str, Drained]  # the local part that it is for
 
 
 class Inbox:
@@ -42,12 +53,13 @@ class Inbox:
     def __init__(self, queue: str) -> None:
         self.queue = queue
         self.epoch = 0
-        self.waiting: dict[str | None, deque[Waiting]] = {}
+        self.waiting: dict[str | None, list[Waiting]] = {}
         # What was drained, once for each of its local parts, by number. An `Entry` is made when it
         # is taken: thousands of them at once keep the garbage collector busy.
-        self._entries: OrderedDict[int, Taken] = OrderedDict()
+        self._entries: OrderedDict[int, Drained] = OrderedDict()
         self._locals: dict[int, str] = {}  # of each number, entered before and forgotten after it
-        self._by_local: dict[str, deque[int]] = {}
+        # Lists, which `capacity` keeps short: thousands of deques would not fit into the cache.
+        self._by_local: dict[str, list[int]] = {}
         # Sequence number of the last message that was routed to its end, and the number of its last
         # entry. What is after that is still being made: nobody takes it.
         self._newest = (0, 0)
@@ -69,19 +81,21 @@ class Inbox:
             self._undo(number)
         self._feeding = True
         full = []
-        for part in taken.local_parts.split(LOCAL_SEPARATOR):
-            local = part.decode("ascii")
-            numbers = self._by_local.get(local)
+        local_parts = taken.local_parts.decode("ascii").split(_SEPARATOR)
+        drained = Drained(taken.body, taken.expires, len(local_parts) > 1)
+        locals_, entries, by_local, fed = self._locals, self._entries, self._by_local, self._fed
+        for local in local_parts:
+            numbers = by_local.get(local)
             if numbers is None:
-                numbers = self._by_local[local] = deque()
-            if len(numbers) >= capacity(local):
+                numbers = by_local[local] = []
+            elif numbers and len(numbers) >= capacity(local):
                 full.append(local)
                 continue
             number += 1
-            self._locals[number] = local
-            self._entries[number] = taken
+            locals_[number] = local
+            entries[number] = drained
             numbers.append(number)
-            self._fed.add(local)
+            fed.add(local)
         self._newest = taken.seq, number  # in one store: an interruption loses and doubles none
         self._feeding = False
         if len(self._by_local) > 2 * len(self._entries) + 64:
@@ -108,17 +122,19 @@ class Inbox:
                 found = entries.pop(number, None)
                 if found is not None and whose is not None:
                     self._forgotten(whose, number)
-                    return Entry(whose, found.body, found.expires)
+                    return whose, found
             return None
-        numbers = self._by_local.get(local)
-        while numbers:
-            number = _front(numbers)
-            if not 0 < number <= newest:
+        while numbers := self._by_local.get(local):
+            try:
+                number = numbers[0]
+            except IndexError:
+                continue  # another thread was quicker
+            if number > newest:
                 return None
             found = entries.pop(number, None)
             self._forgotten(local, number)
             if found is not None:
-                return Entry(local, found.body, found.expires)
+                return local, found
         return None
 
     def _forgotten(self, local: str, number: int) -> None:
@@ -128,14 +144,14 @@ class Inbox:
 
     def _forget(self, local: str, number: int) -> None:
         """Take a number out of the buffer of its local part."""
-        numbers = self._by_local.get(local)
-        if numbers is not None:
-            try:
-                numbers.remove(number)
-            except ValueError:
-                pass  # a tidied index, or a receiver of this local part came first
+        try:
+            self._by_local[local].remove(number)
+        except (KeyError, ValueError):
+            pass  # tidied away, or a receiver of this local part came first
 
     def has(self, local: str | None) -> bool:
+        if not self._entries:
+            return False
         number = self._oldest() if local is ANY else _front(self._by_local.get(local))
         return 0 < number <= self._newest[1]
 
@@ -161,7 +177,7 @@ class Inbox:
                 return
             if self._entries.pop(number, None) is not None:
                 self._forgotten(local, number)
-                yield Entry(local, taken.body, taken.expires)
+                yield local, taken
 
     def clear(self) -> None:
         """A flush: forget everything that was buffered."""
@@ -193,7 +209,7 @@ class Inbox:
     def join(self, local: str | None, receive: Waiting) -> bool:
         """Enter a receive that is about to sleep; True if it need not, something is there."""
         while True:
-            receives = self.waiting.setdefault(local, deque())
+            receives = self.waiting.setdefault(local, [])
             receives.append(receive)
             if self.waiting.get(local) is receives:  # else another thread has just removed it
                 return self.has(local)
@@ -203,30 +219,34 @@ class Inbox:
         receives = self.waiting.get(local)
         if receives is None:
             return
-        with contextlib.suppress(ValueError):
+        try:
             receives.remove(receive)
+        except ValueError:
+            pass  # it had not joined, or left already
         if not receives:
             for other in list(self.waiting.pop(local, ())):
                 # Another thread's, that came in between.
                 self.join(local, other)
                 other.wake()
-        first = _first(receives) if self.has(local) else None
-        if first is None and self._entries:
+        if not self._entries:
+            return
+        first = _first(receives) if receives and self.has(local) else None
+        if first is None:
             first = _first(self.waiting.get(ANY))
         if first is not None:
             first.wake()
 
     def _tidy(self) -> None:
         """Forget the buffers of local parts that have nothing, most of which never will."""
-        by_local: dict[str, deque[int]] = {}
+        by_local: dict[str, list[int]] = {}
         for number in list(self._entries):
             local = self._locals.get(number)
             if local is not None:  # else another thread has just taken it
-                by_local.setdefault(local, deque()).append(number)
+                by_local.setdefault(local, []).append(number)
         self._by_local = by_local
 
 
-def _front(numbers: deque[int] | None) -> int:
+def _front(numbers: list[int] | None) -> int:
     """The first of `numbers`, 0 if there is none."""
     try:
         return numbers[0] if numbers else 0
@@ -234,7 +254,7 @@ def _front(numbers: deque[int] | None) -> int:
         return 0  # another thread was quicker
 
 
-def _first(receives: deque[Waiting] | None) -> Waiting | None:
+def _first(receives: list[Waiting] | None) -> Waiting | None:
     """The first receive that can still wake; those before it are forgotten."""
     while receives:
         try:

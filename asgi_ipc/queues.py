@@ -97,7 +97,7 @@ class Target:
     those of all members of a broadcast (`fixed`: if the queue is gone it is not made again).
     """
 
-    __slots__ = ("capacity", "fixed", "generation", "local_parts", "queue", "row")
+    __slots__ = ("capacity", "fixed", "generation", "local_parts", "queue", "row", "seed")
 
     def __init__(
         self,
@@ -111,6 +111,7 @@ class Target:
     ) -> None:
         self.queue = queue
         self.local_parts = local_parts
+        self.seed = adler32(local_parts) if local_parts else 0  # of checksums, see `checksum`
         self.capacity = capacity
         self.row = row
         self.generation = generation  # -1 is that of no row: look it up
@@ -207,8 +208,8 @@ class Queues(Waiters):
             expires,
             now,
             local_length,
-            adler32(body, seq)
-            if not local_length and length <= _CHECKED
+            adler32(body, seq ^ target.seed)
+            if length <= _CHECKED
             else checksum(seq, local_parts, body),
         )
         if local_length:
@@ -511,4 +512,4 @@ def checksum(seq: int, local_parts: bytes, body: bytes) -> int:
     """
     if len(body) > _CHECKED:
         body = body[: _CHECKED // 2] + body[-_CHECKED // 2 :]
-    return adler32(body, adler32(local_parts, seq & 0xFFFFFFFF) if local_parts else seq)
+    return adler32(body, seq ^ adler32(local_parts) if local_parts else seq)

@@ -22,7 +22,6 @@ from typing import Any
 from ..attachment import CHECK_EVERY
 from ..doorbell import ALL, Doorbell
 from ..errors import IPCError, LockTimeout
-from ..inbox import Inbox
 from ..layout import Q_COUNT, R_GENERATION
 from .base import Session
 from .receiving import Receiving, Source
@@ -114,7 +113,7 @@ class Hub(ABC):
         self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
     ) -> bool:
         sleep = Sleep(self, self.future())
-        joined: list[tuple[Inbox | None, Any]] = []
+        rows = []
         self._sleepers += 1
         try:
             ready = False
@@ -122,12 +121,11 @@ class Hub(ABC):
                 row = source.target.row
                 if source.inbox is None:
                     self._sleeping.setdefault(row, deque()).append(sleep)
-                    joined.append((None, row))
+                    rows.append(row)
                 else:
                     if source.queue not in self._drains:
                         self._drains[source.queue] = core, source
                         self._rows[row] = source.queue
-                    joined.append((source.inbox, source.local))
                     ready = source.inbox.join(source.local, sleep) or ready
             self._core = core
             if self._timer is None:
@@ -140,16 +138,16 @@ class Hub(ABC):
             return True
         finally:
             self._sleepers -= 1
-            for inbox, key in joined:
-                if inbox is not None:
-                    inbox.part(key, sleep)
-                    continue
-                sleeping = self._sleeping.get(key)
+            for source in sources:
+                if source.inbox is not None:
+                    source.inbox.part(source.local, sleep)
+            for row in rows:
+                sleeping = self._sleeping.get(row)
                 if sleeping is not None:
                     if sleep in sleeping:
                         sleeping.remove(sleep)
                     if not sleeping:
-                        del self._sleeping[key]
+                        del self._sleeping[row]
 
     def keeps(self, source: Source) -> bool:
         return source.inbox is not None or source.target.row in self._sleeping

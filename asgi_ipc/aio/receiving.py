@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from ..codec import DecodeError
+from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
-from ..inbox import ANY, Entry, Inbox, Waiting
-from ..layout import EXPIRED, Q_COUNT, UNDECODABLE
+from ..inbox import ANY, Drained, Entry, Inbox, Waiting
+from ..layout import EXPIRED, Q_COUNT, S_EPOCH, UNDECODABLE
 from ..names import check_channel, check_receive, split
 from ..queues import Target
 from .base import CACHED, Base, Session
@@ -119,22 +119,48 @@ class Receiving(Base):
         now = time.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
+        if len(sources) == 1 and (not parked or waiter is None or waiter.keeps(sources[0])):
+            found = self._take_own(session, sources[0], now)
+            if found is not None:
+                return found
         while True:
             found = self._take_any(session, sources, now, waiter, parked)
             if found is None:
                 break
-            source, channel, body = found
+            source, channel, drained = found
             if parked:
                 assert waiter is not None
                 for waited_for in sources:
                     waiter.left(session, waited_for)
                 parked = False
             try:
-                return channel, self.codec.decode(body)
+                return channel, self._message(drained)
             except DecodeError as error:
-                self._undecodable(session, source, channel, body, error.__context__)
+                self._undecodable(session, source, channel, drained.body, error.__context__)
         if session.store.dropped:
             session.attachment.log_drop.tell()
+        return None
+
+    def _take_own(
+        self, session: Session, source: Source, now: float
+    ) -> tuple[str, dict[str, Any]] | None:
+        """`take` from what one process-specific queue was drained of before, where no bit has to be
+        taken back. That is most of what a broadcast is for its sockets."""
+        inbox = source.inbox
+        assert inbox is not None
+        while inbox.epoch == session.words[S_EPOCH]:
+            entry = inbox.take(source.local)
+            if entry is None:
+                return None
+            local, drained = entry
+            if drained.expires <= now:
+                session.section(session.store.count_taken, source.target, EXPIRED, 1, local)
+                continue
+            channel = source.channel if source.local is local else source.queue + local
+            try:
+                return channel, self._message(drained)
+            except DecodeError as error:
+                self._undecodable(session, source, channel, drained.body, error.__context__)
         return None
 
     def take_one(
@@ -158,6 +184,17 @@ class Receiving(Base):
             except Exception as error:
                 why = error
             self._undecodable(session, source, source.channel, body, why)
+
+    def _message(self, drained: Drained) -> dict[str, Any]:
+        """What a message says, as a dict that nobody else has; raises DecodeError."""
+        known = drained.message
+        if known is not None:
+            return known.copy()
+        message = self.codec.decode(drained.body)
+        if drained.shared and is_flat(message):
+            drained.message = message
+            return message.copy()
+        return message
 
     def _undecodable(
         self,
@@ -187,7 +224,8 @@ class Receiving(Base):
         waiter: Waiter | None,
         parked: bool,
     ) -> Any:
-        """`take` where there are several queues, or an inbox: (source, channel, body) or None."""
+        """`take` where there are several queues, or an inbox: (source, channel, what was drained)
+        or None."""
         found = self._buffered(session, sources, now)
         rings: Any = ()
         if found is not None:
@@ -221,7 +259,7 @@ class Receiving(Base):
             if source.inbox and session.attachment.is_fresh(source.inbox):
                 entry = self._entry(session, source, now, session.section)
                 if entry is not None:
-                    return source, source.queue + entry.local, entry.body
+                    return source, source.queue + entry[0], entry[1]
         return None
 
     def _entry(self, session: Session, source: Source, now: float, section: Any) -> Entry | None:
@@ -230,9 +268,9 @@ class Receiving(Base):
         inbox = source.inbox
         while True:
             entry = inbox.take(source.local)
-            if entry is None or entry.expires > now:
+            if entry is None or entry[1].expires > now:
                 return entry
-            section(session.store.count_taken, source.target, EXPIRED, 1, entry.local)
+            section(session.store.count_taken, source.target, EXPIRED, 1, entry[0])
 
     def _attempt(
         self,
@@ -245,7 +283,7 @@ class Receiving(Base):
     ) -> Any:
         """Inside a section: take from the first queue that has something, or park in all.
 
-        Returns what was taken, (source, channel, body) or None, and the rings that are due. Puts
+        Returns what was taken, as `_take_any`, and the rings that are due. Puts
         into `woken` which other receives of this process got something out of a drained queue.
         """
         store = session.store
@@ -254,14 +292,14 @@ class Receiving(Base):
                 body = store.take(source.target, now)
                 if body is None:
                     continue
-                found = source, source.channel, body
+                found = source, source.channel, Drained(body, now)
             else:
                 row = self._bind(session, source.target, now)
                 woken += self._drain(session, source, row, now)
                 entry = self._entry(session, source, now, _at_once)
                 if entry is None:
                     continue
-                found = source, source.queue + entry.local, entry.body
+                found = source, source.queue + entry[0], entry[1]
             if parked and waiter is not None:
                 return found, self._unpark(session, sources, source, waiter)
             return found, ()
