@@ -115,9 +115,7 @@ class Core(Receiving):
         queue, local = split(channel)
         target = Target(queue.encode("ascii"), local.encode("ascii"), self.capacity_of(channel))
         session.section(self._refuse_group, session, target, channel)
-        if len(session.routes) >= CACHED:
-            session.routes.clear()
-        session.routes[channel] = target
+        session.remember(session.routes, channel, target)
         return target
 
     def _refuse_group(self, session: Session, target: Target, channel: str) -> None:

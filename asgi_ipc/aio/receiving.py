@@ -18,7 +18,7 @@ from ..inbox import ANY, Drained, Entry, Inbox, Waiting
 from ..layout import EXPIRED, Q_COUNT, S_EPOCH, UNDECODABLE
 from ..names import check_channel, check_receive, split
 from ..queues import Target
-from .base import CACHED, Base, Session
+from .base import Base, Session
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -84,18 +84,14 @@ class Receiving(Base):
         """What a receive of one full name takes from, as a list of one; looked up once."""
         check_channel(channel)
         found = [self._source(session, channel)]
-        if len(session.exact_sources) >= CACHED:
-            session.exact_sources.clear()
-        session.exact_sources[channel] = found
+        session.remember(session.exact_sources, channel, found)
         return found
 
     def _source(self, session: Session, channel: str) -> Source:
         queue = split(channel)[0]
         source = Source(channel, session.attachment.inbox(queue) if queue.endswith("!") else None)
         if source.local is ANY:
-            if len(session.sources) >= CACHED:
-                session.sources.clear()
-            session.sources[channel] = [source]
+            session.remember(session.sources, channel, [source])
         return source
 
     def take(

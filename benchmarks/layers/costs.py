@@ -4,6 +4,7 @@ of `recovery` after a process was killed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -44,6 +45,20 @@ async def listen_asyncio(layer: Any, channel: str) -> None:
 LISTEN = Role(listen, listen_asyncio)
 
 
+def tick(layer: Any, channel: str) -> None:
+    """The floor: a process that wakes once a second and finds nothing to do."""
+    while True:
+        time.sleep(1.0)
+
+
+async def tick_asyncio(layer: Any, channel: str) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+
+
+TICK = Role(tick, tick_asyncio)
+
+
 def usage(pid: int) -> tuple[int, int]:
     """Nanoseconds on a core and number of times put on one, of all threads of a process.
 
@@ -66,7 +81,7 @@ def idle(run: Run) -> Iterator[Table]:
     seconds = run.effort(0.2, 2.0, 5.0)
     kinds: dict[str, list[Contender]] = {}
     for one in run.contenders:
-        if not one.local and one.groups:
+        if not one.local and (one.groups or one.floor):
             kinds.setdefault(one.store if one.ours else one.name, []).append(one)
     rows: list[dict[str, Any]] = []
     with Stage(run.loop) as stage:
@@ -75,7 +90,7 @@ def idle(run: Run) -> Iterator[Table]:
             for number in range(PROCESSES):
                 one, channel = entrants[number % len(entrants)], f"idle-{number}"
                 player = stage.enter(one, 100, [channel])
-                player.begin(LISTEN, channel)
+                player.begin(TICK if one.floor else LISTEN, channel)
                 started.append((one, player))
         time.sleep(SETTLE)
         before = [usage(player.pid) for _, player in started]
@@ -105,6 +120,7 @@ def idle(run: Run) -> Iterator[Table]:
             Column("times", "wakeups a second, each", ",.1f"),
         ),
         rows,
+        "of a floor there is a timer of one second, and nothing else",
     )
 
 
@@ -195,8 +211,6 @@ def memory(run: Run) -> Iterator[Table]:
 def first_call(name: str, place: Any, unused: Any) -> float:
     """Milliseconds from the constructor to the end of the first send; what it imports is there,
     because a layer was made before, at an `unused` place."""
-    import asyncio
-
     contender = CONTENDERS[name]
     contender.make(unused, 100)
     start = time.perf_counter()

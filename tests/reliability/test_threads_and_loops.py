@@ -22,7 +22,7 @@ import pytest
 import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc import attachment, segment, sync
-from asgi_ipc.aio import core, hub, receiving
+from asgi_ipc.aio import base, core, hub
 from asgi_ipc.errors import Reentered
 from asgi_ipc.layout import CLEAN, Q_COUNT, S_DIRTY
 from asgi_ipc.queues import Taken
@@ -533,7 +533,7 @@ def grows(calls: Callable[[int], None], warm: int = 45_000) -> tuple[int, list[s
 def test_blocking_calls_do_not_grow(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # So that the warm-up fills all of them: the plans of 20,000 groups would take most of GROWTH.
     monkeypatch.setattr(core, "CACHED", 2_000)
-    monkeypatch.setattr(receiving, "CACHED", 2_000)
+    monkeypatch.setattr(base, "CACHED", 2_000)
 
     def calls(number: int) -> None:
         channel = f"c?{number}"
@@ -552,7 +552,8 @@ def test_blocking_calls_do_not_grow(layer: Any, monkeypatch: pytest.MonkeyPatch)
     assert grown < GROWTH
 
 
-async def test_asyncio_calls_do_not_grow(aio: Any) -> None:
+async def test_asyncio_calls_do_not_grow(aio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "NAMES", 10_000)  # those of normal channels come again, as a rule
     queue = await aio.new_channel()
 
     async def call(number: int) -> None:
