@@ -62,9 +62,8 @@ class Codec:
         try:
             # No Python code runs in there and the GIL is kept: one packer serves all threads.
             body: bytes = pack(message)
-        except (ValueError, OverflowError):
-            _plain_copy(message)  # finds what msgpack refused, and says where it is
-            raise
+        except (TypeError, ValueError, OverflowError):
+            body = self._pack(_plain_copy(message))  # unless that says what was refused, and where
         if _UINT64 in body and _has_uint64(message.values()):
             _plain_copy(message)
         if self._fernet is not None:

@@ -42,6 +42,7 @@ from .layout import (
     Q_SEEN_AT,
     Q_TOTAL,
     Q_WAITING,
+    QUEUE_WORDS,
     R_GENERATION,
     RECORD,
     RECORD_WORDS,
@@ -71,6 +72,9 @@ NO_ROW = (
     "processes of this prefix"
 )
 
+# What a target that was not looked up yet takes for its row: one that is not in use, and empty.
+_NO_WORDS: memoryview[int] = memoryview(bytes(QUEUE_WORDS * WORD)).cast("Q")
+
 _CHECKED = 64 * 1024  # bytes of a body that its checksum covers: of a larger one, both ends
 EXPIRED_AT_ONCE = 128  # expired messages let go in one call
 IDLE = 60.0  # seconds without a message after which an empty queue's row is reclaimed
@@ -91,31 +95,35 @@ class Taken(NamedTuple):
 
 
 class Target:
-    """A queue as a process knows it: its name, and where its row was when last looked up.
+    """A queue as a process knows it: its name, and where its row was when last looked up: `words`
+    are those of the row, so that no index need be computed for each.
 
     `local_parts` and `capacity` belong to what is sent there: the local part of one channel, or
     those of all members of a broadcast (`fixed`: if the queue is gone it is not made again).
     """
 
-    __slots__ = ("capacity", "fixed", "generation", "local_parts", "queue", "row", "seed")
+    __slots__ = (
+        "capacity",
+        "fixed",
+        "generation",
+        "local_length",
+        "local_parts",
+        "queue",
+        "row",
+        "seed",
+        "words",
+    )
 
-    def __init__(
-        self,
-        queue: bytes,
-        local_parts: bytes = b"",
-        capacity: int = 0,
-        *,
-        row: int = 0,
-        generation: int = -1,
-        fixed: bool = False,
-    ) -> None:
+    def __init__(self, queue: bytes, local_parts: bytes = b"", capacity: int = 0) -> None:
         self.queue = queue
         self.local_parts = local_parts
+        self.local_length = len(local_parts)
         self.seed = adler32(local_parts) if local_parts else 0  # of checksums, see `checksum`
         self.capacity = capacity
-        self.row = row
-        self.generation = generation  # -1 is that of no row: look it up
-        self.fixed = fixed
+        self.row = 0
+        self.words = _NO_WORDS
+        self.generation = -1  # that of no row: look it up
+        self.fixed = False
 
 
 class Queues(Waiters):
@@ -157,47 +165,42 @@ class Queues(Waiters):
         done: the capacity is reached, no room is left in memory (or for another queue), or a fixed
         target is no longer there.
         """
-        words = self.words
-        row = target.row
-        if words[row + R_GENERATION] != target.generation:
-            row = self.bind(target, now)
-            if not row:
+        words, queue = self.words, target.words
+        if queue[R_GENERATION] != target.generation:
+            if not self.bind(target, now):
                 return GONE if target.fixed else NO_MEMORY
-        count = words[row + Q_COUNT]
+            queue = target.words
+        row = target.row
+        count = queue[Q_COUNT]
         if count >= target.capacity:
             count = self.let_go(row, now)
             if count >= target.capacity:
-                words[row + Q_FULL] += 1
+                queue[Q_FULL] += 1
                 words[S_FULL] += 1
                 return FULL
-        length, local_parts = len(body), target.local_parts
-        local_length = len(local_parts) if local_parts else 0
+        length, local_length = len(body), target.local_length
         size = RECORD_WORDS + ((length + local_length + 15) >> 4 << 1)
         halves, log = self.halves, self.log
         at = halves[HALF_HEAD]
+        end = at + size
         live = words[S_LIVE] + size
-        if (
-            at + size > words[S_LIMIT]
-            or size > words[S_BIGGEST]
-            or live > log.max_live
-            or at < log.start
-        ):
+        if end > words[S_LIMIT] or size > words[S_BIGGEST] or live > log.max_live or at < log.start:
             at = self._room(size, now)
             if not at:
                 words[S_DIRTY] = CLEAN
                 return NO_MEMORY
+            end = at + size
             live = words[S_LIVE] + size
-            count = words[row + Q_COUNT]
+            count = queue[Q_COUNT]
         words[S_DIRTY] = DIRTY
         seq = words[S_SEQ] + 1
-        last = words[row + Q_LAST]
+        last = queue[Q_LAST]
         if last and not log.start <= last <= log.last:
             raise CorruptStore(f"a queue leads to word {last}, outside the log")
-        start = (at + RECORD_WORDS) * WORD
-        buffer = self.buffer
+        start, buffer = at * WORD, self.buffer
         _pack_record(
             buffer,
-            at * WORD,
+            start,
             size,
             LIVE,
             seq,
@@ -210,24 +213,25 @@ class Queues(Waiters):
             local_length,
             adler32(body, seq ^ target.seed)
             if length <= _CHECKED
-            else checksum(seq, local_parts, body),
+            else checksum(seq, target.local_parts, body),
         )
+        start += RECORD_WORDS * WORD
         if local_length:
-            buffer[start : start + local_length] = local_parts
+            buffer[start : start + local_length] = target.local_parts
             start += local_length
         buffer[start : start + length] = body
         words[S_SEQ] = seq
-        halves[HALF_HEAD] = at + size  # published: from here on the message exists
+        halves[HALF_HEAD] = end  # published: from here on the message exists
         if last:
             words[last + L_NEXT] = at
         else:
-            words[row + Q_FIRST] = at
-        words[row + Q_LAST] = at
-        words[row + Q_COUNT] = count + 1
-        words[row + Q_TOTAL] += 1
+            queue[Q_FIRST] = at
+        queue[Q_LAST] = at
+        queue[Q_COUNT] = count + 1
+        queue[Q_TOTAL] += 1
         words[S_LIVE] = live
         words[S_DIRTY] = CLEAN
-        return self.pick(row) if words[row + Q_WAITING] else 0
+        return self.pick(row) if queue[Q_WAITING] else 0
 
     def take(self, target: Target, now: float, waiter: int = 0, _: None = None) -> bytes | None:
         """Take the oldest message out of the queue of `target`; None when it is empty.
@@ -235,43 +239,43 @@ class Queues(Waiters):
         `waiter`, if it is given, is parked at the empty queue, in this very call. (The fourth
         argument is there for `section_of_four`.)
         """
-        words = self.words
-        row = target.row
-        if words[row + R_GENERATION] != target.generation:
-            row = self.bind(target, now) if waiter else self.find(target)
-            if not row:
+        words, queue = self.words, target.words
+        if queue[R_GENERATION] != target.generation:
+            if not (self.bind(target, now) if waiter else self.find(target)):
                 if waiter:
                     raise LimitReached(NO_ROW.format(self.queues.used))
                 return None
+            queue = target.words
         while True:
-            at = words[row + Q_FIRST]
+            at = queue[Q_FIRST]
             if not at:
                 if waiter:
-                    self.park(row, waiter)
+                    self.park(target.row, waiter)
                 return None
             # As `_read` and `_free`, in one: this is half of what every message costs.
             log, buffer = self.log, self.buffer
             if not log.start <= at <= log.last:
                 raise CorruptStore(f"a queue leads to word {at}, outside the log")
+            start = at * WORD
             size, state, seq, following, owner, length, expires, check = _unpack_taken(
-                buffer, at * WORD
+                buffer, start
             )
-            start = (at + RECORD_WORDS) * WORD
+            start += RECORD_WORDS * WORD
             body: bytes = buffer[start : start + length]
             summed = adler32(body, seq) if length <= _CHECKED else checksum(seq, b"", body)
-            if owner != row or state != LIVE or check != summed:
+            if owner != target.row or state != LIVE or check != summed:
                 raise CorruptStore(f"a queue leads to word {at} of the log, which is none of its")
             if following and not log.start <= following <= log.last:
                 raise CorruptStore(f"a queue leads to word {following}, outside the log")
             words[S_DIRTY] = DIRTY
             halves = self.halves
             halves[2 * at + L_STATE] = DEAD
-            words[row + Q_FIRST] = following
+            queue[Q_FIRST] = following
             if following:
                 words[following + L_PREV] = 0
             else:
-                words[row + Q_LAST] = 0
-            words[row + Q_COUNT] -= 1
+                queue[Q_LAST] = 0
+            queue[Q_COUNT] -= 1
             live = words[S_LIVE] - size
             words[S_LIVE] = live
             if not live:
@@ -283,7 +287,7 @@ class Queues(Waiters):
             if expires > now:
                 words[S_DIRTY] = CLEAN
                 return body
-            self.count_drop(row, EXPIRED)
+            self.count_drop(target.row, EXPIRED)
             words[S_DIRTY] = CLEAN
 
     def peek(self, row: int) -> Taken | None:
@@ -407,11 +411,21 @@ class Queues(Waiters):
         if words[row + R_GENERATION] != target.generation:
             row = self.queues.find(target.queue)
             if row:
+                target.words = words[row : row + QUEUE_WORDS]
                 target.generation = words[row + R_GENERATION]
                 target.row = row
                 if target.capacity:
                     words[row + Q_CAPACITY] = target.capacity  # for `inspection` to read
         return row
+
+    def fixed(
+        self, queue: bytes, local_parts: bytes, capacity: int, row: int, generation: int
+    ) -> Target:
+        """A target of a queue that is known to be at `row`; if it is gone it is not made again."""
+        made = Target(queue, local_parts, capacity)
+        made.row, made.generation, made.fixed = row, generation, True
+        made.words = self.words[row : row + QUEUE_WORDS]
+        return made
 
     def bind(self, target: Target, now: float) -> int:
         """The row of `target`'s queue, made if there is none; 0 if that cannot be done."""
@@ -429,6 +443,7 @@ class Queues(Waiters):
             row = self.queues.insert(target.queue, generation, {Q_CAPACITY: target.capacity})
             self.doubles[row + Q_CREATED] = self.doubles[row + Q_SEEN_AT] = now
             words[S_DIRTY] = CLEAN
+            target.words = words[row : row + QUEUE_WORDS]
             target.generation = generation
             target.row = row
         return row

@@ -201,23 +201,15 @@ class IPCChannelLayer(BaseChannelLayer):
         """
         core = self._core
         session = core.session or core.attach()
-        source = None
-        sources: list[Source] = []
+        source = sources = None
         try:
             if type(channels) is list and len(channels) == 1:
                 source = session.sources[channels[0]][0]
         except (KeyError, TypeError):
             pass  # not looked up yet, or no name
-        seconds = self._receive_timeout if timeout is None else timeout
-        parked = True
         try:
             # What a glance shows to be there can be had without a waiter and without a deadline.
-            if (
-                source is not None
-                and source.inbox is None
-                and (row := source.target.row)  # else that would be a word of the header
-                and session.words[row + Q_COUNT]
-            ):
+            if source is not None and source.inbox is None and source.target.words[Q_COUNT]:
                 found = core.take_one(session, source)
                 if found is not None:
                     return found
@@ -226,17 +218,19 @@ class IPCChannelLayer(BaseChannelLayer):
                 return None, None
             if not block:
                 return core.take(session, sources) or (None, None)
-            deadline = time.monotonic() + seconds
+            deadline = time.monotonic() + self._seconds(timeout)
             waiter = _waiter_of_thread(session)
             if waiter.rung:
                 waiter.answer(session, sources)  # none can be for this receive: it has not parked
             found = core.take(session, sources, waiter)
             if found is not None:
                 return found
+            parked = True
         except LockTimeout as error:
             if not block:
                 raise
-            deadline = time.monotonic() + seconds - self._options.lock_timeout  # that is over
+            # Of which the time for the lock is over.
+            deadline = time.monotonic() + self._seconds(timeout) - self._options.lock_timeout
             late = _ridden_out(core, session, error, deadline)
             if late is None:
                 return None, None
@@ -248,6 +242,9 @@ class IPCChannelLayer(BaseChannelLayer):
         except StopIteration as finished:
             return finished.value or (None, None)
         raise AssertionError("a blocking waiter suspended")
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._receive_timeout if timeout is None else timeout
 
     async def receive_async(
         self, channels: Iterable[str]

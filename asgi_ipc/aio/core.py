@@ -37,6 +37,7 @@ from ..names import check_channel, check_group, split
 from ..plans import Plan
 from ..queues import FULL, GONE, NO_MEMORY, Target
 from ..statistics import Stats
+from ..store import Store
 from ..view import View
 from .base import CACHED, Session
 from .receiving import Receiving
@@ -60,7 +61,7 @@ class Route:
         self._by_queue: dict[bytes, list[Target]] = {}
         self.targets: list[Target] = []
 
-    def update(self, words: memoryview[int]) -> None:
+    def update(self, store: Store) -> None:
         """Make the targets of the queues anew that changed in the plan. The list is another one
         then: a broadcast may be half way through the old."""
         plan, by_queue = self.plan, self._by_queue
@@ -71,9 +72,9 @@ class Route:
                 continue
             row, generation, parts = found
             capacity = min(parts.values())
-            words[row + Q_CAPACITY] = capacity  # for `inspection` to read
+            store.words[row + Q_CAPACITY] = capacity  # for `inspection` to read
             by_queue[queue] = [
-                Target(queue, joined, capacity, row=row, generation=generation, fixed=True)
+                store.fixed(queue, joined, capacity, row, generation)
                 for joined in _joined(list(parts))
             ]
         self.targets = [target for targets in by_queue.values() for target in targets]
@@ -245,7 +246,7 @@ class Core(Receiving):
             if len(session.plans) >= CACHED:
                 session.plans.clear()
             session.plans[group] = route
-        route.update(session.store.words)
+        route.update(session.store)
         return route.targets
 
     # -- flush and statistics ---------------------------------------------------------------------

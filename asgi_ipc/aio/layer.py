@@ -81,8 +81,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         source = sources[0]
         try:
             # What a glance shows to be there can be had without asking which loop this is.
-            row = source.target.row
-            if row and source.inbox is None and session.words[row + Q_COUNT]:
+            if source.inbox is None and source.target.words[Q_COUNT]:
                 found = core.take_one(session, source)
                 if found is not None:
                     return found[1]

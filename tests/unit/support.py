@@ -402,9 +402,10 @@ class _Words:
         self._view = view
         self._watch = watch
 
-    def __getitem__(self, at: int) -> Any:
+    def __getitem__(self, at: Any) -> Any:
         self._watch.touch()
-        return self._view[at]
+        found = self._view[at]
+        return _Words(found, self._watch) if isinstance(at, slice) else found
 
     def __setitem__(self, at: int, value: Any) -> None:
         if self._watch.kills():

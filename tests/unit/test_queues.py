@@ -142,7 +142,7 @@ def test_a_fixed_target_whose_queue_is_gone_is_not_made_again() -> None:
     store = make_store()
     row = row_of(store, "x!")
     generation = store.words[row + queues.R_GENERATION]
-    fixed = Target(b"x!", b"a,b", 10, row=row, generation=generation, fixed=True)
+    fixed = store.fixed(b"x!", b"a,b", 10, row, generation)
     assert store.put(fixed, b"1", NOW, FOREVER) == 0
     store.pop(row)
     store.reclaim(NOW, 0.0, 10)
@@ -383,11 +383,15 @@ def test_when_memory_for_rows_cannot_be_reserved_new_channels_are_refused() -> N
 def test_a_receive_that_finds_nothing_costs_the_same_however_many_channels_there_are() -> None:
     def cost(channels: int) -> int:
         store = make_store(first_mark=64 * KIB)
-        known = target("mine")
-        store.bind(known, NOW)
+        row_of(store, "mine")
         for i in range(channels):
             row_of(store, f"c{i}")
-        return touches(store, lambda store: store.take(known, NOW))
+        watched, watch = under_watch(store)
+        known = target("mine")
+        watched.find(known)
+        looked_up = watch.touches
+        assert watched.take(known, NOW) is None
+        return watch.touches - looked_up
 
     assert cost(1000) == cost(10)
 

@@ -20,7 +20,6 @@ from asgi_ipc.layout import (
     S_COUNTER,
     S_DROPS,
 )
-from asgi_ipc.queues import Target
 from asgi_ipc.store import Store
 
 from .support import (
@@ -218,7 +217,7 @@ def test_targets_of_a_queue_whose_owner_is_gone_do_not_reach_the_next_owner_by_t
     groups.add(b"g", b"x!a", NOW, FOREVER)
     generation = store.words[row + R_GENERATION]
     bury(store, dead, NOW, 0.0)
-    fixed = Target(b"x!", b"a", 10, row=row, generation=generation, fixed=True)
+    fixed = store.fixed(b"x!", b"a", 10, row, generation)
     assert store.put(fixed, b"for the dead", NOW, FOREVER) < 0
 
 
