@@ -393,9 +393,10 @@ class Attachment:
                 doubles[S_BURY_AT] = now + CHECK_EVERY
                 if not self._bury_the_dead(now, expiry, section):
                     doubles[S_BURY_AT] = self._check_at = now + SWEEP_HURRY
+        self.store.note_peak()
         if not now < doubles[S_SWEEP_AT] <= now + SWEEP_EVERY:
             doubles[S_SWEEP_AT] = now + section(self._sweep, now)
-        self.due = min(self._check_at, doubles[S_SWEEP_AT])
+        self.due = min(self._check_at, now + SWEEP_SOON, doubles[S_SWEEP_AT])
         if self.store.dropped:
             self.log_drop.tell()
 

@@ -224,11 +224,16 @@ class Store(Queues):
 
     # -- upkeep -----------------------------------------------------------------------------------
 
+    def note_peak(self) -> None:
+        """Keep the most words of live records that were seen, for `inspection` to read."""
+        words = self.words
+        live = words[S_LIVE]
+        if live > words[S_PEAK]:
+            words[S_PEAK] = live
+
     def sweep(self, now: float) -> bool:
         """A bounded round of upkeep: messages that nobody reads expire, and the rows of queues
         that nobody uses are reclaimed. True if the log has more that is over."""
-        words = self.words
-        if words[S_LIVE] > words[S_PEAK]:
-            words[S_PEAK] = words[S_LIVE]
+        self.note_peak()
         self.reclaim(now, IDLE, 32)
         return self.sweep_log(32, now)
