@@ -67,7 +67,7 @@ STALE_BELL = 5.0  # seconds after which a doorbell of another segment is one of 
 TIDY_EVERY = 10.0  # seconds between two looks for such
 CHECK_EVERY = 1.0  # seconds between two looks at the segment's name and at who lives
 SWEEP_EVERY = 1.0  # seconds between two rounds of upkeep in the store,
-SWEEP_SOON = 0.1  # when the last round found something to clear up, and
+SWEEP_SOON = 0.1  # while messages wait, or the last round found something to clear up, and
 SWEEP_HURRY = 0.002  # when it left something that could be cleared up at once
 DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
 
@@ -415,12 +415,13 @@ class Attachment:
     def _sweep(self, now: float) -> float:
         """Inside a section: a round of upkeep in the store; the seconds until the next."""
         store = self.store
-        before = store.members.used, store.queues.used, store.words[S_LIVE]
+        waiting = store.words[S_LIVE]
+        before = store.members.used, store.queues.used
         self.groups.sweep(now, 16)
         if store.sweep(now):
             return SWEEP_HURRY
-        after = store.members.used, store.queues.used, store.words[S_LIVE]
-        return SWEEP_SOON if after != before else SWEEP_EVERY
+        found = before != (store.members.used, store.queues.used)
+        return SWEEP_SOON if waiting or found else SWEEP_EVERY
 
     def alive(self, process: int) -> bool:
         """Whether the process of a row still holds its byte."""

@@ -11,7 +11,7 @@ gets an entry is one `dict.pop`, which the interpreter does in one step.
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from .layout import LOCAL_SEPARATOR
 from .queues import Taken
 
 ANY = None  # the local part of a receiver that takes whatever comes
+_LONG = 256  # entries of one local part; to take from the front of a list costs what it is long
 _SEPARATOR = LOCAL_SEPARATOR.decode("ascii")
 
 
@@ -58,8 +59,8 @@ class Inbox:
         # is taken: thousands of them at once keep the garbage collector busy.
         self._entries: OrderedDict[int, Drained] = OrderedDict()
         self._locals: dict[int, str] = {}  # of each number, entered before and forgotten after it
-        # Lists, which `capacity` keeps short: thousands of deques would not fit into the cache.
-        self._by_local: dict[str, list[int]] = {}
+        # Deques only where they are long: thousands of them would not fit into the cache.
+        self._by_local: dict[str, list[int] | deque[int]] = {}
         # Sequence number of the last message that was routed to its end, and the number of its last
         # entry. What is after that is still being made: nobody takes it.
         self._newest = (0, 0)
@@ -91,6 +92,8 @@ class Inbox:
             elif numbers and len(numbers) >= capacity(local):
                 full.append(local)
                 continue
+            elif len(numbers) == _LONG:
+                numbers = by_local[local] = deque(numbers)
             number += 1
             locals_[number] = local
             entries[number] = drained
@@ -170,14 +173,14 @@ class Inbox:
     def expire(self, now: float) -> Iterator[Entry]:
         """Take out the entries that nobody read in time, oldest first."""
         while (number := self._oldest()) and number <= self._newest[1]:
-            taken, local = self._entries.get(number), self._locals.get(number)
-            if taken is None or local is None:
+            drained, local = self._entries.get(number), self._locals.get(number)
+            if drained is None or local is None:
                 continue  # another thread took it
-            if taken.expires > now:
+            if drained.expires > now:
                 return
             if self._entries.pop(number, None) is not None:
                 self._forgotten(local, number)
-                yield local, taken
+                yield local, drained
 
     def clear(self) -> None:
         """A flush: forget everything that was buffered."""
@@ -238,15 +241,18 @@ class Inbox:
 
     def _tidy(self) -> None:
         """Forget the buffers of local parts that have nothing, most of which never will."""
-        by_local: dict[str, list[int]] = {}
+        by_local: dict[str, list[int] | deque[int]] = {}
         for number in list(self._entries):
             local = self._locals.get(number)
             if local is not None:  # else another thread has just taken it
-                by_local.setdefault(local, []).append(number)
+                by_local.setdefault(local, deque()).append(number)
+        for local, numbers in by_local.items():
+            if len(numbers) < _LONG:
+                by_local[local] = list(numbers)
         self._by_local = by_local
 
 
-def _front(numbers: list[int] | None) -> int:
+def _front(numbers: list[int] | deque[int] | None) -> int:
     """The first of `numbers`, 0 if there is none."""
     try:
         return numbers[0] if numbers else 0

@@ -125,6 +125,13 @@ class Target:
         self.generation = -1  # that of no row: look it up
         self.fixed = False
 
+    def moved(self, row: int, words: memoryview[int]) -> None:
+        """Note where the row is. The generation last: interrupted before it the target fits no row,
+        and is looked up again."""
+        self.words = words[row : row + QUEUE_WORDS]
+        self.row = row
+        self.generation = self.words[R_GENERATION]
+
 
 class Queues(Waiters):
     """Channels by name, and the messages in them.
@@ -411,9 +418,7 @@ class Queues(Waiters):
         if words[row + R_GENERATION] != target.generation:
             row = self.queues.find(target.queue)
             if row:
-                target.words = words[row : row + QUEUE_WORDS]
-                target.generation = words[row + R_GENERATION]
-                target.row = row
+                target.moved(row, words)
                 if target.capacity:
                     words[row + Q_CAPACITY] = target.capacity  # for `inspection` to read
         return row
@@ -423,8 +428,8 @@ class Queues(Waiters):
     ) -> Target:
         """A target of a queue that is known to be at `row`; if it is gone it is not made again."""
         made = Target(queue, local_parts, capacity)
-        made.row, made.generation, made.fixed = row, generation, True
-        made.words = self.words[row : row + QUEUE_WORDS]
+        made.moved(row, self.words)
+        made.generation, made.fixed = generation, True
         return made
 
     def bind(self, target: Target, now: float) -> int:
@@ -443,9 +448,7 @@ class Queues(Waiters):
             row = self.queues.insert(target.queue, generation, {Q_CAPACITY: target.capacity})
             self.doubles[row + Q_CREATED] = self.doubles[row + Q_SEEN_AT] = now
             words[S_DIRTY] = CLEAN
-            target.words = words[row : row + QUEUE_WORDS]
-            target.generation = generation
-            target.row = row
+            target.moved(row, words)
         return row
 
     def pick_if_waiting(self, row: int) -> int:

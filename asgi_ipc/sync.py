@@ -22,7 +22,7 @@ from .attachment import CHECK_EVERY
 from .base_layer import BaseChannelLayer
 from .doorbell import ALL, Doorbell
 from .errors import InvalidName, LockTimeout
-from .layout import Q_COUNT
+from .layout import Q_COUNT, R_GENERATION
 from .names import check_channel
 from .options import Options
 from .statistics import Stats
@@ -67,14 +67,16 @@ class ThreadWaiter:
     def answer(self, session: Session, sources: list[Source]) -> bool:
         """Read the rings; whether one was for `sources`."""
         before, self.rung = self.rung, None
-        assert before is not None and self.bell is not None
+        if before is None or self.bell is None:
+            return False  # a receive of a signal handler was quicker
         mine = False
         for row in self.bell.answer():
             if row == ALL or row in [source.target.row for source in sources]:
                 mine = True
-            elif row not in [source.target.row for source in before]:
-                # Else it was answered: what was left there when that receive ended was passed on.
-                session.attachment.pass_on(row)
+            elif (
+                row not in [source.target.row for source in before] or session.words[row + Q_COUNT]
+            ):
+                session.attachment.pass_on(row)  # else it was answered, and there is no more
         return mine
 
     async def wait(
@@ -110,8 +112,11 @@ class ThreadWaiter:
                     except LockTimeout:
                         return True  # ridden out by the receive
                     words = session.store.words
-                    if any(words[source.target.row + Q_COUNT] for source in sources):
-                        return True
+                    for target in [source.target for source in sources]:
+                        row, generation = target.row, target.generation
+                        # Gone: whoever flushed may have been killed before it rang.
+                        if words[row + R_GENERATION] != generation or words[row + Q_COUNT]:
+                            return True
                     if any(inbox.has(local) for inbox, local in joined):
                         return True
                     continue
@@ -201,7 +206,7 @@ class IPCChannelLayer(BaseChannelLayer):
         """
         core = self._core
         session = core.session or core.attach()
-        source = sources = None
+        source = sources = deadline = None
         try:
             if type(channels) is list and len(channels) == 1:
                 source = session.sources[channels[0]][0]
@@ -221,7 +226,7 @@ class IPCChannelLayer(BaseChannelLayer):
             deadline = time.monotonic() + self._seconds(timeout)
             waiter = _waiter_of_thread(session)
             if waiter.rung:
-                waiter.answer(session, sources)  # none can be for this receive: it has not parked
+                waiter.answer(session, sources)  # before it looks, and parks
             found = core.take(session, sources, waiter)
             if found is not None:
                 return found
@@ -229,8 +234,8 @@ class IPCChannelLayer(BaseChannelLayer):
         except LockTimeout as error:
             if not block:
                 raise
-            # Of which the time for the lock is over.
-            deadline = time.monotonic() + self._seconds(timeout) - self._options.lock_timeout
+            if deadline is None:  # the time for the lock is over
+                deadline = time.monotonic() + self._seconds(timeout) - self._options.lock_timeout
             late = _ridden_out(core, session, error, deadline)
             if late is None:
                 return None, None

@@ -97,7 +97,8 @@ class Waiters(Memory):
             if bits and not bits & (bits - 1):  # only one waits: it is the next, in any order
                 words[row + Q_WAITERS + word] = 0
                 words[row + Q_WAITING] = 0
-                self._turn = (waiter := word << 6 | bits.bit_length() - 1) + 1
+                waiter = word << 6 | bits.bit_length() - 1
+                self._turn = waiter + 1
                 return waiter
         turn = self._turn
         while waiting:

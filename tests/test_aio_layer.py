@@ -40,6 +40,7 @@ from asgi_ipc.conformance.asynchronous import (
 )
 from asgi_ipc.conformance.blocking import NOTHING, STATISTICS
 from asgi_ipc.inbox import Inbox
+from asgi_ipc.layout import L_EXPIRES, Q_FIRST
 
 from .contract import LIVENESS, MESSAGE, in_threads, run_python
 
@@ -350,6 +351,19 @@ async def test_group_channels_are_the_full_names_of_the_members(layer: Any) -> N
 
 async def test_extensions(layer: Any) -> None:
     assert {"groups", "flush"} <= set(layer.extensions)
+
+
+async def test_message_whose_expiry_is_no_number_is_dropped(layer: Any) -> None:
+    bad, good = await layer.new_channel(), await layer.new_channel()
+    for name in (bad, good):
+        await layer.send(name, MESSAGE)
+    session = layer._core.session
+    record = session.words[session.routes[bad].row + Q_FIRST]
+    session.store.doubles[record + L_EXPIRES] = float("nan")
+    assert await receive(layer, good) == MESSAGE  # which buffers the other
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(layer.receive(bad), 0.05)
+    assert (await layer.stats()).dropped["expired"] == 1
 
 
 async def test_flush_empties_the_buffers_of_every_client(make: Callable[..., Any]) -> None:

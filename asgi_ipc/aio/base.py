@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _STRETCH = 0.02  # seconds that a call may hold up an event loop for the lock
-CACHED = 20_000  # made-up names (with a "?" or "!") and groups that a layer remembers,
-NAMES = 131_072  # and names of normal channels, which come again
+# Names that a layer remembers: groups, and names that were made up (with a "?" or "!"),
+CACHED = 20_000
+# and normal ones, which come again. A process that uses so many pays about a kilobyte for each.
+NAMES = 131_072
 
 
 class Session:
@@ -64,8 +66,8 @@ class Session:
         # Where to receive from, as lists of one: by channel up to the "!", and by full name.
         self.sources: dict[str, list[Any]] = {}
         self.exact_sources: dict[str, list[Any]] = {}
-        # The made-up names among those, oldest first, with where they are remembered.
-        self.passing: deque[tuple[dict[str, Any], str]] = deque()
+        # The made-up names in each of these, oldest first.
+        self.passing: defaultdict[int, deque[str]] = defaultdict(deque)
         self.planner = Planner(attachment.groups, capacity)
         self.plans: dict[bytes, Any] = {}  # of broadcasts, by group (`core.Route`)
         self.loop_waiter: Any = None  # the waiter of the loop that last received
@@ -73,10 +75,10 @@ class Session:
     def remember(self, known: dict[str, Any], name: str, what: Any) -> None:
         """Keep what was looked up for a name in `known`, and not too much of it."""
         if "?" in name or "!" in name:
-            self.passing.append((known, name))
-            if len(self.passing) > CACHED:
-                of, oldest = self.passing.popleft()
-                of.pop(oldest, None)
+            passing = self.passing[id(known)]
+            passing.append(name)
+            if len(passing) > CACHED:
+                known.pop(passing.popleft(), None)
         elif len(known) >= NAMES:
             known.clear()
         known[name] = what

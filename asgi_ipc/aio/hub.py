@@ -22,7 +22,7 @@ from typing import Any
 from ..attachment import CHECK_EVERY
 from ..doorbell import ALL, Doorbell
 from ..errors import IPCError, LockTimeout
-from ..layout import Q_COUNT, R_GENERATION
+from ..layout import Q_COUNT, R_GENERATION, S_EPOCH
 from .base import Session
 from .receiving import Receiving, Source
 
@@ -62,6 +62,7 @@ class Hub(ABC):
         self._drains: dict[str, tuple[Receiving, Source]] = {}
         self._rows: dict[int, str] = {}  # and their names by row
         self._sleepers = 0
+        self._epoch = 0  # of the last flush that is known here
         self._timer: Any = None
 
     def __del__(self) -> None:
@@ -211,11 +212,15 @@ class Hub(ABC):
             if self.index and not session.store.is_waiter(self.index, self._generation):
                 self._renew_bell(session)
             words = session.store.words
+            if self._epoch != words[S_EPOCH]:
+                # Whoever flushed may have been killed before it rang.
+                self._epoch = words[S_EPOCH]
+                self._rung_for(session, [ALL])
             for row, sleeping in list(self._sleeping.items()):
                 if not row:  # waiter ids ran out, and there was no queue yet: each looks for itself
                     for sleep in list(sleeping):
                         sleep.wake()
-                elif words[row + Q_COUNT]:
+                elif not self.index or words[row + Q_COUNT]:  # without an id also for another row
                     sleeping[0].wake()
             for row, queue in list(self._rows.items()):
                 source = self._drains[queue][1]
@@ -275,6 +280,7 @@ class Hub(ABC):
 
     def _activate(self, session: Session) -> None:
         self._session = session
+        self._epoch = session.store.words[S_EPOCH]
         if self.bell is not None:
             self.watch()
         self._timer = self.later(CHECK_EVERY if self.index else _LOOK_EVERY)

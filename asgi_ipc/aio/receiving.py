@@ -149,7 +149,7 @@ class Receiving(Base):
             if entry is None:
                 return None
             local, drained = entry
-            if drained.expires <= now:
+            if not drained.expires > now:
                 session.section(session.store.count_taken, source.target, EXPIRED, 1, local)
                 continue
             channel = source.channel if source.local is local else source.queue + local
@@ -340,10 +340,10 @@ class Receiving(Base):
         store = session.store
         due = []
         for source in sources:
-            if source is taken or not waiter.index or waiter.keeps(source):
+            if not waiter.index or waiter.keeps(source):
                 continue
             row = store.find(source.target)
-            if row and not store.unpark(row, waiter.index):
+            if row and not store.unpark(row, waiter.index) and source is not taken:
                 other = store.pick_if_waiting(row)
                 if other:
                     due.append((row, other))

@@ -24,7 +24,7 @@ import asgi_ipc.aio
 from asgi_ipc import attachment, segment, sync
 from asgi_ipc.aio import base, core, hub
 from asgi_ipc.errors import Reentered
-from asgi_ipc.layout import CLEAN, Q_COUNT, S_DIRTY
+from asgi_ipc.layout import CLEAN, Q_COUNT, Q_WAITING, S_DIRTY
 from asgi_ipc.queues import Taken
 
 from ..clients.processes import running
@@ -276,6 +276,95 @@ def test_receive_that_nobody_wakes_looks_by_itself(prefix: str, aio: Any, kind: 
         inbox.feed(Taken(1, FOREVER, b"a", core.codec.encode(MESSAGE)), lambda local: 1)
 
     assert in_threads([wait, feed])[0] == ("own!a", MESSAGE)
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_receive_looks_by_itself_after_a_flush_that_rang_nobody(
+    prefix: str, layer: Any, aio: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever flushed was killed before it could ring, and the queue has another row since."""
+    waiting = asgi_ipc.IPCChannelLayer(prefix, receive_timeout=2 * LIVENESS)
+    layer.send("c", MESSAGE)
+    layer.receive(["c"])
+    session = layer._core.session
+    row = session.routes["c"].row
+
+    def wait() -> Any:
+        if kind == "asyncio":
+            return asyncio.run(aio.receive_async(["c"], 2 * LIVENESS))
+        return waiting.receive(["c"], block=True)
+
+    def flush_and_send() -> None:
+        until(lambda: session.words[row + Q_WAITING])
+        monkeypatch.setattr(attachment, "_ring_everyone", lambda *args: None)
+        layer.flush()
+        layer.send("other", MESSAGE)  # which gets the row
+        assert layer.receive(["other"]) == ("other", MESSAGE)
+        layer.send("c", MESSAGE)
+        assert session.routes["c"].row != row
+
+    assert in_threads([wait, flush_and_send])[0] == ("c", MESSAGE)
+
+
+def test_ring_that_is_read_late_is_passed_on(
+    prefix: str, layer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came while the thread worked on what an earlier receive had got out of that queue."""
+    monkeypatch.setattr(sync, "CHECK_EVERY", 4 * LIVENESS)  # so that nobody finds it by looking
+    other = asgi_ipc.IPCChannelLayer(prefix, receive_timeout=2 * LIVENESS)
+    layer.send("x", MESSAGE)
+    layer.receive(["x"])
+    session = layer._core.session
+    store, row = session.store, session.routes["x"].row
+
+    def send_when_one_waits() -> None:
+        until(lambda: session.words[row + Q_WAITING])
+        layer.send("x", MESSAGE)
+
+    def read_late() -> None:
+        assert layer.receive(["x"], block=True, timeout=LIVENESS) == ("x", MESSAGE)
+        worked.set()
+        waiter = session.attachment.local.waiter
+        assert waiter.rung
+        until(lambda: session.words[row + Q_WAITING])  # the other one waits now
+        session.section(store.park, row, waiter.index)  # a bit that was left there
+        store._turn = waiter.index
+        layer.send("x", MESSAGE)
+        assert layer.receive(["z"], block=True, timeout=0.01) == (None, None)
+
+    def wait() -> Any:
+        worked.wait(LIVENESS)
+        return other.receive(["x"], block=True)
+
+    worked = threading.Event()
+    assert in_threads([wait, read_late, send_when_one_waits])[0] == ("x", MESSAGE)
+
+
+def test_rings_that_a_signal_handler_has_read_are_none(layer: Any) -> None:
+    layer.receive(["c"], block=True, timeout=0.01)
+    session = layer._core.session
+    waiter = session.attachment.local.waiter
+    waiter.bell.ring(0)
+    assert waiter.rung is None and not waiter.answer(session, [])
+
+
+async def test_receive_without_a_waiter_id_follows_its_queue_to_another_row(
+    layer: Any, aio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attachment.Attachment, "new_bell", lambda self, section: None)
+    layer.send("c", MESSAGE)
+    assert await aio.receive("c") == MESSAGE
+    session = layer._core.session
+    row = session.routes["c"].row
+    waiting = asyncio.ensure_future(aio.receive("c"))
+    while not (aio._core.session.loop_waiter and aio._core.session.loop_waiter.sleepers):
+        await asyncio.sleep(0)
+    session.section(session.store.reclaim, time.monotonic(), 0.0, 1000)  # as after a minute
+    layer.send("other", MESSAGE)  # which gets the row
+    assert layer.receive(["other"]) == ("other", MESSAGE)
+    layer.send("c", MESSAGE)
+    assert session.routes["c"].row != row
+    assert await asyncio.wait_for(waiting, LIVENESS) == MESSAGE
 
 
 # -- calls from inside calls ----------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_ipc.inbox import ANY, Inbox
+from asgi_ipc.inbox import _LONG, ANY, Inbox
 from asgi_ipc.queues import Taken
 
 from ..contract import in_threads
@@ -188,6 +188,17 @@ def test_a_full_buffer_takes_again_when_all_in_it_has_expired(feed: Feeder) -> N
     assert not feed.inbox.has("a")
     assert feed("a", b"2", capacity=lambda local: 1) == []
     assert bodies(feed.inbox, "a") == [b"2"]
+
+
+def test_a_long_buffer_is_kept_in_order_and_found_by_everybody(feed: Feeder) -> None:
+    many = 3 * _LONG
+    for i in range(many):
+        feed("a,b", b"%d" % i, capacity=lambda local: many)
+    assert bodies(feed.inbox, "a") == [b"%d" % i for i in range(many)]
+    feed("a", b"next", capacity=lambda local: many)
+    feed.inbox._tidy()
+    assert bodies(feed.inbox, ANY) == [b"%d" % i for i in range(many)] + [b"next"]
+    assert not feed.inbox.has("a") and not feed.inbox.has("b")
 
 
 def test_local_parts_that_have_nothing_take_no_memory(feed: Feeder) -> None:

@@ -138,6 +138,37 @@ def test_a_target_is_found_again_after_its_row_went_to_another_queue() -> None:
     assert drain(store, "first") == [b"2"]
 
 
+class Interrupted(Target):
+    """A target whose holder is interrupted by a signal after some stores to it."""
+
+    left: float = float("inf")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "left":
+            if self.left <= 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("stores", range(3))
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_target_that_was_looked_up_in_part_is_looked_up_again(stores: int, exists: bool) -> None:
+    store = make_store()
+    for name in ("other", "mine") if exists else ("other",):
+        row_of(store, name)
+    mine = Interrupted(b"mine", b"", 10)
+    mine.left = stores
+    with pytest.raises(KeyboardInterrupt):
+        store.put(mine, b"1", NOW, FOREVER)
+    mine.left = float("inf")
+    assert store.take(mine, NOW) is None
+    assert store.put(mine, b"2", NOW, FOREVER) == 0
+    assert drain(store, "other") == []
+    assert drain(store, "mine") == [b"2"]
+    assert_whole(store)
+
+
 def test_a_fixed_target_whose_queue_is_gone_is_not_made_again() -> None:
     store = make_store()
     row = row_of(store, "x!")
