@@ -128,6 +128,7 @@ class Place(Attachment):
         self.lock = FreeLock()  # type: ignore[assignment]
         self._orphans = []
         self._gone = []
+        self._counted, self._in_use = 0, []
         self._check_at = 0.0
         self._tidy_at = float("inf")
         nowhere = types.SimpleNamespace(directory="/nonexistent")  # it has no files beside it
