@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import msgpack
@@ -33,7 +32,7 @@ _MANY = 100_000  # containers on one level, from which on a message may be one t
 # Bytes to whatever they hold. Since msgpack 1.0 text comes as str without being asked for.
 _unpack: Callable[[bytes], Any] = msgpack.unpackb
 if msgpack.version < (1,):
-    _unpack = partial(msgpack.unpackb, raw=False)
+    _unpack = lambda body: msgpack.unpackb(body, raw=False)  # noqa: E731
 
 
 class DecodeError(Exception):
