@@ -13,8 +13,8 @@ help:
 	@echo "make coverage  how much of the package the tests run through, line and branch"
 	@echo "make docs      the documentation, into docs/_build/html"
 	@echo "make demo      a small site on two server processes and a worker; Ctrl-C stops it"
-	@echo "make bench     measures everything, next to its peers, and writes docs/benchmarks (some ten minutes;"
-	@echo "               make bench BENCH=--quick: some four)"
+	@echo "make bench     measures everything, next to its peers, and writes docs/benchmarks (half an hour or more;"
+	@echo "               make bench BENCH=--quick: some five minutes)"
 	@echo "make clean     removes the environments and everything that was built"
 
 # The tests run whatever the first two say, so that one run tells everything; any failure counts.
