@@ -111,11 +111,10 @@ class ThreadWaiter:
                             return True
                     except LockTimeout:
                         return True  # ridden out by the receive
-                    words = session.store.words
                     for target in [source.target for source in sources]:
-                        row, generation = target.row, target.generation
-                        # Gone: whoever flushed may have been killed before it rang.
-                        if words[row + R_GENERATION] != generation or words[row + Q_COUNT]:
+                        # Another generation: whoever flushed may have been killed before it rang.
+                        words = target.words
+                        if words[R_GENERATION] != target.generation or words[Q_COUNT]:
                             return True
                     if any(inbox.has(local) for inbox, local in joined):
                         return True

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..inbox import ANY, Drained, Entry, Inbox, Waiting
-from ..layout import EXPIRED, Q_COUNT, S_EPOCH, UNDECODABLE
+from ..layout import EXPIRED, Q_COUNT, UNDECODABLE
 from ..names import check_channel, check_receive, split
 from ..queues import Target
 from .base import Base, Session
@@ -144,14 +144,11 @@ class Receiving(Base):
         taken back. That is most of what a broadcast is for its sockets."""
         inbox = source.inbox
         assert inbox is not None
-        while inbox.epoch == session.words[S_EPOCH]:
-            entry = inbox.take(source.local)
+        while session.attachment.is_fresh(inbox):
+            entry = self._entry(session, source, now, session.section)
             if entry is None:
                 return None
             local, drained = entry
-            if not drained.expires > now:
-                session.section(session.store.count_taken, source.target, EXPIRED, 1, local)
-                continue
             channel = source.channel if source.local is local else source.queue + local
             try:
                 return channel, self._message(drained)
