@@ -10,6 +10,7 @@ import importlib.util
 import math
 import os
 import select
+import threading
 import time
 from collections.abc import Iterable
 from functools import cached_property
@@ -63,6 +64,19 @@ class ThreadWaiter:
 
     def gone(self) -> bool:
         return False
+
+    def look_on(self, core: Receiving, sources: list[Source], deadline: float) -> None:
+        """Look on for a moment, where that pays: see `spin`. Not where other threads have something
+        to do meanwhile: they would wait for this one to let go of the interpreter."""
+        spin = sources[0].spin
+        if any(map(_seen, sources)) or not spin.due() or threading.active_count() > 1:
+            return
+        clock = time.monotonic
+        end = min(clock() + core.spin, deadline)
+        hit = False
+        while not hit and clock() < end:
+            hit = any(map(_seen, sources))
+        spin.note(hit)
 
     def answer(self, session: Session, sources: list[Source]) -> bool:
         """Read the rings; whether one was for `sources`."""
@@ -136,6 +150,13 @@ class ThreadWaiter:
 
     def left(self, session: Session, source: Source) -> None:
         pass
+
+
+def _seen(source: Source) -> bool:
+    """A glance, without the lock: whether something is there that a receive could have."""
+    if source.target.words[Q_COUNT]:
+        return True
+    return source.inbox is not None and source.inbox.has(source.local)
 
 
 def _waiter_of_thread(session: Session) -> ThreadWaiter:
@@ -226,6 +247,8 @@ class IPCChannelLayer(BaseChannelLayer):
             waiter = _waiter_of_thread(session)
             if waiter.rung:
                 waiter.answer(session, sources)  # before it looks, and parks
+            if core.spin:
+                waiter.look_on(core, sources, deadline)
             found = core.take(session, sources, waiter)
             if found is not None:
                 return found

@@ -60,7 +60,7 @@ def overview(figures: Figures) -> Any:
     figure, axes = plt.subplots(2, 2, figsize=(10, 6))
     _bars(axes[0, 0], figures.rows("pair"), "pair", "send + receive in one process, µs", ",.1f")
     trips = figures.rows("roundtrip", way="two cores") or figures.rows("roundtrip")
-    _bars(axes[0, 1], trips, "p50", "round trip of two processes, both asleep, µs")
+    _bars(axes[0, 1], trips, "p50", "round trip of two processes, µs")
     rates = figures.rows("throughput", receivers=1)
     _bars(axes[1, 0], rates, "rate", "one sender, one receiver: messages a second")
     rows = figures.rows("broadcast")

@@ -71,6 +71,10 @@ def environment(figures: Figures) -> str:
 def summary(figures: Figures) -> str:
     """A row for each layer: what most people ask first."""
     trips = "two cores" if figures.rows("roundtrip", way="two cores") else "unpinned"
+
+    def trip(layer: str) -> float | None:
+        return figures.get("roundtrip", "p50", way=trips, layer=layer)
+
     rows = []
     for one in figures.rows("pair"):
         layer = one["layer"]
@@ -78,7 +82,9 @@ def summary(figures: Figures) -> str:
             {
                 "layer": layer,
                 "pair": one["pair"],
-                "trip": figures.get("roundtrip", "p50", way=trips, layer=layer),
+                "trip": trip(layer),
+                # Peers always sleep.
+                "asleep": trip(f"{layer}-asleep") or trip(layer),
                 "one": figures.get("throughput", "rate", receivers=1, layer=layer),
                 "four": figures.get("throughput", "rate", receivers=4, layer=layer),
                 "call": figures.get("broadcast", "call", layer=layer),
@@ -89,6 +95,7 @@ def summary(figures: Figures) -> str:
         Column("layer", "layer"),
         Column("pair", "pair, µs", ",.1f"),
         Column("trip", "round trip, µs", ",.0f"),
+        Column("asleep", "asleep, µs", ",.0f"),
         Column("one", "1 → 1, /s", ",.0f"),
         Column("four", "1 → 4, /s", ",.0f"),
         Column("call", "group send, ms", ",.2f"),

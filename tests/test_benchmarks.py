@@ -48,6 +48,7 @@ MEASURED = {
     "group sends": "flatness",
     "sizes": "ratio",
     "roundtrip": "pairs",
+    "pace": "p50",
     "throughput": "rate",
     "scaling": "rate",
     "broadcast": "last",

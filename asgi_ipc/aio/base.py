@@ -97,6 +97,7 @@ class Base:
         self.codec = Codec(options.symmetric_encryption_keys)
         self.encode, self.unpack = self.codec.encode, self.codec.unpack
         self.capacity_of = options.capacities().of
+        self.spin = options.spin if (os.cpu_count() or 1) > 1 else 0.0
         self._patience = options.lock_timeout if patience is None else patience
         self._wanted = Wanted(
             options.prefix,

@@ -62,6 +62,7 @@ class Hub(ABC):
         self._drains: dict[str, tuple[Receiving, Source]] = {}
         self._rows: dict[int, str] = {}  # and their names by row
         self._sleepers = 0
+        self._looking_on = False  # whether one of the loop's receives does
         self._epoch = 0  # of the last flush that is known here
         self._timer: Any = None
 
@@ -107,6 +108,31 @@ class Hub(ABC):
     @abstractmethod
     def later(self, seconds: float) -> Any:
         """Call `look` after so many seconds."""
+
+    async def look_on(self, core: Receiving, sources: list[Source], deadline: float | None) -> None:
+        """Keep the loop awake for a moment, where that pays, for one receive at a time: see `spin`.
+        All else that the loop has to do goes on."""
+        spin = sources[0].spin
+        if self._looking_on or any(map(self._sees, sources)) or not spin.due():
+            return
+        end = time.monotonic() + core.spin
+        if deadline is not None:
+            end = min(end, deadline)
+        hit, self._looking_on = False, True
+        try:
+            while not hit and time.monotonic() < end:
+                await self.pause(0)
+                hit = any(map(self._sees, sources))
+        finally:
+            self._looking_on = False
+            spin.note(hit)
+
+    def _sees(self, source: Source) -> bool:
+        """A glance, without the lock: whether something is there that a receive could have."""
+        if source.inbox is not None and source.inbox.has(source.local):
+            return True
+        # What is in a queue that the loop is parked at comes to the inbox with the ring.
+        return source.queue not in self._drains and source.target.words[Q_COUNT] > 0
 
     # -- the waiter protocol ----------------------------------------------------------------------
 

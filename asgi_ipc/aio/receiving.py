@@ -19,6 +19,7 @@ from ..layout import EXPIRED, Q_COUNT, UNDECODABLE
 from ..names import check_channel, check_receive, split
 from ..queues import Target
 from .base import Base, Session
+from .spin import Spin
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -50,7 +51,7 @@ class Waiter(Protocol):
 class Source:
     """A channel as a receive names it: a queue, and for process-specific ones what part of it."""
 
-    __slots__ = ("channel", "inbox", "local", "queue", "target")
+    __slots__ = ("channel", "inbox", "local", "queue", "spin", "target")
 
     def __init__(self, channel: str, inbox: Inbox | None) -> None:
         self.queue, local = split(channel)
@@ -58,6 +59,7 @@ class Source:
         self.target = Target(self.queue.encode("ascii"))
         self.inbox = inbox
         self.local: str | None = local or ANY
+        self.spin = Spin()
 
 
 class Receiving(Base):
@@ -456,7 +458,7 @@ async def receive_any(
     core: Receiving,
     channels: Iterable[str],
     deadline: float | None,
-    waiter_of: Callable[[Session], Waiter],
+    waiter_of: Callable[[Session], Any],
     pause: Callable[[float], Any],
 ) -> tuple[str | None, dict[str, Any] | None]:
     """`receive` of several channels on an event loop, attaching first if need be (A9)."""
@@ -467,6 +469,8 @@ async def receive_any(
     waiter = await ridden_out(core, pause, deadline, waiter_of, session)
     if waiter is None:
         return None, None
+    if core.spin:
+        await waiter.look_on(core, sources, deadline)
     return await core.receive(session, sources, waiter, deadline) or (None, None)
 
 

@@ -7,6 +7,7 @@ workloads (all, where none is named):
   backlog     the same with up to 100,000 messages, channels or groups beside it
   sizes       the same with messages of up to 1 MB
   roundtrip   two processes, both blocked in receive, against bare FIFOs
+  pace        messages at a steady pace: how long each takes, and how busy that keeps a process
   throughput  one sender, one or four receivers, every message counted
   scaling     one to eight senders and receivers, on one channel and on many
   broadcast   a group send to 5,000 sockets of another process
@@ -24,9 +25,10 @@ import sys
 from collections.abc import Callable, Iterator
 
 from benchmarks.layers import Run, redis_server
-from benchmarks.layers.contenders import CONTENDERS
+from benchmarks.layers.contenders import CONTENDERS, contender
 from benchmarks.layers.costs import attach, idle, memory, recovery
 from benchmarks.layers.groups import broadcast, churn
+from benchmarks.layers.pace import pace
 from benchmarks.layers.pair import pair
 from benchmarks.layers.roundtrip import roundtrip
 from benchmarks.layers.servers import servers
@@ -43,6 +45,7 @@ WORKLOADS: dict[str, Workload] = {
         backlog,
         sizes,
         roundtrip,
+        pace,
         throughput,
         scaling,
         broadcast,
@@ -79,7 +82,7 @@ def main() -> None:
             (table for name in chosen.workload or WORKLOADS for table in WORKLOADS[name](run)),
             chosen.json,
         )
-    if any(CONTENDERS[name].ours for name in run.failures):
+    if any(contender(name).ours for name in run.failures):
         sys.exit(f"not all was measured: {', '.join(sorted(set(run.failures)))} failed")
 
 

@@ -10,8 +10,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -89,16 +89,16 @@ def _environment(name: str) -> Path:
     return environments.build(name)
 
 
-def _asgi_ipc_blocking(prefix: str, capacity: int) -> Any:
+def _asgi_ipc_blocking(prefix: str, capacity: int, **options: Any) -> Any:
     from asgi_ipc import IPCChannelLayer
 
-    return IPCChannelLayer(prefix, expiry=EXPIRY, capacity=capacity)
+    return IPCChannelLayer(prefix, expiry=EXPIRY, capacity=capacity, **options)
 
 
-def _asgi_ipc_asyncio(prefix: str, capacity: int) -> Any:
+def _asgi_ipc_asyncio(prefix: str, capacity: int, **options: Any) -> Any:
     from asgi_ipc.aio import IPCChannelLayer
 
-    return IPCChannelLayer(prefix=prefix, expiry=EXPIRY, capacity=capacity)
+    return IPCChannelLayer(prefix=prefix, expiry=EXPIRY, capacity=capacity, **options)
 
 
 def _asgi_ipc_destroy(prefix: str) -> None:
@@ -264,6 +264,27 @@ CONTENDERS = {
         ),
     )
 }
+
+
+# Our layers without `spin`, as they are where messages come slowly: who waits sleeps.
+ASLEEP = {
+    one.name: replace(one, name=f"{one.name}-asleep", make=partial(one.make, spin=0))
+    for one in CONTENDERS.values()
+    if one.ours
+}
+
+
+def with_asleep(contenders: list[Contender]) -> list[Contender]:
+    """These, each of ours followed by its like that sleeps."""
+    found = []
+    for one in contenders:
+        found += [one, ASLEEP[one.name]] if one.ours else [one]
+    return found
+
+
+def contender(name: str) -> Contender:
+    """The one of that name, those asleep included."""
+    return next(one for one in [*CONTENDERS.values(), *ASLEEP.values()] if one.name == name)
 
 
 def floor_of(contract: str) -> Contender:

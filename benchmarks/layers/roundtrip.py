@@ -4,6 +4,10 @@ What counts is not the time, most of which the kernel needs to wake a process, b
 adds to it: the same loop runs over bare FIFOs under the same pinning in the same repetition, and
 the excess over that floor is also given in pairs, measured by the same client beforehand. Two
 pairs are the least: each way takes one send and one receive.
+
+Where both have a processor, neither of our layers goes to sleep, since messages come faster than
+``spin``. Those called ``asleep`` have it turned off, and show what a message costs that comes to a
+process which sleeps.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.layers import Run
-from benchmarks.layers.contenders import Contender, floor_of
+from benchmarks.layers.contenders import Contender, floor_of, with_asleep
 from benchmarks.layers.pair import CHANNEL, pairs, pairs_asyncio
 from benchmarks.layers.stage import Role, Stage
 from benchmarks.measure import Column, Table, interleaved, quantile
@@ -99,7 +103,7 @@ def measure(run: Run, one: Contender, cores: tuple[Cores, Cores]) -> Trips:
 
 
 def roundtrip(run: Run) -> Iterator[Table]:
-    entrants = [one for one in run.contenders if not one.local]
+    entrants = [one for one in with_asleep(run.contenders) if not one.local]
     ways = pinnings()
     if not run.effort.level:
         ways = {"unpinned": ways["unpinned"]}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.layers.contenders import BLOCKING, CONTENDERS, Contender, new_prefix
+from benchmarks.layers.contenders import BLOCKING, Contender, contender, new_prefix
 from benchmarks.processes import Child, Children, Cores
 
 
@@ -73,8 +73,8 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         self._children.__exit__()
-        for contender, place in self._places.values():
-            contender.destroy(place)
+        for one, place in self._places.values():
+            one.destroy(place)
 
     def place(self, one: Contender, number: int = 0, apart: bool = False) -> Any:
         """Where players of `one` meet; `apart`: a place for this contender alone."""
@@ -142,18 +142,18 @@ def _open(
     listens: tuple[str, ...],
     sends: tuple[str, ...],
 ) -> str:
-    contender = CONTENDERS[name]
+    one = contender(name)
     if not _loops:
         _loops.append(new_loop(loop))
-    layer = contender.make(place, capacity)
-    if contender.contract != BLOCKING:
+    layer = one.make(place, capacity)
+    if one.contract != BLOCKING:
         _loops[0].run_until_complete(_listen(layer, listens))
-    elif contender.connects:
+    elif one.connects:
         for channel in listens:
             layer.listen(channel)
         for channel in sends:
             layer.reach(channel)
-    _opened[name] = contender, layer
+    _opened[name] = one, layer
     return name
 
 
@@ -165,7 +165,7 @@ async def _listen(layer: Any, channels: tuple[str, ...]) -> None:
 
 
 def _play(key: str, role: Role, *args: Any) -> Any:
-    contender, layer = _opened[key]
-    if contender.contract == BLOCKING:
+    one, layer = _opened[key]
+    if one.contract == BLOCKING:
         return role.blocking(layer, *args)
     return _loops[0].run_until_complete(role.asyncio(layer, *args))

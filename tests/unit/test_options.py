@@ -33,6 +33,7 @@ def test_defaults() -> None:
         max_message_size=4 * 2**20,
         receive_timeout=5,
         lock_timeout=10,
+        spin=0.0001,
         lock="mutex",
     )
 
@@ -50,6 +51,8 @@ def test_defaults() -> None:
         ("mode", 0o660),
         ("receive_timeout", 0.1),
         ("lock_timeout", 0.1),
+        ("spin", 0),
+        ("spin", 0.01),
         ("lock", "file"),
         ("channel_capacity", {}),
         ("channel_capacity", types.MappingProxyType({"a*": 1})),

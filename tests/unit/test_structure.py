@@ -26,7 +26,7 @@ BANDS = {
     "system": {"files", "cgroup", "lock", "doorbell", "procfs", "segment"},
     "attachment": {"drops", "attachment"},
     "looking": {"view", "locked", "inspection", "tap"},
-    "core": {"aio.base", "aio.receiving", "aio.core", "aio.hub", "readers"},
+    "core": {"aio.base", "aio.spin", "aio.receiving", "aio.core", "aio.hub", "readers"},
     "shells": {"aio.layer", "aio.waiter", "sync", "reactor"},
     "machines": {
         *("aio.directory", "aio.distributed", "aio.loop_thread", "aio.relay", "aio.remote"),
