@@ -380,7 +380,8 @@ class Attachment:
         if now >= self._check_at:
             self._check_at = now + CHECK_EVERY
             self._check_vanished()
-            self.retire_hubs()
+            if self.hubs:
+                self.retire_hubs()
             if self._orphans:
                 self._free_orphans(section)
             for inbox in list(self.inboxes.values()):

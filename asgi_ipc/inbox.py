@@ -65,7 +65,9 @@ class Inbox:
         # entry. What is after that is still being made: nobody takes it.
         self._newest = (0, 0)
         self._feeding = False
-        self._fed: set[str] = set()  # local parts that got something since the last to_wake()
+        # Local parts that got something since the last to_wake(). In order: receives that began one
+        # after the other lie so in memory, and thousands are woken in far less time that way.
+        self._fed: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -98,7 +100,7 @@ class Inbox:
             locals_[number] = local
             entries[number] = drained
             numbers.append(number)
-            fed.add(local)
+            fed[local] = None
         self._newest = taken.seq, number  # in one store: an interruption loses and doubles none
         self._feeding = False
         if len(self._by_local) > 2 * len(self._entries) + 64:
@@ -135,7 +137,12 @@ class Inbox:
             if number > newest:
                 return None
             found = entries.pop(number, None)
-            self._forgotten(local, number)
+            # As `_forgotten`, in one: every socket pays for this in every broadcast.
+            self._locals.pop(number, None)
+            try:
+                numbers.remove(number)
+            except ValueError:
+                pass  # a receiver of this local part came first
             if found is not None:
                 return local, found
         return None
@@ -219,7 +226,8 @@ class Inbox:
 
     def part(self, local: str | None, receive: Waiting) -> None:
         """A receive sleeps no longer. What it leaves behind is for the next one."""
-        receives = self.waiting.get(local)
+        waiting = self.waiting
+        receives = waiting.get(local)
         if receives is None:
             return
         try:
@@ -227,17 +235,16 @@ class Inbox:
         except ValueError:
             pass  # it had not joined, or left already
         if not receives:
-            for other in list(self.waiting.pop(local, ())):
+            for other in list(waiting.pop(local, ())):
                 # Another thread's, that came in between.
                 self.join(local, other)
                 other.wake()
-        if not self._entries:
-            return
-        first = _first(receives) if receives and self.has(local) else None
-        if first is None:
-            first = _first(self.waiting.get(ANY))
-        if first is not None:
-            first.wake()
+        if self._entries and (receives or ANY in waiting):
+            first = _first(receives) if receives and self.has(local) else None
+            if first is None:
+                first = _first(waiting.get(ANY))
+            if first is not None:
+                first.wake()
 
     def _tidy(self) -> None:
         """Forget the buffers of local parts that have nothing, most of which never will."""

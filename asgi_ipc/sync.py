@@ -125,13 +125,11 @@ class ThreadWaiter:
                             return True
                     except LockTimeout:
                         return True  # ridden out by the receive
-                    for target in [source.target for source in sources]:
+                    for source in sources:
                         # Another generation: whoever flushed may have been killed before it rang.
-                        words = target.words
-                        if words[R_GENERATION] != target.generation or words[Q_COUNT]:
+                        target = source.target
+                        if target.words[R_GENERATION] != target.generation or _seen(source):
                             return True
-                    if any(inbox.has(local) for inbox, local in joined):
-                        return True
                     continue
                 self.rung = sources
                 return True

@@ -61,7 +61,9 @@ class Waiters(Memory):
 
     def is_waiter(self, index: int, generation: int) -> bool:
         """Whether a waiter id still is that of whoever was given it with `generation`."""
-        return self.waiter_generation(index) == generation == self.waiter_taken(index)
+        words = self.words
+        at = self.layout.waiters + index * WAITER_WORDS
+        return words[at + W_GENERATION] == generation == words[at + W_TAKEN]
 
     def waiter_taken(self, index: int) -> int:
         """The generation that was given out with a waiter id, its doorbell open yet or not."""

@@ -207,8 +207,10 @@ class Hub(ABC):
             else:
                 others.append(row)
         if others:
-            with self._failing_to_all():
+            try:
                 self._rung_for(session, others)
+            except IPCError as error:
+                self._failed(error)
 
     def _rung_for(self, session: Session, rows: list[int]) -> None:
         """What is to be done about rings for queues that no single receive sleeps at."""
@@ -233,7 +235,7 @@ class Hub(ABC):
             self._deactivate()
             return
         self._timer = self.later(CHECK_EVERY if self.index else _LOOK_EVERY)
-        with self._failing_to_all():
+        try:
             core.upkeep(session, time.monotonic())
             if self.index and not session.store.is_waiter(self.index, self._generation):
                 self._renew_bell(session)
@@ -255,20 +257,19 @@ class Hub(ABC):
                 target = source.target
                 if words[row + R_GENERATION] != target.generation or words[row + Q_COUNT]:
                     self._drain(session, queue)
+        except IPCError as error:
+            self._failed(error)
 
     # -- inside -----------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _failing_to_all(self) -> Any:
+    def _failed(self, error: IPCError) -> None:
         """What is wrong with the segment is raised in every receive that waits for it."""
-        try:
-            yield
-        except LockTimeout:
-            self._wake_all()  # each tries, and rides it out, for itself
-            self._drains.clear()
-            self._rows.clear()
-        except IPCError as error:
+        if not isinstance(error, LockTimeout):
             self._wake_all(error)
+            return
+        self._wake_all()  # each tries, and rides it out, for itself
+        self._drains.clear()
+        self._rows.clear()
 
     def _renew_bell(self, session: Session) -> None:
         """Nobody rings here any more: the doorbell was removed by hand, or its row damaged."""

@@ -108,17 +108,19 @@ class Receiving(Base):
         With a waiter: park it, if there is none, in the section that saw so. `parked`: it may be
         parked in all of them from the last try; what is left of that goes when a message is taken.
         """
-        if len(sources) == 1 and sources[0].inbox is None:
-            taken = self.take_one(session, sources[0], 0 if waiter is None else waiter.index)
+        first = sources[0]
+        only = len(sources) == 1
+        if only and first.inbox is None:
+            taken = self.take_one(session, first, 0 if waiter is None else waiter.index)
             if taken is not None and parked:
                 assert waiter is not None
-                waiter.left(session, sources[0])
+                waiter.left(session, first)
             return taken
         now = time.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
-        if len(sources) == 1 and (not parked or waiter is None or waiter.keeps(sources[0])):
-            found = self._take_own(session, sources[0], now)
+        if only and (not parked or waiter is None or waiter.keeps(first)):
+            found = self._take_own(session, first, now)
             if found is not None:
                 return found
         while True:
@@ -147,10 +149,13 @@ class Receiving(Base):
         inbox = source.inbox
         assert inbox is not None
         while session.attachment.is_fresh(inbox):
-            entry = self._entry(session, source, now, session.section)
+            entry = inbox.take(source.local)
             if entry is None:
                 return None
             local, drained = entry
+            if not drained.expires > now:  # which is so for no number, too
+                session.section(session.store.count_taken, source.target, EXPIRED, 1, local)
+                continue
             channel = source.channel if source.local is local else source.queue + local
             try:
                 return channel, self._message(drained)

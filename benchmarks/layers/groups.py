@@ -4,6 +4,10 @@ each send.
 
 Each socket has a process-specific channel of its own. In Channels 4 a coroutine waits for each; in
 Channels 1 one loop receives for all of them, as its server does.
+
+The call is counted in pairs, which are measured by a process that does nothing else. So is the call
+then: who sends has been at work for a moment. What it takes who has just slept, and finds its code
+and data in no cache, is measured apart.
 """
 
 from __future__ import annotations
@@ -11,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from benchmarks.layers import Run
 from benchmarks.layers.contenders import Contender
+from benchmarks.layers.pair import CHANNEL, pairs, pairs_asyncio
 from benchmarks.layers.stage import Role, Stage
 from benchmarks.measure import Column, Table
 from benchmarks.primitives import CHAT
@@ -24,7 +29,10 @@ from benchmarks.primitives import CHAT
 GROUP, READY = "everybody", "ready"
 SOCKETS = "sockets.bench!"
 SETTLE = 0.05  # seconds from the start of the last receive to the word that all wait
+AT_WORK = 0.005  # seconds that a sender works before its call
 FILLED_WITHIN = 20.0  # seconds; a layer that takes longer to fill a group is left out
+
+UNCHANGED, CHANGED, RESTED = "call", "after", "rested"  # kinds of rounds, by what they measure
 
 Change = tuple[float, float]  # seconds that one leave and one join took; 0 where there was none
 
@@ -53,12 +61,12 @@ async def join_asyncio(layer: Any, count: int) -> tuple[list[str], float] | None
     return names, (time.perf_counter() - start) / count
 
 
-def hear(layer: Any, names: list[str], changes: list[bool]) -> list[tuple[float, Change]]:
+def hear(layer: Any, names: list[str], kinds: list[str]) -> list[tuple[float, Change]]:
     """For each round: when the last socket had the message, and what the change before it took."""
     rounds = []
     layer.receive([SOCKETS])  # from now on they are known to be this process's
-    for number, changed in enumerate(changes):
-        change = _change(layer, names[number % len(names)]) if changed else (0.0, 0.0)
+    for number, kind in enumerate(kinds):
+        change = _change(layer, names[number % len(names)]) if kind == CHANGED else (0.0, 0.0)
         layer.send(READY, CHAT)
         left = set(names)
         while left:
@@ -78,12 +86,12 @@ def _change(layer: Any, name: str) -> Change:
 
 
 async def hear_asyncio(
-    layer: Any, names: list[str], changes: list[bool]
+    layer: Any, names: list[str], kinds: list[str]
 ) -> list[tuple[float, Change]]:
     rounds = []
-    for number, changed in enumerate(changes):
+    for number, kind in enumerate(kinds):
         name = names[number % len(names)]
-        change = await _change_asyncio(layer, name) if changed else (0.0, 0.0)
+        change = await _change_asyncio(layer, name) if kind == CHANGED else (0.0, 0.0)
         waiting = [asyncio.ensure_future(layer.receive(name)) for name in names]
         await asyncio.sleep(SETTLE)
         await layer.send(READY, CHAT)
@@ -104,39 +112,43 @@ async def _change_asyncio(layer: Any, name: str) -> Change:
 # -- the process that sends -----------------------------------------------------------------------
 
 
-def send(layer: Any, rounds: int) -> list[tuple[float, float]]:
+def send(layer: Any, kinds: list[str]) -> list[tuple[float, float]]:
     """For each round when the call began, and when it was over."""
     calls = []
-    for _ in range(rounds):
+    for kind in kinds:
         while layer.receive([READY], True)[0] is None:
             pass
         time.sleep(SETTLE)
-        start = time.monotonic()
+        start = began = time.monotonic()
+        while kind != RESTED and start - began < AT_WORK:
+            pairs(layer, 1)
+            start = time.monotonic()
         layer.send_group(GROUP, CHAT)
         calls.append((start, time.monotonic()))
     return calls
 
 
-async def send_asyncio(layer: Any, rounds: int) -> list[tuple[float, float]]:
+async def send_asyncio(layer: Any, kinds: list[str]) -> list[tuple[float, float]]:
     calls = []
-    for _ in range(rounds):
+    for kind in kinds:
         await layer.receive(READY)
         await asyncio.sleep(SETTLE)
-        start = time.monotonic()
+        start = began = time.monotonic()
+        while kind != RESTED and start - began < AT_WORK:
+            await pairs_asyncio(layer, 1)
+            start = time.monotonic()
         await layer.group_send(GROUP, CHAT)
         calls.append((start, time.monotonic()))
     return calls
 
 
-def both(layer: Any, names: list[str], changes: list[bool]) -> Any:
+def both(layer: Any, names: list[str], kinds: list[str]) -> Any:
     raise NotImplementedError("every layer of Channels 1 reaches other processes")
 
 
-async def both_asyncio(layer: Any, names: list[str], changes: list[bool]) -> Any:
+async def both_asyncio(layer: Any, names: list[str], kinds: list[str]) -> Any:
     """All in one process, for a layer that works in no other way."""
-    return await asyncio.gather(
-        hear_asyncio(layer, names, changes), send_asyncio(layer, len(changes))
-    )
+    return await asyncio.gather(hear_asyncio(layer, names, kinds), send_asyncio(layer, kinds))
 
 
 JOIN = Role(join, join_asyncio)
@@ -146,7 +158,7 @@ BOTH = Role(both, both_asyncio)
 
 
 def measure(
-    run: Run, one: Contender, sockets: int, changes: list[bool]
+    run: Run, one: Contender, sockets: int, kinds: list[str]
 ) -> dict[str, list[Any]] | None:
     """The samples of one contender by name, in ms; None if its group takes too long to fill."""
     with Stage(run.loop) as stage:
@@ -154,37 +166,41 @@ def measure(
         if one.local:
             sender = owner
         else:
-            sender = stage.enter(one, 2 * sockets, [READY])
+            sender = stage.enter(one, 2 * sockets, [READY, CHANNEL])
         joined = owner.play(JOIN, sockets)
         if joined is None:
             return None
         names, fill = joined
         if one.local:
-            rounds, calls = owner.play(BOTH, names, changes)
+            rounds, calls = owner.play(BOTH, names, kinds)
         else:
-            sender.begin(SEND, len(changes))
-            owner.begin(HEAR, names, changes)
+            sender.begin(SEND, kinds)
+            owner.begin(HEAR, names, kinds)
             calls = sender.result()
             rounds = owner.result()
-    every = list(zip(changes, calls, rounds))
-    return {
-        "fill": [fill * 1e3],
-        "call": [(over - start) * 1e3 for changed, (start, over), _ in every if not changed],
-        "after": [(over - start) * 1e3 for changed, (start, over), _ in every if changed],
-        "last": [(last - start) * 1e3 for _, (start, _), (last, _) in every],
-        "leave": [change[0] * 1e3 for changed, _, (_, change) in every if changed],
-        "join": [change[1] * 1e3 for changed, _, (_, change) in every if changed],
+    every = list(zip(kinds, calls, rounds))
+    samples = {
+        kind: [(over - start) * 1e3 for this, (start, over), _ in every if this == kind]
+        for kind in (UNCHANGED, CHANGED, RESTED)
     }
+    changes = [change for kind, _, (_, change) in every if kind == CHANGED]
+    samples.update(
+        fill=[fill * 1e3],
+        last=[(last - start) * 1e3 for _, (start, _), (last, _) in every],
+        leave=[leave * 1e3 for leave, _ in changes],
+        join=[join * 1e3 for _, join in changes],
+    )
+    return samples
 
 
-def _rows(run: Run, sockets: int, unchanged: int, changed: int) -> Iterator[dict[str, Any]]:
+def _rows(run: Run, sockets: int, rounds: int, kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
     for one in run.contenders:
         if not one.groups or (one.local and run.effort.level < 2):
             continue
-        most = 1 if one.local else run.effort(1, 1, 2) if one.slow else max(unchanged, changed)
-        changes = [False] * min(unchanged, most) + [True] * min(changed, most)
+        most = 1 if one.local else run.effort(1, 1, 2) if one.slow else rounds
+        rounds_of = [kind for kind in kinds for _ in range(most)]
         row: dict[str, Any] = {"layer": one.name, "samples": None}
-        for samples in run.attempt(one, measure, run, one, sockets, changes):
+        for samples in run.attempt(one, measure, run, one, sockets, rounds_of):
             if samples is None:
                 continue
             row["samples"] = samples
@@ -206,8 +222,9 @@ def broadcast(run: Run) -> Iterator[Table]:
             Column("call", "the call", ",.3f"),
             Column("last", "the last one has it", ",.1f"),
             Column("after", "the call after one left and joined", ",.3f"),
+            Column("rested", "the call of one who slept", ",.3f"),
         ),
-        list(_rows(run, sockets, rounds, rounds)),
+        list(_rows(run, sockets, rounds, (UNCHANGED, CHANGED, RESTED))),
         NOTE,
     )
 
@@ -226,6 +243,6 @@ def churn(run: Run) -> Iterator[Table]:
             Column("after", "the send", ",.3f"),
             Column("last", "the last one has it", ",.1f"),
         ),
-        list(_rows(replace(run, contenders=entrants), members, 0, run.effort(1, 3, 9))),
+        list(_rows(replace(run, contenders=entrants), members, run.effort(1, 3, 9), [CHANGED])),
         NOTE,
     )

@@ -255,6 +255,15 @@ def test_the_first_receive_of_each_local_part_that_got_something_is_woken(feed: 
     assert feed.inbox.to_wake() == []
 
 
+def test_receives_are_woken_in_the_order_in_which_a_message_names_them(feed: Feeder) -> None:
+    locals_ = [f"socket{number}" for number in range(50)]
+    receives = {local: Receive() for local in locals_}
+    for local, receive in reversed(receives.items()):
+        feed.inbox.join(local, receive)
+    feed(",".join(locals_), b"m")
+    assert feed.inbox.to_wake() == [receives[local] for local in locals_]
+
+
 def test_who_takes_any_is_woken_for_what_nobody_else_waits_for(feed: Feeder) -> None:
     anyone, mine = Receive(), Receive()
     feed.inbox.join(ANY, anyone)
