@@ -465,6 +465,13 @@ class Model(RuleBasedStateMachine):
         self.drops[CAPACITY] += full
         self.drops[MEMORY] += self.store.words[S_DROPS + MEMORY] - before[1]
 
+    @rule(who=st.integers(0, 9), group=st.sampled_from(GROUPS))
+    def fill_a_member(self, who: int, group: str) -> None:
+        """So that a group send meets a full channel, whatever the examples are."""
+        self.group_add(who, group, "tiny")
+        for number in range(CAPACITIES["tiny"] + 1):
+            self.group_send(who + number, group, 0)
+
     def holds(self, queue: str, number: int) -> bool:
         """Whether the newest message of a queue is the one of that number."""
         return number in [message["number"] for message in self.stored(queue)]
