@@ -380,8 +380,7 @@ class Attachment:
         if now >= self._check_at:
             self._check_at = now + CHECK_EVERY
             self._check_vanished()
-            if self.hubs:
-                self.retire_hubs()
+            self.retire_hubs()
             if self._orphans:
                 self._free_orphans(section)
             for inbox in list(self.inboxes.values()):

@@ -101,12 +101,13 @@ class Options:
     max_message_size          4 MiB        bytes     of one message, packed
     receive_timeout           5            seconds   a blocking receive waits at the most
     lock_timeout              10           seconds   for the segment's lock, then LockTimeout
-    spin                      0.0001       seconds   a receive may look on before it sleeps
+    spin                      0.0001       seconds   a receive may spin before it sleeps
     lock                      "mutex"                or "file", in all processes alike
     ========================= ============ ========= ==============================================
 
     ``spin`` is made use of only in channels whose messages come faster than that, where it spares
-    the wakeup, the slowest part of a message's way (`asgi_ipc.aio.spin`). 0 turns it off.
+    the wakeup, the slowest part of a message's way, and keeps a processor busy in between
+    (`asgi_ipc.aio.spin`). 0 turns it off.
     """
 
     prefix: str = "asgi"

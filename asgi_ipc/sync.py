@@ -10,8 +10,11 @@ import importlib.util
 import math
 import os
 import select
-import threading
 import time
+
+# Not `threading.active_count`: that takes a lock, which an exception of a signal handler can leave
+# locked on Python 3.9.
+from _thread import _count as other_threads
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -23,7 +26,7 @@ from .attachment import CHECK_EVERY
 from .base_layer import BaseChannelLayer
 from .doorbell import ALL, Doorbell
 from .errors import InvalidName, LockTimeout
-from .layout import Q_COUNT, R_GENERATION
+from .layout import Q_COUNT
 from .names import check_channel
 from .options import Options
 from .statistics import Stats
@@ -65,18 +68,29 @@ class ThreadWaiter:
     def gone(self) -> bool:
         return False
 
-    def look_on(self, core: Receiving, sources: list[Source], deadline: float) -> None:
-        """Look on for a moment, where that pays: see `spin`. Not where other threads have something
-        to do meanwhile: they would wait for this one to let go of the interpreter."""
+    def spin(self, core: Receiving, sources: list[Source], deadline: float) -> None:
+        """Go on looking for a moment, where that pays: see `spin`. Not beside other threads, which
+        would wait for this one to let go of the interpreter."""
+        for source in sources:
+            if _sees(source) or source.awaited():
+                return
         spin = sources[0].spin
-        if any(map(_seen, sources)) or not spin.due() or threading.active_count() > 1:
+        if not spin.due() or other_threads():
             return
         clock = time.monotonic
-        end = min(clock() + core.spin, deadline)
-        hit = False
-        while not hit and clock() < end:
-            hit = any(map(_seen, sources))
-        spin.note(hit)
+        now = clock()
+        until = now + core.spin
+        end = min(until, deadline)
+        while now < end:
+            for source in sources:
+                if _sees(source):
+                    spin.note(True)
+                    return
+                if source.awaited():
+                    return
+            now = clock()
+        if now >= until:
+            spin.note(False)
 
     def answer(self, session: Session, sources: list[Source]) -> bool:
         """Read the rings; whether one was for `sources`."""
@@ -125,13 +139,12 @@ class ThreadWaiter:
                             return True
                     except LockTimeout:
                         return True  # ridden out by the receive
-                    for source in sources:
-                        # Another generation: whoever flushed may have been killed before it rang.
-                        target = source.target
-                        if target.words[R_GENERATION] != target.generation or _seen(source):
-                            return True
+                    if any(map(_sees, sources)):
+                        return True  # whoever sent, or flushed, may have been killed before it rang
                     continue
                 self.rung = sources
+                if not any(map(_sees, sources)):
+                    self.answer(session, sources)  # another was quicker: it parks again at once
                 return True
         finally:
             for inbox, local in joined:
@@ -150,11 +163,9 @@ class ThreadWaiter:
         pass
 
 
-def _seen(source: Source) -> bool:
-    """A glance, without the lock: whether something is there that a receive could have."""
-    if source.target.words[Q_COUNT]:
-        return True
-    return source.inbox is not None and source.inbox.has(source.local)
+def _sees(source: Source) -> bool:
+    """A glance, without the lock: whether there may be something that a receive could have."""
+    return source.stirs() or source.holds()
 
 
 def _waiter_of_thread(session: Session) -> ThreadWaiter:
@@ -246,7 +257,7 @@ class IPCChannelLayer(BaseChannelLayer):
             if waiter.rung:
                 waiter.answer(session, sources)  # before it looks, and parks
             if core.spin:
-                waiter.look_on(core, sources, deadline)
+                waiter.spin(core, sources, deadline)
             found = core.take(session, sources, waiter)
             if found is not None:
                 return found

@@ -61,9 +61,7 @@ class Waiters(Memory):
 
     def is_waiter(self, index: int, generation: int) -> bool:
         """Whether a waiter id still is that of whoever was given it with `generation`."""
-        words = self.words
-        at = self.layout.waiters + index * WAITER_WORDS
-        return words[at + W_GENERATION] == generation == words[at + W_TAKEN]
+        return self.waiter_generation(index) == generation == self.waiter_taken(index)
 
     def waiter_taken(self, index: int) -> int:
         """The generation that was given out with a waiter id, its doorbell open yet or not."""

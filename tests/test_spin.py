@@ -1,15 +1,13 @@
-"""What a receive does before it sleeps: where messages come fast it looks on for a moment.
+"""What a receive does before it sleeps: where messages come fast it spins for a moment.
 
 That a receive has found its message so, and not by a wakeup, shows in that its waiter never waited.
+`spin` is set to far more than it can be, so that no test has to come in time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -18,16 +16,17 @@ import pytest
 import pytest_asyncio
 
 import asgi_ipc
-from asgi_ipc import sync
-from asgi_ipc.aio import IPCChannelLayer
+from asgi_ipc import segment, sync
+from asgi_ipc.aio import IPCChannelLayer, hub
 from asgi_ipc.aio.hub import Hub
 from asgi_ipc.aio.spin import Spin
 from asgi_ipc.conformance.asynchronous import cancel, together, turns
 from asgi_ipc.conformance.blocking import NOTHING, in_reactor
+from asgi_ipc.errors import SegmentVanished
 
-from .contract import MESSAGE
+from .contract import LIVENESS, MESSAGE
 
-LONG = 0.01  # seconds, the most that `spin` can be
+LONG = 10 * LIVENESS  # seconds
 
 
 async def never(*_: object) -> bool:
@@ -39,28 +38,53 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
+class Notes(list[bool]):
+    """What came of each spin, and what is to happen when the next begins."""
+
+    begun = 0
+    then: Callable[[], Any] | None = None
+
+    def due(self) -> bool:
+        self.begun += 1
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+        return True
+
+
 @pytest.fixture
-def notes(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Makes every receive that finds nothing look on; says whether that was worth it."""
-    found: list[bool] = []
-    monkeypatch.setattr(Spin, "due", lambda self: True)
-    monkeypatch.setattr(Spin, "note", lambda self, hit: found.append(hit))
+def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
+    """Makes every receive spin that finds nothing."""
+    found = Notes()
+    monkeypatch.setattr(Spin, "due", lambda spin: found.due())
+    monkeypatch.setattr(Spin, "note", lambda spin, hit: found.append(hit))
     return found
+
+
+def know(layer: Any, *channels: str) -> None:
+    """Let a layer look these up, as a receive that waits does."""
+    session = layer._core.attach()
+    for source in layer._core.sources(session, list(channels)):
+        session.store.bind(source.target, 0.0)
 
 
 @pytest.fixture
 def blocking(prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[asgi_ipc.IPCChannelLayer]:
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
-    layer = asgi_ipc.IPCChannelLayer(prefix, spin=LONG, receive_timeout=0.2)
+    monkeypatch.setattr(sync, "other_threads", lambda: 0)
+    layer = asgi_ipc.IPCChannelLayer(prefix, receive_timeout=LONG)
+    layer._core.spin = LONG
+    know(layer, "c", "quiet")
     yield layer
     layer.close()
 
 
 @pytest_asyncio.fixture
 async def layer(prefix: str) -> AsyncIterator[IPCChannelLayer]:
-    made = IPCChannelLayer(prefix, spin=LONG)
+    made = IPCChannelLayer(prefix)
+    made._core.spin = LONG
     await made.send("c", MESSAGE)
     assert await made.receive("c") == MESSAGE  # attached, and the channel found
+    know(made, "c", "quiet")
     yield made
     await made.close()
 
@@ -88,7 +112,7 @@ def test_misses_in_a_row_make_it_rare_and_a_hit_begins_anew() -> None:
     assert [waits_until_due(spin) for _ in range(3)] == [1, 1, 1]
 
 
-def test_a_channel_that_is_quiet_is_hardly_looked_at(
+def test_a_quiet_channel_is_hardly_spun_for(
     blocking: asgi_ipc.IPCChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hits: list[bool] = []
@@ -98,14 +122,15 @@ def test_a_channel_that_is_quiet_is_hardly_looked_at(
         hits.append(hit)
         note(spin, hit)
 
+    blocking._core.spin = 1e-6
     monkeypatch.setattr(Spin, "note", noted)
     for _ in range(90):
-        assert blocking.receive(["c"], block=True, timeout=0.0001) == NOTHING
+        assert blocking.receive(["c"], block=True, timeout=0.001) == NOTHING
     assert hits == [False] * 4
 
 
 @pytest.mark.parametrize("cls", [asgi_ipc.IPCChannelLayer, IPCChannelLayer])
-def test_no_receive_looks_on_where_that_is_turned_off_or_there_is_one_core(
+def test_no_receive_spins_where_that_is_turned_off_or_there_is_one_core(
     cls: Any, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cls(prefix)._core.spin == 0.0001
@@ -114,90 +139,138 @@ def test_no_receive_looks_on_where_that_is_turned_off_or_there_is_one_core(
     assert cls(prefix)._core.spin == 0
 
 
+@pytest.mark.parametrize("cls", [asgi_ipc.IPCChannelLayer, IPCChannelLayer])
+def test_turned_off_it_is_not_even_asked_for(cls: Any, prefix: str, notes: Notes) -> None:
+    layer = cls(prefix, spin=0)
+    for _ in range(3):
+        if cls is IPCChannelLayer:
+            assert asyncio.run(layer.receive_async(["c"], timeout=0.001)) == NOTHING
+        else:
+            assert layer.receive(["c"], block=True, timeout=0.001) == NOTHING
+    assert notes.begun == 0
+
+
 # -- blocking -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def later() -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Calls a function in a few milliseconds, out of a signal handler of this thread."""
-
-    def later(function: Callable[[], None]) -> None:
-        signal.signal(signal.SIGALRM, lambda *_: function())
-        signal.setitimer(signal.ITIMER_REAL, 0.003)
-
-    before = signal.getsignal(signal.SIGALRM)
-    yield later
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
 @pytest.mark.parametrize("channel", ["c", "specific.process!local"])
-@pytest.mark.parametrize("others", [[], ["quiet", "quiet!"]])
+@pytest.mark.parametrize("others", [[], ["quiet"]])
 def test_what_comes_meanwhile_needs_no_wakeup(
     blocking: asgi_ipc.IPCChannelLayer,
-    notes: list[bool],
+    notes: Notes,
     monkeypatch: pytest.MonkeyPatch,
-    later: Any,
     channel: str,
     others: list[str],
 ) -> None:
     queue = channel.partition("local")[0]
-    blocking.send(channel, MESSAGE)
-    assert blocking.receive([queue, *others], block=True) == (channel, MESSAGE)
-    notes.clear()
+    know(blocking, queue)
     monkeypatch.setattr(sync.ThreadWaiter, "wait", never)
-    later(lambda: blocking.send(channel, MESSAGE))
+    notes.then = lambda: blocking.send(channel, MESSAGE)
     assert blocking.receive([queue, *others], block=True) == (channel, MESSAGE)
     assert notes == [True]
 
 
-def test_with_nothing_to_be_seen_a_blocking_receive_sleeps(
-    blocking: asgi_ipc.IPCChannelLayer, notes: list[bool], later: Any
+def test_what_another_thread_has_drained_is_seen(
+    blocking: asgi_ipc.IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slept = []
-    later(lambda: slept.append(blocking.receive(["other"])))  # while it looks on, or sleeps
-    assert blocking.receive(["c"], block=True, timeout=0.05) == NOTHING
-    assert slept == [NOTHING]
-    assert notes == [False]
+    assert blocking.receive(["p!"]) == NOTHING
+    monkeypatch.setattr(sync.ThreadWaiter, "wait", never)
+    blocking.send("p!one", MESSAGE)
+    blocking.send("p!two", MESSAGE)
+    assert blocking.receive(["p!"]) == ("p!one", MESSAGE)  # and drains the other
+    assert blocking.receive(["p!"], block=True) == ("p!two", MESSAGE)
+    assert notes.begun == 0
+
+
+def test_what_a_glance_cannot_tell_is_looked_up_at_once(
+    blocking: asgi_ipc.IPCChannelLayer, notes: Notes
+) -> None:
+    sender = asgi_ipc.IPCChannelLayer(blocking.prefix)
+    sender.send("new", MESSAGE)
+    assert blocking.receive(["newer", "new"], block=True) == ("new", MESSAGE)
+    sender.flush()
+    sender.send("other", MESSAGE)  # so that the channel comes to lie elsewhere
+    sender.send("c", MESSAGE)
+    assert blocking.receive(["c", "quiet"], block=True) == ("c", MESSAGE)
+    assert notes.begun == 0
+
+
+def test_nobody_spins_where_somebody_is_parked(
+    blocking: asgi_ipc.IPCChannelLayer, notes: Notes
+) -> None:
+    """A sender rings that one for each message: if others took them it would wake for nothing."""
+    session = blocking._core.attach()
+    [source] = blocking._core.sources(session, ["c"])
+    session.section(session.store.park, source.target.row, 1000)
+    assert blocking.receive(["c"], block=True, timeout=0.001) == NOTHING
+    assert notes.begun == 0
+    session.section(session.store.unpark, source.target.row, 1000)
+    notes.then = lambda: session.section(session.store.park, source.target.row, 1000)
+    assert blocking.receive(["c"], block=True, timeout=0.001) == NOTHING
+    assert (notes.begun, notes) == (1, [])
 
 
 def test_an_exception_of_a_signal_handler_gets_out(
-    blocking: asgi_ipc.IPCChannelLayer, notes: list[bool], later: Any
+    blocking: asgi_ipc.IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Out(Exception):
         pass
 
-    def leave() -> None:
-        raise Out
+    clock = iter([1.0, 2.0, 3.0])
 
-    later(leave)
-    with pytest.raises(Out):
+    def monotonic() -> float:
+        now = next(clock, None)
+        if now is None:
+            raise Out
+        return now
+
+    with monkeypatch.context() as patch, pytest.raises(Out):
+        patch.setattr(sync, "time", SimpleNamespace(monotonic=monotonic))
         blocking.receive(["c"], block=True)
     blocking.send("c", MESSAGE)
     assert blocking.receive(["c"], block=True) == ("c", MESSAGE)
 
 
-def test_it_looks_on_no_longer_than_it_may_wait(
-    blocking: asgi_ipc.IPCChannelLayer, notes: list[bool], monkeypatch: pytest.MonkeyPatch
+class Clock:
+    """Goes on by half a millisecond each time that somebody looks."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        self.now += 0.0005
+        return self.now
+
+
+def test_it_spins_no_longer_than_it_may_wait_and_that_is_no_miss(
+    blocking: asgi_ipc.IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocking.receive(["c"])  # attached
-    now = [time.monotonic()]
+    clock = Clock()
+    monkeypatch.setattr(sync, "time", clock)
+    assert blocking.receive(["c"], block=True, timeout=0.02) == NOTHING
+    assert (notes.begun, notes) == (1, [])
+    assert clock.now - 1000 < 1
 
-    def monotonic() -> float:
-        now[0] += 0.0005
-        return now[0]
 
-    monkeypatch.setattr(sync, "time", SimpleNamespace(monotonic=monotonic))
-    began = now[0]
-    assert blocking.receive(["c"], block=True, timeout=0.002) == NOTHING
-    assert notes == [False]
-    assert now[0] - began < LONG
+def test_with_nothing_to_be_seen_a_blocking_receive_sleeps(
+    blocking: asgi_ipc.IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocking._core.spin = 0.001
+    slept = []
+
+    async def wait(*_: object) -> bool:
+        slept.append(list(notes))
+        return False
+
+    monkeypatch.setattr(sync.ThreadWaiter, "wait", wait)
+    assert blocking.receive(["c"], block=True) == NOTHING
+    assert slept == [[False]]
 
 
 def test_no_thread_is_kept_from_the_interpreter(
-    blocking: asgi_ipc.IPCChannelLayer, notes: list[bool], monkeypatch: pytest.MonkeyPatch
+    blocking: asgi_ipc.IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    monkeypatch.setattr(sync, "other_threads", lambda: 1)
     assert blocking.receive(["c"], block=True, timeout=0.02) == NOTHING
     assert notes == []
 
@@ -207,15 +280,13 @@ def test_no_thread_is_kept_from_the_interpreter(
 
 @pytest.mark.parametrize("call", ["receive", "receive_async"])
 async def test_the_loop_goes_on_and_what_comes_meanwhile_needs_no_wakeup(
-    layer: IPCChannelLayer, notes: list[bool], monkeypatch: pytest.MonkeyPatch, call: str
+    layer: IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    assert await layer.receive_async(["quiet", "c"], timeout=0) == NOTHING
-    notes.clear()
     monkeypatch.setattr(Hub, "wait", never)
     receiving = layer.receive("c") if call == "receive" else layer.receive_async(["quiet", "c"])
     waiting = asyncio.ensure_future(receiving)
     await turns(5)
-    assert not waiting.done() and notes == []
+    assert not waiting.done() and notes.begun == 1
     await layer.send("c", MESSAGE)
     [found] = await together([waiting])
     assert found == (MESSAGE if call == "receive" else ("c", MESSAGE))
@@ -224,16 +295,16 @@ async def test_the_loop_goes_on_and_what_comes_meanwhile_needs_no_wakeup(
 
 @pytest.mark.parametrize("parked", [False, True])
 async def test_a_process_specific_channel_is_drained_meanwhile(
-    layer: IPCChannelLayer, notes: list[bool], monkeypatch: pytest.MonkeyPatch, parked: bool
+    layer: IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch, parked: bool
 ) -> None:
     channel = await layer.new_channel()
-    waiting = asyncio.ensure_future(layer.receive(channel))
-    while parked and not notes:
-        await turns(1)
-    await turns(1)
+    waiting = asyncio.ensure_future(layer.receive(channel))  # which has to be looked up, and parks
+    await turns(3)
     await layer.send(channel, MESSAGE)
     assert await together([waiting]) == [MESSAGE]
-    notes.clear()
+    assert notes.begun == 0
+    if not parked:
+        hub_of(layer).release()
     monkeypatch.setattr(Hub, "wait", never)
     waiting = asyncio.ensure_future(layer.receive(channel))
     await turns(3)
@@ -242,61 +313,133 @@ async def test_a_process_specific_channel_is_drained_meanwhile(
     assert notes == [True]
 
 
-async def test_one_receive_of_a_loop_looks_on_at_a_time(
-    layer: IPCChannelLayer, notes: list[bool]
+async def test_what_is_there_needs_no_spin(layer: IPCChannelLayer, notes: Notes) -> None:
+    channel = await layer.new_channel()
+    for name in ("c", channel, channel):
+        await layer.send(name, MESSAGE)
+    assert await layer.receive_async(["quiet", "c"]) == ("c", MESSAGE)
+    assert await layer.receive(channel) == MESSAGE
+    assert await layer.receive(channel) == MESSAGE
+    assert notes.begun == 0
+
+
+async def test_what_a_glance_cannot_tell_is_looked_up_at_once_by_a_loop(
+    layer: IPCChannelLayer, notes: Notes
 ) -> None:
+    sender = IPCChannelLayer(layer.prefix)
+    await sender.send("new", MESSAGE)
+    assert await layer.receive_async(["newer", "new"]) == ("new", MESSAGE)
+    await sender.flush()
+    await sender.send("other", MESSAGE)
+    await sender.send("c", MESSAGE)
+    assert await layer.receive("c") == MESSAGE
+    assert notes.begun == 0
+
+
+async def test_a_flush_ends_a_spin(layer: IPCChannelLayer, notes: Notes) -> None:
+    waiting = asyncio.ensure_future(layer.receive("c"))
+    await turns(3)
+    await layer.flush()
+    await layer.send("other", MESSAGE)
+    await layer.send("c", MESSAGE)
+    assert await together([waiting]) == [MESSAGE]
+
+
+async def test_a_segment_that_vanishes_during_a_spin_is_told_of(
+    layer: IPCChannelLayer, notes: Notes
+) -> None:
+    layer._core.spin = 0.001
+    waiting = asyncio.ensure_future(layer.receive("c"))
+    await turns(2)
+    segment.destroy(layer.prefix)
+    with pytest.raises(SegmentVanished):
+        await asyncio.wait_for(waiting, LIVENESS)
+
+
+async def test_no_loop_spins_where_somebody_is_parked(layer: IPCChannelLayer, notes: Notes) -> None:
+    session = layer._core.attach()
+    row = session.exact_sources["c"][0].target.row
+    session.section(session.store.park, row, 1000)
+    assert await layer.receive_async(["c"], timeout=0.001) == NOTHING
+    assert notes.begun == 0
+    session.section(session.store.unpark, row, 1000)
+    waiting = asyncio.ensure_future(layer.receive("c"))
+    await turns(3)
+    assert (notes.begun, hub_of(layer).sleepers) == (1, 0)
+    session.section(session.store.park, row, 1000)
+    await turns(3)
+    assert hub_of(layer).sleepers == 1
+    session.section(session.store.unpark, row, 1000)
+    await layer.send("c", MESSAGE)
+    assert await together([waiting]) == [MESSAGE]
+    assert notes == []
+
+
+def hub_of(layer: IPCChannelLayer) -> Hub:
+    assert layer._core.session is not None
+    found: Hub = layer._core.session.loop_waiter
+    return found
+
+
+async def test_one_receive_of_a_loop_spins_at_a_time(layer: IPCChannelLayer, notes: Notes) -> None:
     channels = ["c", *(f"c{number}" for number in range(20))]
+    know(layer, *channels)
     waiting = [asyncio.ensure_future(layer.receive(channel)) for channel in channels]
     await turns(5)
-    assert layer._core.session is not None
-    assert layer._core.session.loop_waiter.sleepers == len(channels) - 1
+    assert hub_of(layer).sleepers == len(channels) - 1
     for channel in channels:
         await layer.send(channel, MESSAGE)
     assert await together(waiting) == [MESSAGE] * len(channels)
     assert notes == [True]
 
 
-async def test_cancelled_while_it_looks_on_a_receive_has_taken_nothing(
-    layer: IPCChannelLayer, notes: list[bool]
+async def test_cancelled_while_it_spins_a_receive_has_taken_nothing_and_the_next_may(
+    layer: IPCChannelLayer, notes: Notes
 ) -> None:
-    waiting = asyncio.ensure_future(layer.receive("c"))
-    await cancel(waiting, 3)
-    assert notes == [False]
+    for number in range(1, 4):
+        await cancel(asyncio.ensure_future(layer.receive("c")), 3)
+        assert (notes.begun, notes) == (number, [])
     await layer.send("c", MESSAGE)
     assert await together([layer.receive("c")]) == [MESSAGE]
 
 
 async def test_with_nothing_to_be_seen_a_receive_sleeps_and_is_woken(
-    layer: IPCChannelLayer, notes: list[bool]
+    layer: IPCChannelLayer, notes: Notes
 ) -> None:
+    layer._core.spin = 0.001
     waiting = asyncio.ensure_future(layer.receive("c"))
     while not notes:
         await turns(1)
     await turns(1)
     assert notes == [False]
-    assert layer._core.session is not None
-    assert layer._core.session.loop_waiter.sleepers == 1
+    assert hub_of(layer).sleepers == 1
     await layer.send("c", MESSAGE)
     assert await together([waiting]) == [MESSAGE]
 
 
-async def test_receive_async_looks_on_no_longer_than_it_may_wait(
-    layer: IPCChannelLayer, notes: list[bool], monkeypatch: pytest.MonkeyPatch
+async def test_a_loop_spins_no_longer_than_it_may_wait_and_that_is_no_miss(
+    layer: IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await layer.receive_async(["c"], timeout=0) == NOTHING
-    assert notes == [False]
+    core, session = layer._core, layer._core.attach()
+    sources, waiter = session.exact_sources["c"], hub_of(layer)
+    clock = Clock()
+    assert waiter.may_spin(sources)
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "time", clock)
+        await waiter.spin(core, sources, clock.now + 0.02)
+    assert clock.now - 1000 < 1 and notes == []
+    assert await layer.receive_async(["c"], timeout=0.001) == NOTHING  # and hands it on
+    assert notes == []
 
 
-def test_a_reactor_looks_on_too(
-    prefix: str, notes: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reactor_spins_too(prefix: str, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("twisted", reason="lacking: Twisted")
     from asgi_ipc.reactor import ReactorWaiter
 
-    layer = asgi_ipc.IPCChannelLayer(prefix, spin=LONG)
+    layer = asgi_ipc.IPCChannelLayer(prefix)
+    layer._for_loops.spin = LONG
     layer.send("c", MESSAGE)
     assert in_reactor(layer, ["c"]) == ("c", MESSAGE)
-    notes.clear()
     pause = ReactorWaiter.pause
     looks = []
 

@@ -62,7 +62,7 @@ class Hub(ABC):
         self._drains: dict[str, tuple[Receiving, Source]] = {}
         self._rows: dict[int, str] = {}  # and their names by row
         self._sleepers = 0
-        self._looking_on = False  # whether one of the loop's receives does
+        self._spinning = False  # whether one of the loop's receives is
         self._epoch = 0  # of the last flush that is known here
         self._timer: Any = None
 
@@ -109,30 +109,39 @@ class Hub(ABC):
     def later(self, seconds: float) -> Any:
         """Call `look` after so many seconds."""
 
-    async def look_on(self, core: Receiving, sources: list[Source], deadline: float | None) -> None:
-        """Keep the loop awake for a moment, where that pays, for one receive at a time: see `spin`.
-        All else that the loop has to do goes on."""
-        spin = sources[0].spin
-        if self._looking_on or any(map(self._sees, sources)) or not spin.due():
-            return
-        end = time.monotonic() + core.spin
-        if deadline is not None:
-            end = min(end, deadline)
-        hit, self._looking_on = False, True
+    # -- spinning: see `spin` ---------------------------------------------------------------------
+
+    def may_spin(self, sources: list[Source]) -> bool:
+        """Whether a receive of `sources` is to spin: one of the loop's does at a time."""
+        if self._spinning:
+            return False
+        for source in sources:
+            if self._sees(source) or source.awaited():
+                return False
+        return sources[0].spin.due()
+
+    async def spin(self, core: Receiving, sources: list[Source], deadline: float | None) -> None:
+        """Keep the loop awake until something comes. All else that it has to do goes on, and with
+        each turn of it other threads get the interpreter."""
+        now = time.monotonic()
+        until = now + core.spin
+        end = until if deadline is None else min(until, deadline)
+        hit, self._spinning = False, True
         try:
-            while not hit and time.monotonic() < end:
+            while not hit and (now := time.monotonic()) < end:
                 await self.pause(0)
+                if any(map(Source.awaited, sources)):
+                    return
                 hit = any(map(self._sees, sources))
         finally:
-            self._looking_on = False
-            spin.note(hit)
+            self._spinning = False
+        if hit or now >= until:
+            sources[0].spin.note(hit)
 
     def _sees(self, source: Source) -> bool:
         """A glance, without the lock: whether something is there that a receive could have."""
-        if source.inbox is not None and source.inbox.has(source.local):
-            return True
         # What is in a queue that the loop is parked at comes to the inbox with the ring.
-        return source.queue not in self._drains and source.target.words[Q_COUNT] > 0
+        return source.holds() or (source.queue not in self._drains and source.stirs())
 
     # -- the waiter protocol ----------------------------------------------------------------------
 

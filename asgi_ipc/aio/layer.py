@@ -88,8 +88,8 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
             waiter = session.loop_waiter
             if waiter is None or waiter.ref() is not asyncio.get_running_loop():
                 waiter = current_waiter(session)
-            if core.spin:
-                await waiter.look_on(core, sources, None)
+            if core.spin and waiter.may_spin(sources):
+                await waiter.spin(core, sources, None)
             found = core.take(session, sources, waiter)
         except LockBusy:
             waiter = await ridden_out(core, asyncio.sleep, None, current_waiter, session)

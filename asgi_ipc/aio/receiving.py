@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..inbox import ANY, Drained, Entry, Inbox, Waiting
-from ..layout import EXPIRED, Q_COUNT, UNDECODABLE
+from ..layout import EXPIRED, Q_COUNT, Q_WAITING, R_GENERATION, UNDECODABLE
 from ..names import check_channel, check_receive, split
 from ..queues import Target
 from .base import Base, Session
@@ -48,6 +48,16 @@ class Waiter(Protocol):
         the ring that it answered may have been for them."""
 
 
+class LoopWaiter(Waiter, Protocol):
+    """The waiter of an event loop."""
+
+    def may_spin(self, sources: list[Source]) -> bool:
+        """Whether a receive of `sources` is to spin before it parks."""
+
+    async def spin(self, core: Receiving, sources: list[Source], deadline: float | None) -> None:
+        """Keep the loop awake until something comes, no longer than ``spin`` seconds."""
+
+
 class Source:
     """A channel as a receive names it: a queue, and for process-specific ones what part of it."""
 
@@ -60,6 +70,21 @@ class Source:
         self.inbox = inbox
         self.local: str | None = local or ANY
         self.spin = Spin()
+
+    def stirs(self) -> bool:
+        """A glance, without the lock: whether something is in the queue, or it has to be looked up
+        to know: it never was, or there was a flush since."""
+        words = self.target.words
+        return words[Q_COUNT] > 0 or words[R_GENERATION] != self.target.generation
+
+    def awaited(self) -> bool:
+        """The same: whether somebody is parked at a queue that is not process-specific. A sender
+        rings for the next message, whoever takes it."""
+        return self.inbox is None and self.target.words[Q_WAITING] > 0
+
+    def holds(self) -> bool:
+        """Whether something that was drained before is there for this source."""
+        return self.inbox is not None and self.inbox.has(self.local)
 
 
 class Receiving(Base):
@@ -153,7 +178,7 @@ class Receiving(Base):
             if entry is None:
                 return None
             local, drained = entry
-            if not drained.expires > now:  # which is so for no number, too
+            if not drained.expires > now:  # over, or NaN
                 session.section(session.store.count_taken, source.target, EXPIRED, 1, local)
                 continue
             channel = source.channel if source.local is local else source.queue + local
@@ -463,7 +488,7 @@ async def receive_any(
     core: Receiving,
     channels: Iterable[str],
     deadline: float | None,
-    waiter_of: Callable[[Session], Any],
+    waiter_of: Callable[[Session], LoopWaiter],
     pause: Callable[[float], Any],
 ) -> tuple[str | None, dict[str, Any] | None]:
     """`receive` of several channels on an event loop, attaching first if need be (A9)."""
@@ -474,8 +499,8 @@ async def receive_any(
     waiter = await ridden_out(core, pause, deadline, waiter_of, session)
     if waiter is None:
         return None, None
-    if core.spin:
-        await waiter.look_on(core, sources, deadline)
+    if core.spin and waiter.may_spin(sources):
+        await waiter.spin(core, sources, deadline)
     return await core.receive(session, sources, waiter, deadline) or (None, None)
 
 

@@ -1,15 +1,19 @@
-"""Looking on for a moment before going to sleep, where that pays.
+"""Spinning: to go on looking for a moment before going to sleep, where that pays.
 
 To put a process to sleep and to wake it takes many times as long as a message takes through memory.
-Where messages come fast, a receive that finds nothing therefore looks on for up to ``spin`` seconds
+Where messages come fast, a receive that finds nothing therefore spins for up to ``spin`` seconds
 before it parks: what comes meanwhile needs no ring and no wakeup. Whether that pays is learnt for
-each channel. Every miss in a row makes it four times as rare, down to one wait in a thousand, and a
-hit begins anew. So a quiet channel costs nothing to speak of, and a processor is kept busy between
-messages only where these come faster than ``spin``.
+each channel; a receive of several asks the one whose turn it is to be first. Every miss in a row
+makes it four times as rare, down to one wait in a thousand, and a hit begins anew. So a quiet
+channel costs next to nothing, and a processor is kept busy between messages only where these come
+faster than ``spin``.
 
-It is a glance without the lock, at memory only. Nothing is taken and nothing is noted down, so that
-a receive may end in it in any way. How to look is the waiter's (`Hub.look_on`,
-`ThreadWaiter.look_on`).
+Nobody spins where somebody is parked: a sender rings that one all the same, who would wake for
+nothing each time.
+
+It is a glance without the lock, at memory only. Nothing is taken, and nothing in shared memory
+changes, so that a receive may end in it in any way. How to spin is the waiter's (`Hub.spin`,
+`ThreadWaiter.spin`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`pace`: messages one after another at a steady pace, to a process that waits for each.
 
 How long a message takes to whoever waits for it, and how much of a processor that costs. Where they
-come faster than ``spin`` our layers look on in between; those called ``asleep`` never do.
+come faster than ``spin`` our layers spin in between; those called ``asleep`` never do.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ import asgi_ipc
 FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 PACKAGE = os.path.dirname(asgi_ipc.__file__) + os.sep
 WORKERS = os.cpu_count() or 1
-DISTINCT = 500  # different instructions of an operation that are picked wherever they are
+DISTINCT = 400  # different instructions of an operation that are picked wherever they are
 SPREAD = 50  # moments of an operation that are picked wherever they fall
 PATIENCE = 20.0  # seconds after which a child that says nothing hangs
 

@@ -17,7 +17,7 @@ from .deaths import Task, die_at, plan
 from .scenarios import SCENARIOS
 from .stepping import chosen, in_parts, moments
 
-MANY = 500  # instructions in the middle of a change, of which a short run takes every one
+MANY = 400  # instructions in the middle of a change, of which a short run takes every one
 
 
 def die_everywhere(workers: Executor, task: Task) -> None:

@@ -313,6 +313,25 @@ def test_who_parts_leaves_what_is_there_to_the_next(feed: Feeder) -> None:
     assert feed.inbox.waiting == {}
 
 
+def test_who_parts_leaves_what_is_there_to_who_takes_any(feed: Feeder) -> None:
+    mine, anyone = Receive(), Receive()
+    feed.inbox.join("a", mine)
+    feed.inbox.join(ANY, anyone)
+    feed("a", b"m")
+    assert feed.inbox.to_wake() == [mine]
+    feed.inbox.part("a", mine)  # it was cancelled
+    assert anyone.woken == 1
+
+
+@pytest.mark.parametrize("local", ["a", ANY])
+def test_what_was_taken_leaves_nothing_behind(feed: Feeder, local: str | None) -> None:
+    for _ in range(3):
+        feed("a", b"m")
+    assert bodies(feed.inbox, local) == [b"m"] * 3
+    assert len(feed.inbox) == len(feed.inbox._locals) == 0
+    assert not feed.inbox._by_local["a"]
+
+
 def test_parting_without_having_joined_is_nothing(feed: Feeder) -> None:
     feed.inbox.part("a", Receive())
     feed.inbox.join("a", Receive())
