@@ -52,24 +52,12 @@ def p99(way: str) -> Callable[[Figures, str], float | None]:
     return measured
 
 
-def in_pairs(table: str, key: str) -> Callable[[Figures, str], float | None]:
-    """Milliseconds of a table, in times of a pair."""
+def in_pairs(key: str) -> Callable[[Figures, str], float | None]:
+    """Milliseconds of a group send, in times of the pair that was measured with it."""
 
     def measured(figures: Figures, layer: str) -> float | None:
-        taken = figures.get(table, key, layer=layer)
-        pair = figures.get("pair", "pair", layer=layer)
+        taken, pair = (figures.get("broadcast", name, layer=layer) for name in (key, "pair"))
         return None if taken is None or pair is None else taken * 1e3 / pair
-
-    return measured
-
-
-def rate(receivers: int) -> Callable[[Figures, str], float | None]:
-    """Messages in the time of one pair."""
-
-    def measured(figures: Figures, layer: str) -> float | None:
-        rate = figures.get("throughput", "rate", layer=layer, receivers=receivers)
-        pair = figures.get("pair", "pair", layer=layer)
-        return None if rate is None or pair is None else rate * pair / 1e6
 
     return measured
 
@@ -110,26 +98,36 @@ TARGETS = (
             ),
         )
     ),
-    Target("one sender, one receiver: messages in the time of a pair", AT_LEAST, 0.6, rate(1)),
-    Target("one sender, four receivers: messages in the time of a pair", AT_LEAST, 0.5, rate(4)),
+    Target(
+        "one sender, one receiver: messages in the time of a pair",
+        AT_LEAST,
+        0.6,
+        plain("throughput", "pairs", receivers=1),
+    ),
+    Target(
+        "one sender, four receivers: messages in the time of a pair",
+        AT_LEAST,
+        0.5,
+        plain("throughput", "pairs", receivers=4),
+    ),
     Target("messages lost, doubled or out of order", AT_MOST, 0, faults),
     Target(
         "a group send, the call, in pairs",
         AT_MOST,
         33,
-        in_pairs("broadcast", "call"),
+        in_pairs("call"),
     ),
     Target(
         "the same, the last socket has it, in pairs",
         AT_MOST,
         5_500,
-        in_pairs("broadcast", "last"),
+        in_pairs("last"),
     ),
     Target(
         "the same, the call after one left and joined, in pairs",
         AT_MOST,
         220,
-        in_pairs("broadcast", "after"),
+        in_pairs("after"),
     ),
     Target(
         "a pair of the largest message, × msgpack both ways + 2 copies",

@@ -5,9 +5,9 @@ each send.
 Each socket has a process-specific channel of its own. In Channels 4 a coroutine waits for each; in
 Channels 1 one loop receives for all of them, as its server does.
 
-The call is counted in pairs, which are measured by a process that does nothing else. So is the call
-then: who sends has been at work for a moment. What it takes who has just slept, and finds its code
-and data in no cache, is measured apart.
+Times are also counted in pairs, those of the sender just before and just after. A pair is measured
+by a process that does nothing else, and so is the call: who sends has been at work for a moment.
+What it takes who has just slept, and finds its code and data in no cache, is measured apart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.layers import Run
 from benchmarks.layers.contenders import Contender
-from benchmarks.layers.pair import CHANNEL, pairs, pairs_asyncio
+from benchmarks.layers.pair import BESIDE, CHANNEL, TIMED, pairs, pairs_asyncio
 from benchmarks.layers.stage import Role, Stage
 from benchmarks.measure import Column, Table
 from benchmarks.primitives import CHAT
@@ -160,7 +160,8 @@ BOTH = Role(both, both_asyncio)
 def measure(
     run: Run, one: Contender, sockets: int, kinds: list[str]
 ) -> dict[str, list[Any]] | None:
-    """The samples of one contender by name, in ms; None if its group takes too long to fill."""
+    """The samples of one contender by name, in ms, but pairs in µs; None if its group takes too
+    long to fill."""
     with Stage(run.loop) as stage:
         owner = stage.enter(one, 2 * sockets)
         if one.local:
@@ -171,6 +172,7 @@ def measure(
         if joined is None:
             return None
         names, fill = joined
+        pair = [sender.play(TIMED, BESIDE)] if one.ours else []
         if one.local:
             rounds, calls = owner.play(BOTH, names, kinds)
         else:
@@ -178,6 +180,7 @@ def measure(
             owner.begin(HEAR, names, kinds)
             calls = sender.result()
             rounds = owner.result()
+            pair += [sender.play(TIMED, BESIDE)] if one.ours else []
     every = list(zip(kinds, calls, rounds))
     samples = {
         kind: [(over - start) * 1e3 for this, (start, over), _ in every if this == kind]
@@ -185,6 +188,7 @@ def measure(
     }
     changes = [change for kind, _, (_, change) in every if kind == CHANGED]
     samples.update(
+        pair=pair,
         fill=[fill * 1e3],
         last=[(last - start) * 1e3 for _, (start, _), (last, _) in every],
         leave=[leave * 1e3 for leave, _ in changes],

@@ -19,6 +19,7 @@ from benchmarks.measure import Column, Table, interleaved, paired_ratio
 from benchmarks.primitives import CHAT
 
 CHANNEL = "chat"
+BESIDE = 0.1  # seconds for which another workload measures pairs, to count in them
 CHANNELS = [CHANNEL]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.layers import Run
 from benchmarks.layers.contenders import Contender
+from benchmarks.layers.pair import BESIDE, TIMED
 from benchmarks.layers.stage import Role, Stage
 from benchmarks.measure import Column, Table, interleaved, quantile
 from benchmarks.primitives import CHAT
@@ -145,6 +146,8 @@ def measure(
             stage.enter(one, capacity, sends=[channels[number]], at=places[number])
             for number in range(producers)
         ]
+        # What it is compared with, by the same process at the same time: a machine has moods.
+        pair = senders[0].play(TIMED, BESIDE) if one.ours else None
         for receiver, channel in zip(receivers, channels):
             receiver.begin(CONSUME, channel)
         for number, (sender, channel) in enumerate(zip(senders, channels)):
@@ -155,8 +158,10 @@ def measure(
     seen = Counter(number for numbers in received for number in numbers)
     waited = sorted(age for some in ages for age in some)
     got = [len(numbers) for numbers in received]
+    rate = len(seen) / (max(ends) - min(starts))
     return {
-        "rate": len(seen) / (max(ends) - min(starts)),
+        "rate": rate,
+        "pairs": None if pair is None else rate * pair / 1e6,
         "p99": quantile(waited, 0.99) * 1e3 if waited else None,
         "senders": min(sent) / max(sent) if max(sent) else None,
         "receivers": min(got) / max(got) if max(got) else None,
@@ -207,6 +212,8 @@ def throughput(run: Run) -> Iterator[Table]:
         row: dict[str, Any] = {"layer": one.name, "receivers": receivers, "samples": mine}
         if rates:
             row.update(rate=statistics.median(rates), least=min(rates), most=max(rates))
+        if one.ours and mine:
+            row["pairs"] = statistics.median(sample["pairs"] for sample in mine)
         for fault in ("lost", "doubled", "disordered", "refused"):
             row[fault] = sum(sample[fault] for sample in mine)
         rows.append(row)
@@ -219,6 +226,7 @@ def throughput(run: Run) -> Iterator[Table]:
             Column("rate", "median", ",.0f"),
             Column("least", "least", ",.0f"),
             Column("most", "most", ",.0f"),
+            Column("pairs", "in the time of a pair", ",.2f"),
             *FAULTS,
             Column("refused", "refused, sent again", ",d"),
         ),
