@@ -20,14 +20,25 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from . import recovery
 from .doorbell import ALL, Doorbell, Ringer
 from .drops import DropLog
 from .errors import IncompatibleSegment, IPCError, LockTimeout, Reentered, SegmentVanished
 from .files import Members, open_file
-from .groups import Groups
 from .inbox import Inbox
-from .layout import (
+from .lock import (
+    FileLock,
+    Mutex,
+    Section,
+    init_mutex,
+    make_section,
+    make_section_of_four,
+    process_of,
+    spread,
+)
+from .segment import Segment, Wanted, attach, full_prefix
+from .store import recovery
+from .store.groups import Groups
+from .store.layout import (
     BUFFER,
     CLEAN,
     EXPIRED,
@@ -47,19 +58,8 @@ from .layout import (
     S_SWEEP_AT,
     WORD,
 )
-from .lock import (
-    FileLock,
-    Mutex,
-    Section,
-    init_mutex,
-    make_section,
-    make_section_of_four,
-    process_of,
-    spread,
-)
-from .queues import Target
-from .segment import Segment, Wanted, attach, full_prefix
-from .store import Store
+from .store.queues import Target
+from .store.store import Store
 
 logger = logging.getLogger("asgi_ipc")
 

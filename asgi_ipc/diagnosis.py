@@ -15,10 +15,10 @@ from .cgroup import cgroup_allows
 from .errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuchLayer
 from .files import Descriptor
 from .inspection import Snapshot
-from .layout import MAX_PROCESSES, MAX_WAITERS, PAGE, WORD
 from .procfs import command_line, is_stopped
 from .segment import SHM, Paths, full_prefix, look, prefixes
 from .statistics import Channel
+from .store.layout import MAX_PROCESSES, MAX_WAITERS, PAGE, WORD
 from .surroundings import OK, PROBLEM, WARNING, Finding, machine_findings, mib
 from .view import View
 

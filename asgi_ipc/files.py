@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .errors import ForeignSegment
-from .layout import MAX_PROCESSES
+from .store.layout import MAX_PROCESSES
 
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 

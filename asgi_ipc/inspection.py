@@ -18,7 +18,11 @@ from typing import NamedTuple
 from .attachment import holders
 from .errors import IPCError, SegmentVanished
 from .files import Descriptor
-from .layout import (
+from .lock import FileLock, machine, mutex_holder, process_of
+from .procfs import command_line, is_stopped, printable, user_name
+from .segment import Paths, full_prefix, look, prefixes
+from .statistics import Channel, Group, Layer, Lock, Member, Memory, Process, Rates, Stats
+from .store.layout import (
     CLEAN,
     DROP_REASONS,
     G_NAME,
@@ -82,20 +86,6 @@ from .layout import (
     WAITER_SET_WORDS,
     WAITER_WORDS,
     WORD,
-)
-from .lock import FileLock, machine, mutex_holder, process_of
-from .procfs import command_line, is_stopped, printable, user_name
-from .segment import Paths, full_prefix, look, prefixes
-from .statistics import (
-    Channel,
-    Group,
-    Layer,
-    Lock,
-    Member,
-    Memory,
-    Process,
-    Rates,
-    Stats,
 )
 from .view import View
 

@@ -17,9 +17,9 @@ from .aio.local_and_remote import LocalAndRemoteChannelLayer as Shared
 from .aio.local_and_remote import local_options
 from .aio.remote import CONFIRMED
 from .base_layer import BaseChannelLayer
-from .layout import S_EPOCH
 from .names import check_channel, check_receive
 from .statistics import Stats
+from .store.layout import S_EPOCH
 from .sync import IPCChannelLayer
 
 T = TypeVar("T")

@@ -13,7 +13,9 @@ from typing import Any
 
 from .errors import IncompatibleSegment
 from .files import Descriptor, open_file
-from .layout import (
+from .lock import FileLock, Mutex, Section, machine, make_section
+from .segment import look, namespace
+from .store.layout import (
     H_LOCK,
     H_LOCK_KIND,
     H_MACHINE,
@@ -27,10 +29,8 @@ from .layout import (
     T_HIGH,
     WORD,
 )
-from .lock import FileLock, Mutex, Section, machine, make_section
-from .segment import look, namespace
-from .store import Store
-from .verify import verify
+from .store.store import Store
+from .store.verify import verify
 from .view import View
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from .errors import InvalidOption
-from .layout import MAX_MEMORY, MAX_WORDS, MIN_MEMORY, WORD, Layout
+from .store.layout import MAX_MEMORY, MAX_WORDS, MIN_MEMORY, WORD, Layout
 
 MOST_SPIN = 0.01  # seconds; whatever takes longer is better slept through
 MODES = (0o600, 0o660)  # for one user, or for a group

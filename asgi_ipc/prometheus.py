@@ -19,9 +19,9 @@ from prometheus_client.registry import REGISTRY, Collector, CollectorRegistry
 
 from .errors import IPCError
 from .inspection import Snapshot
-from .layout import DROP_REASONS, Q_DROPS, Q_FULL, Q_TOTAL, R_GENERATION, S_SEQ
 from .segment import Paths, prefixes
 from .statistics import Channel, Stats
+from .store.layout import DROP_REASONS, Q_DROPS, Q_FULL, Q_TOTAL, R_GENERATION, S_SEQ
 from .view import View
 
 OTHER = "(other)"

@@ -46,7 +46,9 @@ from .errors import (
     SegmentError,
 )
 from .files import Descriptor, Members, check_owner, open_file
-from .layout import (
+from .lock import init_mutex, machine, robust_mutexes
+from .options import MODES
+from .store.layout import (
     FIRST_MARK,
     H_CREATED,
     H_GROUP_MEMORY,
@@ -73,9 +75,7 @@ from .layout import (
     WORD,
     Layout,
 )
-from .lock import init_mutex, machine, robust_mutexes
-from .options import MODES
-from .store import Store
+from .store.store import Store
 
 logger = logging.getLogger("asgi_ipc")
 

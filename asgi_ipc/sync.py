@@ -26,10 +26,10 @@ from .attachment import CHECK_EVERY
 from .base_layer import BaseChannelLayer
 from .doorbell import ALL, Doorbell
 from .errors import InvalidName, LockTimeout
-from .layout import Q_COUNT
 from .names import check_channel
 from .options import Options
 from .statistics import Stats
+from .store.layout import Q_COUNT
 
 _LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
 

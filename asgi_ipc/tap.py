@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .layout import (
+from .procfs import printable
+from .store.layout import (
     DEAD,
     H_NONCE,
     HALF_HEAD,
@@ -32,8 +33,7 @@ from .layout import (
     WORD,
     record_words,
 )
-from .procfs import printable
-from .queues import checksum
+from .store.queues import checksum
 from .view import View
 
 _AT_ONCE = 2000  # records looked at in one look

@@ -15,7 +15,8 @@ from typing import Any
 from .attachment import Attachment, holders
 from .errors import CorruptHeader, CorruptStore, IncompatibleSegment, IPCError
 from .files import Descriptor
-from .layout import (
+from .segment import Paths, full_prefix, look
+from .store.layout import (
     H_GROUP_MEMORY,
     H_LOCK_KIND,
     H_MAGIC,
@@ -36,7 +37,6 @@ from .layout import (
     Layout,
     TableMap,
 )
-from .segment import Paths, full_prefix, look
 
 _ROWS_AT_ONCE = 1024
 

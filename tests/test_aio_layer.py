@@ -40,7 +40,7 @@ from asgi_ipc.conformance.asynchronous import (
 )
 from asgi_ipc.conformance.blocking import NOTHING, STATISTICS
 from asgi_ipc.inbox import Inbox
-from asgi_ipc.layout import L_EXPIRES, Q_FIRST
+from asgi_ipc.store.layout import L_EXPIRES, Q_FIRST
 
 from .contract import LIVENESS, MESSAGE, in_threads, run_python
 

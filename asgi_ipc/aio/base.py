@@ -12,9 +12,9 @@ from ..codec import Codec
 from ..errors import LimitReached
 from ..lock import Section, spread
 from ..options import Options
-from ..plans import Planner
-from ..queues import NO_ROW, Target
 from ..segment import Paths, Wanted
+from ..store.plans import Planner
+from ..store.queues import NO_ROW, Target
 
 if TYPE_CHECKING:
     from typing_extensions import Self

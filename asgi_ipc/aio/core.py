@@ -15,7 +15,9 @@ from typing import Any
 from .. import errors
 from ..errors import CorruptStore, NotAChannel
 from ..inspection import Snapshot, Totals
-from ..layout import (
+from ..names import check_channel, check_group, split
+from ..statistics import Stats
+from ..store.layout import (
     CAPACITY,
     L_EXPIRES,
     L_SENT,
@@ -33,11 +35,9 @@ from ..layout import (
     S_SEQ_BASE,
     S_SINCE,
 )
-from ..names import check_channel, check_group, split
-from ..plans import Plan
-from ..queues import FULL, GONE, NO_MEMORY, Target
-from ..statistics import Stats
-from ..store import Store
+from ..store.plans import Plan
+from ..store.queues import FULL, GONE, NO_MEMORY, Target
+from ..store.store import Store
 from ..view import View
 from .base import CACHED, Session
 from .receiving import Receiving

@@ -13,7 +13,7 @@ import re
 import time
 from hashlib import sha256
 
-from ..layout import L_SENT, Q_COUNT, Q_FIRST, Q_WAITING
+from ..store.layout import L_SENT, Q_COUNT, Q_FIRST, Q_WAITING
 from .base import Session
 from .layer import IPCChannelLayer
 from .receiving import ridden_out

@@ -22,7 +22,7 @@ from typing import Any
 from ..attachment import CHECK_EVERY
 from ..doorbell import ALL, Doorbell
 from ..errors import IPCError, LockTimeout
-from ..layout import Q_COUNT, R_GENERATION, S_EPOCH
+from ..store.layout import Q_COUNT, R_GENERATION, S_EPOCH
 from .base import Session
 from .receiving import Receiving, Source
 

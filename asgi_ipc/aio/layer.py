@@ -16,11 +16,11 @@ from typing import Any
 from .. import errors
 from ..base_layer import AsyncBaseChannelLayer
 from ..errors import LockBusy, NotOwner
-from ..layout import Q_COUNT
 from ..lock import complaint
 from ..names import check_channel
 from ..options import Options
 from ..statistics import Stats
+from ..store.layout import Q_COUNT
 from .base import Session
 from .core import Broadcast, Core
 from .receiving import ridden_out

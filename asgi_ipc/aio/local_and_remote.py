@@ -19,14 +19,7 @@ from ..errors import InvalidOption, NotOwner
 from ..names import check_channel
 from ..statistics import Stats
 from .base import Session
-from .directory import (
-    attached,
-    carried,
-    home_group,
-    home_in,
-    machine_id,
-    unread_channels,
-)
+from .directory import attached, carried, home_group, home_in, machine_id, unread_channels
 from .distributed import Backend
 from .layer import _MISSING, IPCChannelLayer
 from .remote import Remote

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..inbox import ANY, Drained, Entry, Inbox, Waiting
-from ..layout import EXPIRED, Q_COUNT, Q_WAITING, R_GENERATION, UNDECODABLE
 from ..names import check_channel, check_receive, split
-from ..queues import Target
+from ..store.layout import EXPIRED, Q_COUNT, Q_WAITING, R_GENERATION, UNDECODABLE
+from ..store.queues import Target
 from .base import Base, Session
 from .spin import Spin
 

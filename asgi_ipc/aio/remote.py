@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from ..attachment import register
 from ..errors import RemoteUnavailable
-from ..layout import S_EPOCH
+from ..store.layout import S_EPOCH
 from .base import CACHED, Session
 from .directory import address_of, attached, machine_group, machine_id, reader_group, set_home
 from .distributed import Backend, Caller, Figures, described

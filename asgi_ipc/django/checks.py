@@ -18,9 +18,9 @@ from .. import IPCChannelLayer
 from ..aio import IPCChannelLayer as AsyncIPCChannelLayer
 from ..attachment import holders
 from ..errors import IncompatibleSegment, InvalidOption, IPCError, NoSuchLayer
-from ..layout import WORD, Layout
 from ..options import Options
 from ..segment import SHM, Paths, full_prefix
+from ..store.layout import WORD, Layout
 from ..view import View
 
 _SIZES = ("message_memory", "group_memory", "max_message_size")

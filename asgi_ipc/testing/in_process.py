@@ -22,9 +22,9 @@ import weakref
 from ..cgroup import cgroup_allows
 from ..doorbell import Doorbell, Ringer
 from ..files import Descriptor, Members
-from ..layout import H_LOCK, H_NONCE, LOCK_FILE, WORD, Layout
 from ..options import Options
 from ..segment import Paths, Segment, Wanted, write_header
+from ..store.layout import H_LOCK, H_NONCE, LOCK_FILE, WORD, Layout
 
 logger = logging.getLogger("asgi_ipc")
 

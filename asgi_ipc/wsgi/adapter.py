@@ -16,15 +16,7 @@ from typing import Any
 from ..errors import InvalidOption, IPCError, ReplyLost
 from ..options import check_seconds
 from ..sync import IPCChannelLayer
-from .messages import (
-    BODY_CHUNK,
-    DISCONNECTS,
-    REQUESTS,
-    has_no_body,
-    request_of,
-    start_of,
-    weight,
-)
+from .messages import BODY_CHUNK, DISCONNECTS, REQUESTS, has_no_body, request_of, start_of, weight
 from .replies import Replies
 
 logger = logging.getLogger("asgi_ipc")

@@ -310,7 +310,7 @@ async def die_asyncio(layer: Any) -> None:
 
 def _die_inside(core: Any) -> None:
     """Holding the lock, and half way through a change: what recovery is for."""
-    from asgi_ipc.layout import DIRTY, S_DIRTY
+    from asgi_ipc.store.layout import DIRTY, S_DIRTY
 
     session = core.attach()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.inspection import Snapshot
-from asgi_ipc.layout import DIRTY, Q_COUNT, S_DIRTY, S_EPOCH, S_MARK, S_SEQ, S_SEQ_BASE, WORD
+from asgi_ipc.store.layout import DIRTY, Q_COUNT, S_DIRTY, S_EPOCH, S_MARK, S_SEQ, S_SEQ_BASE, WORD
 from asgi_ipc.view import View
 
 from ..contract import until

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("django", reason="lacking: Django")
 
 from asgi_ipc import IPCChannelLayer
-from asgi_ipc.layout import H_VERSION, VERSION
+from asgi_ipc.store.layout import H_VERSION, VERSION
 
 from ..environments import REPOSITORY, child_environment
 from ..unit.processes import is_root, mount_small_shared_memory, on_linux, or_skip

@@ -11,7 +11,7 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.diagnosis import diagnose
-from asgi_ipc.layout import DIRTY, H_VERSION, S_DIRTY, S_MARK, VERSION
+from asgi_ipc.store.layout import DIRTY, H_VERSION, S_DIRTY, S_MARK, VERSION
 from asgi_ipc.surroundings import (
     OK,
     PROBLEM,

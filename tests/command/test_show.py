@@ -10,7 +10,7 @@ import pytest
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.errors import IncompatibleSegment
 from asgi_ipc.inspection import Snapshot
-from asgi_ipc.layout import H_VERSION, Q_NAME, S_TABLES, T_HIGH, T_RESERVED, VERSION, WORD
+from asgi_ipc.store.layout import H_VERSION, Q_NAME, S_TABLES, T_HIGH, T_RESERVED, VERSION, WORD
 from asgi_ipc.view import View
 
 from ..contract import until

@@ -15,8 +15,8 @@ from asgi_ipc import aio as asgi_ipc_aio
 from asgi_ipc.attachment import holders
 from asgi_ipc.errors import SegmentVanished
 from asgi_ipc.inspection import Snapshot
-from asgi_ipc.layout import DROP_REASONS
 from asgi_ipc.statistics import Stats
+from asgi_ipc.store.layout import DROP_REASONS
 from asgi_ipc.view import View
 
 from ..contract import LIVENESS

@@ -9,13 +9,8 @@ from typing import Any
 import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc import attachment
-from asgi_ipc.layout import (
-    CLEAN,
-    S_BURY_AT,
-    S_DIRTY,
-    S_SWEEP_AT,
-)
-from asgi_ipc.store import Store
+from asgi_ipc.store.layout import CLEAN, S_BURY_AT, S_DIRTY, S_SWEEP_AT
+from asgi_ipc.store.store import Store
 
 NEVER = 3600.0  # seconds until the next upkeep of a process that has none
 

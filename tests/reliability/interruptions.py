@@ -18,8 +18,8 @@ from types import FrameType
 from typing import Any
 
 from asgi_ipc import segment
-from asgi_ipc.layout import Q_WAITING
-from asgi_ipc.queues import Target
+from asgi_ipc.store.layout import Q_WAITING
+from asgi_ipc.store.queues import Target
 
 from .clients import CLIENTS, Blocking, without_upkeep
 from .deaths import Plan, Task

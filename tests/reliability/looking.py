@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from asgi_ipc.layout import (
+from asgi_ipc.store.layout import (
     CLEAN,
     MAX_PROCESSES,
     P_GENERATION,
@@ -14,8 +14,8 @@ from asgi_ipc.layout import (
     W_PROCESS_GENERATION,
     WAITER_WORDS,
 )
-from asgi_ipc.store import Store
-from asgi_ipc.verify import INTERRUPTED, verify
+from asgi_ipc.store.store import Store
+from asgi_ipc.store.verify import INTERRUPTED, verify
 
 from .clients import Blocking
 

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from asgi_ipc import segment
-from asgi_ipc.layout import (
+from asgi_ipc.store.layout import (
     DIRTY,
     HALF_HEAD,
     Q_COUNT,
@@ -38,8 +38,8 @@ from asgi_ipc.layout import (
     T_FREE,
     T_USED,
 )
-from asgi_ipc.queues import Target
-from asgi_ipc.store import Store
+from asgi_ipc.store.queues import Target
+from asgi_ipc.store.store import Store
 
 from .clients import Blocking
 from .looking import bury_all

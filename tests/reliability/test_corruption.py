@@ -37,7 +37,7 @@ from asgi_ipc.errors import (
     LockTimeout,
     SegmentError,
 )
-from asgi_ipc.layout import (
+from asgi_ipc.store.layout import (
     DIRTY,
     EXPIRED,
     H_LOCK,

@@ -18,7 +18,7 @@ import asgi_ipc.drops
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.errors import ChannelFull
-from asgi_ipc.layout import (
+from asgi_ipc.store.layout import (
     BUFFER,
     CAPACITY,
     DEAD_OWNER,

@@ -16,7 +16,7 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.errors import ChannelFull, LimitReached, SegmentError
-from asgi_ipc.layout import DROP_REASONS, S_DROPS
+from asgi_ipc.store.layout import DROP_REASONS, S_DROPS
 
 from .test_corruption import in_child
 

@@ -18,7 +18,7 @@ import pytest
 import asgi_ipc
 from asgi_ipc import segment
 from asgi_ipc.attachment import CHECK_EVERY
-from asgi_ipc.layout import DEAD_OWNER, S_DROPS
+from asgi_ipc.store.layout import DEAD_OWNER, S_DROPS
 
 from ..clients.processes import Process, running
 from ..contract import LIVENESS, MESSAGE, until

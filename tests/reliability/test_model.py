@@ -40,8 +40,9 @@ from asgi_ipc.aio.core import Core
 from asgi_ipc.attachment import Attachment
 from asgi_ipc.drops import DropLog
 from asgi_ipc.errors import LimitReached, NotAChannel, NotOwner
-from asgi_ipc.groups import Groups
-from asgi_ipc.layout import (
+from asgi_ipc.options import Options
+from asgi_ipc.store.groups import Groups
+from asgi_ipc.store.layout import (
     BUFFER,
     CAPACITY,
     DEAD_OWNER,
@@ -59,8 +60,7 @@ from asgi_ipc.layout import (
     WORD,
     record_words,
 )
-from asgi_ipc.options import Options
-from asgi_ipc.store import Store
+from asgi_ipc.store.store import Store
 
 from ..unit.support import FULL_LENGTH, KIB, NOW, Reserve, assert_whole, examples, make_store
 

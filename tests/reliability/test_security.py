@@ -24,7 +24,7 @@ import asgi_ipc
 from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.errors import ForeignSegment, InvalidOption, IPCError
-from asgi_ipc.layout import Q_DROPS, S_DROPS, UNDECODABLE
+from asgi_ipc.store.layout import Q_DROPS, S_DROPS, UNDECODABLE
 
 from .test_corruption import in_child
 

@@ -34,7 +34,7 @@ DEFAULT = 10.0  # seconds, what it would be if nobody asked for another one
 # went on as if nothing had been.
 HOLDER = """
 import os, signal, sys, asgi_ipc
-from asgi_ipc.layout import S_DIRTY
+from asgi_ipc.store.layout import S_DIRTY
 prefix, lock, dirty = sys.argv[1:]
 layer = asgi_ipc.IPCChannelLayer(prefix, lock=lock)
 layer.send("holder", {"number": 0})

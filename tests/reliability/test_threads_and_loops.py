@@ -24,8 +24,8 @@ import asgi_ipc.aio
 from asgi_ipc import attachment, segment, sync
 from asgi_ipc.aio import base, core, hub
 from asgi_ipc.errors import Reentered
-from asgi_ipc.layout import CLEAN, Q_COUNT, Q_WAITING, S_DIRTY
-from asgi_ipc.queues import Taken
+from asgi_ipc.store.layout import CLEAN, Q_COUNT, Q_WAITING, S_DIRTY
+from asgi_ipc.store.queues import Taken
 
 from ..clients.processes import running
 from ..contract import LIVENESS, MESSAGE, in_threads, until

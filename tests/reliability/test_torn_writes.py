@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-import asgi_ipc.queues
-from asgi_ipc import recovery
-from asgi_ipc.groups import Groups
-from asgi_ipc.layout import (
+import asgi_ipc.store.queues
+from asgi_ipc.store.groups import Groups
+from asgi_ipc.store.layout import (
     CLEAN,
     DIRTY,
     FLUSHING,
@@ -29,8 +28,8 @@ from asgi_ipc.layout import (
     S_MOVES,
     WORD,
 )
-from asgi_ipc.store import Store
-from asgi_ipc.verify import INTERRUPTED, verify
+from asgi_ipc.store.store import Store, recovery
+from asgi_ipc.store.verify import INTERRUPTED, verify
 
 from ..unit.support import (
     FOREVER,
@@ -103,7 +102,7 @@ def writes_of(store: Store, operation: Operation) -> list[Write]:
 
     stepper = Stepper(look)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asgi_ipc.queues, "_pack_record", Packing(RECORD, notes).pack_into)
+        patch.setattr(asgi_ipc.store.queues, "_pack_record", Packing(RECORD, notes).pack_into)
         stepper.run(lambda: operation(store))
     look(None, 0)
     assert stepper.taken > 20, "the instructions were not counted"

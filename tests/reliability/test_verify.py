@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import recovery
-from asgi_ipc.groups import Groups
-from asgi_ipc.layout import (
+from asgi_ipc.store.groups import Groups
+from asgi_ipc.store.layout import (
     DIRTY,
     FLUSHING,
     G_COUNT,
@@ -82,8 +81,8 @@ from asgi_ipc.layout import (
     WAITER_WORDS,
     WORD,
 )
-from asgi_ipc.store import Store
-from asgi_ipc.verify import INTERRUPTED, verify
+from asgi_ipc.store.store import Store, recovery
+from asgi_ipc.store.verify import INTERRUPTED, verify
 
 from ..unit.support import FOREVER, NOW, copy_of, make_store, owned, process, put, row_of, take
 from .stepping import FULL_LENGTH

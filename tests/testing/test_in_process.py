@@ -18,10 +18,10 @@ import pytest
 import asgi_ipc
 from asgi_ipc import lock
 from asgi_ipc.conformance.asynchronous import running_loop
+from asgi_ipc.store.verify import verify
 from asgi_ipc.testing import in_process
 from asgi_ipc.testing.aio import InProcessChannelLayer as AsyncioLayer
 from asgi_ipc.testing.sync import InProcessChannelLayer as BlockingLayer
-from asgi_ipc.verify import verify
 
 from ..contract import LIVENESS, MESSAGE, in_threads, until
 

@@ -12,11 +12,10 @@ from unittest import mock
 
 from hypothesis import HealthCheck, settings
 
-import asgi_ipc.layout
-import asgi_ipc.memory
-from asgi_ipc import recovery
-from asgi_ipc.groups import Groups
-from asgi_ipc.layout import (
+import asgi_ipc.store.layout
+import asgi_ipc.store.memory
+from asgi_ipc.store.groups import Groups
+from asgi_ipc.store.layout import (
     CLEAN,
     G_COUNT,
     G_FIRST,
@@ -54,9 +53,9 @@ from asgi_ipc.layout import (
     WORD,
     Layout,
 )
-from asgi_ipc.plans import Plan, Planner
-from asgi_ipc.queues import Target
-from asgi_ipc.store import Store
+from asgi_ipc.store.plans import Plan, Planner
+from asgi_ipc.store.queues import Target
+from asgi_ipc.store.store import Store, recovery
 
 KIB = 1024
 FOREVER = 1e9  # a time that no test comes to
@@ -88,7 +87,7 @@ def small_layout(
     queues: int | None = None,
 ) -> Layout:
     """The map of a segment so small that a test can fill it; `queues` is how many it can have."""
-    with mock.patch.object(asgi_ipc.layout, "MAX_LOCALS", max_locals):
+    with mock.patch.object(asgi_ipc.store.layout, "MAX_LOCALS", max_locals):
         layout = Layout(message_memory, group_memory, max_message_size)
     if queues is not None:
         layout.queues = layout.queues._replace(rows=queues)
@@ -451,7 +450,7 @@ def under_watch(
 
 @contextmanager
 def _memoryview_is(replacement: Any) -> Iterator[None]:
-    with mock.patch.object(asgi_ipc.memory, "memoryview", replacement, create=True):
+    with mock.patch.object(asgi_ipc.store.memory, "memoryview", replacement, create=True):
         yield
 
 

@@ -20,15 +20,10 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc import attachment, segment, waiters
-from asgi_ipc.errors import (
-    IncompatibleSegment,
-    LockTimeout,
-    NotOwner,
-    Reentered,
-    SegmentVanished,
-)
-from asgi_ipc.layout import (
+from asgi_ipc import attachment, segment
+from asgi_ipc.errors import IncompatibleSegment, LockTimeout, NotOwner, Reentered, SegmentVanished
+from asgi_ipc.lock import robust_mutexes
+from asgi_ipc.store.layout import (
     H_GROUP_MEMORY,
     H_MAX_MESSAGE,
     H_MESSAGE_MEMORY,
@@ -37,8 +32,7 @@ from asgi_ipc.layout import (
     P_PID,
     Layout,
 )
-from asgi_ipc.lock import robust_mutexes
-from asgi_ipc.store import Store
+from asgi_ipc.store.store import Store, waiters
 
 from ..contract import LIVENESS, MESSAGE, in_threads, until
 from .processes import Line, bounded, child, children, in_child, on_linux, rests

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import layout, recovery
 from asgi_ipc.errors import IPCError
-from asgi_ipc.groups import Groups
-from asgi_ipc.layout import Q_FIRST, RECORD_WORDS, S_DIRTY, S_TABLES, TABLE_WORDS, WORD
 from asgi_ipc.lock import make_section
-from asgi_ipc.plans import Planner
-from asgi_ipc.store import Store
+from asgi_ipc.store.groups import Groups
+from asgi_ipc.store.layout import Q_FIRST, RECORD_WORDS, S_DIRTY, S_TABLES, TABLE_WORDS, WORD
+from asgi_ipc.store.plans import Planner
+from asgi_ipc.store.store import Store, layout, recovery
 
 from .support import (
     FOREVER,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc.inbox import _LONG, ANY, Inbox
-from asgi_ipc.queues import Taken
+from asgi_ipc.store.queues import Taken
 
 from ..contract import in_threads
 from .support import FOREVER, NOW, examples

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_ipc import layout
-from asgi_ipc.layout import (
+from asgi_ipc.names import MAX_NAME
+from asgi_ipc.store.layout import (
     H_MAGIC,
     H_VERSION,
     L_CHECK,
@@ -46,7 +46,7 @@ from asgi_ipc.layout import (
     Layout,
     record_words,
 )
-from asgi_ipc.names import MAX_NAME
+from asgi_ipc.store.store import layout
 
 from .support import examples
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from asgi_ipc import lock
-from asgi_ipc.layout import LOCK_BYTES
+from asgi_ipc.store.layout import LOCK_BYTES
 
 PROGRAM = Path(__file__).with_name("robust_mutex.c")
 LIBCS = {"glibc": ("cc", lock.GLIBC), "musl": ("musl-gcc", lock.MUSL)}

@@ -26,7 +26,6 @@ from asgi_ipc.errors import (
     LockTimeout,
     Reentered,
 )
-from asgi_ipc.layout import DIRTY, H_LOCK, PAGE, S_DIRTY, WORD
 from asgi_ipc.lock import (
     FileLock,
     Mutex,
@@ -37,6 +36,7 @@ from asgi_ipc.lock import (
     process_of,
     robust_mutexes,
 )
+from asgi_ipc.store.layout import DIRTY, H_LOCK, PAGE, S_DIRTY, WORD
 
 from ..contract import LIVENESS, in_threads, until
 from .processes import Line, bounded, child, children, in_child, on_linux, rests

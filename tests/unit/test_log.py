@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc.errors import CorruptStore
-from asgi_ipc.layout import (
+from asgi_ipc.store.layout import (
     HALF_HEAD,
     HALF_TAIL,
     L_SEQ,
@@ -25,8 +25,8 @@ from asgi_ipc.layout import (
     WORD,
     record_words,
 )
-from asgi_ipc.queues import NO_MEMORY
-from asgi_ipc.store import Store
+from asgi_ipc.store.queues import NO_MEMORY
+from asgi_ipc.store.store import Store
 
 from .support import (
     FULL_LENGTH,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from asgi_ipc.errors import InvalidOption
-from asgi_ipc.layout import MAX_MEMORY, MIN_MEMORY
 from asgi_ipc.options import Options
+from asgi_ipc.store.layout import MAX_MEMORY, MIN_MEMORY
 
 
 def read(**given: Any) -> Options:

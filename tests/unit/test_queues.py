@@ -10,9 +10,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from asgi_ipc import queues
 from asgi_ipc.errors import CorruptStore, LimitReached
-from asgi_ipc.layout import (
+from asgi_ipc.store.layout import (
     DEAD,
     EXPIRED,
     L_LENGTH,
@@ -32,8 +31,8 @@ from asgi_ipc.layout import (
     S_SEQ,
     WORD,
 )
-from asgi_ipc.queues import FULL, GONE, NO_MEMORY, Target
-from asgi_ipc.store import Store
+from asgi_ipc.store.queues import FULL, GONE, NO_MEMORY, Target
+from asgi_ipc.store.store import Store, queues
 
 from .support import (
     FOREVER,

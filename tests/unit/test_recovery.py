@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_ipc import recovery
 from asgi_ipc.errors import CorruptStore
-from asgi_ipc.groups import Groups
-from asgi_ipc.layout import (
+from asgi_ipc.store.groups import Groups
+from asgi_ipc.store.layout import (
     DEAD_OWNER,
     DIRTY,
     FLUSHING,
@@ -60,8 +59,8 @@ from asgi_ipc.layout import (
     T_HIGH,
     T_USED,
 )
-from asgi_ipc.plans import Planner
-from asgi_ipc.store import Store
+from asgi_ipc.store.plans import Planner
+from asgi_ipc.store.store import Store, recovery
 
 from .support import (
     FOREVER,

@@ -24,7 +24,9 @@ from asgi_ipc.errors import (
     LockTimeout,
     SegmentError,
 )
-from asgi_ipc.layout import (
+from asgi_ipc.lock import Mutex
+from asgi_ipc.segment import Paths, Segment, Wanted, attach_lock, destroy
+from asgi_ipc.store.layout import (
     H_LOCK,
     H_MACHINE,
     H_MAGIC,
@@ -40,10 +42,8 @@ from asgi_ipc.layout import (
     WORD,
     Layout,
 )
-from asgi_ipc.lock import Mutex
-from asgi_ipc.queues import NO_MEMORY
-from asgi_ipc.segment import Paths, Segment, Wanted, attach_lock, destroy
-from asgi_ipc.store import Store
+from asgi_ipc.store.queues import NO_MEMORY
+from asgi_ipc.store.store import Store
 
 from .processes import (
     NOBODY,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from asgi_ipc.errors import CorruptStore
-from asgi_ipc.groups import Groups
-from asgi_ipc.layout import (
+from asgi_ipc.store.groups import Groups
+from asgi_ipc.store.layout import (
     DEAD_OWNER,
     MAX_PROCESSES,
     P_DEAD_SINCE,
@@ -20,7 +20,7 @@ from asgi_ipc.layout import (
     S_COUNTER,
     S_DROPS,
 )
-from asgi_ipc.store import Store
+from asgi_ipc.store.store import Store
 
 from .support import (
     FOREVER,

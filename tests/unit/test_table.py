@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc.errors import CorruptStore
-from asgi_ipc.layout import (
+from asgi_ipc.store.layout import (
     R_BUCKET,
     R_CHAIN,
     R_GENERATION,
@@ -21,7 +21,7 @@ from asgi_ipc.layout import (
     WORD,
     TableMap,
 )
-from asgi_ipc.table import Table
+from asgi_ipc.store.table import Table
 
 from .support import KIB, Reserve, chain, examples
 
@@ -146,7 +146,7 @@ def test_equal_names_are_told_apart_by_their_salt() -> None:
 
 
 def test_names_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asgi_ipc.table.crc32", lambda name, salt=0: 7)
+    monkeypatch.setattr("asgi_ipc.store.table.crc32", lambda name, salt=0: 7)
     table = make_table()
     for i in range(20):
         insert(table, b"%02d" % i)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_ipc.layout import MAX_WAITERS, Q_WAITERS, Q_WAITING
-from asgi_ipc.store import Store
+from asgi_ipc.store.layout import MAX_WAITERS, Q_WAITERS, Q_WAITING
+from asgi_ipc.store.store import Store
 
 from .support import (
     NOW,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import sys
 
-from .errors import CorruptStore, LimitReached
+from ..errors import CorruptStore, LimitReached
 from .layout import (
     CLEAN,
     DIRTY,

@@ -15,7 +15,8 @@ from itertools import islice
 from math import isnan
 from zlib import crc32
 
-from .errors import CorruptStore, InvalidName
+from ..errors import CorruptStore, InvalidName
+from ..names import MAX_NAME, check_channel, check_group, split
 from .layout import (
     CLEAN,
     DEAD,
@@ -108,7 +109,6 @@ from .layout import (
     WORD,
     record_words,
 )
-from .names import MAX_NAME, check_channel, check_group, split
 from .queues import checksum
 from .store import Store
 from .table import Table

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from zlib import adler32
 
-from .errors import CorruptStore, LimitReached
+from ..errors import CorruptStore, LimitReached
 from .layout import (
     CLEAN,
     DEAD,

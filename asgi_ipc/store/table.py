@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from zlib import crc32
 
-from .errors import CorruptStore
+from ..errors import CorruptStore
 from .layout import (
     PAGE,
     R_BUCKET,

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .errors import CorruptStore
+from ..errors import CorruptStore
 from .layout import (
     DEAD,
     HALF_HEAD,
