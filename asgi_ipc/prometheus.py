@@ -18,11 +18,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import REGISTRY, Collector, CollectorRegistry
 
 from .errors import IPCError
-from .inspection import Snapshot
-from .segment import Paths, prefixes
+from .inspection.snapshot import Snapshot
+from .inspection.view import View
+from .segment.segment import Paths, prefixes
 from .statistics import Channel, Stats
 from .store.layout import DROP_REASONS, Q_DROPS, Q_FULL, Q_TOTAL, R_GENERATION, S_SEQ
-from .view import View
 
 OTHER = "(other)"
 

@@ -22,12 +22,12 @@ from typing import Any
 from .aio.base import Session
 from .aio.core import Core
 from .aio.receiving import Busy, Receiving, Source
-from .attachment import CHECK_EVERY
+from .attachment.attachment import CHECK_EVERY
 from .base_layer import BaseChannelLayer
-from .doorbell import ALL, Doorbell
 from .errors import InvalidName, LockTimeout
 from .names import check_channel
 from .options import Options
+from .segment.doorbell import ALL, Doorbell
 from .statistics import Stats
 from .store.layout import Q_COUNT
 

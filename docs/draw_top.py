@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "top.svg"
 sys.path.insert(0, str(ROOT))
 
-from asgi_ipc import segment  # noqa: E402
 from asgi_ipc.command.screen import Top  # noqa: E402
-from asgi_ipc.inspection import Snapshot  # noqa: E402
-from asgi_ipc.view import View  # noqa: E402
+from asgi_ipc.inspection.snapshot import Snapshot  # noqa: E402
+from asgi_ipc.inspection.view import View  # noqa: E402
+from asgi_ipc.segment import segment  # noqa: E402
 
 COLUMNS, LINES = 80, 24
 SECONDS = 60  # until it is given up

@@ -24,8 +24,8 @@ import pytest
 import pytest_asyncio
 
 import asgi_ipc
-from asgi_ipc import segment
 from asgi_ipc.aio import IPCChannelLayer, hub
+from asgi_ipc.attachment.inbox import Inbox
 from asgi_ipc.conformance.asynchronous import (
     cancel,
     drain,
@@ -39,7 +39,7 @@ from asgi_ipc.conformance.asynchronous import (
     turns,
 )
 from asgi_ipc.conformance.blocking import NOTHING, STATISTICS
-from asgi_ipc.inbox import Inbox
+from asgi_ipc.segment import segment
 from asgi_ipc.store.layout import L_EXPIRES, Q_FIRST
 
 from .contract import LIVENESS, MESSAGE, in_threads, run_python

@@ -27,7 +27,6 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc import segment
 from asgi_ipc.aio.core import Route
 from asgi_ipc.conformance.blocking import (
     NOTHING,
@@ -42,6 +41,7 @@ from asgi_ipc.conformance.blocking import (
     send_numbers,
 )
 from asgi_ipc.conformance.cases import each
+from asgi_ipc.segment import segment
 
 from .contract import LIVENESS, MESSAGE, in_threads, run_python, until
 

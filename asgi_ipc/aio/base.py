@@ -7,12 +7,12 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..attachment import Attachment, attached, register
+from ..attachment.attachment import Attachment, attached, register
 from ..codec import Codec
 from ..errors import LimitReached
-from ..lock import Section, spread
 from ..options import Options
-from ..segment import Paths, Wanted
+from ..segment.lock import Section, spread
+from ..segment.segment import Paths, Wanted
 from ..store.plans import Planner
 from ..store.queues import NO_ROW, Target
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from .. import errors
 from ..errors import CorruptStore, NotAChannel
-from ..inspection import Snapshot, Totals
+from ..inspection.snapshot import Snapshot, Totals
+from ..inspection.view import View
 from ..names import check_channel, check_group, split
 from ..statistics import Stats
 from ..store.layout import (
@@ -38,7 +39,6 @@ from ..store.layout import (
 from ..store.plans import Plan
 from ..store.queues import FULL, GONE, NO_MEMORY, Target
 from ..store.store import Store
-from ..view import View
 from .base import CACHED, Session
 from .receiving import Receiving
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import errors
-from ..drops import LOG_EVERY
+from ..attachment.drops import LOG_EVERY
 from ..errors import InvalidOption, RemoteUnavailable
 from .directory import OWN_NAMES, address_of
 from .waiter import timeout

@@ -19,9 +19,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
-from ..attachment import CHECK_EVERY
-from ..doorbell import ALL, Doorbell
+from ..attachment.attachment import CHECK_EVERY
 from ..errors import IPCError, LockTimeout
+from ..segment.doorbell import ALL, Doorbell
 from ..store.layout import Q_COUNT, R_GENERATION, S_EPOCH
 from .base import Session
 from .receiving import Receiving, Source

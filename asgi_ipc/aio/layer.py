@@ -16,9 +16,9 @@ from typing import Any
 from .. import errors
 from ..base_layer import AsyncBaseChannelLayer
 from ..errors import LockBusy, NotOwner
-from ..lock import complaint
 from ..names import check_channel
 from ..options import Options
+from ..segment.lock import complaint
 from ..statistics import Stats
 from ..store.layout import Q_COUNT
 from .base import Session

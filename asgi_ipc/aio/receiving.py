@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from ..attachment.inbox import ANY, Drained, Entry, Inbox, Waiting
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
-from ..inbox import ANY, Drained, Entry, Inbox, Waiting
 from ..names import check_channel, check_receive, split
 from ..store.layout import EXPIRED, Q_COUNT, Q_WAITING, R_GENERATION, UNDECODABLE
 from ..store.queues import Target

@@ -22,9 +22,9 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from ..attachment import register
+from ..attachment.attachment import register
 from ..errors import IPCError, SegmentError
-from ..files import open_file
+from ..segment.files import open_file
 from .base import Session
 from .directory import (
     HOME,

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from ..attachment import register
+from ..attachment.attachment import register
 from ..errors import RemoteUnavailable
 from ..store.layout import S_EPOCH
 from .base import CACHED, Session

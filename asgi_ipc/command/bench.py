@@ -20,7 +20,8 @@ from typing import Any
 
 import click
 
-from .. import IPCChannelLayer, segment
+from .. import IPCChannelLayer
+from ..segment import segment
 from .common import json_option, print_json
 from .exits import NOT_WELL
 

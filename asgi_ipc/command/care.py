@@ -8,12 +8,14 @@ import sys
 
 import click
 
-from .. import IPCChannelLayer, locked, segment
-from ..attachment import holders
+from .. import IPCChannelLayer
+from ..attachment.attachment import holders
 from ..errors import CorruptStore, IPCError
-from ..files import Descriptor
-from ..procfs import command_line, user_name
-from ..view import View
+from ..inspection import locked
+from ..inspection.view import View
+from ..segment import segment
+from ..segment.files import Descriptor
+from ..segment.procfs import command_line, user_name
 from .common import fail, json_option, prefix_option, print_json, timeout_option
 from .exits import NOT_NOW, NOT_WELL, UNUSABLE
 

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import errors
-from ..inspection import Snapshot
-from ..segment import prefixes
-from ..view import View
+from ..inspection.snapshot import Snapshot
+from ..inspection.view import View
+from ..segment.segment import prefixes
 from .exits import INTERRUPTED, NOT_NOW, UNUSABLE, WRONG_USAGE
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from ..diagnosis import diagnose
-from ..surroundings import OK, PROBLEM, WARNING
+from ..inspection.diagnosis import diagnose
+from ..inspection.surroundings import OK, PROBLEM, WARNING
 from .common import json_option, print_json
 from .exits import NOT_WELL
 

@@ -15,9 +15,9 @@ import click
 
 from .. import IPCChannelLayer
 from ..errors import InvalidMessage
-from ..inspection import Snapshot
+from ..inspection.snapshot import Snapshot
+from ..inspection.view import View
 from ..names import split
-from ..view import View
 from .common import complete_channel, complete_group, prefix_option
 from .exits import NOT_WELL
 

@@ -10,9 +10,9 @@ from textual.binding import Binding
 from textual.widgets import DataTable, Footer, Input, Static
 
 from ..errors import IPCError
-from ..inspection import Snapshot
+from ..inspection.snapshot import Snapshot
+from ..inspection.view import View
 from ..statistics import Channel, Stats
-from ..view import View
 from .common import depth, rate, selected, short_span, size, span
 
 _MOST = 500  # rows of a table

@@ -6,10 +6,10 @@ import time
 
 import click
 
-from ..inspection import Snapshot, layers
-from ..procfs import user_name
+from ..inspection.snapshot import Snapshot, layers
+from ..inspection.view import View
+from ..segment.procfs import user_name
 from ..statistics import Channel, Stats
-from ..view import View
 from .common import (
     complete_channel,
     complete_group,

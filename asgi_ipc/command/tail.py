@@ -13,8 +13,8 @@ import click
 
 from ..codec import Codec, DecodeError
 from ..errors import SegmentVanished
-from ..tap import Seen, Tap
-from ..view import View
+from ..inspection.tap import Seen, Tap
+from ..inspection.view import View
 from .common import complete_channel, json_option, prefix_option, size, span
 from .messages import json_of, keys_of, keys_option
 

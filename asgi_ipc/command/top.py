@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from ..view import View
+from ..inspection.view import View
 from .common import fail, prefix_option
 from .exits import UNUSABLE, WRONG_USAGE
 

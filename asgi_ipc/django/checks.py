@@ -16,12 +16,12 @@ from django.utils.module_loading import import_string
 
 from .. import IPCChannelLayer
 from ..aio import IPCChannelLayer as AsyncIPCChannelLayer
-from ..attachment import holders
+from ..attachment.attachment import holders
 from ..errors import IncompatibleSegment, InvalidOption, IPCError, NoSuchLayer
+from ..inspection.view import View
 from ..options import Options
-from ..segment import SHM, Paths, full_prefix
+from ..segment.segment import SHM, Paths, full_prefix
 from ..store.layout import WORD, Layout
-from ..view import View
 
 _SIZES = ("message_memory", "group_memory", "max_message_size")
 

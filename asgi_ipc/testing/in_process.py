@@ -19,11 +19,11 @@ import tempfile
 import threading
 import weakref
 
-from ..cgroup import cgroup_allows
-from ..doorbell import Doorbell, Ringer
-from ..files import Descriptor, Members
 from ..options import Options
-from ..segment import Paths, Segment, Wanted, write_header
+from ..segment.cgroup import cgroup_allows
+from ..segment.doorbell import Doorbell, Ringer
+from ..segment.files import Descriptor, Members
+from ..segment.segment import Paths, Segment, Wanted, write_header
 from ..store.layout import H_LOCK, H_NONCE, LOCK_FILE, WORD, Layout
 
 logger = logging.getLogger("asgi_ipc")

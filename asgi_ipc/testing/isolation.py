@@ -16,9 +16,9 @@ import re
 import secrets
 import time
 
-from ..attachment import Attachment, forget_all
-from ..files import Members
-from ..segment import SHM, SUFFIX, Paths, remove
+from ..attachment.attachment import Attachment, forget_all
+from ..segment.files import Members
+from ..segment.segment import SHM, SUFFIX, Paths, remove
 
 PATIENCE = 2.0  # seconds that processes which are about to end are given for it
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from asgi_ipc.inspection import Snapshot
-from asgi_ipc.view import View
+from asgi_ipc.inspection.snapshot import Snapshot
+from asgi_ipc.inspection.view import View
 
 from . import rooms
 

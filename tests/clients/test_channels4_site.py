@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import segment
+from asgi_ipc.segment import segment
 from tests.clients import processes
 from tests.clients.demo import Site
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from asgi_ipc.inspection import Snapshot
-from asgi_ipc.procfs import is_stopped
-from asgi_ipc.view import View
+from asgi_ipc.inspection.snapshot import Snapshot
+from asgi_ipc.inspection.view import View
+from asgi_ipc.segment.procfs import is_stopped
 
 from ..clients.processes import Process, running, wait_until
 from ..environments import child_environment

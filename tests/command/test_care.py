@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 from asgi_ipc import IPCChannelLayer, segment
-from asgi_ipc.inspection import Snapshot
+from asgi_ipc.inspection.snapshot import Snapshot
+from asgi_ipc.inspection.view import View
 from asgi_ipc.store.layout import DIRTY, Q_COUNT, S_DIRTY, S_EPOCH, S_MARK, S_SEQ, S_SEQ_BASE, WORD
-from asgi_ipc.view import View
 
 from ..contract import until
 from ..unit.processes import NOBODY, in_child, is_root

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from asgi_ipc import IPCChannelLayer
-from asgi_ipc.diagnosis import diagnose
-from asgi_ipc.store.layout import DIRTY, H_VERSION, S_DIRTY, S_MARK, VERSION
-from asgi_ipc.surroundings import (
+from asgi_ipc.inspection.diagnosis import diagnose
+from asgi_ipc.inspection.surroundings import (
     OK,
     PROBLEM,
     WARNING,
@@ -22,6 +21,7 @@ from asgi_ipc.surroundings import (
     remove_ipc,
     shared_memory,
 )
+from asgi_ipc.store.layout import DIRTY, H_VERSION, S_DIRTY, S_MARK, VERSION
 
 from ..unit.processes import (
     NOBODY,
@@ -58,7 +58,7 @@ def test_all_is_well_with_a_layer_in_use(prefix: str, run: Run) -> None:
 
 
 def test_full_and_unread_channels(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asgi_ipc.diagnosis._UNREAD", 0)
+    monkeypatch.setattr("asgi_ipc.inspection.diagnosis._UNREAD", 0)
     found = [one for one in diagnose(live.prefix) if one.subject == "channels"]
     assert {one.level for one in found} == {WARNING}
     assert any("full: full" in one.text for one in found)

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from asgi_ipc import IPCChannelLayer
-from asgi_ipc.inspection import Snapshot
-from asgi_ipc.view import View
+from asgi_ipc.inspection.snapshot import Snapshot
+from asgi_ipc.inspection.view import View
 
 from ..clients.processes import running
 from ..contract import until

@@ -9,9 +9,9 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.errors import IncompatibleSegment
-from asgi_ipc.inspection import Snapshot
+from asgi_ipc.inspection.snapshot import Snapshot
+from asgi_ipc.inspection.view import View
 from asgi_ipc.store.layout import H_VERSION, Q_NAME, S_TABLES, T_HIGH, T_RESERVED, VERSION, WORD
-from asgi_ipc.view import View
 
 from ..contract import until
 from ..unit.processes import NOBODY, is_root
@@ -156,7 +156,7 @@ def test_another_user_sees_that_it_is_there_and_no_more(live: Live) -> None:
 
     def look() -> object:
         os.setuid(NOBODY)
-        from asgi_ipc.inspection import layers
+        from asgi_ipc.inspection.snapshot import layers
 
         (layer,) = (one for one in layers() if one.prefix == live.prefix)
         return layer.owner, layer.messages, layer.problem

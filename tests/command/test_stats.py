@@ -12,12 +12,12 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc import aio as asgi_ipc_aio
-from asgi_ipc.attachment import holders
+from asgi_ipc.attachment.attachment import holders
 from asgi_ipc.errors import SegmentVanished
-from asgi_ipc.inspection import Snapshot
+from asgi_ipc.inspection.snapshot import Snapshot
+from asgi_ipc.inspection.view import View
 from asgi_ipc.statistics import Stats
 from asgi_ipc.store.layout import DROP_REASONS
-from asgi_ipc.view import View
 
 from ..contract import LIVENESS
 from ..unit.processes import bounded, child, rests
@@ -89,7 +89,7 @@ def test_a_lock_that_was_waited_for_is_counted(
         slept.set()
         sleep(seconds)
 
-    monkeypatch.setattr("asgi_ipc.lock.time.sleep", noted)
+    monkeypatch.setattr("asgi_ipc.segment.lock.time.sleep", noted)
 
     def holder(line) -> None:  # type: ignore[no-untyped-def]
         own = IPCChannelLayer(prefix)
@@ -141,7 +141,7 @@ def test_looking_does_not_drop_the_locks_that_tell_who_lives(prefix: str) -> Non
 
 
 def test_a_layer_that_was_removed_says_so(prefix: str) -> None:
-    from asgi_ipc import segment
+    from asgi_ipc.segment import segment
 
     layer = IPCChannelLayer(prefix)
     layer.stats()
@@ -154,7 +154,7 @@ def test_rates_begin_with_the_last_look_that_is_a_second_ago(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("asgi_ipc.inspection.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("asgi_ipc.inspection.snapshot.time.monotonic", lambda: now[0])
     layer = IPCChannelLayer(prefix)
     layer.stats()
     for _ in range(10):

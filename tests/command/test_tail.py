@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from asgi_ipc import IPCChannelLayer
-from asgi_ipc.tap import Tap
-from asgi_ipc.view import View
+from asgi_ipc.inspection.tap import Tap
+from asgi_ipc.inspection.view import View
 
 from ..clients.processes import Process, running
 from ..environments import child_environment

@@ -8,7 +8,7 @@ from typing import Any
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc import attachment
+from asgi_ipc.attachment import attachment
 from asgi_ipc.store.layout import CLEAN, S_BURY_AT, S_DIRTY, S_SWEEP_AT
 from asgi_ipc.store.store import Store
 

@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc import segment
+from asgi_ipc.segment import segment
 from asgi_ipc.store.layout import BUFFER, DROP_REASONS, EXPIRED, MEMORY, S_DROPS, S_RECOVERIES
 
 KINDS = ("blocking", "asyncio", "forked")

@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import IPCChannelLayer, segment
+from asgi_ipc import IPCChannelLayer
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.errors import (
     CorruptHeader,
@@ -37,6 +37,7 @@ from asgi_ipc.errors import (
     LockTimeout,
     SegmentError,
 )
+from asgi_ipc.segment import segment
 from asgi_ipc.store.layout import (
     DIRTY,
     EXPIRED,

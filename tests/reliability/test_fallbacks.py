@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import IPCChannelLayer, segment
+from asgi_ipc import IPCChannelLayer
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
-from asgi_ipc.attachment import Attachment
+from asgi_ipc.attachment.attachment import Attachment
 from asgi_ipc.errors import IncompatibleSegment, LockTimeout, Reentered
-from asgi_ipc.lock import FileLock
+from asgi_ipc.segment import segment
+from asgi_ipc.segment.lock import FileLock
 
 POSSIBLE = ["no robust mutexes", "no /dev/shm", "no posix_fallocate", "no namespaces"]
 PLATFORMS = [*POSSIBLE, "none of them"]

@@ -33,12 +33,12 @@ from hypothesis.stateful import (
 import asgi_ipc.aio.core
 import asgi_ipc.aio.receiving
 import asgi_ipc.attachment
-import asgi_ipc.drops
+import asgi_ipc.attachment.drops
 from asgi_ipc import errors
 from asgi_ipc.aio.base import Session
 from asgi_ipc.aio.core import Core
-from asgi_ipc.attachment import Attachment
-from asgi_ipc.drops import DropLog
+from asgi_ipc.attachment.attachment import Attachment
+from asgi_ipc.attachment.drops import DropLog
 from asgi_ipc.errors import LimitReached, NotAChannel, NotOwner
 from asgi_ipc.options import Options
 from asgi_ipc.store.groups import Groups
@@ -202,13 +202,13 @@ class Model(RuleBasedStateMachine):
             asgi_ipc.aio.base,
             asgi_ipc.aio.core,
             asgi_ipc.aio.receiving,
-            asgi_ipc.drops,
+            asgi_ipc.attachment.drops,
         ):
             if hasattr(module, "time"):
                 self.patches.enter_context(mock.patch.object(module, "time", clock))
         self.patches.enter_context(mock.patch.object(asgi_ipc.attachment, "time", clock))
         # Log lines are not what this is about, and there are many.
-        self.patches.enter_context(mock.patch.object(asgi_ipc.drops, "logger"))
+        self.patches.enter_context(mock.patch.object(asgi_ipc.attachment.drops, "logger"))
         self.reserve = Reserve(72 * KIB if scarce else 1 << 40)
         self.scarce = scarce
         self.store = make_store(

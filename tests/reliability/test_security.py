@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 import asgi_ipc
-from asgi_ipc import IPCChannelLayer, segment
+from asgi_ipc import IPCChannelLayer
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.errors import ForeignSegment, InvalidOption, IPCError
+from asgi_ipc.segment import segment
 from asgi_ipc.store.layout import Q_DROPS, S_DROPS, UNDECODABLE
 
 from .test_corruption import in_child

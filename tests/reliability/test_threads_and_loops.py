@@ -21,9 +21,11 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc import attachment, segment, sync
+from asgi_ipc import sync
 from asgi_ipc.aio import base, core, hub
+from asgi_ipc.attachment import attachment
 from asgi_ipc.errors import Reentered
+from asgi_ipc.segment import segment
 from asgi_ipc.store.layout import CLEAN, Q_COUNT, Q_WAITING, S_DIRTY
 from asgi_ipc.store.queues import Taken
 

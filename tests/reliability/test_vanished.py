@@ -16,8 +16,8 @@ import posix_ipc
 import pytest
 
 import asgi_ipc
-from asgi_ipc import segment
 from asgi_ipc.errors import SegmentVanished
+from asgi_ipc.segment import segment
 
 from ..clients.processes import Process, running
 from ..contract import LIVENESS, MESSAGE, until

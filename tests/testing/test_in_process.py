@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import asgi_ipc
-from asgi_ipc import lock
 from asgi_ipc.conformance.asynchronous import running_loop
+from asgi_ipc.segment import lock
 from asgi_ipc.store.verify import verify
 from asgi_ipc.testing import in_process
 from asgi_ipc.testing.aio import InProcessChannelLayer as AsyncioLayer

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from asgi_ipc import IPCChannelLayer, segment
+from asgi_ipc import IPCChannelLayer
 from asgi_ipc.aio import IPCChannelLayer as AsyncioLayer
+from asgi_ipc.segment import segment
 from asgi_ipc.testing import isolation
 from asgi_ipc.testing.isolation import Isolation, isolate_worker
 from tests import environments

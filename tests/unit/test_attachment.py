@@ -20,9 +20,10 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc import attachment, segment
+from asgi_ipc import segment
+from asgi_ipc.attachment import attachment
 from asgi_ipc.errors import IncompatibleSegment, LockTimeout, NotOwner, Reentered, SegmentVanished
-from asgi_ipc.lock import robust_mutexes
+from asgi_ipc.segment.lock import robust_mutexes
 from asgi_ipc.store.layout import (
     H_GROUP_MEMORY,
     H_MAX_MESSAGE,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import cgroup
+from asgi_ipc.segment import cgroup
 
 MEBIBYTE = 2**20
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc.errors import IPCError
-from asgi_ipc.lock import make_section
+from asgi_ipc.segment.lock import make_section
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import Q_FIRST, RECORD_WORDS, S_DIRTY, S_TABLES, TABLE_WORDS, WORD
 from asgi_ipc.store.plans import Planner

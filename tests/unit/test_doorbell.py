@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from asgi_ipc.doorbell import ALL, Descriptor, Doorbell, Ringer, path_of
+from asgi_ipc.segment.doorbell import ALL, Descriptor, Doorbell, Ringer, path_of
 
 from ..contract import LIVENESS, in_threads, run_python
 from .processes import Line, bounded, child, in_child
@@ -179,7 +179,7 @@ def test_a_reader_that_is_gone_raises_no_signal(folder: str) -> None:
     """Where SIGPIPE is not ignored, it would end the sender."""
     source = f"""
 import signal
-from asgi_ipc.doorbell import Doorbell, Ringer, path_of
+from asgi_ipc.segment.doorbell import Doorbell, Ringer, path_of
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 ringer = Ringer({folder!r}, 1)
 bell = Doorbell(path_of({folder!r}, 1, 5, 7), 0o600)
@@ -258,7 +258,7 @@ def test_a_bell_that_cannot_be_opened_leaves_nothing(
     def refuse(*arguments: object) -> int:
         raise OSError("no descriptors")
 
-    monkeypatch.setattr("asgi_ipc.doorbell.os.open", refuse)
+    monkeypatch.setattr("asgi_ipc.segment.doorbell.os.open", refuse)
     with pytest.raises(OSError, match="no descriptors"):
         Doorbell(path_of(folder, NONCE, 5, 7), 0o600)
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc.errors import ForeignSegment
-from asgi_ipc.files import Members, check_owner, open_file
+from asgi_ipc.segment.files import Members, check_owner, open_file
 
 from .processes import NOBODY, Line, child, in_child, is_root, rests
 

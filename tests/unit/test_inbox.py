@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_ipc.inbox import _LONG, ANY, Inbox
+from asgi_ipc.attachment.inbox import _LONG, ANY, Inbox
 from asgi_ipc.store.queues import Taken
 
 from ..contract import in_threads

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from asgi_ipc import lock
+from asgi_ipc.segment import lock
 from asgi_ipc.store.layout import LOCK_BYTES
 
 PROGRAM = Path(__file__).with_name("robust_mutex.c")

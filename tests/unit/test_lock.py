@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-import asgi_ipc.lock
+import asgi_ipc.segment.lock
 from asgi_ipc.errors import (
     ChannelFull,
     CorruptStore,
@@ -26,7 +26,7 @@ from asgi_ipc.errors import (
     LockTimeout,
     Reentered,
 )
-from asgi_ipc.lock import (
+from asgi_ipc.segment.lock import (
     FileLock,
     Mutex,
     complaint,
@@ -507,7 +507,7 @@ def interrupted_at(step: int, call: Callable[[], Any]) -> bool:
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
         nonlocal steps
-        if frame.f_code.co_filename != asgi_ipc.lock.__file__:
+        if frame.f_code.co_filename != asgi_ipc.segment.lock.__file__:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

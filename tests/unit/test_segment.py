@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import segment
 from asgi_ipc.errors import (
     CorruptStore,
     ForeignSegment,
@@ -24,8 +23,9 @@ from asgi_ipc.errors import (
     LockTimeout,
     SegmentError,
 )
-from asgi_ipc.lock import Mutex
-from asgi_ipc.segment import Paths, Segment, Wanted, attach_lock, destroy
+from asgi_ipc.segment import segment
+from asgi_ipc.segment.lock import Mutex
+from asgi_ipc.segment.segment import Paths, Segment, Wanted, attach_lock, destroy
 from asgi_ipc.store.layout import (
     H_LOCK,
     H_MACHINE,

@@ -20,12 +20,10 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from .doorbell import ALL, Doorbell, Ringer
-from .drops import DropLog
-from .errors import IncompatibleSegment, IPCError, LockTimeout, Reentered, SegmentVanished
-from .files import Members, open_file
-from .inbox import Inbox
-from .lock import (
+from ..errors import IncompatibleSegment, IPCError, LockTimeout, Reentered, SegmentVanished
+from ..segment.doorbell import ALL, Doorbell, Ringer
+from ..segment.files import Members, open_file
+from ..segment.lock import (
     FileLock,
     Mutex,
     Section,
@@ -35,10 +33,10 @@ from .lock import (
     process_of,
     spread,
 )
-from .segment import Segment, Wanted, attach, full_prefix
-from .store import recovery
-from .store.groups import Groups
-from .store.layout import (
+from ..segment.segment import Segment, Wanted, attach, full_prefix
+from ..store import recovery
+from ..store.groups import Groups
+from ..store.layout import (
     BUFFER,
     CLEAN,
     EXPIRED,
@@ -58,8 +56,10 @@ from .store.layout import (
     S_SWEEP_AT,
     WORD,
 )
-from .store.queues import Target
-from .store.store import Store
+from ..store.queues import Target
+from ..store.store import Store
+from .drops import DropLog
+from .inbox import Inbox
 
 logger = logging.getLogger("asgi_ipc")
 

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .procfs import printable
-from .store.layout import (
+from ..segment.procfs import printable
+from ..store.layout import (
     DEAD,
     H_NONCE,
     HALF_HEAD,
@@ -33,7 +33,7 @@ from .store.layout import (
     WORD,
     record_words,
 )
-from .store.queues import checksum
+from ..store.queues import checksum
 from .view import View
 
 _AT_ONCE = 2000  # records looked at in one look

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .lock import robust_mutexes
-from .procfs import user_name
-from .segment import SHM
+from ..segment.lock import robust_mutexes
+from ..segment.procfs import user_name
+from ..segment.segment import SHM
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 

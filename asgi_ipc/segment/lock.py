@@ -28,9 +28,9 @@ from types import FrameType
 from typing import Any
 from zlib import crc32
 
-from .errors import CorruptStore, IPCError, LockBusy, LockLost, LockTimeout, Reentered
+from ..errors import CorruptStore, IPCError, LockBusy, LockLost, LockTimeout, Reentered
+from ..store.layout import S_DIRTY, S_LOCK_LONGEST, S_LOCK_WAITED, S_LOCK_WAITS
 from .files import Descriptor
-from .store.layout import S_DIRTY, S_LOCK_LONGEST, S_LOCK_WAITED, S_LOCK_WAITS
 
 _SPINS = 30  # tries in a row before the first sleep, about as long as a section takes
 _LONGEST_SLEEP = 0.001  # seconds

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 
-from .store.layout import BUFFER, DEAD_OWNER, DROP_REASONS, EXPIRED
+from ..store.layout import BUFFER, DEAD_OWNER, DROP_REASONS, EXPIRED
 
 logger = logging.getLogger("asgi_ipc")
 

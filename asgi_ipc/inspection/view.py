@@ -12,11 +12,11 @@ import mmap
 import os
 from typing import Any
 
-from .attachment import Attachment, holders
-from .errors import CorruptHeader, CorruptStore, IncompatibleSegment, IPCError
-from .files import Descriptor
-from .segment import Paths, full_prefix, look
-from .store.layout import (
+from ..attachment.attachment import Attachment, holders
+from ..errors import CorruptHeader, CorruptStore, IncompatibleSegment, IPCError
+from ..segment.files import Descriptor
+from ..segment.segment import Paths, full_prefix, look
+from ..store.layout import (
     H_GROUP_MEMORY,
     H_LOCK_KIND,
     H_MAGIC,

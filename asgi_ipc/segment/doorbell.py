@@ -22,7 +22,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from .errors import ForeignSegment
+from ..errors import ForeignSegment
 from .files import Descriptor, check_owner
 
 logger = logging.getLogger("asgi_ipc")

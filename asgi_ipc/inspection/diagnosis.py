@@ -9,16 +9,16 @@ import os
 import time
 from collections.abc import Iterator
 
+from ..attachment.attachment import holders
+from ..errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuchLayer
+from ..segment.cgroup import cgroup_allows
+from ..segment.files import Descriptor
+from ..segment.procfs import command_line, is_stopped
+from ..segment.segment import SHM, Paths, full_prefix, look, prefixes
+from ..statistics import Channel
+from ..store.layout import MAX_PROCESSES, MAX_WAITERS, PAGE, WORD
 from . import locked
-from .attachment import holders
-from .cgroup import cgroup_allows
-from .errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuchLayer
-from .files import Descriptor
-from .inspection import Snapshot
-from .procfs import command_line, is_stopped
-from .segment import SHM, Paths, full_prefix, look, prefixes
-from .statistics import Channel
-from .store.layout import MAX_PROCESSES, MAX_WAITERS, PAGE, WORD
+from .snapshot import Snapshot
 from .surroundings import OK, PROBLEM, WARNING, Finding, machine_findings, mib
 from .view import View
 

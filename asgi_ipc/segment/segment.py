@@ -33,9 +33,7 @@ from typing import Any, NamedTuple
 
 import posix_ipc
 
-from .cgroup import cgroup_allows
-from .doorbell import Doorbell, Ringer, path_of
-from .errors import (
+from ..errors import (
     CorruptHeader,
     ForeignSegment,
     IncompatibleSegment,
@@ -45,10 +43,8 @@ from .errors import (
     NoSuchLayer,
     SegmentError,
 )
-from .files import Descriptor, Members, check_owner, open_file
-from .lock import init_mutex, machine, robust_mutexes
-from .options import MODES
-from .store.layout import (
+from ..options import MODES
+from ..store.layout import (
     FIRST_MARK,
     H_CREATED,
     H_GROUP_MEMORY,
@@ -75,7 +71,11 @@ from .store.layout import (
     WORD,
     Layout,
 )
-from .store.store import Store
+from ..store.store import Store
+from .cgroup import cgroup_allows
+from .doorbell import Doorbell, Ringer, path_of
+from .files import Descriptor, Members, check_owner, open_file
+from .lock import init_mutex, machine, robust_mutexes
 
 logger = logging.getLogger("asgi_ipc")
 

@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .attachment import holders
-from .errors import IPCError, SegmentVanished
-from .files import Descriptor
-from .lock import FileLock, machine, mutex_holder, process_of
-from .procfs import command_line, is_stopped, printable, user_name
-from .segment import Paths, full_prefix, look, prefixes
-from .statistics import Channel, Group, Layer, Lock, Member, Memory, Process, Rates, Stats
-from .store.layout import (
+from ..attachment.attachment import holders
+from ..errors import IPCError, SegmentVanished
+from ..segment.files import Descriptor
+from ..segment.lock import FileLock, machine, mutex_holder, process_of
+from ..segment.procfs import command_line, is_stopped, printable, user_name
+from ..segment.segment import Paths, full_prefix, look, prefixes
+from ..statistics import Channel, Group, Layer, Lock, Member, Memory, Process, Rates, Stats
+from ..store.layout import (
     CLEAN,
     DROP_REASONS,
     G_NAME,

@@ -11,11 +11,11 @@ import mmap
 import time
 from typing import Any
 
-from .errors import IncompatibleSegment
-from .files import Descriptor, open_file
-from .lock import FileLock, Mutex, Section, machine, make_section
-from .segment import look, namespace
-from .store.layout import (
+from ..errors import IncompatibleSegment
+from ..segment.files import Descriptor, open_file
+from ..segment.lock import FileLock, Mutex, Section, machine, make_section
+from ..segment.segment import look, namespace
+from ..store.layout import (
     H_LOCK,
     H_LOCK_KIND,
     H_MACHINE,
@@ -29,8 +29,8 @@ from .store.layout import (
     T_HIGH,
     WORD,
 )
-from .store.store import Store
-from .store.verify import verify
+from ..store.store import Store
+from ..store.verify import verify
 from .view import View
 
 

@@ -15,8 +15,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from .store.layout import LOCAL_SEPARATOR
-from .store.queues import Taken
+from ..store.layout import LOCAL_SEPARATOR
+from ..store.queues import Taken
 
 ANY = None  # the local part of a receiver that takes whatever comes
 _LONG = 256  # entries of one local part; to take from the front of a list costs what it is long

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .errors import ForeignSegment
-from .store.layout import MAX_PROCESSES
+from ..errors import ForeignSegment
+from ..store.layout import MAX_PROCESSES
 
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 

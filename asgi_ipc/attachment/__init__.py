@@ -1,0 +1,1 @@
+"""This process in a segment."""

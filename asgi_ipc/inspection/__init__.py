@@ -1,0 +1,1 @@
+"""A segment seen from outside: it is looked at, and never attached to."""

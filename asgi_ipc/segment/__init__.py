@@ -1,0 +1,5 @@
+"""The operating system: shared memory, its files, its lock, its doorbells."""
+
+from .segment import destroy
+
+__all__ = ["destroy"]
