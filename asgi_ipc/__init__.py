@@ -27,7 +27,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "LocalAndRemoteChannelLayer":  # imports asyncio, which the others do without
-        from .local_and_remote import LocalAndRemoteChannelLayer
+        from .machines.sync import LocalAndRemoteChannelLayer
 
         return LocalAndRemoteChannelLayer
     # These two derive from the peers' classes, and so are made when first asked for.

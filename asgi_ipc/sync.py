@@ -19,9 +19,9 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-from .aio.base import Session
-from .aio.core import Core
+from .aio.operations import Core
 from .aio.receiving import Busy, Receiving, Source
+from .aio.session import Session
 from .attachment.attachment import CHECK_EVERY
 from .base_layer import BaseChannelLayer
 from .errors import InvalidName, LockTimeout
@@ -286,14 +286,14 @@ class IPCChannelLayer(BaseChannelLayer):
         self, channels: Iterable[str]
     ) -> tuple[str | None, dict[str, Any] | None]:
         """`receive` with ``block=True`` as a coroutine, on whatever asyncio loop runs it (A9)."""
-        from .aio.waiter import receive
+        from .aio.loop import receive
 
         deadline = time.monotonic() + self._options.receive_timeout
         return await receive(self._for_loops, channels, deadline)
 
     def receive_twisted(self, channels: Iterable[str]) -> Any:
         """`receive` with ``block=True`` as a Deferred, driven by the reactor's readers (A9)."""
-        from .reactor import receive
+        from .aio.reactor import receive
 
         return receive(self._for_loops, channels, self._options.receive_timeout)
 

@@ -434,7 +434,7 @@ async def test_a_loop_spins_no_longer_than_it_may_wait_and_that_is_no_miss(
 
 def test_a_reactor_spins_too(prefix: str, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("twisted", reason="lacking: Twisted")
-    from asgi_ipc.reactor import ReactorWaiter
+    from asgi_ipc.aio.reactor import ReactorWaiter
 
     layer = asgi_ipc.IPCChannelLayer(prefix)
     layer._for_loops.spin = LONG

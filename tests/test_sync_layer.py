@@ -27,7 +27,7 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc.aio.core import Route
+from asgi_ipc.aio.operations import Route
 from asgi_ipc.conformance.blocking import (
     NOTHING,
     STATISTICS,

@@ -23,8 +23,8 @@ from ..attachment.attachment import CHECK_EVERY
 from ..errors import IPCError, LockTimeout
 from ..segment.doorbell import ALL, Doorbell
 from ..store.layout import Q_COUNT, R_GENERATION, S_EPOCH
-from .base import Session
 from .receiving import Receiving, Source
+from .session import Session
 
 _LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
 

@@ -21,10 +21,10 @@ from ..options import Options
 from ..segment.lock import complaint
 from ..statistics import Stats
 from ..store.layout import Q_COUNT
-from .base import Session
-from .core import Broadcast, Core
+from .loop import current_waiter, receive
+from .operations import Broadcast, Core
 from .receiving import ridden_out
-from .waiter import current_waiter, receive
+from .session import Session
 
 _MISSING = object()
 

@@ -18,7 +18,7 @@ from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
 from ..store.layout import EXPIRED, Q_COUNT, Q_WAITING, R_GENERATION, UNDECODABLE
 from ..store.queues import Target
-from .base import Base, Session
+from .session import Base, Session
 from .spin import Spin
 
 logger = logging.getLogger("asgi_ipc")

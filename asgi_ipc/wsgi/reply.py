@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from ..errors import ReplyLost
-from ..readers import has_reader
 from ..sync import IPCChannelLayer
 from .messages import BODY_CHUNK, CONTENT_CHUNK, response_of, weight
+from .readers import has_reader
 
 _PAUSE, _LONGEST_PAUSE = 0.001, 0.05  # seconds between two looks whether there is room
 _LOOK_EVERY = 1.0  # seconds between two looks whether the other side lives

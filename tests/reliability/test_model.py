@@ -30,13 +30,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import asgi_ipc.aio.core
+import asgi_ipc.aio.operations
 import asgi_ipc.aio.receiving
 import asgi_ipc.attachment
 import asgi_ipc.attachment.drops
 from asgi_ipc import errors
-from asgi_ipc.aio.base import Session
-from asgi_ipc.aio.core import Core
+from asgi_ipc.aio.operations import Core
+from asgi_ipc.aio.session import Session
 from asgi_ipc.attachment.attachment import Attachment
 from asgi_ipc.attachment.drops import DropLog
 from asgi_ipc.errors import LimitReached, NotAChannel, NotOwner
@@ -199,8 +199,8 @@ class Model(RuleBasedStateMachine):
         self.patches = ExitStack()
         clock = types.SimpleNamespace(monotonic=lambda: self.now)
         for module in (
-            asgi_ipc.aio.base,
-            asgi_ipc.aio.core,
+            asgi_ipc.aio.session,
+            asgi_ipc.aio.operations,
             asgi_ipc.aio.receiving,
             asgi_ipc.attachment.drops,
         ):

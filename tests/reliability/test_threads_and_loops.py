@@ -22,7 +22,9 @@ import pytest
 import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc import sync
-from asgi_ipc.aio import base, core, hub
+from asgi_ipc.aio import hub
+from asgi_ipc.aio import operations as core
+from asgi_ipc.aio import session as base
 from asgi_ipc.attachment import attachment
 from asgi_ipc.errors import Reentered
 from asgi_ipc.segment import segment

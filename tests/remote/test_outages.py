@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc import errors
-from asgi_ipc.aio import relay as relay_module
+from asgi_ipc.machines import relay as relay_module
 
 from .machines import CORE, PUBSUB, eventually, reaches, receive, redis
 from .servers import Server, servers, with_sentinel

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from asgi_ipc import errors
-from asgi_ipc.aio import IPCChannelLayer, LocalAndRemoteChannelLayer, distributed, relay
-from asgi_ipc.aio.directory import attached, machine_group, machine_id
-from asgi_ipc.aio.distributed import Backend, Caller, Figures
-from asgi_ipc.aio.incoming import Incoming
+from asgi_ipc.aio import IPCChannelLayer, LocalAndRemoteChannelLayer
+from asgi_ipc.machines import distributed, relay
+from asgi_ipc.machines.directory import attached, machine_group, machine_id
+from asgi_ipc.machines.distributed import Backend, Caller, Figures
+from asgi_ipc.machines.incoming import Incoming
 
 from .machines import eventually, nothing_waits, reaches, receive
 

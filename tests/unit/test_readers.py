@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from asgi_ipc import IPCChannelLayer, errors
-from asgi_ipc.readers import has_reader
+from asgi_ipc.wsgi.readers import has_reader
 
 from ..contract import MESSAGE, until
 from ..environments import child_environment

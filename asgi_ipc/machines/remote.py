@@ -14,17 +14,17 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from ..aio.layer import IPCChannelLayer
+from ..aio.loop import timeout
+from ..aio.session import CACHED, Session
 from ..attachment.attachment import register
 from ..errors import RemoteUnavailable
 from ..store.layout import S_EPOCH
-from .base import CACHED, Session
 from .directory import address_of, attached, machine_group, machine_id, reader_group, set_home
 from .distributed import Backend, Caller, Figures, described
 from .incoming import REQUESTS
-from .layer import IPCChannelLayer
 from .loop_thread import LoopThread
 from .relay import Relay
-from .waiter import timeout
 
 logger = logging.getLogger("asgi_ipc")
 

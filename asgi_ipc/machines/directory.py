@@ -13,10 +13,10 @@ import re
 import time
 from hashlib import sha256
 
+from ..aio.layer import IPCChannelLayer
+from ..aio.receiving import ridden_out
+from ..aio.session import Session
 from ..store.layout import L_SENT, Q_COUNT, Q_FIRST, Q_WAITING
-from .base import Session
-from .layer import IPCChannelLayer
-from .receiving import ridden_out
 
 OWN_NAMES = "asgi_ipc."  # what names of this mode begin with, on both layers
 HOME = OWN_NAMES + "home."  # local groups: where a channel is read

@@ -6,11 +6,11 @@ queue that is not there.
 
 from __future__ import annotations
 
-from .aio.core import Core
-from .names import check_channel, split
-from .store.layout import P_DEAD_SINCE, P_GENERATION, P_LEFT, Q_OWNER, Q_OWNER_GENERATION
-from .store.queues import Target
-from .store.store import Store
+from ..aio.operations import Core
+from ..names import check_channel, split
+from ..store.layout import P_DEAD_SINCE, P_GENERATION, P_LEFT, Q_OWNER, Q_OWNER_GENERATION
+from ..store.queues import Target
+from ..store.store import Store
 
 
 def has_reader(core: Core, channel: str) -> bool:

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import errors
+from ..aio.layer import _MISSING, IPCChannelLayer
+from ..aio.session import Session
 from ..base_layer import AsyncBaseChannelLayer
 from ..errors import InvalidOption, NotOwner
 from ..names import check_channel
 from ..statistics import Stats
-from .base import Session
 from .directory import attached, carried, home_group, home_in, machine_id, unread_channels
 from .distributed import Backend
-from .layer import _MISSING, IPCChannelLayer
 from .remote import Remote
 
 

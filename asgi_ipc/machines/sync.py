@@ -11,16 +11,16 @@ import time
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
-from .aio.base import CACHED
-from .aio.directory import carried, home_group, home_in, machine_id
-from .aio.local_and_remote import LocalAndRemoteChannelLayer as Shared
-from .aio.local_and_remote import local_options
-from .aio.remote import CONFIRMED
-from .base_layer import BaseChannelLayer
-from .names import check_channel, check_receive
-from .statistics import Stats
-from .store.layout import S_EPOCH
-from .sync import IPCChannelLayer
+from ..aio.session import CACHED
+from ..base_layer import BaseChannelLayer
+from ..names import check_channel, check_receive
+from ..statistics import Stats
+from ..store.layout import S_EPOCH
+from ..sync import IPCChannelLayer
+from .aio import LocalAndRemoteChannelLayer as Shared
+from .aio import local_options
+from .directory import carried, home_group, home_in, machine_id
+from .remote import CONFIRMED
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .base import Session
 from .hub import Hub, hub_of
 from .receiving import Receiving, receive_any
+from .session import Session
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout as timeout

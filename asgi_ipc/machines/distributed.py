@@ -24,10 +24,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import errors
+from ..aio.loop import timeout
 from ..attachment.drops import LOG_EVERY
 from ..errors import InvalidOption, RemoteUnavailable
 from .directory import OWN_NAMES, address_of
-from .waiter import timeout
 
 logger = logging.getLogger("asgi_ipc")
 

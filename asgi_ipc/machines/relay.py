@@ -22,10 +22,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from ..aio.layer import IPCChannelLayer
+from ..aio.loop import timeout
+from ..aio.session import Session
 from ..attachment.attachment import register
 from ..errors import IPCError, SegmentError
 from ..segment.files import open_file
-from .base import Session
 from .directory import (
     HOME,
     OWN_NAMES,
@@ -40,8 +42,6 @@ from .directory import (
 )
 from .distributed import Backend, Figures, described, is_timeout
 from .incoming import REQUESTS, Incoming
-from .layer import IPCChannelLayer
-from .waiter import timeout
 
 logger = logging.getLogger("asgi_ipc")
 

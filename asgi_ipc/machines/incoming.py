@@ -16,10 +16,10 @@ import os
 import time
 from typing import Any
 
+from ..aio.layer import IPCChannelLayer
 from ..errors import SegmentError
 from .directory import OWN_NAMES, machine_group, set_home
 from .distributed import Figures, described
-from .layer import IPCChannelLayer
 
 logger = logging.getLogger("asgi_ipc")
 

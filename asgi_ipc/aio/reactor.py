@@ -14,10 +14,10 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python import threadable
 from zope.interface import implementer
 
-from .aio.base import Session
-from .aio.core import Core
-from .aio.hub import Hub, hub_of
-from .aio.receiving import receive_any
+from .hub import Hub, hub_of
+from .operations import Core
+from .receiving import receive_any
+from .session import Session
 
 
 @implementer(IReadDescriptor)

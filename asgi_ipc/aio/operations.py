@@ -39,8 +39,8 @@ from ..store.layout import (
 from ..store.plans import Plan
 from ..store.queues import FULL, GONE, NO_MEMORY, Target
 from ..store.store import Store
-from .base import CACHED, Session
 from .receiving import Receiving
+from .session import CACHED, Session
 
 _TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
 

@@ -1,0 +1,3 @@
+"""The public name of `store.verify`: every invariant of a segment, checked."""
+
+from .store.verify import verify as verify
