@@ -25,7 +25,7 @@ PAGE = ROOT / "docs" / "memory-map.rst"
 sys.path.insert(0, str(ROOT))
 
 from asgi_ipc.options import Options  # noqa: E402
-from asgi_ipc.store.store import layout  # noqa: E402
+from asgi_ipc.store import layout  # noqa: E402
 
 SOURCE = Path(layout.__file__)
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import asgi_ipc.store.queues
+from asgi_ipc.store import recovery
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import (
     CLEAN,
@@ -28,7 +29,7 @@ from asgi_ipc.store.layout import (
     S_MOVES,
     WORD,
 )
-from asgi_ipc.store.store import Store, recovery
+from asgi_ipc.store.store import Store
 from asgi_ipc.store.verify import INTERRUPTED, verify
 
 from ..unit.support import (

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from asgi_ipc.store import recovery
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import (
     DIRTY,
@@ -81,7 +82,7 @@ from asgi_ipc.store.layout import (
     WAITER_WORDS,
     WORD,
 )
-from asgi_ipc.store.store import Store, recovery
+from asgi_ipc.store.store import Store
 from asgi_ipc.store.verify import INTERRUPTED, verify
 
 from ..unit.support import FOREVER, NOW, copy_of, make_store, owned, process, put, row_of, take

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 import asgi_ipc.store.layout
 import asgi_ipc.store.memory
+from asgi_ipc.store import recovery
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import (
     CLEAN,
@@ -55,7 +56,7 @@ from asgi_ipc.store.layout import (
 )
 from asgi_ipc.store.plans import Plan, Planner
 from asgi_ipc.store.queues import Target
-from asgi_ipc.store.store import Store, recovery
+from asgi_ipc.store.store import Store
 
 KIB = 1024
 FOREVER = 1e9  # a time that no test comes to

@@ -24,6 +24,7 @@ from asgi_ipc import segment
 from asgi_ipc.attachment import attachment
 from asgi_ipc.errors import IncompatibleSegment, LockTimeout, NotOwner, Reentered, SegmentVanished
 from asgi_ipc.segment.lock import robust_mutexes
+from asgi_ipc.store import waiters
 from asgi_ipc.store.layout import (
     H_GROUP_MEMORY,
     H_MAX_MESSAGE,
@@ -33,7 +34,7 @@ from asgi_ipc.store.layout import (
     P_PID,
     Layout,
 )
-from asgi_ipc.store.store import Store, waiters
+from asgi_ipc.store.store import Store
 
 from ..contract import LIVENESS, MESSAGE, in_threads, until
 from .processes import Line, bounded, child, children, in_child, on_linux, rests

@@ -10,10 +10,11 @@ import pytest
 
 from asgi_ipc.errors import IPCError
 from asgi_ipc.segment.lock import make_section
+from asgi_ipc.store import layout, recovery
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import Q_FIRST, RECORD_WORDS, S_DIRTY, S_TABLES, TABLE_WORDS, WORD
 from asgi_ipc.store.plans import Planner
-from asgi_ipc.store.store import Store, layout, recovery
+from asgi_ipc.store.store import Store
 
 from .support import (
     FOREVER,

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from asgi_ipc.errors import CorruptStore, LimitReached
+from asgi_ipc.store import recovery
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import BYTES_A_MEMBER, DIRTY, M_GROUP, M_NEXT, R_GENERATION, S_DIRTY
 from asgi_ipc.store.plans import Plan, Planner
-from asgi_ipc.store.store import Store, recovery
+from asgi_ipc.store.store import Store
 
 from .support import (
     FOREVER,

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc.names import MAX_NAME
+from asgi_ipc.store import layout
 from asgi_ipc.store.layout import (
     H_MAGIC,
     H_VERSION,
@@ -46,7 +47,6 @@ from asgi_ipc.store.layout import (
     Layout,
     record_words,
 )
-from asgi_ipc.store.store import layout
 
 from .support import examples
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from asgi_ipc.store.store import layout
+from asgi_ipc.store import layout
 from tests import environments
 
 DOCS = environments.REPOSITORY / "docs"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from asgi_ipc.errors import CorruptStore
+from asgi_ipc.store import recovery
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import DIRTY, G_RECENT, G_VERSION, R_GENERATION, RECENT_CHANGES, S_DIRTY
 from asgi_ipc.store.plans import Plan, Planner
-from asgi_ipc.store.store import recovery
 
 from .support import (
     FOREVER,

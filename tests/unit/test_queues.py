@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from asgi_ipc.errors import CorruptStore, LimitReached
+from asgi_ipc.store import queues
 from asgi_ipc.store.layout import (
     DEAD,
     EXPIRED,
@@ -32,7 +33,7 @@ from asgi_ipc.store.layout import (
     WORD,
 )
 from asgi_ipc.store.queues import FULL, GONE, NO_MEMORY, Target
-from asgi_ipc.store.store import Store, queues
+from asgi_ipc.store.store import Store
 
 from .support import (
     FOREVER,

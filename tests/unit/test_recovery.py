@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc.errors import CorruptStore
+from asgi_ipc.store import recovery
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import (
     DEAD_OWNER,
@@ -60,7 +61,7 @@ from asgi_ipc.store.layout import (
     T_USED,
 )
 from asgi_ipc.store.plans import Planner
-from asgi_ipc.store.store import Store, recovery
+from asgi_ipc.store.store import Store
 
 from .support import (
     FOREVER,
