@@ -126,7 +126,7 @@ class Options:
     lock: str = "mutex"
 
     @property
-    def home(self) -> Any:
+    def provider(self) -> Any:
         """Where the segment is, if not in shared memory: see `segment.Wanted`."""
         return None
 

@@ -22,7 +22,7 @@ from .inspection.snapshot import Snapshot
 from .inspection.view import View
 from .segment.segment import Paths, prefixes
 from .statistics import Channel, Stats
-from .store.layout import DROP_REASONS, Q_DROPS, Q_FULL, Q_TOTAL, R_GENERATION, S_SEQ
+from .store.layout import DROP_REASONS, Q_DROPS, Q_REFUSED, Q_SENT, R_GENERATION, S_SEQ
 
 OTHER = "(other)"
 
@@ -116,7 +116,7 @@ class _Layer:
         seen: dict[tuple[int, int], _Counts] = {}
         for row, words in snapshot.queues.items():
             key = row, words[R_GENERATION]
-            counts = seen[key] = words[Q_TOTAL], words[Q_FULL], _dropped(words)
+            counts = seen[key] = words[Q_SENT], words[Q_REFUSED], _dropped(words)
             before = self._seen.get(key, (0, 0, 0))
             sums = self._sums.setdefault(self._label(snapshot.name(row)), [0, 0, 0])
             for place in range(3):

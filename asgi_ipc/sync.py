@@ -29,7 +29,7 @@ from .names import check_channel
 from .options import Options
 from .segment.doorbell import ALL, Doorbell
 from .statistics import Stats
-from .store.layout import Q_COUNT
+from .store.layout import Q_PENDING
 
 _LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
 
@@ -102,7 +102,8 @@ class ThreadWaiter:
             if row == ALL or row in [source.target.row for source in sources]:
                 mine = True
             elif (
-                row not in [source.target.row for source in before] or session.words[row + Q_COUNT]
+                row not in [source.target.row for source in before]
+                or session.words[row + Q_PENDING]
             ):
                 session.attachment.pass_on(row)  # else it was answered, and there is no more
         return mine
@@ -243,7 +244,7 @@ class IPCChannelLayer(BaseChannelLayer):
             pass  # not looked up yet, or no name
         try:
             # What a glance shows to be there can be had without a waiter and without a deadline.
-            if source is not None and source.inbox is None and source.target.words[Q_COUNT]:
+            if source is not None and source.inbox is None and source.target.words[Q_PENDING]:
                 found = core.take_one(session, source)
                 if found is not None:
                     return found

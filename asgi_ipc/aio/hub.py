@@ -22,7 +22,7 @@ from typing import Any
 from ..attachment.attachment import CHECK_EVERY
 from ..errors import IPCError, LockTimeout
 from ..segment.doorbell import ALL, Doorbell
-from ..store.layout import Q_COUNT, R_GENERATION, S_EPOCH
+from ..store.layout import Q_PENDING, R_GENERATION, S_EPOCH
 from .receiving import Receiving, Source
 from .session import Session
 
@@ -257,14 +257,14 @@ class Hub(ABC):
                 if not row:  # waiter ids ran out, and there was no queue yet: each looks for itself
                     for sleep in list(sleeping):
                         sleep.wake()
-                elif not self.index or words[row + Q_COUNT]:  # without an id also for another row
+                elif not self.index or words[row + Q_PENDING]:  # without an id also for another row
                     sleeping[0].wake()
             for row, queue in list(self._rows.items()):
                 source = self._drains[queue][1]
                 for waiting in source.inbox.overdue() if source.inbox is not None else ():
                     waiting.wake()
                 target = source.target
-                if words[row + R_GENERATION] != target.generation or words[row + Q_COUNT]:
+                if words[row + R_GENERATION] != target.generation or words[row + Q_PENDING]:
                     self._drain(session, queue)
         except IPCError as error:
             self._failed(error)

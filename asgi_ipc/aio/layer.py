@@ -20,7 +20,7 @@ from ..names import check_channel
 from ..options import Options
 from ..segment.lock import complaint
 from ..statistics import Stats
-from ..store.layout import Q_COUNT
+from ..store.layout import Q_PENDING
 from .loop import current_waiter, receive
 from .operations import Broadcast, Core
 from .receiving import ridden_out
@@ -81,7 +81,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         source = sources[0]
         try:
             # What a glance shows to be there can be had without asking which loop this is.
-            if source.inbox is None and source.target.words[Q_COUNT]:
+            if source.inbox is None and source.target.words[Q_PENDING]:
                 found = core.take_one(session, source)
                 if found is not None:
                     return found[1]

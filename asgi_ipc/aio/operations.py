@@ -26,12 +26,12 @@ from ..store.layout import (
     MAX_LOCALS,
     MEMORY,
     Q_CAPACITY,
-    Q_COUNT,
     Q_CREATED,
     Q_FIRST,
-    Q_FULL,
-    Q_TOTAL,
-    S_FULL,
+    Q_PENDING,
+    Q_REFUSED,
+    Q_SENT,
+    S_REFUSED,
     S_SEQ,
     S_SEQ_BASE,
     S_SINCE,
@@ -56,8 +56,9 @@ class Broadcast:
 class Route:
     """A plan as targets: those of each queue, and all of them."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, expiry: float) -> None:
         self.plan = plan
+        self._expiry = expiry
         self._by_queue: dict[bytes, list[Target]] = {}
         self.targets: list[Target] = []
 
@@ -74,7 +75,7 @@ class Route:
             capacity = min(parts.values())
             store.words[row + Q_CAPACITY] = capacity  # for `inspection` to read
             by_queue[queue] = [
-                store.fixed(queue, joined, capacity, row, generation)
+                store.fix(Target(queue, joined, capacity, self._expiry), row, generation)
                 for joined in _joined(list(parts))
             ]
         self.targets = [target for targets in by_queue.values() for target in targets]
@@ -104,7 +105,7 @@ class Core(Receiving):
         now = time.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
-        waiter = session.section_of_four(session.put, target, body, now, now + self.expiry)
+        waiter = session.section_of_three(session.put, target, body, now)
         if waiter:
             if waiter < 0:
                 self._refuse(session, channel, waiter)
@@ -114,7 +115,8 @@ class Core(Receiving):
         """Where messages for `channel` go; looked up once for each name."""
         check_channel(channel)
         queue, local = split(channel)
-        target = Target(queue.encode("ascii"), local.encode("ascii"), self.capacity_of(channel))
+        capacity = self.capacity_of(channel)
+        target = Target(queue.encode("ascii"), local.encode("ascii"), capacity, self.expiry)
         session.section(self._refuse_group, session, target, channel)
         session.remember(session.routes, channel, target)
         return target
@@ -136,7 +138,7 @@ class Core(Receiving):
                 "its readers are slower than its senders, or there are none"
             )
         store = session.store
-        store.words[S_FULL] += 1
+        store.words[S_REFUSED] += 1
         raise errors.ChannelFull(
             f"no memory for another message to {channel!r}: message_memory="
             f"{store.layout.message_memory} of prefix {self.prefix!r} is used up, or the machine "
@@ -218,7 +220,7 @@ class Core(Receiving):
         rings, dropped = [], []
         gone = False
         for target in targets[first : first + _TARGETS_AT_ONCE]:
-            waiter = store.put(target, body, now, now + self.expiry)
+            waiter = store.put(target, body, now)
             if waiter > 0:
                 rings.append((target.row, waiter))
             elif waiter == FULL or waiter == NO_MEMORY:
@@ -242,7 +244,7 @@ class Core(Receiving):
             session.plans.pop(group, None)
             return []
         if route is None or route.plan is not plan:
-            route = Route(plan)
+            route = Route(plan, self.expiry)
             if len(session.plans) >= CACHED:
                 session.plans.clear()
             session.plans[group] = route
@@ -269,11 +271,11 @@ class Core(Receiving):
         words, doubles = store.words, store.doubles
         pending, oldest = 0, now
         for row in store.queues.rows():
-            pending += words[row + Q_COUNT]
+            pending += words[row + Q_PENDING]
             oldest = min(oldest, self._sent_at(session, row, now))
         since = doubles[S_SINCE]
         count = words[S_SEQ] - words[S_SEQ_BASE]
-        return self._statistics("", now, since, count, words[S_FULL], pending, now - oldest)
+        return self._statistics("", now, since, count, words[S_REFUSED], pending, now - oldest)
 
     def channel_statistics(self, channel: str) -> dict[str, Any]:
         """The six figures for the queue that `channel` is kept in (A8)."""
@@ -290,9 +292,9 @@ class Core(Receiving):
             queue,
             now,
             store.doubles[row + Q_CREATED],
-            words[row + Q_TOTAL],
-            words[row + Q_FULL],
-            words[row + Q_COUNT],
+            words[row + Q_SENT],
+            words[row + Q_REFUSED],
+            words[row + Q_PENDING],
             now - self._sent_at(session, row, now),
         )
 

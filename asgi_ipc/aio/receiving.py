@@ -16,7 +16,7 @@ from ..attachment.inbox import ANY, Drained, Entry, Inbox, Waiting
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
-from ..store.layout import EXPIRED, Q_COUNT, Q_WAITING, R_GENERATION, UNDECODABLE
+from ..store.layout import EXPIRED, Q_PENDING, Q_WAITING, R_GENERATION, UNDECODABLE
 from ..store.queues import Target
 from .session import Base, Session
 from .spin import Spin
@@ -75,7 +75,7 @@ class Source:
         """A glance, without the lock: whether something is in the queue, or it has to be looked up
         to know: it never was, or there was a flush since."""
         words = self.target.words
-        return words[Q_COUNT] > 0 or words[R_GENERATION] != self.target.generation
+        return words[Q_PENDING] > 0 or words[R_GENERATION] != self.target.generation
 
     def awaited(self) -> bool:
         """The same: whether somebody is parked at a queue that is not process-specific. A sender
@@ -196,7 +196,7 @@ class Receiving(Base):
         if now >= session.attachment.due:
             self.upkeep(session, now)
         while True:
-            body = session.section_of_four(session.take, source.target, now, waiter, None)
+            body = session.section_of_three(session.take, source.target, now, waiter)
             if body is None:
                 if session.store.dropped:
                     session.attachment.log_drop.tell()
@@ -333,7 +333,7 @@ class Receiving(Base):
             for source in sources:
                 row = self._bind(session, source.target, now)
                 store.park(row, waiter.index)
-                if store.words[row + Q_COUNT]:
+                if store.words[row + Q_PENDING]:
                     # More than one drain takes, and none of it was for this receive: look again.
                     rings.append((row, waiter.index))
         return None, rings
@@ -395,7 +395,7 @@ class Receiving(Base):
         woken = self._drain(session, source, row, now)
         if waiter:
             session.store.park(row, waiter)
-        return woken, row if waiter and session.store.words[row + Q_COUNT] else 0
+        return woken, row if waiter and session.store.words[row + Q_PENDING] else 0
 
     async def receive(
         self,

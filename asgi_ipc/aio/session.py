@@ -43,7 +43,7 @@ class Session:
         "ring",
         "routes",
         "section",
-        "section_of_four",
+        "section_of_three",
         "sources",
         "store",
         "take",
@@ -51,11 +51,11 @@ class Session:
     )
 
     def __init__(
-        self, attachment: Attachment, section_of_four: Section, capacity: Callable[[str], int]
+        self, attachment: Attachment, section_of_three: Section, capacity: Callable[[str], int]
     ) -> None:
         self.attachment = attachment
-        self.section_of_four = section_of_four
-        self.section = spread(section_of_four)
+        self.section_of_three = section_of_three
+        self.section = spread(section_of_three)
         self.store = attachment.store
         self.words = attachment.store.words
         self.groups = attachment.groups
@@ -106,7 +106,7 @@ class Base:
             options.max_message_size,
             options.mode,
             options.lock,
-            options.home,
+            options.provider,
         )
         self.session: Session | None = None
         self.client_prefix = ""
@@ -130,7 +130,7 @@ class Base:
         if found is None:
             waits = self._patience, self.options.lock_timeout
             attachment = attached(self._wanted, *waits, flush)
-            section = attachment.make_section_of_four(*waits)
+            section = attachment.make_section_of_three(*waits)
             found = Session(attachment, section, self.capacity_of)
             limit = attachment.segment.layout.max_message_size
             self.max_message_size = min(self.options.max_message_size, limit)

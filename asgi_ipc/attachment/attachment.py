@@ -29,7 +29,7 @@ from ..segment.lock import (
     Section,
     init_mutex,
     make_section,
-    make_section_of_four,
+    make_section_of_three,
     process_of,
     spread,
 )
@@ -71,7 +71,7 @@ SWEEP_SOON = 0.1  # while messages wait, or the last round found something to cl
 SWEEP_HURRY = 0.002  # when it left something that could be cleared up at once
 DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
 
-# By prefix, or by home where it is not shared memory.
+# By prefix, or by provider where it is not shared memory.
 _attachments: weakref.WeakValueDictionary[Any, Attachment] = weakref.WeakValueDictionary()
 _everyone: weakref.WeakSet[Attachment] = weakref.WeakSet()  # those of removed segments too
 _users: weakref.WeakSet[Any] = weakref.WeakSet()  # objects with a detach() method
@@ -143,11 +143,11 @@ class Attachment:
         self, wanted: Wanted, patience: float, timeout: float, flush: bool = False
     ) -> None:
         """`flush`: forget what is in the store without looking at it, which may be damaged."""
-        make: Callable[[Wanted], tuple[Segment, int]] = getattr(wanted.home, "attach", attach)
+        make: Callable[[Wanted], tuple[Segment, int]] = getattr(wanted.provider, "attach", attach)
         self.segment, index = make(wanted)
         segment = self.segment
         self.prefix = wanted.prefix
-        self.key = wanted.home or wanted.prefix
+        self.key = wanted.provider or wanted.prefix
         self.store = Store(segment.memory, segment.layout, segment.reserve)
         self.groups = Groups(self.store)
         self.log_drop = DropLog(wanted.prefix, self.store.dropped)
@@ -207,9 +207,9 @@ class Attachment:
         self, patience: float, timeout: float, recover: Callable[[], None] | None = None
     ) -> Section:
         """A section that waits `patience` seconds for the lock; see `lock`."""
-        return spread(self.make_section_of_four(patience, timeout, recover))
+        return spread(self.make_section_of_three(patience, timeout, recover))
 
-    def make_section_of_four(
+    def make_section_of_three(
         self, patience: float, timeout: float, recover: Callable[[], None] | None = None
     ) -> Section:
         me = weakref.ref(self)
@@ -225,7 +225,7 @@ class Attachment:
             return isinstance(lock, Mutex) and _renew(segment, lock, holder)
 
         recover = recover or recover_and_ring
-        return make_section_of_four(lock, store.words, recover, patience, renew, timeout)
+        return make_section_of_three(lock, store.words, recover, patience, renew, timeout)
 
     def flush(self, patience: float, timeout: float) -> None:
         """Forget all messages and groups, also in a store that recovery gives up on."""
@@ -499,7 +499,7 @@ def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = Fals
 
     The lock is waited for as `lock.make_section` says. `flush`: see `Attachment`, if one is made.
     """
-    if wanted.home is None:
+    if wanted.provider is None:
         wanted = wanted._replace(prefix=full_prefix(wanted.prefix))
     try:
         return _found_or_made(wanted, patience, timeout, flush)
@@ -508,7 +508,7 @@ def attached(wanted: Wanted, patience: float, timeout: float, flush: bool = Fals
 
 
 def _found_or_made(wanted: Wanted, patience: float, timeout: float, flush: bool) -> Attachment:
-    key = wanted.home or wanted.prefix
+    key = wanted.provider or wanted.prefix
     try:
         _guard.enter()
         found = _attachments.get(key)

@@ -49,16 +49,16 @@ from ..store.layout import (
     PAGE,
     PROCESS_WORDS,
     Q_CAPACITY,
-    Q_COUNT,
     Q_CREATED,
     Q_DROPS,
     Q_FIRST,
-    Q_FULL,
     Q_MEMBERS,
     Q_NAME,
     Q_OWNER,
     Q_OWNER_GENERATION,
-    Q_TOTAL,
+    Q_PENDING,
+    Q_REFUSED,
+    Q_SENT,
     Q_WAITERS,
     Q_WAITING,
     R_GENERATION,
@@ -68,7 +68,6 @@ from ..store.layout import (
     S_DIRTY,
     S_DROPS,
     S_EPOCH,
-    S_FULL,
     S_LIVE,
     S_LOCK_LONGEST,
     S_LOCK_WAITED,
@@ -76,6 +75,7 @@ from ..store.layout import (
     S_MOVES,
     S_PEAK,
     S_RECOVERIES,
+    S_REFUSED,
     S_SEQ,
     S_SEQ_BASE,
     S_SINCE,
@@ -121,7 +121,9 @@ class Snapshot:
             self._processes = view.words(layout.processes, MAX_PROCESSES * PROCESS_WORDS)
             self._waiters = view.words(layout.waiters, MAX_WAITERS * WAITER_WORDS)
             self._rest = {
-                row: self._first(row, words) for row, words in self.queues.items() if words[Q_COUNT]
+                row: self._first(row, words)
+                for row, words in self.queues.items()
+                if words[Q_PENDING]
             }
             after = view.words(0, PAGE // WORD)
             disturbed = header[S_DIRTY] != CLEAN and after[S_DIRTY] != CLEAN
@@ -140,7 +142,7 @@ class Snapshot:
             header[S_EPOCH],
             header[S_SEQ] - header[S_SEQ_BASE],
             sum(count for count, _ in self._rest.values()),
-            header[S_FULL],
+            header[S_REFUSED],
             sum(header[S_DROPS : S_DROPS + len(DROP_REASONS)]),
         )
 
@@ -232,19 +234,19 @@ class Snapshot:
         at, total, count = _seconds(words[Q_CREATED]), 0, 0
         earlier = before.queues.get(row) if before is not None else None
         if before is not None and earlier and earlier[R_GENERATION] == words[R_GENERATION]:
-            at, total, count = before.now, earlier[Q_TOTAL], before._rest.get(row, (0, 0.0))[0]
+            at, total, count = before.now, earlier[Q_SENT], before._rest.get(row, (0, 0.0))[0]
         elif before is not None:
             at = max(at, before.now)
         period = max(self.now - at, 1e-9)
-        sent = max(words[Q_TOTAL] - total, 0)
+        sent = max(words[Q_SENT] - total, 0)
         owner = self._index(words[Q_OWNER], words[Q_OWNER_GENERATION])
         return Channel(
             name=_name(words, Q_NAME),
             messages=messages,
             capacity=words[Q_CAPACITY],
             oldest=max(self.now - sent_at, 0.0) if sent_at else 0.0,
-            sent=words[Q_TOTAL],
-            refused=words[Q_FULL],
+            sent=words[Q_SENT],
+            refused=words[Q_REFUSED],
             dropped={reason: words[Q_DROPS + place] for place, reason in enumerate(DROP_REASONS)},
             members=words[Q_MEMBERS],
             owner=0 if owner is None else self._pid(owner),
@@ -256,7 +258,7 @@ class Snapshot:
     def _first(self, row: int, words: memoryview[int]) -> tuple[int, float]:
         """How many messages wait in a queue, without those at its front that have expired, and
         when the oldest was sent (0.0 if that cannot be told)."""
-        count, at, now = words[Q_COUNT], words[Q_FIRST], time.monotonic()
+        count, at, now = words[Q_PENDING], words[Q_FIRST], time.monotonic()
         for expired in range(min(count, _EXPIRED_AT_ONCE)):
             if not self.layout.log <= at <= self.layout.log_end - RECORD_WORDS:
                 return count, 0.0

@@ -175,24 +175,24 @@ Section = Callable[..., Any]
 
 
 def make_section(*args: Any) -> Section:
-    """Return ``section(operation, *args)``: `make_section_of_four` for any number of arguments."""
-    return spread(make_section_of_four(*args))
+    """Return ``section(operation, *args)``: `make_section_of_three` for any number of arguments."""
+    return spread(make_section_of_three(*args))
 
 
-def spread(of_four: Section) -> Section:
-    """A section for any number of arguments out of one for four."""
+def spread(of_three: Section) -> Section:
+    """A section for any number of arguments out of one for three."""
 
-    def section(operation: Callable[..., Any], *args: Any) -> Any:
-        return of_four(_call, operation, args, None, None)
+    def section(operation: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        return of_three(_call, operation, args, named)
 
     return section
 
 
-def _call(operation: Callable[..., Any], args: Any, _: None, __: None) -> Any:
-    return operation(*args)
+def _call(operation: Callable[..., Any], args: Any, named: Any) -> Any:
+    return operation(*args, **named)
 
 
-def make_section_of_four(
+def make_section_of_three(
     lock: Mutex | FileLock,
     words: memoryview[int],
     recover: Callable[[], None],
@@ -200,9 +200,9 @@ def make_section_of_four(
     renew: Callable[[int], bool],
     timeout: float,
 ) -> Section:
-    """Return ``section(operation, a, b, c, d)``, which runs an operation of the store under the
-    lock. Of just four arguments because `put` and `take` are called through it: to hand on any
-    number takes a tenth of what a whole section costs.
+    """Return ``section(operation, a, b, c)``, which runs an operation of the store under the lock.
+    Of just three arguments because `put` and `take` are called through it: to hand on any number
+    takes a tenth of what a whole section costs.
 
     `recover` is called, under the lock, when the store is dirty. The lock is waited for `patience`
     seconds, then LockBusy is raised if that is less than `timeout`, else LockTimeout, which names
@@ -210,7 +210,7 @@ def make_section_of_four(
     """
     trylock, unlock, consistent, handle = lock.trylock, lock.unlock, lock.consistent, lock.handle
 
-    def section(operation: Callable[..., Any], a: Any, b: Any, c: Any, d: Any) -> Any:
+    def section(operation: Callable[..., Any], a: Any, b: Any, c: Any) -> Any:
         mine = False
         try:
             code = trylock(handle)
@@ -219,7 +219,7 @@ def make_section_of_four(
             mine = True
             if words[S_DIRTY]:
                 recover()
-            result = operation(a, b, c, d)
+            result = operation(a, b, c)
             unlock(handle)
         except BaseException as error:
             # A lost mutex must not even be unlocked: glibc takes this thread for its holder, and

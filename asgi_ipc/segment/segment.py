@@ -95,8 +95,8 @@ class Wanted(NamedTuple):
     mode: int
     lock: str
     # Who makes the segment where it is not shared memory: an object with a method `attach` like the
-    # function below. Layers with the same home share a segment.
-    home: Any = None
+    # function below. Layers with the same provider share a segment.
+    provider: Any = None
 
     @property
     def lock_kind(self) -> int:

@@ -75,14 +75,14 @@ class Groups:
                 self._changed(row, member, True)
         else:
             if not row:
-                row = store.groups.insert(group, store.counted(), {})
+                row = store.groups.insert(group, store.advance_counter(), {})
             fields = {
                 M_GROUP: row,
                 M_QUEUE: queue.row,
                 M_QUEUE_GENERATION: queue.generation,
                 M_EXPIRES: int.from_bytes(struct.pack("=d", expires), sys.byteorder),
             }
-            member = store.members.insert(channel, store.counted(), fields, row)
+            member = store.members.insert(channel, store.advance_counter(), fields, row)
             self.link(member)
             self._changed(row, member, True)
         words[S_DIRTY] = CLEAN

@@ -18,8 +18,8 @@ class Memory:
         self.halves: memoryview[int] = view.cast("B").cast("I")
         self.doubles: memoryview[float] = view.cast("B").cast("d")
 
-    def counted(self) -> int:
-        """The next value of the one counter behind generations, versions and epochs."""
+    def advance_counter(self) -> int:
+        """Advance the one counter behind generations, versions and epochs; return its new value."""
         words = self.words
         value = words[S_COUNTER] + 1
         words[S_COUNTER] = value

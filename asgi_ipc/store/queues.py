@@ -29,18 +29,18 @@ from .layout import (
     P_DEAD_SINCE,
     PROCESS_WORDS,
     Q_CAPACITY,
-    Q_COUNT,
     Q_CREATED,
     Q_DROPS,
     Q_FIRST,
-    Q_FULL,
     Q_LAST,
     Q_MEMBERS,
     Q_NAME,
     Q_OWNER,
+    Q_PENDING,
+    Q_REFUSED,
     Q_SEEN,
     Q_SEEN_AT,
-    Q_TOTAL,
+    Q_SENT,
     Q_WAITING,
     QUEUE_WORDS,
     R_GENERATION,
@@ -50,9 +50,9 @@ from .layout import (
     S_DIRTY,
     S_DROPS,
     S_ENDS,
-    S_FULL,
     S_LIMIT,
     S_LIVE,
+    S_REFUSED,
     S_SEQ,
     TAKEN,
     WORD,
@@ -98,12 +98,14 @@ class Target:
     """A queue as a process knows it: its name, and where its row was when last looked up: `words`
     are those of the row, so that no index need be computed for each.
 
-    `local_parts` and `capacity` belong to what is sent there: the local part of one channel, or
-    those of all members of a broadcast (`fixed`: if the queue is gone it is not made again).
+    `local_parts`, `capacity` and `expiry` belong to what is sent there: the local part of one
+    channel, or those of all members of a broadcast (`fixed`: if the queue is gone it is not made
+    again).
     """
 
     __slots__ = (
         "capacity",
+        "expiry",
         "fixed",
         "generation",
         "local_length",
@@ -114,12 +116,20 @@ class Target:
         "words",
     )
 
-    def __init__(self, queue: bytes, local_parts: bytes = b"", capacity: int = 0) -> None:
+    def __init__(
+        self,
+        queue: bytes,
+        local_parts: bytes = b"",
+        capacity: int = 0,
+        expiry: float = float("inf"),
+    ) -> None:
+        """`capacity` in messages, `expiry` in seconds."""
         self.queue = queue
         self.local_parts = local_parts
         self.local_length = len(local_parts)
         self.seed = adler32(local_parts) if local_parts else 0  # of checksums, see `checksum`
         self.capacity = capacity
+        self.expiry = expiry
         self.row = 0
         self.words = _NO_WORDS
         self.generation = -1  # that of no row: look it up
@@ -165,8 +175,8 @@ class Queues(Waiters):
 
     # -- messages ---------------------------------------------------------------------------------
 
-    def put(self, target: Target, body: bytes, now: float, expires: float) -> int:
-        """Append `body` to the queue of `target`.
+    def put(self, target: Target, body: bytes, now: float) -> int:
+        """Append `body` to the queue of `target`, until `target.expiry` seconds after `now`.
 
         Returns the waiter to ring, 0 if nobody waits, or FULL, NO_MEMORY or GONE when nothing was
         done: the capacity is reached, no room is left in memory (or for another queue), or a fixed
@@ -178,12 +188,12 @@ class Queues(Waiters):
                 return GONE if target.fixed else NO_MEMORY
             queue = target.words
         row = target.row
-        count = queue[Q_COUNT]
+        count = queue[Q_PENDING]
         if count >= target.capacity:
             count = self.let_go(row, now)
             if count >= target.capacity:
-                queue[Q_FULL] += 1
-                words[S_FULL] += 1
+                queue[Q_REFUSED] += 1
+                words[S_REFUSED] += 1
                 return FULL
         length, local_length = len(body), target.local_length
         size = RECORD_WORDS + ((length + local_length + 15) >> 4 << 1)
@@ -198,7 +208,7 @@ class Queues(Waiters):
                 return NO_MEMORY
             end = at + size
             live = words[S_LIVE] + size
-            count = queue[Q_COUNT]
+            count = queue[Q_PENDING]
         words[S_DIRTY] = DIRTY
         seq = words[S_SEQ] + 1
         last = queue[Q_LAST]
@@ -215,7 +225,7 @@ class Queues(Waiters):
             last,
             row,
             length,
-            expires,
+            now + target.expiry,
             now,
             local_length,
             adler32(body, seq ^ target.seed)
@@ -234,17 +244,16 @@ class Queues(Waiters):
         else:
             queue[Q_FIRST] = at
         queue[Q_LAST] = at
-        queue[Q_COUNT] = count + 1
-        queue[Q_TOTAL] += 1
+        queue[Q_PENDING] = count + 1
+        queue[Q_SENT] += 1
         words[S_LIVE] = live
         words[S_DIRTY] = CLEAN
         return self.pick(row) if queue[Q_WAITING] else 0
 
-    def take(self, target: Target, now: float, waiter: int = 0, _: None = None) -> bytes | None:
+    def take(self, target: Target, now: float, waiter: int = 0) -> bytes | None:
         """Take the oldest message out of the queue of `target`; None when it is empty.
 
-        `waiter`, if it is given, is parked at the empty queue, in this very call. (The fourth
-        argument is there for `section_of_four`.)
+        `waiter`, if it is given, is parked at the empty queue, in this very call.
         """
         words, queue = self.words, target.words
         if queue[R_GENERATION] != target.generation:
@@ -282,7 +291,7 @@ class Queues(Waiters):
                 words[following + L_PREV] = 0
             else:
                 queue[Q_LAST] = 0
-            queue[Q_COUNT] -= 1
+            queue[Q_PENDING] -= 1
             live = words[S_LIVE] - size
             words[S_LIVE] = live
             if not live:
@@ -339,7 +348,7 @@ class Queues(Waiters):
             words[self._inside(before) + L_NEXT] = following
         else:
             words[row + Q_FIRST] = following
-        words[row + Q_COUNT] -= 1
+        words[row + Q_PENDING] -= 1
         live = words[S_LIVE] - size
         words[S_LIVE] = live
         if not live:
@@ -367,7 +376,7 @@ class Queues(Waiters):
             words[S_DIRTY] = DIRTY
             self._expire(at)
             words[S_DIRTY] = CLEAN
-        return words[row + Q_COUNT]
+        return words[row + Q_PENDING]
 
     def _expire(self, at: int) -> None:
         """Drop a live record whose time is over. With the dirty word set."""
@@ -423,14 +432,11 @@ class Queues(Waiters):
                     words[row + Q_CAPACITY] = target.capacity  # for `inspection` to read
         return row
 
-    def fixed(
-        self, queue: bytes, local_parts: bytes, capacity: int, row: int, generation: int
-    ) -> Target:
-        """A target of a queue that is known to be at `row`; if it is gone it is not made again."""
-        made = Target(queue, local_parts, capacity)
-        made.moved(row, self.words)
-        made.generation, made.fixed = generation, True
-        return made
+    def fix(self, target: Target, row: int, generation: int) -> Target:
+        """Bind `target` to the queue at `row`; if that is gone it is not made again."""
+        target.moved(row, self.words)
+        target.generation, target.fixed = generation, True
+        return target
 
     def bind(self, target: Target, now: float) -> int:
         """The row of `target`'s queue, made if there is none; 0 if that cannot be done."""
@@ -444,7 +450,7 @@ class Queues(Waiters):
         if self.queues.has_room():
             words = self.words
             words[S_DIRTY] = DIRTY
-            generation = self.counted()
+            generation = self.advance_counter()
             row = self.queues.insert(target.queue, generation, {Q_CAPACITY: target.capacity})
             self.doubles[row + Q_CREATED] = self.doubles[row + Q_SEEN_AT] = now
             words[S_DIRTY] = CLEAN
@@ -458,7 +464,7 @@ class Queues(Waiters):
             self.queues.checked(row)
         except CorruptStore:
             return 0  # rings are from outside, and may be older than a flush
-        return self.pick(row) if words[row + R_GENERATION] and words[row + Q_COUNT] else 0
+        return self.pick(row) if words[row + R_GENERATION] and words[row + Q_PENDING] else 0
 
     def find_unexpired(self, target: Target, now: float) -> int:
         """The row of a queue, after its expired messages were let go; 0 if there is none."""
@@ -472,14 +478,14 @@ class Queues(Waiters):
         words, doubles = self.words, self.doubles
         budget = EXPIRED_AT_ONCE
         for row in self.queues.sweep(limit):
-            if words[row + Q_TOTAL] != words[row + Q_SEEN]:
-                words[row + Q_SEEN] = words[row + Q_TOTAL]
+            if words[row + Q_SENT] != words[row + Q_SEEN]:
+                words[row + Q_SEEN] = words[row + Q_SENT]
                 doubles[row + Q_SEEN_AT] = now
                 if idle:
                     continue
             if words[row + Q_FIRST]:
                 if idle and doubles[self._inside(words[row + Q_FIRST]) + L_EXPIRES] <= now:
-                    before = words[row + Q_COUNT]
+                    before = words[row + Q_PENDING]
                     budget -= before - self.let_go(row, now)
                     if budget <= 0:
                         return  # the others come with the next rounds

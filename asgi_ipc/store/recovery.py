@@ -24,12 +24,12 @@ from .layout import (
     P_GENERATION,
     P_OWNED,
     PROCESS_WORDS,
-    Q_COUNT,
     Q_FIRST,
     Q_LAST,
     Q_NEXT_OWNED,
     Q_OWNER,
     Q_OWNER_GENERATION,
+    Q_PENDING,
     Q_WAITERS,
     Q_WAITING,
     R_GENERATION,
@@ -40,12 +40,12 @@ from .layout import (
     S_DROPS,
     S_ENDS,
     S_EPOCH,
-    S_FULL,
     S_LIMIT,
     S_LIVE,
     S_MARK,
     S_MOVES,
     S_RECOVERIES,
+    S_REFUSED,
     S_SEQ,
     S_SEQ_BASE,
     S_SINCE,
@@ -70,7 +70,7 @@ def recover(store: Store, now: float) -> None:
     for table in (store.queues, store.groups, store.members):
         table.rebuild()
     for row in store.queues.rows():
-        words[row + Q_FIRST] = words[row + Q_LAST] = words[row + Q_COUNT] = 0
+        words[row + Q_FIRST] = words[row + Q_LAST] = words[row + Q_PENDING] = 0
         words[row + Q_WAITING] = 0
         for word in range(row + Q_WAITERS, row + Q_WAITERS + WAITER_SET_WORDS):
             words[word] = 0
@@ -95,7 +95,7 @@ def flush(store: Store, now: float) -> None:
     # Above every generation that was ever given out, even if the counter was set back: there is
     # less than one for each nanosecond.
     words[S_COUNTER] = max(words[S_COUNTER], int(now * 1e9))
-    words[S_EPOCH] = store.counted()
+    words[S_EPOCH] = store.advance_counter()
     words[S_ENDS] = store.log.empty
     words[S_LIVE] = words[S_BIGGEST] = words[S_LIMIT] = 0
     words[S_MARK] = store.layout.log + FIRST_MARK // WORD
@@ -106,7 +106,7 @@ def flush(store: Store, now: float) -> None:
         table.clear()
     for word in range(S_DROPS, S_DROPS + 8):
         words[word] = 0
-    words[S_FULL] = 0
+    words[S_REFUSED] = 0
     words[S_SEQ_BASE] = words[S_SEQ]
     store.doubles[S_SINCE] = now
     words[S_DIRTY] = CLEAN
@@ -130,7 +130,7 @@ def _relink_messages(store: Store) -> None:
         words[at + L_NEXT] = 0
         words[last + L_NEXT if last else row + Q_FIRST] = at
         words[row + Q_LAST] = at
-        words[row + Q_COUNT] += 1
+        words[row + Q_PENDING] += 1
         live += size
         biggest = max(biggest, size)
     words[S_LIVE] = live

@@ -103,7 +103,7 @@ class Store(Queues):
             self._disown(row, owner)
             if not words[owner + P_LEFT]:
                 # The reader died, and with it who was in groups: their memberships are ghosts.
-                words[row + R_GENERATION] = self.counted()
+                words[row + R_GENERATION] = self.advance_counter()
         words[row + Q_OWNER_GENERATION] = words[process + P_GENERATION]
         words[row + Q_OWNER] = process
         words[row + Q_NEXT_OWNED] = words[process + P_OWNED]
@@ -158,7 +158,7 @@ class Store(Queues):
         words[row + P_LEFT] = 0
         doubles[row + P_ATTACHED] = now
         doubles[row + P_DEAD_SINCE] = 0.0
-        words[row + P_GENERATION] = self.counted()
+        words[row + P_GENERATION] = self.advance_counter()
         words[S_DIRTY] = CLEAN
         return row
 
@@ -200,7 +200,7 @@ class Store(Queues):
                 if words[row + Q_MEMBERS] or words[row + Q_WAITING]:
                     # Memberships name the queue by its generation: with another they are ghosts.
                     # First of all: without its owner nobody would come back to the queue.
-                    words[row + R_GENERATION] = self.counted()
+                    words[row + R_GENERATION] = self.advance_counter()
                     words[row + Q_OWNER] = 0
                 else:
                     words[row + Q_OWNER] = 0

@@ -68,7 +68,6 @@ from .layout import (
     P_PID,
     PAGE,
     PROCESS_WORDS,
-    Q_COUNT,
     Q_FIRST,
     Q_FIRST_MEMBER,
     Q_LAST,
@@ -76,6 +75,7 @@ from .layout import (
     Q_NEXT_OWNED,
     Q_OWNER,
     Q_OWNER_GENERATION,
+    Q_PENDING,
     Q_WAITERS,
     Q_WAITING,
     R_BUCKET,
@@ -381,8 +381,8 @@ class _Verifier:
         for row, name in self.rows["queues"].items():
             label = f"queue {name.decode('ascii', 'replace')!r}"
             there = of_queue[row]
-            if words[row + Q_COUNT] != len(there):
-                yield f"{label}: {words[row + Q_COUNT]} messages counted, {len(there)} there"
+            if words[row + Q_PENDING] != len(there):
+                yield f"{label}: {words[row + Q_PENDING]} messages counted, {len(there)} there"
             at, before = words[row + Q_FIRST], 0
             for wanted in there:
                 if at != wanted:

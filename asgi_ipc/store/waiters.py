@@ -9,7 +9,7 @@ from __future__ import annotations
 from .layout import (
     MAX_WAITERS,
     P_GENERATION,
-    Q_COUNT,
+    Q_PENDING,
     Q_WAITERS,
     Q_WAITING,
     W_GENERATION,
@@ -36,7 +36,7 @@ class Waiters(Memory):
         for index in range(1, MAX_WAITERS):  # 0 stands for nobody
             at = self.layout.waiters + index * WAITER_WORDS
             if not words[at + W_PROCESS_GENERATION]:
-                generation = self.counted()
+                generation = self.advance_counter()
                 words[at + W_PROCESS] = process
                 words[at + W_TAKEN] = generation
                 words[at + W_PROCESS_GENERATION] = words[process + P_GENERATION]
@@ -138,7 +138,7 @@ class Waiters(Memory):
 
     def park_if_empty(self, row: int, waiter: int) -> bool:
         """Park `waiter` at the queue at `row`, or return True if there is a message in it."""
-        if self.words[row + Q_COUNT]:
+        if self.words[row + Q_PENDING]:
             return True
         self.park(row, waiter)
         return False

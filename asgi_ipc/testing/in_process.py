@@ -209,7 +209,7 @@ class InProcessOptions(Options):
     """The options of a layer that stays in this process."""
 
     @property
-    def home(self) -> Home:
+    def provider(self) -> Home:
         with _homes_lock:
             found = _homes.get(self.prefix)
             if found is None:

@@ -10,7 +10,16 @@ from pathlib import Path
 from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
-from asgi_ipc.store.layout import DIRTY, Q_COUNT, S_DIRTY, S_EPOCH, S_MARK, S_SEQ, S_SEQ_BASE, WORD
+from asgi_ipc.store.layout import (
+    DIRTY,
+    Q_PENDING,
+    S_DIRTY,
+    S_EPOCH,
+    S_MARK,
+    S_SEQ,
+    S_SEQ_BASE,
+    WORD,
+)
 
 from ..contract import until
 from ..unit.processes import NOBODY, in_child, is_root
@@ -33,7 +42,7 @@ def test_verify_says_in_words_what_is_wrong(prefix: str, run: Run) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
     ((row, _),) = Snapshot(View(prefix)).queues.items()
-    write_word(prefix, row + Q_COUNT, 5)
+    write_word(prefix, row + Q_PENDING, 5)
     ran = run("verify", "--json")
     assert ran.code == 1
     assert ran.json["problems"] == ["queue 'a': 5 messages counted, 1 there"]

@@ -18,12 +18,12 @@ from asgi_ipc.segment import segment
 from asgi_ipc.store.layout import (
     DIRTY,
     HALF_HEAD,
-    Q_COUNT,
     Q_FIRST,
     Q_FIRST_MEMBER,
     Q_LAST,
     Q_MEMBERS,
     Q_NEXT_OWNED,
+    Q_PENDING,
     Q_WAITING,
     R_BUCKET,
     R_CHAIN,
@@ -541,7 +541,8 @@ FIRST_WORDS = 8 * 1024
 def put(client: Blocking, queue: bytes, body: bytes, lives: float) -> None:
     """A record that expires in `lives` seconds, which may be negative."""
     session, now = client.session, time.monotonic()
-    assert session.section(session.put, Target(queue, capacity=1000), body, now, now + lives) >= 0
+    target = Target(queue, capacity=1000, expiry=lives)
+    assert session.section(session.put, target, body, now) >= 0
 
 
 def member(client: Blocking, group: bytes, channel: bytes, lives: float) -> None:
@@ -556,16 +557,16 @@ def up_to_the_mark(
     """Send and receive `body` until, after the message `first`, the message `second` wraps the
     ring; or, with a message stuck at the tail, has to move it. If `first` is shorter than `body`
     the right place can be stepped over, lap by lap."""
-    filler, lives = Target(b"filler", capacity=1000), now + LONG
+    filler = Target(b"filler", capacity=1000, expiry=LONG)
 
     def comes(copy: Store) -> bool:
-        other = Target(b"other", capacity=1000)
-        copy.put(other, first, now, lives)
+        other = Target(b"other", capacity=1000, expiry=LONG)
+        copy.put(other, first, now)
         head, moves = copy.halves[HALF_HEAD], copy.words[S_MOVES]
-        copy.put(other, second, now, lives)
+        copy.put(other, second, now)
         return copy.words[S_MOVES] > moves if stuck else copy.halves[HALF_HEAD] < head
 
-    section(store.put, filler, body, now, lives)
+    section(store.put, filler, body, now)
     # As often as the first time: to try it out on a copy takes long.
     known = stuck, len(body), len(first), len(second), len(store.buffer)
     rounds = 0
@@ -574,7 +575,7 @@ def up_to_the_mark(
             _rounds[known] = rounds
             break
         assert rounds < 10_000, "it never comes"
-        section(store.put, filler, body, now, lives)
+        section(store.put, filler, body, now)
         assert section(store.take, filler, now) == body
         rounds += 1
     assert store.words[S_LIVE], "the log is empty, so it begins anew"
@@ -590,7 +591,15 @@ def ruin(store: Store) -> None:
     words[S_LIVE] = words[S_LIMIT] = 12345
     words[S_BIGGEST] = 2
     for row in store.queues.rows():
-        for word in (Q_FIRST, Q_LAST, Q_COUNT, Q_FIRST_MEMBER, Q_MEMBERS, Q_NEXT_OWNED, Q_WAITING):
+        for word in (
+            Q_FIRST,
+            Q_LAST,
+            Q_PENDING,
+            Q_FIRST_MEMBER,
+            Q_MEMBERS,
+            Q_NEXT_OWNED,
+            Q_WAITING,
+        ):
             words[row + word] = row
     for table in (store.queues, store.groups, store.members):
         words[table.state + T_FREE] = words[table.state + T_USED] = 7

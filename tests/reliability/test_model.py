@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 
 import asgi_ipc.aio.operations
 import asgi_ipc.aio.receiving
-import asgi_ipc.attachment
+import asgi_ipc.attachment.attachment
 import asgi_ipc.attachment.drops
 from asgi_ipc import errors
 from asgi_ipc.aio.operations import Core
@@ -206,7 +206,7 @@ class Model(RuleBasedStateMachine):
         ):
             if hasattr(module, "time"):
                 self.patches.enter_context(mock.patch.object(module, "time", clock))
-        self.patches.enter_context(mock.patch.object(asgi_ipc.attachment, "time", clock))
+        self.patches.enter_context(mock.patch.object(asgi_ipc.attachment.attachment, "time", clock))
         # Log lines are not what this is about, and there are many.
         self.patches.enter_context(mock.patch.object(asgi_ipc.attachment.drops, "logger"))
         self.reserve = Reserve(72 * KIB if scarce else 1 << 40)
@@ -296,8 +296,8 @@ class Model(RuleBasedStateMachine):
         core = Core(options)
         self.places.add(index)
         place = Place(self, index)
-        of_four = place.make_section_of_four(10.0, 10.0)
-        core.session = Session(place, of_four, core.capacity_of)
+        of_three = place.make_section_of_three(10.0, 10.0)
+        core.session = Session(place, of_three, core.capacity_of)
         self.cores[place.process] = core
 
     def settle(self) -> None:

@@ -531,7 +531,7 @@ def test_a_body_that_another_program_wrote_is_only_data(prefix: str, body: bytes
     assert session is not None
     target = session.routes["a"]
     now = time.monotonic()
-    session.section(session.store.put, target, body, now, now + 60)
+    session.section(session.store.put, target, body, now)
     layer.send("a", {"n": 2})
     found = [layer.receive(["a"]) for _ in range(3)]
     assert found == [("a", {"n": 1}), ("a", {"n": 2}), (None, None)]

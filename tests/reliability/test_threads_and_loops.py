@@ -28,7 +28,7 @@ from asgi_ipc.aio import session as base
 from asgi_ipc.attachment import attachment
 from asgi_ipc.errors import Reentered
 from asgi_ipc.segment import segment
-from asgi_ipc.store.layout import CLEAN, Q_COUNT, Q_WAITING, S_DIRTY
+from asgi_ipc.store.layout import CLEAN, Q_PENDING, Q_WAITING, S_DIRTY
 from asgi_ipc.store.queues import Taken
 
 from ..clients.processes import running
@@ -192,7 +192,7 @@ def test_receives_without_waiter_ids_at_queues_that_are_not_there_yet(
 
     async def run() -> None:
         await aio.send("warm", MESSAGE)
-        aio._core.session.words[Q_COUNT] = word
+        aio._core.session.words[Q_PENDING] = word
         receiving = [asyncio.ensure_future(aio.receive(f"c{i}")) for i in range(20)]
         await asyncio.sleep(0.01)
         for number in range(20):

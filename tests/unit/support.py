@@ -39,13 +39,13 @@ from asgi_ipc.store.layout import (
     P_GENERATION,
     P_OWNED,
     P_PID,
-    Q_COUNT,
     Q_FIRST,
     Q_FIRST_MEMBER,
     Q_LAST,
     Q_MEMBERS,
     Q_NEXT_OWNED,
     Q_OWNER,
+    Q_PENDING,
     R_CHAIN,
     R_GENERATION,
     S_DIRTY,
@@ -130,9 +130,9 @@ def copy_of(store: Store) -> Store:
 # -- using it -------------------------------------------------------------------------------------
 
 
-def target(name: str, capacity: int = 1000) -> Target:
+def target(name: str, capacity: int = 1000, expiry: float = float("inf")) -> Target:
     queue, mark, local = name.encode().partition(b"!")
-    return Target(queue + mark, local, capacity)
+    return Target(queue + mark, local, capacity, expiry)
 
 
 def put(
@@ -144,7 +144,7 @@ def put(
     expires: float = FOREVER,
     capacity: int = 1000,
 ) -> int:
-    return store.put(target(name, capacity), body, now, expires)
+    return store.put(target(name, capacity, expires - now), body, now)
 
 
 def take(store: Store, name: str, now: float = NOW) -> bytes | None:
@@ -281,7 +281,7 @@ def records_of(store: Store, row: int) -> list[int]:
     words = store.words
     found = chain(words, words[row + Q_FIRST], L_NEXT, L_PREV)
     assert words[row + Q_LAST] == (found[-1] if found else 0)
-    assert words[row + Q_COUNT] == len(found)
+    assert words[row + Q_PENDING] == len(found)
     return found
 
 

@@ -20,15 +20,15 @@ from asgi_ipc.store.layout import (
     L_QUEUE,
     L_SEQ,
     L_STATE,
-    Q_COUNT,
     Q_CREATED,
     Q_DROPS,
     Q_FIRST,
-    Q_FULL,
-    Q_TOTAL,
+    Q_PENDING,
+    Q_REFUSED,
+    Q_SENT,
     RECORD_WORDS,
     S_DROPS,
-    S_FULL,
+    S_REFUSED,
     S_SEQ,
     WORD,
 )
@@ -128,12 +128,12 @@ def test_sequence_numbers_rise_over_all_channels() -> None:
 def test_a_target_is_found_again_after_its_row_went_to_another_queue() -> None:
     store = make_store()
     old = target("first")
-    store.put(old, b"1", NOW, FOREVER)
+    store.put(old, b"1", NOW)
     store.take(old, NOW)
     store.reclaim(NOW, 0.0, 10)
     assert row_of(store, "second") == old.row
     assert store.take(old, NOW) is None
-    store.put(old, b"2", NOW, FOREVER)
+    store.put(old, b"2", NOW)
     assert drain(store, "second") == []
     assert drain(store, "first") == [b"2"]
 
@@ -160,10 +160,10 @@ def test_a_target_that_was_looked_up_in_part_is_looked_up_again(stores: int, exi
     mine = Interrupted(b"mine", b"", 10)
     mine.left = stores
     with pytest.raises(KeyboardInterrupt):
-        store.put(mine, b"1", NOW, FOREVER)
+        store.put(mine, b"1", NOW)
     mine.left = float("inf")
     assert store.take(mine, NOW) is None
-    assert store.put(mine, b"2", NOW, FOREVER) == 0
+    assert store.put(mine, b"2", NOW) == 0
     assert drain(store, "other") == []
     assert drain(store, "mine") == [b"2"]
     assert_whole(store)
@@ -173,17 +173,17 @@ def test_a_fixed_target_whose_queue_is_gone_is_not_made_again() -> None:
     store = make_store()
     row = row_of(store, "x!")
     generation = store.words[row + queues.R_GENERATION]
-    fixed = store.fixed(b"x!", b"a,b", 10, row, generation)
-    assert store.put(fixed, b"1", NOW, FOREVER) == 0
+    fixed = store.fix(Target(b"x!", b"a,b", 10), row, generation)
+    assert store.put(fixed, b"1", NOW) == 0
     store.pop(row)
     store.reclaim(NOW, 0.0, 10)
-    assert store.put(fixed, b"2", NOW, FOREVER) == GONE
+    assert store.put(fixed, b"2", NOW) == GONE
     assert store.queues.find(b"x!") == 0
 
 
 def test_local_parts_travel_with_the_message() -> None:
     store = make_store()
-    store.put(Target(b"x!", b"one,two,three", 10), b"body", NOW, FOREVER)
+    store.put(Target(b"x!", b"one,two,three", 10, FOREVER - NOW), b"body", NOW)
     assert contents(store).messages == {b"x!": [Message(b"body", b"one,two,three", FOREVER)]}
 
 
@@ -197,7 +197,7 @@ def test_a_full_channel_refuses_and_nothing_is_changed_but_the_count_of_it() -> 
     row = row_of(store, "c")
     for i in range(1, 4):
         assert put(store, "c", b"no", capacity=3) == FULL
-        assert store.words[row + Q_FULL] == store.words[S_FULL] == i
+        assert store.words[row + Q_REFUSED] == store.words[S_REFUSED] == i
     assert_whole(store)
     assert drain(store, "c") == [b"0", b"1", b"2"]
 
@@ -306,7 +306,7 @@ def test_find_unexpired_lets_go_of_what_is_over() -> None:
     put(store, "c", expires=SOON)
     row = store.find_unexpired(target("c"), SOON)
     assert row == row_of(store, "c")
-    assert store.words[row + Q_COUNT] == 0
+    assert store.words[row + Q_PENDING] == 0
     assert store.find_unexpired(target("unknown"), SOON) == 0
 
 
@@ -317,10 +317,10 @@ def test_accepted_messages_are_counted() -> None:
     store = make_store()
     for _ in range(5):
         put(store, "c", capacity=3)
-        assert store.words[row_of(store, "c") + Q_COUNT] <= 3
-    assert store.words[row_of(store, "c") + Q_TOTAL] == 3
+        assert store.words[row_of(store, "c") + Q_PENDING] <= 3
+    assert store.words[row_of(store, "c") + Q_SENT] == 3
     drain(store, "c")
-    assert store.words[row_of(store, "c") + Q_TOTAL] == 3
+    assert store.words[row_of(store, "c") + Q_SENT] == 3
 
 
 def test_a_queue_knows_since_when_it_exists() -> None:

@@ -32,12 +32,12 @@ from asgi_ipc.store.layout import (
     M_QUEUE_PREV,
     MAX_PROCESSES,
     P_OWNED,
-    Q_COUNT,
     Q_FIRST,
     Q_FIRST_MEMBER,
     Q_LAST,
     Q_MEMBERS,
     Q_NEXT_OWNED,
+    Q_PENDING,
     Q_WAITING,
     R_BUCKET,
     R_CHAIN,
@@ -286,7 +286,7 @@ def run(store: Store, history: list[Step]) -> None:
 DERIVED = {
     "queues": (
         *(R_BUCKET, R_CHAIN),
-        *(Q_FIRST, Q_LAST, Q_COUNT, Q_NEXT_OWNED, Q_MEMBERS, Q_FIRST_MEMBER),
+        *(Q_FIRST, Q_LAST, Q_PENDING, Q_NEXT_OWNED, Q_MEMBERS, Q_FIRST_MEMBER),
     ),
     "groups": (R_BUCKET, R_CHAIN, G_FIRST, G_COUNT),
     "members": (R_BUCKET, R_CHAIN, M_NEXT, M_PREV, M_QUEUE_NEXT, M_QUEUE_PREV),
@@ -551,11 +551,11 @@ def test_flush_leaves_processes_and_waiters() -> None:
 def test_targets_from_before_a_flush_lead_to_new_queues() -> None:
     store = make_store()
     old = target("work")
-    store.put(old, b"before", NOW, FOREVER)
+    store.put(old, b"before", NOW)
     recovery.flush(store, NOW)
     put(store, "other", b"other")  # it gets the row that was work's
     assert store.take(old, NOW) is None
-    store.put(old, b"after", NOW, FOREVER)
+    store.put(old, b"after", NOW)
     assert drain(store, "work") == [b"after"]
     assert drain(store, "other") == [b"other"]
 

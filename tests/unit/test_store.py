@@ -20,6 +20,7 @@ from asgi_ipc.store.layout import (
     S_COUNTER,
     S_DROPS,
 )
+from asgi_ipc.store.queues import Target
 from asgi_ipc.store.store import Store
 
 from .support import (
@@ -69,7 +70,7 @@ def test_a_process_has_a_row_with_a_generation_of_its_own() -> None:
 
 def test_the_counter_never_gives_a_value_twice() -> None:
     store = make_store()
-    values = [store.counted() for _ in range(100)]
+    values = [store.advance_counter() for _ in range(100)]
     assert values == sorted(set(values))
     assert store.words[S_COUNTER] == values[-1]
 
@@ -217,8 +218,8 @@ def test_targets_of_a_queue_whose_owner_is_gone_do_not_reach_the_next_owner_by_t
     groups.add(b"g", b"x!a", NOW, FOREVER)
     generation = store.words[row + R_GENERATION]
     bury(store, dead, NOW, 0.0)
-    fixed = store.fixed(b"x!", b"a", 10, row, generation)
-    assert store.put(fixed, b"for the dead", NOW, FOREVER) < 0
+    fixed = store.fix(Target(b"x!", b"a", 10), row, generation)
+    assert store.put(fixed, b"for the dead", NOW) < 0
 
 
 def test_ghosts_are_swept_and_the_row_is_free_in_the_end() -> None:
