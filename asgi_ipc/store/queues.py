@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from zlib import adler32
 
 from ..errors import CorruptStore, LimitReached
+from .front import Front, read_front
 from .layout import (
     CLEAN,
     DEAD,
@@ -310,6 +311,13 @@ class Queues(Waiters):
         """Read the oldest message of the queue at `row` and leave it there."""
         at = self.words[row + Q_FIRST]
         return self._read(row, self._inside(at)) if at else None
+
+    def front(self, row: int, now: float) -> Front:
+        """Look at what waits in the queue at `row`. Needs no lock."""
+        words = self.words[row : row + QUEUE_WORDS]
+        return read_front(
+            self.layout, lambda at, size: self.buffer[at : at + size], row, words, now
+        )
 
     def pop(self, row: int) -> None:
         """Consume the message that `peek` gave."""
