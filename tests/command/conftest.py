@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.procfs import is_stopped
+from asgi_ipc.store.layout import WORD
 
 from ..clients.processes import Process, running, wait_until
 from ..environments import child_environment
@@ -80,6 +82,14 @@ def stop(*processes: Process) -> None:
 def resume(*processes: Process) -> None:
     for process in processes:
         os.kill(process.pid, signal.SIGCONT)
+
+
+def write_word(prefix: str, at: int, value: int) -> None:
+    """Change one word of a segment behind the back of its users."""
+    with open(f"/dev/shm/asgi_ipc.{prefix}", "r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+        memory[at * WORD : at * WORD + WORD] = value.to_bytes(8, "little")
+        memory.close()
 
 
 class Ran(NamedTuple):

@@ -31,7 +31,7 @@ def test_both_layers_and_the_command_say_the_same(live: Live, run: Run) -> None:
     blocking = dataclasses.asdict(IPCChannelLayer(live.prefix).stats())
     waiting = dataclasses.asdict(asyncio.run(asgi_ipc_aio.IPCChannelLayer(live.prefix).stats()))
     assert blocking.keys() == printed.keys() == waiting.keys()
-    for name in ("messages", "sent", "refused", "dropped", "groups", "memberships", "recoveries"):
+    for name in ("pending", "sent", "refused", "dropped", "groups", "memberships", "recoveries"):
         assert blocking[name] == waiting[name] == printed[name]
     assert blocking["memory"] == waiting["memory"]
     # The two layers here share an attachment.
@@ -41,7 +41,7 @@ def test_both_layers_and_the_command_say_the_same(live: Live, run: Run) -> None:
 def test_of_a_new_layer(prefix: str) -> None:
     found = IPCChannelLayer(prefix).stats()
     assert isinstance(found, Stats)
-    assert (found.messages, found.sent, found.oldest, found.channels) == (0, 0, 0.0, 0)
+    assert (found.pending, found.sent, found.oldest, found.channels) == (0, 0, 0.0, 0)
     assert found.dropped == dict.fromkeys(DROP_REASONS, 0)
     assert found.memory.in_use == 0 and found.processes == 1
 
@@ -123,7 +123,7 @@ def test_it_needs_no_lock(prefix: str) -> None:
         os.waitid(os.P_PID, pid, os.WSTOPPED)
         with bounded(5):
             found = layer.stats()
-        assert (found.messages, found.lock.holder) == (1, pid)
+        assert (found.pending, found.lock.holder) == (1, pid)
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -196,11 +196,11 @@ def test_a_snapshot_under_traffic_is_never_absurd(prefix: str) -> None:
             snapshot = Snapshot(view)
             channels = snapshot.channels()
             assert {channel.name for channel in channels} <= names
-            assert all(0 <= channel.messages <= 21 for channel in channels)
+            assert all(0 <= channel.pending <= 21 for channel in channels)
             assert all(0 <= channel.oldest < 60 for channel in channels)
             assert {group.name for group in snapshot.groups()} <= {f"g{n}" for n in range(9)}
             stats = snapshot.stats()
-            assert 0 <= stats.messages <= 50 * 21 and 0 <= stats.oldest < 60
+            assert 0 <= stats.pending <= 50 * 21 and 0 <= stats.oldest < 60
             assert stats.memory.in_use < stats.memory.limit
 
 
@@ -211,7 +211,7 @@ def test_a_layer_within_one_process_has_them_too() -> None:
     layer = InProcessChannelLayer()
     layer.send("a", {})
     found = layer.stats()
-    assert (found.messages, found.sent, found.processes, found.channels) == (1, 1, 1, 1)
+    assert (found.pending, found.sent, found.processes, found.channels) == (1, 1, 1, 1)
     assert 0 < found.memory.in_use < found.memory.reserved < found.memory.size
 
 
@@ -220,7 +220,7 @@ def test_where_the_environment_adds_to_prefixes(prefix: str, run: Run) -> None:
     suffix = {"ASGI_IPC_PREFIX_SUFFIX": "-run"}
     layer = IPCChannelLayer(f"{prefix}-run")
     layer.send("a", {})
-    assert run("stats", "--interval", "0", "--json", **suffix).json["messages"] == 1
+    assert run("stats", "--interval", "0", "--json", **suffix).json["pending"] == 1
     assert [one["prefix"] for one in run("list", "--json", **suffix).json] == [prefix]
     assert run("receive", "a", "--timeout", "0", **suffix).code == 0
     assert run("stats", "--interval", "0").code == 3

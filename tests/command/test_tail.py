@@ -56,7 +56,7 @@ def test_messages_are_seen_and_not_taken(layer: IPCChannelLayer, tail: Tail) -> 
         layer.send("a", {"secret": 2})
         watching.wait()
         first, second = lines(watching)
-    assert (first["queue"], first["channels"], first["waiting"]) == ("a", ["a"], True)
+    assert (first["queue"], first["channels"], first["pending"]) == ("a", ["a"], True)
     assert second["seq"] == first["seq"] + 2
     assert first["bytes"] == 9 and first["expiry"] == pytest.approx(60)
     assert "secret" not in watching.output()

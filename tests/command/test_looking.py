@@ -15,15 +15,14 @@ from asgi_ipc.store.layout import H_VERSION, Q_NAME, S_TABLES, T_HIGH, T_RESERVE
 
 from ..contract import until
 from ..unit.processes import NOBODY, is_root
-from .conftest import Live, Run, resume, stop
-from .test_care import write_word
+from .conftest import Live, Run, resume, stop, write_word
 
 
 def test_list_shows_every_layer(live: Live, run: Run) -> None:
     (layer,) = (one for one in run("list", "--json").json if one["prefix"] == live.prefix)
     assert layer["layout_version"] == VERSION
     assert layer["mode"] == 0o600
-    assert (layer["messages"], layer["processes"], layer["problem"]) == (8, 2, "")
+    assert (layer["pending"], layer["processes"], layer["problem"]) == (8, 2, "")
     assert layer["size"] > layer["reserved"] > 100_000 > layer["in_use"] > 8 * 64
     assert live.prefix in run("list").output
 
@@ -31,7 +30,7 @@ def test_list_shows_every_layer(live: Live, run: Run) -> None:
 def test_stats_of_a_layer(live: Live, run: Run) -> None:
     found = run("stats", "--interval", "0", "--json").json
     assert found["prefix"] == live.prefix
-    assert (found["messages"], found["sent"], found["refused"]) == (8, 8, 1)
+    assert (found["pending"], found["sent"], found["refused"]) == (8, 8, 1)
     assert (found["channels"], found["groups"], found["memberships"]) == (4, 1, 1)
     assert found["processes"] == 2
     assert 0 < found["oldest"] < 60
@@ -56,8 +55,8 @@ def test_channels_with_depth_capacity_and_readers(live: Live, run: Run) -> None:
     queue = live.mine.partition("!")[0] + "!"
     found = {one["name"]: one for one in run("channels", "--interval", "0", "--json").json}
     assert found.keys() == {"backlog", "full", "jobs", queue}
-    assert (found["backlog"]["messages"], found["backlog"]["capacity"]) == (3, 5)
-    assert (found["full"]["messages"], found["full"]["refused"]) == (5, 1)
+    assert (found["backlog"]["pending"], found["backlog"]["capacity"]) == (3, 5)
+    assert (found["full"]["pending"], found["full"]["refused"]) == (5, 1)
     assert 0 < found["full"]["oldest"] < 60
     assert (found["jobs"]["capacity"], found["jobs"]["waiting"]) == (0, [live.worker.pid])
     assert (found[queue]["owner"], found[queue]["members"]) == (live.chat.pid, 1)
@@ -106,9 +105,9 @@ def test_a_message_that_has_expired_is_not_counted(prefix: str, run: Run) -> Non
     layer.send("a", {})
     layer.close()
     view = View(prefix)
-    until(lambda: Snapshot(view).totals().messages == 0)
+    until(lambda: Snapshot(view).totals().pending == 0)
     found = run("channels", "--interval", "0", "--json").json
-    assert [(one["name"], one["messages"], one["oldest"]) for one in found] == [("a", 0, 0.0)]
+    assert [(one["name"], one["pending"], one["oldest"]) for one in found] == [("a", 0, 0.0)]
 
 
 def test_looking_changes_nothing(live: Live, run: Run) -> None:
@@ -156,13 +155,13 @@ def test_another_user_sees_that_it_is_there_and_no_more(live: Live) -> None:
 
     def look() -> object:
         os.setuid(NOBODY)
-        from asgi_ipc.inspection.snapshot import layers
+        from asgi_ipc.inspection.layers import layers
 
         (layer,) = (one for one in layers() if one.prefix == live.prefix)
-        return layer.owner, layer.messages, layer.problem
+        return layer.owner, layer.pending, layer.problem
 
-    owner, messages, problem = in_child(look)
-    assert (owner, messages) == ("root", 0) and "another user" in problem
+    owner, pending, problem = in_child(look)
+    assert (owner, pending) == ("root", 0) and "another user" in problem
 
 
 def test_nothing_in_a_segment_controls_the_terminal(prefix: str, run: Run) -> None:
