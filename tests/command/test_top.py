@@ -237,4 +237,4 @@ def test_the_picture_is_drawn_of_the_real_screen(prefix: str, tmp_path: Path) ->
         shown = " ".join(re.sub("<[^>]*>", " ", html.unescape(text)).split())
         assert "CHANNEL FILL PENDING OLDEST IN/S OUT/S REFUSED READERS" in shown
         assert "PID STATE ATTACHED WAITS FOR COMMAND" in shown
-        assert re.search(r"thumbnails █{9,10}░? (50|4[5-9])/50 ", shown)
+        assert re.search(r"thumbnails █{9,10}( ░)? (50|4[5-9])/50 ", shown)
