@@ -31,7 +31,7 @@ DAMAGE = ["queue 'c': 5 messages counted, 1 there"]
 
 @pytest.fixture(params=["mutex", "file"])
 def layer(request: pytest.FixtureRequest, prefix: str) -> IPCChannelLayer:
-    layer = IPCChannelLayer(prefix, lock=request.param)
+    layer = IPCChannelLayer(prefix, lock=request.param, message_memory=1 << 20)
     layer.send("c", {})
     return layer
 
