@@ -63,14 +63,18 @@ class IPCChannelLayer(BaseChannelLayer):
         """
         core = self._core
         session = core.session or core.attach()
-        spent = 0.0
+        sources, spent = None, 0.0
         try:
             # The usual case, as `core.sources` has it: one channel that is known already.
             if type(channels) is list and len(channels) == 1:
-                found = core.glance(session, session.sources, channels[0])
-                if found is not None:
-                    return found
-            sources = core.sources(session, channels)
+                sources = session.sources[channels[0]]
+        except (KeyError, TypeError):
+            pass  # not looked up yet, or no name
+        try:
+            found = core.glance(session, sources) if sources is not None else None
+            if found is not None:
+                return found
+            sources = sources or core.sources(session, channels)
             if not sources:
                 return None, None
             if not block:
@@ -78,8 +82,8 @@ class IPCChannelLayer(BaseChannelLayer):
         except LockTimeout:
             if not block:
                 raise
+            assert sources is not None  # a glance met a busy lock
             spent = self._options.lock_timeout
-            sources = core.sources(session, channels)
         deadline = time.monotonic() + self._seconds(timeout) - spent
         return finished(core.receive(session, sources, deadline, BLOCKING)) or (None, None)
 

@@ -75,19 +75,20 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         core = self._core
         session = core.session or await core.attach_patiently(ASYNCIO)
         try:
-            found = core.glance(session, session.exact_sources, channel)
+            sources = session.exact_sources[channel]
+        except (KeyError, TypeError):
+            sources = self._exact(session, channel)
+        try:
+            found = core.glance(session, sources)
         except LockBusy:
             found = None
         if found is None:
-            sources = self._exact(session, channel)
             found = await core.receive(session, sources, None, ASYNCIO)
             assert found is not None  # without a deadline there is always a message
         return found[1]
 
     def _exact(self, session: Session, channel: str) -> list[Source]:
-        known = session.exact_sources.get(check_channel(channel))
-        if known is not None:
-            return known
+        check_channel(channel)
         if "!" in channel and self._core.own not in channel:
             raise NotOwner(
                 f"channel {channel!r} is not this layer's to receive: its process-specific "

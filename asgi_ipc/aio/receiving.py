@@ -174,25 +174,15 @@ class Receiving(Base):
 
     # -- taking -----------------------------------------------------------------------------------
 
-    def glance(
-        self, session: Session, known: dict[str, list[Source]], channel: str
-    ) -> Received | None:
-        """Take what a look without the lock shows to be there. None says nothing: take then.
-
-        `known`: the sources that were looked up before, by the names that the receive takes.
-        """
-        try:
-            source = known[channel][0]
-        except (KeyError, TypeError):
-            return None  # not looked up yet, or no name
+    def glance(self, session: Session, sources: list[Source]) -> Received | None:
+        """Take from one source what a look without the lock shows to be there. None says nothing:
+        a receive that may wait goes on to `receive`."""
+        source = sources[0]
         if source.inbox is None:
             return self.take_one(session, source) if source.target.words[Q_PENDING] else None
-        if not source.inbox:
-            return None
-        now = time.monotonic()
-        if now >= session.attachment.due:
-            self.upkeep(session, now)
-        return self._take_buffered(session, source, now)
+        if source.inbox or source.target.words[Q_PENDING]:
+            return self._take_any(session, sources, None, False)
+        return None
 
     def take(
         self,
