@@ -22,7 +22,6 @@ from typing import Any
 from ..attachment.attachment import CHECK_EVERY
 from ..errors import IPCError, LockTimeout
 from ..segment.doorbell import ALL, Doorbell
-from ..store.layout import Q_PENDING, R_GENERATION, S_EPOCH
 from .receiving import Receiving, Source
 from .session import Session
 
@@ -248,23 +247,22 @@ class Hub(ABC):
             core.upkeep(session, time.monotonic())
             if self.index and not session.store.is_waiter(self.index, self._generation):
                 self._renew_bell(session)
-            words = session.store.words
-            if self._epoch != words[S_EPOCH]:
+            store = session.store
+            if self._epoch != store.epoch():
                 # Whoever flushed may have been killed before it rang.
-                self._epoch = words[S_EPOCH]
+                self._epoch = store.epoch()
                 self._rung_for(session, [ALL])
             for row, sleeping in list(self._sleeping.items()):
                 if not row:  # waiter ids ran out, and there was no queue yet: each looks for itself
                     for sleep in list(sleeping):
                         sleep.wake()
-                elif not self.index or words[row + Q_PENDING]:  # without an id also for another row
+                elif not self.index or store.pending(row):  # without an id also for another row
                     sleeping[0].wake()
             for row, queue in list(self._rows.items()):
                 source = self._drains[queue][1]
                 for waiting in source.inbox.overdue() if source.inbox is not None else ():
                     waiting.wake()
-                target = source.target
-                if words[row + R_GENERATION] != target.generation or words[row + Q_PENDING]:
+                if source.target.row != row or source.stirs():
                     self._drain(session, queue)
         except IPCError as error:
             self._failed(error)
@@ -316,7 +314,7 @@ class Hub(ABC):
 
     def _activate(self, session: Session) -> None:
         self._session = session
-        self._epoch = session.store.words[S_EPOCH]
+        self._epoch = session.store.epoch()
         if self.bell is not None:
             self.watch()
         self._timer = self.later(CHECK_EVERY if self.index else _LOOK_EVERY)

@@ -373,7 +373,7 @@ class Receiving(Base):
                 continue
             row = store.find(source.target)
             if row and not store.unpark(row, waiter.index) and source is not taken:
-                other = store.pick_if_waiting(row)
+                other = store.pick_if_pending(row)
                 if other:
                     due.append((row, other))
         return due

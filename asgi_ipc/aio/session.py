@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..attachment.attachment import Attachment, attached, register
 from ..codec import Codec
-from ..errors import LimitReached
 from ..options import Options
 from ..segment.lock import Section, spread
 from ..segment.segment import Paths, Wanted
 from ..store.plans import Planner
-from ..store.queues import NO_ROW, Target
+from ..store.queues import Target
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -152,7 +151,4 @@ class Base:
         session.attachment.upkeep(now, self.expiry, session.section)
 
     def _bind(self, session: Session, target: Target, now: float) -> int:
-        row = session.store.bind(target, now)
-        if not row:
-            raise LimitReached(NO_ROW.format(session.store.queues.used))
-        return row
+        return session.store.require(target, now)
