@@ -164,7 +164,7 @@ class Remote:
 
         If the remote layer is away this is logged, and the relay joins when it is back.
         """
-        key = (session.store.epoch(), group)
+        key = (session.epoch, group)
         if self._confirmed.get(key, 0.0) > time.monotonic():
             return
         try:
@@ -178,7 +178,7 @@ class Remote:
     async def reads(self, session: Session, channel: str) -> None:
         """Enter a channel whose name carries no machine as one that is read on this machine."""
         group = reader_group(channel)
-        if self._confirmed.get((session.store.epoch(), group), 0.0) <= time.monotonic():
+        if self._confirmed.get((session.epoch, group), 0.0) <= time.monotonic():
             await set_home(self._local, channel, machine_id(session))
             await self.join(session, group)
 

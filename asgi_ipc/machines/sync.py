@@ -174,7 +174,7 @@ class LocalAndRemoteChannelLayer(BaseChannelLayer):
         ]
         if marked:
             core, now = self._local._core, time.monotonic()
-            epoch = (core.session or core.attach()).store.epoch()
+            epoch = (core.session or core.attach()).epoch
             new = [
                 check_receive(name) for name in marked if self._told.get((epoch, name), 0.0) < now
             ]

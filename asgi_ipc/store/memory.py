@@ -1,6 +1,6 @@
 """The memory of a segment as the store sees it: one buffer, as words, halves and doubles.
 
-It knows where the counter and the flush epoch are, and no other word.
+It must not know what the words are for, except the one counter.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from .layout import S_COUNTER, S_EPOCH, Layout
+from .layout import S_COUNTER, Layout
 
 # Makes bytes usable (offset, length) and returns whether it could.
 Reserve = Callable[[int, int], bool]
@@ -33,10 +33,6 @@ class Memory:
         self.words: memoryview[int] = view.cast("B").cast("Q")
         self.halves: memoryview[int] = view.cast("B").cast("I")
         self.doubles: memoryview[float] = view.cast("B").cast("d")
-
-    def epoch(self) -> int:
-        """Return the number that changes with each flush."""
-        return self.words[S_EPOCH]
 
     def advance_counter(self) -> int:
         """Advance the one counter behind generations, versions and epochs; return its new value."""

@@ -517,10 +517,6 @@ class Queues(Waiters):
 
     # -- glances: without the lock, so what they read may be changing -----------------------------
 
-    def pending(self, row: int) -> int:
-        """Return how many messages are pending in the queue at `row`."""
-        return self.words[row + Q_PENDING]
-
     def is_awaited(self, row: int) -> bool:
         """Return whether somebody waits at the queue at `row`."""
         return self.words[row + Q_WAITING] != 0
