@@ -20,11 +20,8 @@ from ..names import check_channel, check_group, split
 from ..statistics import Stats
 from ..store.layout import (
     CAPACITY,
-    L_EXPIRES,
-    L_SENT,
     MEMORY,
     Q_CREATED,
-    Q_FIRST,
     Q_PENDING,
     Q_REFUSED,
     Q_SENT,
@@ -85,9 +82,9 @@ class Core(Receiving):
         store = session.store
         if not store.find(target) and store.groups.find(target.queue):
             raise NotAChannel(
-                f"{channel!r} is the name of a group, and no channel has that name: to reach its "
-                "members use group_send (send_group in Channels 1). A channel that is to have the "
-                "name of a group must be received on first"
+                f"{channel!r} is the name of a group, and no channel has that name. To send to the "
+                "members of the group, use group_send (send_group in Channels 1). To use the name "
+                "for a channel too, receive on that channel first"
             )
 
     def _refuse(self, session: Session, channel: str, why: int) -> None:
@@ -228,13 +225,13 @@ class Core(Receiving):
         store = session.store
         session.section(store.sweep, now)
         words, doubles = store.words, store.doubles
-        pending, oldest = 0, now
+        pending, oldest = 0, 0.0
         for row in store.queues.rows():
             pending += words[row + Q_PENDING]
-            oldest = min(oldest, self._sent_at(session, row, now))
+            oldest = max(oldest, store.front(row, now).age(now))
         since = doubles[S_SINCE]
         count = words[S_SEQ] - words[S_SEQ_BASE]
-        return self._statistics("", now, since, count, words[S_REFUSED], pending, now - oldest)
+        return self._statistics("", now, since, count, words[S_REFUSED], pending, oldest)
 
     def channel_statistics(self, channel: str) -> dict[str, Any]:
         """The six figures for the queue that `channel` is kept in (A8)."""
@@ -254,7 +251,7 @@ class Core(Receiving):
             words[row + Q_SENT],
             words[row + Q_REFUSED],
             words[row + Q_PENDING],
-            now - self._sent_at(session, row, now),
+            store.front(row, now).age(now),
         )
 
     def stats(self) -> Stats:
@@ -266,14 +263,6 @@ class Core(Receiving):
         if before is None or snapshot.now - before.at >= 1.0:
             self._totals = snapshot.totals()
         return snapshot.stats(before)
-
-    def _sent_at(self, session: Session, row: int, now: float) -> float:
-        """When the oldest message of a queue was sent; now if there is none. A glance, unlocked."""
-        store = session.store
-        at = store.words[row + Q_FIRST]
-        if not store.log.start <= at < store.log.end or store.doubles[at + L_EXPIRES] <= now:
-            return now
-        return float(store.doubles[at + L_SENT])
 
     def _statistics(
         self, name: str, now: float, since: float, count: int, full: int, pending: int, age: float

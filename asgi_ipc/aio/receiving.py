@@ -338,7 +338,7 @@ class Receiving(Base):
                 if body is None:
                     continue
             else:
-                row = self._bind(session, source.target, now)
+                row = store.require(source.target, now)
                 woken += self._drain(session, source, row, now)
                 if not source.buffered():
                     continue
@@ -347,7 +347,7 @@ class Receiving(Base):
             return _Visit(source, body, rings, woken)
         if waiter is not None and waiter.waiter_id:
             for source in sources:
-                row = self._bind(session, source.target, now)
+                row = store.require(source.target, now)
                 store.park(row, waiter.waiter_id)
                 if store.words[row + Q_PENDING]:
                     # More than one drain takes, and none of it was for this receive: look again.
@@ -369,7 +369,7 @@ class Receiving(Base):
                 continue
             row = store.find(source.target)
             if row and not store.unpark(row, waiter.waiter_id) and source is not taken:
-                other = store.pick_if_waiting(row)
+                other = store.pick_if_pending(row)
                 if other:
                     due.append((row, other))
         return due
@@ -410,7 +410,7 @@ class Receiving(Base):
     ) -> tuple[list[Waiting], int]:
         """Inside a section. Returns whom to wake, and the queue's row if something is left."""
         now = time.monotonic()
-        row = self._bind(session, source.target, now)
+        row = session.store.require(source.target, now)
         woken = self._drain(session, source, row, now)
         if waiter_id:
             session.store.park(row, waiter_id)

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..attachment.attachment import Attachment, attached, register
 from ..codec import Codec
-from ..errors import LimitReached
 from ..options import Options
 from ..segment.lock import Section, spread
 from ..segment.segment import Paths, Wanted
 from ..store.layout import Q_PENDING, S_EPOCH
 from ..store.plans import Planner
-from ..store.queues import NO_ROW, Target
+from ..store.queues import Target
 from .fanout import Fanout
 from .source import Source
 
@@ -164,9 +163,3 @@ class Base:
 
     def upkeep(self, session: Session, now: float) -> None:
         session.attachment.upkeep(now, self.expiry, session.section)
-
-    def _bind(self, session: Session, target: Target, now: float) -> int:
-        row = session.store.bind(target, now)
-        if not row:
-            raise LimitReached(NO_ROW.format(session.store.queues.used))
-        return row
