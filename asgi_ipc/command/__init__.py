@@ -2,14 +2,14 @@
 
 A subcommand is in the module of its name; three share `messages`, and `top` has its `screen` apart:
 
-============  ==========================================================
-to look       `list` `stats` `channels` `groups` `processes`
-to watch      `top` (with `screen`) `tail`
-to take part  `messages`: send, receive, group-send; `wsgi_worker`
-to care       `doctor` `verify` `flush` `destroy` `bench`
-to export     `export`
-all of them   `cli` (their list) `common` (what they share) `exits` (codes)
-============  ==========================================================
+=====================  =======================================================
+inspecting             `list` `stats` `channels` `groups` `processes`
+watching               `top` (with `screen`) `tail`
+sending and receiving  `messages`: send, receive, group-send
+maintenance            `doctor` `verify` `flush` `destroy` `bench`
+serving                `wsgi_worker` `export`
+shared by all          `cli` (their list) `common` (options, output) `exits`
+=====================  =======================================================
 
 Nothing else in the package may import this one. It reads layers through `inspection` only.
 """

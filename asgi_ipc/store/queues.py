@@ -293,13 +293,6 @@ class Queues(Waiters):
         at = self.words[row + Q_FIRST]
         return self._read(row, self.log.checked(at)) if at else None
 
-    def front(self, row: int, now: float) -> Front:
-        """Look at what waits in the queue at `row`. Needs no lock."""
-        words = self.words[row : row + QUEUE_WORDS]
-        return read_front(
-            self.layout, lambda at, size: self.buffer[at : at + size], row, words, now
-        )
-
     def pop(self, row: int) -> None:
         """Remove the message that `peek` returned."""
         words = self.words

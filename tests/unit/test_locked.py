@@ -26,7 +26,7 @@ from asgi_ipc.store.layout import (
 
 from ..contract import LIVENESS
 
-DAMAGE = ["queue 'c': 5 messages counted, 1 there"]
+DAMAGE = ["queue 'c': 5 messages are counted as pending, not 1"]
 
 
 @pytest.fixture(params=["mutex", "file"])
