@@ -1,7 +1,7 @@
 """A snapshot of a segment: a copy of its state, and what people and programs want to know of it.
 
-Taking one disturbs nobody (see `view`). The parts of a snapshot may be some microseconds apart; it
-is taken again if a flush or a recovery came in between. Must not write to a segment.
+Taking one disturbs no process (see `view`). Its parts may be some microseconds apart; it is taken
+again if a flush or a recovery came in between. Must not write to a segment.
 """
 
 from __future__ import annotations

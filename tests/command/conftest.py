@@ -45,7 +45,7 @@ async def main():
 asyncio.run(main())
 """
 
-# A blocking process that answers whoever asks.
+# A blocking process that answers each job.
 WORKER = """
 import sys
 from asgi_ipc import IPCChannelLayer
@@ -73,7 +73,7 @@ class Live(NamedTuple):
 
 
 def stop(*processes: Process) -> None:
-    """Stop processes, as a debugger would, and wait until they are."""
+    """Stop processes, as a debugger would, and wait until they are stopped."""
     for process in processes:
         os.kill(process.pid, signal.SIGSTOP)
     wait_until(lambda: all(is_stopped(process.pid) for process in processes), "them to stop")
@@ -93,7 +93,7 @@ def write_word(prefix: str, at: int, value: int) -> None:
 
 
 class Ran(NamedTuple):
-    """What a command came to."""
+    """The result of a command."""
 
     code: int
     output: str
@@ -153,8 +153,8 @@ def live(prefix: str, tmp_path: Path) -> Iterator[Live]:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Programs that are started can be ended by Ctrl-C, also if the tests run in the background of
-    a shell, which ignores it for all that it starts there."""
+    """Let Ctrl-C end the programs that a test starts, even if the tests run in the background of a
+    shell, which ignores SIGINT there."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

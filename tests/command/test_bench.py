@@ -18,7 +18,7 @@ def _segments() -> set[str]:
 
 
 def test_it_measures_beside_the_floor(run: Run) -> None:
-    before = _segments()  # of somebody who measures, too, or was killed when he did
+    before = _segments()  # of other runs, which may have been killed
     ran = run("bench", "--seconds", "0.5", "--json")
     found = ran.json
     assert found["pair_us"] > 0 and found["messages_per_second"] > 0

@@ -155,7 +155,7 @@ def test_destroy_with_force(live: Live, run: Run) -> None:
     )
 
 
-def test_destroy_of_what_nobody_uses(prefix: str, run: Run) -> None:
+def test_destroy_of_an_unused_layer(prefix: str, run: Run) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
     layer.close()
@@ -177,7 +177,7 @@ def test_destroy_of_leftovers(prefix: str, run: Run) -> None:
 
 @is_root
 def test_only_the_owner_flushes_and_destroys(prefix: str, run: Run) -> None:
-    """Also root does not, who would leave files of his own among those of another user."""
+    """Not even root, who would leave files of its own among those of another user."""
 
     def make() -> None:
         os.setuid(NOBODY)

@@ -39,7 +39,7 @@ from .conftest import asgi_ipc as run_command
 
 
 def of(prefix: str, findings: list[Finding]) -> dict[str, Finding]:
-    """The findings for a layer by subject; what is wrong before what is well."""
+    """The findings for a layer by subject; the worst one of each."""
     order = (OK, WARNING, PROBLEM)
     mine = [finding for finding in findings if finding.prefix == prefix]
     return {one.subject: one for one in sorted(mine, key=lambda one: order.index(one.level))}
@@ -98,7 +98,7 @@ def rests_attached(prefix: str):  # type: ignore[no-untyped-def]
     return attached
 
 
-def test_whoever_is_stopped_with_the_lock_in_hand(prefix: str) -> None:
+def test_a_stopped_holder_of_the_lock(prefix: str) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
     pid = os.fork()

@@ -121,7 +121,7 @@ def test_labels_do_not_explode(prefix: str) -> None:
 
 
 def test_folded_counters_do_not_fall_when_channels_go(prefix: str) -> None:
-    """Else Prometheus would take that for a restart, and count all of it once more."""
+    """Otherwise Prometheus would see a restart and count everything again."""
     layer = IPCChannelLayer(prefix)
     registry = CollectorRegistry()
     registry.register(IPCCollector([prefix]))

@@ -45,7 +45,7 @@ def test_stats_of_a_layer(live: Live, run: Run) -> None:
 
 
 def test_rates_are_those_of_the_interval(live: Live, run: Run) -> None:
-    """What was sent long before is not in them."""
+    """Messages sent long before do not count."""
     found = run("stats", "--interval", "0.3", "--json").json
     assert (found["sent"], found["rates"]["sent"]) == (8, 0)
     assert 0.3 <= found["rates"]["period"] < 30
@@ -100,7 +100,7 @@ def test_the_dead_and_the_stopped_are_told_apart(live: Live, run: Run) -> None:
 
 
 def test_a_message_that_has_expired_is_not_counted(prefix: str, run: Run) -> None:
-    """Nobody is there to clear it up."""
+    """No process is attached that could drop it."""
     layer = IPCChannelLayer(prefix, expiry=0.05)
     layer.send("a", {})
     layer.close()
@@ -178,7 +178,7 @@ def test_nothing_in_a_segment_controls_the_terminal(prefix: str, run: Run) -> No
 
 @pytest.mark.parametrize("word", [T_HIGH, T_RESERVED])
 def test_a_segment_that_claims_what_is_not_there(prefix: str, run: Run, word: int) -> None:
-    """Else whoever looks would read gigabytes of nothing."""
+    """Otherwise the command would read gigabytes of nothing."""
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
     write_word(prefix, S_TABLES + word, 1 << 17)

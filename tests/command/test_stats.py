@@ -112,7 +112,7 @@ def test_a_lock_that_was_waited_for_is_counted(
 
 
 def test_it_needs_no_lock(prefix: str) -> None:
-    """Also when somebody is stopped while he holds it."""
+    """It works while a stopped process holds the lock."""
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
     pid = os.fork()
@@ -130,7 +130,7 @@ def test_it_needs_no_lock(prefix: str) -> None:
 
 
 def test_looking_does_not_drop_the_locks_that_tell_who_lives(prefix: str) -> None:
-    """To close a file drops all locks that a process has on it, whoever opened it."""
+    """Closing a file drops all locks that the process has on it."""
     layer = IPCChannelLayer(prefix)
     for _ in range(3):
         layer.stats()
@@ -166,7 +166,7 @@ def test_rates_begin_with_the_last_look_that_is_a_second_ago(
 
 
 def test_a_snapshot_under_traffic_is_never_absurd(prefix: str) -> None:
-    """Rows come and go, the log wraps, and all of it is read without the lock."""
+    """Rows come and go and the log wraps while they are read without the lock."""
     layer = IPCChannelLayer(prefix, capacity=20)
 
     def traffic(line) -> None:  # type: ignore[no-untyped-def]
@@ -205,7 +205,7 @@ def test_a_snapshot_under_traffic_is_never_absurd(prefix: str) -> None:
 
 
 def test_a_layer_within_one_process_has_them_too() -> None:
-    """One that lies in no shared memory: nothing is looked for there."""
+    """Its segment is not in shared memory, so nothing is looked for there."""
     from asgi_ipc.testing.sync import InProcessChannelLayer
 
     layer = InProcessChannelLayer()
@@ -216,7 +216,7 @@ def test_a_layer_within_one_process_has_them_too() -> None:
 
 
 def test_where_the_environment_adds_to_prefixes(prefix: str, run: Run) -> None:
-    """As it does under test: whoever looks sees the layers of the run, and those alone."""
+    """As it does in tests: the command sees the layers of this run only."""
     suffix = {"ASGI_IPC_PREFIX_SUFFIX": "-run"}
     layer = IPCChannelLayer(f"{prefix}-run")
     layer.send("a", {})

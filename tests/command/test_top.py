@@ -156,7 +156,7 @@ def test_rates_and_pause(terminal: Terminal, live: Live) -> None:
 
 
 def test_without_colour(live: Live, tmp_path: Path) -> None:
-    """What colour says is also said by the bars."""
+    """The bars show what the colours show."""
     terminal = Terminal(tmp_path, live.prefix, NO_COLOR="1")
     try:
         terminal.wait_for(r"^full +█{10} ")
