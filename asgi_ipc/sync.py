@@ -22,7 +22,7 @@ from typing import Any
 from .aio.operations import Core
 from .aio.receiving import Busy, Receiving, Source
 from .aio.session import Session
-from .attachment.attachment import CHECK_EVERY
+from .attachment.upkeep import CHECK_EVERY
 from .base_layer import BaseChannelLayer
 from .errors import InvalidName, LockTimeout
 from .names import check_channel

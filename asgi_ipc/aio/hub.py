@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
-from ..attachment.attachment import CHECK_EVERY
+from ..attachment.upkeep import CHECK_EVERY
 from ..errors import IPCError, LockTimeout
 from ..segment.doorbell import ALL, Doorbell
 from ..store.layout import Q_PENDING, R_GENERATION, S_EPOCH
@@ -355,6 +355,6 @@ def hub_of(session: Session, loop: Any, make: Any) -> Any:
     attachment = session.attachment
     found = attachment.hubs.get(loop)
     if found is None:
-        attachment.retire_hubs()
+        attachment.upkeep.retire_hubs()
         found = attachment.hubs[loop] = make(session, weakref.ref(loop))
     return found

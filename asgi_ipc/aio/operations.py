@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from .. import errors
+from ..attachment.resources import Waits
 from ..errors import CorruptStore, NotAChannel
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
@@ -259,7 +260,7 @@ class Core(Receiving):
             session = self.attach()
         except CorruptStore:
             session = self.attach(flush=True)
-        session.attachment.flush(self._patience, self.options.lock_timeout)
+        session.attachment.flush(Waits(self._patience, self.options.lock_timeout))
         session.plans.clear()
 
     def global_statistics(self) -> dict[str, Any]:
@@ -324,7 +325,7 @@ class Core(Receiving):
         # Read without the lock: a change may be going on, or the memory be damaged.
         count, age = max(count, 0), age if 0 <= age < math.inf else 0.0
         at, count_then, full_then = self._samples.get(name, (since, 0, 0))
-        if count < count_then or at < since:
+        if count < count_then or at <= since:
             at, count_then, full_then = since, 0, 0  # there was a flush in between
         period = max(now - at, 1e-9)
         if now - at >= 1.0:

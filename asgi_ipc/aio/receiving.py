@@ -173,7 +173,7 @@ class Receiving(Base):
         taken back. That is most of what a broadcast is for its sockets."""
         inbox = source.inbox
         assert inbox is not None
-        while session.attachment.is_fresh(inbox):
+        while inbox.is_fresh():
             entry = inbox.take(source.local)
             if entry is None:
                 return None
@@ -264,7 +264,7 @@ class Receiving(Base):
             and waiter.awaits(sources[0])
             # What was flushed is in the inbox until a section empties it.
             and (inbox := sources[0].inbox) is not None
-            and session.attachment.is_fresh(inbox)
+            and inbox.is_fresh()
         ):
             return None
         else:
@@ -281,7 +281,7 @@ class Receiving(Base):
     def _buffered(self, session: Session, sources: list[Source], now: float) -> Any:
         """What was drained before, by whichever thread of this process."""
         for source in sources:
-            if source.inbox and session.attachment.is_fresh(source.inbox):
+            if source.inbox and source.inbox.is_fresh():
                 entry = self._entry(session, source, now, session.section)
                 if entry is not None:
                     return source, source.queue + entry[0], entry[1]
@@ -343,7 +343,7 @@ class Receiving(Base):
 
         Returns whom to wake, once the section is over.
         """
-        owner = session.attachment.claim(row, now, self.expiry)
+        owner = session.attachment.claim_queue(row, now, self.expiry)
         if owner:
             raise NotOwner(
                 f"channel {source.channel!r} belongs to process {owner}: a process-specific "
@@ -352,7 +352,7 @@ class Receiving(Base):
         inbox = source.inbox
         assert inbox is not None
         queue = source.queue
-        session.attachment.drain(row, inbox, lambda local: self.capacity_of(queue + local), now)
+        inbox.drain(row, lambda local: self.capacity_of(queue + local), now)
         return inbox.to_wake()
 
     def _unpark(

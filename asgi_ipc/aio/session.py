@@ -7,7 +7,9 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..attachment.attachment import Attachment, attached, register
+from ..attachment.attachment import Attachment
+from ..attachment.process import attach, register
+from ..attachment.resources import Waits
 from ..codec import Codec
 from ..errors import LimitReached
 from ..options import Options
@@ -128,9 +130,9 @@ class Base:
         """What is known while attached; the first call attaches. `flush`: see `Attachment`."""
         found = self.session
         if found is None:
-            waits = self._patience, self.options.lock_timeout
-            attachment = attached(self._wanted, *waits, flush)
-            section = attachment.make_section_of_three(*waits)
+            waits = Waits(self._patience, self.options.lock_timeout)
+            attachment = attach(self._wanted, waits, flush)
+            section = attachment.make_section_of_three(waits)
             found = Session(attachment, section, self.capacity_of)
             limit = attachment.segment.layout.max_message_size
             self.max_message_size = min(self.options.max_message_size, limit)
@@ -149,7 +151,7 @@ class Base:
         self.own = f".{self.client_prefix}!"
 
     def upkeep(self, session: Session, now: float) -> None:
-        session.attachment.upkeep(now, self.expiry, session.section)
+        session.attachment.do_upkeep(now, self.expiry, session.section)
 
     def _bind(self, session: Session, target: Target, now: float) -> int:
         row = session.store.bind(target, now)

@@ -9,7 +9,7 @@ import sys
 import click
 
 from .. import IPCChannelLayer
-from ..attachment.attachment import holders
+from ..attachment.process import attached_processes
 from ..errors import CorruptStore, IPCError
 from ..inspection import locked
 from ..inspection.view import View
@@ -96,7 +96,7 @@ def _owner(paths: segment.Paths) -> int | None:
 
 def _attached(paths: segment.Paths) -> list[int]:
     try:
-        return sorted(set(holders(paths.members).values()))
+        return sorted(set(attached_processes(paths.members).values()))
     except OSError:
         return []
 

@@ -16,7 +16,7 @@ from django.utils.module_loading import import_string
 
 from .. import IPCChannelLayer
 from ..aio import IPCChannelLayer as AsyncIPCChannelLayer
-from ..attachment.attachment import holders
+from ..attachment.process import attached_processes
 from ..errors import IncompatibleSegment, InvalidOption, IPCError, NoSuchLayer
 from ..inspection.view import View
 from ..options import Options
@@ -74,7 +74,7 @@ def _room(where: str, options: Options) -> Iterator[CheckMessage]:
 def _live(where: str, options: Options, paths: Paths) -> Iterator[CheckMessage]:
     """Whether processes that run already agree with the settings."""
     try:
-        if not holders(paths.members):
+        if not attached_processes(paths.members):
             return
         live = View(options.prefix).options()
     except (NoSuchLayer, FileNotFoundError):

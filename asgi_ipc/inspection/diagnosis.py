@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from ..attachment.attachment import holders
+from ..attachment.process import attached_processes
 from ..errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuchLayer
 from ..segment.cgroup import cgroup_allows
 from ..segment.files import Descriptor
@@ -46,7 +46,7 @@ def diagnose(only: str | None = None) -> list[Finding]:
 def _layer(prefix: str) -> Iterator[Finding]:
     paths = Paths(full_prefix(prefix))
     try:
-        attached = holders(paths.members)
+        attached = attached_processes(paths.members)
     except OSError:
         attached = {}
     destroy = f"asgi-ipc destroy --prefix {prefix}"

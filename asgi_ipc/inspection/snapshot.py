@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..attachment.attachment import holders
+from ..attachment.process import attached_processes
 from ..errors import IPCError, SegmentVanished
 from ..segment.files import Descriptor
 from ..segment.lock import FileLock, machine, mutex_holder, process_of
@@ -404,7 +404,7 @@ def _layer(prefix: str) -> Layer:
     except IPCError as error:
         problem = str(error)
         with contextlib.suppress(OSError):
-            processes = len(holders(paths.members))
+            processes = len(attached_processes(paths.members))
     return Layer(
         prefix=prefix,
         layout_version=version,

@@ -12,7 +12,8 @@ import mmap
 import os
 from typing import Any
 
-from ..attachment.attachment import Attachment, holders
+from ..attachment.attachment import Attachment
+from ..attachment.process import attached_processes
 from ..errors import CorruptHeader, CorruptStore, IncompatibleSegment, IPCError
 from ..segment.files import Descriptor
 from ..segment.segment import Paths, full_prefix, look
@@ -149,7 +150,7 @@ class View:
         if self._segment is not None and self.fd < 0:
             return dict.fromkeys(self._segment.members.claimed, os.getpid())
         try:
-            return holders(self.paths.members)
+            return attached_processes(self.paths.members)
         except OSError:
             return {}
 

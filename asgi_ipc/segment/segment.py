@@ -99,6 +99,10 @@ class Wanted(NamedTuple):
     provider: Any = None
 
     @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.message_memory, self.group_memory, self.max_message_size
+
+    @property
     def lock_kind(self) -> int:
         return LOCK_FILE if self.lock == "file" or not robust_mutexes() else LOCK_MUTEX
 

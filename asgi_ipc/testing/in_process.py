@@ -138,7 +138,7 @@ class PrivateSegment(Segment):
         """Whether it is what a layer asks for."""
         layout = self.layout
         sizes = (layout.message_memory, layout.group_memory, layout.max_message_size)
-        return sizes == wanted[1:4] and self.lock_kind == wanted.lock_kind
+        return sizes == wanted.sizes and self.lock_kind == wanted.lock_kind
 
     def reserve(self, offset: int, length: int) -> bool:
         return cgroup_allows(length)

@@ -16,7 +16,8 @@ import re
 import secrets
 import time
 
-from ..attachment.attachment import Attachment, forget_all
+from ..attachment.attachment import Attachment
+from ..attachment.process import detach_all
 from ..segment.files import Members
 from ..segment.segment import SHM, SUFFIX, Paths, remove
 
@@ -36,14 +37,14 @@ class Isolation:
 
     def begin(self) -> None:
         """From now on layers have prefixes of the run's own, those that exist included."""
-        forget_all()
+        detach_all()
         self._before = os.environ.get(SUFFIX)
         os.environ[SUFFIX] = self.suffix
 
     def end(self) -> list[str]:
         """Remove everything that is left of the run, and let layers be what they were."""
         leaks = self.clean()
-        forget_all()
+        detach_all()
         if self._before is None:
             os.environ.pop(SUFFIX, None)
         else:
@@ -53,7 +54,7 @@ class Isolation:
     def clean(self) -> list[str]:
         """Remove everything that layers of the run have made. They begin anew when next called."""
         leaks = []
-        for attachment in forget_all():
+        for attachment in detach_all():
             if self.suffix in attachment.prefix:
                 self._prefixes.add(attachment.prefix)
                 leaks += _waiting(attachment)
@@ -78,7 +79,7 @@ def isolate_worker() -> None:
 
     They are removed by the `Isolation` of the process that started it.
     """
-    forget_all()
+    detach_all()
     os.environ[SUFFIX] = f"{os.environ.get(SUFFIX, '')}-{os.getpid()}"
 
 

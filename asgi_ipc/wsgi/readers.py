@@ -22,7 +22,7 @@ def has_reader(core: Core, channel: str) -> bool:
     target = Target(split(check_channel(channel))[0].encode("ascii"))
     session = core.attach()
     owner = session.section(_owner, session.store, target)
-    return bool(owner) and session.attachment.alive(owner)
+    return bool(owner) and session.attachment.is_alive(owner)
 
 
 def _owner(store: Store, target: Target) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc import aio as asgi_ipc_aio
-from asgi_ipc.attachment.attachment import holders
+from asgi_ipc.attachment.process import attached_processes
 from asgi_ipc.errors import SegmentVanished
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
@@ -136,7 +136,7 @@ def test_looking_does_not_drop_the_locks_that_tell_who_lives(prefix: str) -> Non
         layer.stats()
         Snapshot(View(prefix)).processes()
     members = layer._core.attach().attachment.segment.paths.members
-    with child(lambda line: line.say(holders(members))) as process:
+    with child(lambda line: line.say(attached_processes(members))) as process:
         assert list(process.hear().values()) == [os.getpid()]
 
 

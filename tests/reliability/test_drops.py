@@ -79,7 +79,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 def upkeep(layer: IPCChannelLayer) -> None:
     """What any call does when it is due, now."""
     session = layer._core.attach()
-    session.attachment._check_at = session.attachment.due = 0.0
+    session.attachment.upkeep.check_at = session.attachment.due = 0.0
     session.store.doubles[S_SWEEP_AT] = session.store.doubles[S_BURY_AT] = 0.0
     layer.receive(["nobody.sends.here"])
 
@@ -177,7 +177,7 @@ async def test_expiry_in_the_buffer_of_a_local_part(prefix: str, how: str) -> No
             await asyncio.wait_for(layer.receive(slow), 0.01)
     else:
         session = layer._core.attach()
-        session.attachment._check_at = session.attachment.due = 0.0
+        session.attachment.upkeep.check_at = session.attachment.due = 0.0
         await layer.group_channels("nobody")
     assert drops(layer) == {DROP_REASONS[EXPIRED]: 5}
     assert drops_of(layer, slow.partition("!")[0] + "!") == 5
@@ -212,7 +212,7 @@ async def test_a_buffer_that_has_expired_takes_messages_again(prefix: str) -> No
     await layer.receive(other)  # drains what is there for both
     await asyncio.sleep(0.12)
     session = layer._core.attach()
-    session.attachment._check_at = session.attachment.due = 0.0
+    session.attachment.upkeep.check_at = session.attachment.due = 0.0
     await layer.group_channels("nobody")
     for number in range(5):
         await layer.send(slow, {"again": number})
@@ -370,9 +370,8 @@ class Reasons:
             self.layer.send("y!slow", {"n": number})
             session = self.layer._core.attach()
             session.section(
-                session.attachment.drain,
+                inbox.drain,
                 session.store.queues.find(b"y!"),
-                inbox,
                 lambda local: 1,
                 time.monotonic(),
             )

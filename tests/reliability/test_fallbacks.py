@@ -20,6 +20,7 @@ import pytest
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.attachment.attachment import Attachment
+from asgi_ipc.attachment.resources import Waits
 from asgi_ipc.errors import IncompatibleSegment, LockTimeout, Reentered
 from asgi_ipc.segment import segment
 from asgi_ipc.segment.lock import FileLock
@@ -267,7 +268,7 @@ def test_a_stopped_holder_of_the_file_is_named(prefix: str) -> None:
         real = Attachment.make_section
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(
-                Attachment, "make_section", lambda self, patience, timeout: real(self, 0.3, 0.3)
+                Attachment, "make_section", lambda self, waits: real(self, Waits(0.3, 0.3))
             )
             with pytest.raises(LockTimeout, match=str(pid)) as caught:
                 layer.send("a", {})

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import asgi_ipc
-from asgi_ipc.attachment.attachment import CHECK_EVERY
+from asgi_ipc.attachment.upkeep import CHECK_EVERY
 from asgi_ipc.segment import segment
 from asgi_ipc.store.layout import DEAD_OWNER, S_DROPS
 

@@ -25,7 +25,7 @@ from asgi_ipc import sync
 from asgi_ipc.aio import hub
 from asgi_ipc.aio import operations as core
 from asgi_ipc.aio import session as base
-from asgi_ipc.attachment import attachment
+from asgi_ipc.attachment import attachment, resources, upkeep
 from asgi_ipc.errors import Reentered
 from asgi_ipc.segment import segment
 from asgi_ipc.store.layout import CLEAN, Q_PENDING, Q_WAITING, S_DIRTY
@@ -300,7 +300,7 @@ def test_receive_looks_by_itself_after_a_flush_that_rang_nobody(
 
     def flush_and_send() -> None:
         until(lambda: session.words[row + Q_WAITING])
-        monkeypatch.setattr(attachment, "_ring_everyone", lambda *args: None)
+        monkeypatch.setattr(resources.Resources, "ring_everyone", lambda self: None)
         layer.flush()
         layer.send("other", MESSAGE)  # which gets the row
         assert layer.receive(["other"]) == ("other", MESSAGE)
@@ -814,4 +814,4 @@ async def test_receive_cancelled_at_every_turn_of_the_loop(aio: Any, kind: int) 
 
 def test_threads_are_told_within_the_safety_check() -> None:
     """The two shells look at the same interval, which the tests here rely on."""
-    assert sync.CHECK_EVERY == hub.CHECK_EVERY == attachment.CHECK_EVERY == 1.0
+    assert sync.CHECK_EVERY == hub.CHECK_EVERY == upkeep.CHECK_EVERY == 1.0

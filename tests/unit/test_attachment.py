@@ -21,7 +21,7 @@ import pytest
 import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc import segment
-from asgi_ipc.attachment import attachment
+from asgi_ipc.attachment import process as attaching
 from asgi_ipc.errors import IncompatibleSegment, LockTimeout, NotOwner, Reentered, SegmentVanished
 from asgi_ipc.segment.lock import robust_mutexes
 from asgi_ipc.store import waiters
@@ -591,10 +591,10 @@ def test_a_call_from_a_signal_handler_while_its_thread_attaches_is_refused(
 ) -> None:
     layer = make()
     refused: list[Exception] = []
-    real = attachment.attach
+    real = attaching.attach_segment
 
     def interrupted(*arguments: Any) -> Any:
-        monkeypatch.setattr(attachment, "attach", real)
+        monkeypatch.setattr(attaching, "attach_segment", real)
         signal.raise_signal(signal.SIGUSR1)
         return real(*arguments)
 
@@ -604,7 +604,7 @@ def test_a_call_from_a_signal_handler_while_its_thread_attaches_is_refused(
         except Exception as error:
             refused.append(error)
 
-    monkeypatch.setattr(attachment, "attach", interrupted)
+    monkeypatch.setattr(attaching, "attach_segment", interrupted)
     before = signal.signal(signal.SIGUSR1, handler)
     try:
         with bounded():
@@ -621,14 +621,14 @@ def test_a_layer_that_is_dropped_while_its_thread_attaches_is_let_go_after(
     other = Make(f"{prefix}.other")
     other().send("c", MESSAGE)
     assert other.descriptors()
-    real = attachment.attach
+    real = attaching.attach_segment
 
     def dropping(*arguments: Any) -> Any:
-        monkeypatch.setattr(attachment, "attach", real)
+        monkeypatch.setattr(attaching, "attach_segment", real)
         other.drop()
         return real(*arguments)
 
-    monkeypatch.setattr(attachment, "attach", dropping)
+    monkeypatch.setattr(attaching, "attach_segment", dropping)
     try:
         with bounded():
             make().send("c", MESSAGE)
@@ -651,16 +651,16 @@ def held(make: Make) -> Iterator[tuple[Any, Any]]:
     def hold(line: Line) -> None:
         mine = make()
         mine.send("c", MESSAGE)
-        found = attachment._attachments[make.prefix]
+        found = attaching._attachments[make.prefix]
         found.section(rests, line)
 
     with child(hold) as process:
         process.hear()
-        yield attachment._attachments[make.prefix], process
+        yield attaching._attachments[make.prefix], process
 
 
 def renew(found: Any, holder: int) -> bool:
-    return attachment._renew(found.segment, found.lock, holder)
+    return found._resources.renew_lock(holder)
 
 
 def test_a_mutex_that_somebody_made_anew_already_is_left_alone(held: tuple[Any, Any]) -> None:
@@ -685,7 +685,7 @@ def test_the_mutex_of_a_dead_holder_is_made_anew(make: Make) -> None:
         pytest.skip("lacking: robust mutexes")
     layer = make(lock_timeout=0.05)
     layer.send("c", MESSAGE)
-    found = attachment._attachments[make.prefix]
+    found = attaching._attachments[make.prefix]
     nobody = next(pid for pid in range(2**22 - 1, 1, -1) if not Path(f"/proc/{pid}").exists())
     found.lock._futex.value = nobody
     layer.send("c", MESSAGE)

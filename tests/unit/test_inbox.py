@@ -14,7 +14,7 @@ from asgi_ipc.attachment.inbox import _LONG, ANY, Inbox
 from asgi_ipc.store.queues import Taken
 
 from ..contract import in_threads
-from .support import FOREVER, NOW, examples
+from .support import FOREVER, NOW, examples, make_store
 
 SOON = NOW + 60
 
@@ -39,7 +39,7 @@ class Feeder:
     """Feeds an inbox with messages in their order."""
 
     def __init__(self) -> None:
-        self.inbox = Inbox("x!")
+        self.inbox = Inbox("x!", make_store())
         self.seq = 0
 
     def __call__(
