@@ -123,7 +123,7 @@ class Attachment:
     def pass_on(self, row: int) -> None:
         """Pass on a ring for the queue at `row` that its receiver has no use for."""
         with contextlib.suppress(LockTimeout):
-            waiter_id = self.section(self.store.pick_if_waiting, row)
+            waiter_id = self.section(self.store.pick_if_pending, row)
             if waiter_id:
                 self.ring(row, waiter_id)
 

@@ -111,7 +111,9 @@ class Inbox:
             if taken is None:
                 return
             if taken.expires <= now:
-                store.let_go(row, now)  # in the inbox it would take the place of one that lives
+                store.drop_expired(
+                    row, now
+                )  # in the inbox it would take the place of one that lives
                 continue
             full = self.feed(taken, capacity)
             if full:
