@@ -111,9 +111,7 @@ class Inbox:
             if taken is None:
                 return
             if taken.expires <= now:
-                store.drop_expired(
-                    row, now
-                )  # in the inbox it would take the place of one that lives
+                store.drop_expired(row, now)  # buffered, it would take the place of a living one
                 continue
             full = self.feed(taken, capacity)
             if full:
