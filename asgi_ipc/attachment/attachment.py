@@ -96,7 +96,9 @@ class Attachment:
         for bell in list(self.bells):
             bell.forget()
         self._resources.disown()
-        self.broken = IncompatibleSegment("this attachment belongs to the parent process")
+        self.broken = IncompatibleSegment(
+            "this attachment belongs to the parent process; the next call attaches again"
+        )
 
     # -- wakeups ----------------------------------------------------------------------------------
 

@@ -42,23 +42,23 @@ class User(Protocol):
 
 # By prefix, or by provider where it is not shared memory.
 _attachments: weakref.WeakValueDictionary[Hashable, Attachment] = weakref.WeakValueDictionary()
-# All of them, those of removed segments too, and what releases them.
+# Of every attachment, also to a segment that was removed.
 _finalizers: weakref.WeakKeyDictionary[Attachment, weakref.finalize[Any, Any]] = (
     weakref.WeakKeyDictionary()
 )
 _users: weakref.WeakSet[User] = weakref.WeakSet()
 _gone: list[Resources] = []  # of attachments that are gone, still to be released
-# Inboxes of attachments that are gone, by prefix and nonce of the segment. What is in them was
-# taken out of its queue and not delivered: the next attachment gets them.
+# Inboxes of attachments that are gone, by prefix and nonce of the segment. What was drained into
+# them and not delivered yet is for the next attachment of this process.
 _kept: dict[tuple[str, int], dict[str, Inbox]] = {}
 
 
 class _Guard:
-    """Held while this process attaches or releases. Finalizers run at any time, also in a thread
-    that holds it: they only try, and leave their work to the holder.
+    """Held while this process attaches or leaves a segment. Finalizers run at any time, also in a
+    thread that holds it: they only try to enter, and leave their work to the holder.
 
-    As with a section, a signal handler may raise an exception anywhere: whatever enters does so in
-    a `try` whose `except` leaves again, and both can be done twice.
+    As with a section, a signal handler may raise an exception anywhere: each method enters in a
+    `try` whose `except` leaves again, and both can be done twice.
     """
 
     def __init__(self) -> None:
@@ -84,13 +84,14 @@ class _Guard:
         self._lock.acquire()  # it may be ours already: an earlier call lost track of it
 
     def _leave(self) -> None:
-        """Let go of it, if this thread holds it and no call further out needs it."""
+        """Release the lock, if this thread holds it and no call further out needs it."""
         if not _guarded(sys._getframe(2)):
             while self._lock._is_owned():
                 self._lock.release()
 
     def release_gone(self) -> None:
-        """Release what finalizers left, unless a thread holds the guard, which then does it."""
+        """Leave the segments of attachments that are gone, unless a thread holds the guard, which
+        then does it."""
         try:
             while _gone and not self._lock._is_owned() and self._lock.acquire(False):
                 while _gone:
@@ -126,7 +127,7 @@ _guard = _Guard()
 def attach(wanted: Wanted, waits: Waits, flush: bool = False) -> Attachment:
     """Return this process's attachment to a prefix, made if there is none.
 
-    `flush`: see `Attachment`, if one is made.
+    `flush` is for an attachment that is made: see there.
     """
     if wanted.provider is None:
         wanted = wanted._replace(prefix=full_prefix(wanted.prefix))
@@ -146,7 +147,7 @@ def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
         found = _attachments[key] = _make(wanted, waits, flush)
     elif found.segment.lock_kind != wanted.lock_kind:
         raise IncompatibleSegment(
-            f"prefix {wanted.prefix!r}: this process uses it already, with another lock= option; "
+            f"prefix {wanted.prefix!r}: this process already uses it, with another lock= option; "
             "give all of its layers the same"
         )
     else:
@@ -155,8 +156,8 @@ def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
         sizes = (layout.message_memory, layout.group_memory, layout.max_message_size)
         if sizes != wanted.sizes:
             logger.warning(
-                "prefix %r: this process uses it already, with message_memory %d, "
-                "group_memory %d, max_message_size %d; they hold for all",
+                "prefix %r: this process already uses it, with message_memory %d, "
+                "group_memory %d, max_message_size %d; these sizes hold for all of its layers",
                 wanted.prefix,
                 *sizes,
             )
@@ -198,16 +199,16 @@ def register(user: User) -> None:
 
 def detach(attachment: Attachment) -> None:
     """Make the next call of every layer of this process attach again."""
-    for key, found in list(_attachments.items()):
-        if found is attachment:
+    for key in listed(_attachments):
+        if _attachments.get(key) is attachment:
             _attachments.pop(key, None)
     for user in listed(_users):
         user.detach(attachment)
 
 
 def detach_all() -> list[Attachment]:
-    """The same for all prefixes: what the environment adds to them changes. Returns what was in
-    use."""
+    """Do the same for all prefixes, because what the environment adds to them changes. Returns the
+    attachments that were in use."""
     found = list(_attachments.values())
     for attachment in found:
         detach(attachment)
@@ -218,7 +219,7 @@ def detach_all() -> list[Attachment]:
 
 
 def _release_later(resources: Resources) -> None:
-    """An attachment is gone. This is called by its finalizer."""
+    """Leave the segment of an attachment that is gone; called by its finalizer."""
     _gone.append(resources)
     _guard.release_gone()
 
@@ -254,8 +255,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Have no part in the parent's attachments: the child attaches for itself when it first
-    calls."""
+    """Let go of the parent's attachments: the child attaches for itself with its first call."""
     global _guard
     _guard = _Guard()
     directories = set()

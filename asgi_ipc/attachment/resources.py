@@ -1,7 +1,6 @@
-"""What this process has open of a segment, and how it leaves the segment.
+"""What an attachment holds of the operating system and of the store, and how that is released.
 
-It is apart from `Attachment` because it outlives it: what releases it must not refer to what it is
-released with. This module must not know who uses the segment, or who waits for what.
+It is apart from `Attachment`, and must not refer to it: a finalizer of the attachment releases it.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Waits(NamedTuple):
 
 class Resources:
     """An open segment: the store in it, its lock, what rings its waiters, and the row of this
-    process, which holds the byte at `index`."""
+    process, which has claimed the byte at `index`."""
 
     process = 0  # the row, once `enter` has made it
 
@@ -58,7 +57,7 @@ class Resources:
         self._index = index
 
     def enter(self, section: Section, now: float) -> None:
-        """Enter this process, after what a dead process left in its row was cleared up."""
+        """Make the row of this process, after clearing up what a dead process left in it."""
         store, index = self.store, self._index
         row = store.process_row(index)
         while not section(store.bury, row, now, 0.0):
@@ -87,8 +86,8 @@ class Resources:
     def make_section_of_three(
         self, waits: Waits, recover: Callable[[], None] | None = None
     ) -> Section:
-        """Return a section for operations of three arguments. `recover`: what to do when the store
-        is dirty, if not what `recovery` does."""
+        """Return a section for operations of three arguments. `recover` is called when the store is
+        dirty, in place of `recovery.recover`."""
         recover = recover or self._recover
         patience, timeout = waits
         return make_section_of_three(
@@ -109,9 +108,9 @@ class Resources:
     def renew_lock(self, holder: int) -> bool:
         """Make the mutex new if its holder is dead; `holder` 0 means that it cannot be recovered.
 
-        A death that the kernel did not report happens: before Linux 5.18 the victims of the OOM
-        killer leave their robust mutexes behind. The kernel says who lives: a thread of that id, in
-        a process that holds one of the bytes (which it does before it ever takes the lock).
+        Some deaths are not reported: before Linux 5.18, victims of the OOM killer leave their
+        robust mutexes locked. The kernel says who lives: a thread of that id, in a process that
+        holds one of the bytes (which it claims before it ever takes the lock).
         """
         segment, lock = self.segment, self.lock
         if not isinstance(lock, Mutex):
@@ -121,7 +120,7 @@ class Resources:
             if not pid or pid == os.getpid() or pid in segment.members.pids():
                 return False
         with segment.exclusively():
-            # Unless another process was quicker.
+            # Unless another process was quicker:
             if lock.holder() == holder if holder else lock.lost():
                 init_mutex(segment.memory, H_LOCK * WORD)
         return True
@@ -129,7 +128,7 @@ class Resources:
     # -- leaving ----------------------------------------------------------------------------------
 
     def release(self) -> None:
-        """Leave the segment: clear up what is this process's in it, and close everything."""
+        """Leave the segment: clear up what this process has in it, and close everything."""
         self.log_drop.tell()
         with contextlib.suppress(IPCError, OSError):
             section = spread(
@@ -145,9 +144,9 @@ class Resources:
         self.store.close()
 
     def disown(self) -> None:
-        """In a forked child: close what is the parent's, and leave the segment as it is."""
+        """In a forked child: close what belongs to the parent, and do not touch the segment."""
         if isinstance(self.lock, FileLock):
-            self.lock.close()  # or the child would hold what its parent held
+            self.lock.close()  # or the child would hold the lock while its parent does
         self.ringer.close()
         with contextlib.suppress(OSError):
             os.close(self.segment.fd)
@@ -162,9 +161,9 @@ def lock_of(segment: Segment) -> Mutex | FileLock:
 
 
 def close_inherited(directory: str) -> None:
-    """In a forked child: close the files of `directory` that are still open.
+    """In a forked child: close what is still open of the files in `directory`.
 
-    They are the parent's. Another thread of it was just opening them, and no object knew of them.
+    Another thread of the parent was just opening them, and no object knew their descriptors yet.
     """
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         device, files = os.stat(directory).st_dev, {entry.inode() for entry in entries}

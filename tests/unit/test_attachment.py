@@ -34,7 +34,7 @@ pytestmark = on_linux  # where a test can see what a process has open
 
 
 def owner_of(make: Make, queue: str, **options: Any) -> Callable[[Line], None]:
-    """A child that owns a queue and has its members in a group."""
+    """What a child does that owns a queue with a member in a group."""
 
     def own(line: Line) -> None:
         layer = make(**options)
@@ -251,7 +251,7 @@ def renew(found: Any, holder: int) -> bool:
 
 
 def test_a_mutex_that_somebody_made_anew_already_is_left_alone(held: tuple[Any, Any]) -> None:
-    """Two find it unrecoverable; the second comes when the first holds the new one."""
+    """Two processes find it unrecoverable; the second tries to renew it when the first holds it."""
     found, process = held
     renew(found, 0)
     assert found.lock.trylock(found.lock.handle) == errno.EBUSY

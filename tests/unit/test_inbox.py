@@ -58,7 +58,7 @@ class Feeder:
         return self.inbox.feed(taken, capacity)
 
     def interrupted(self, *local_parts: str) -> None:
-        """Feed with a message to these, and raise KeyboardInterrupt before it is complete."""
+        """Feed a message for these, and raise KeyboardInterrupt before all of it is routed."""
 
         class Interrupting(list[str]):
             def __iter__(self) -> Iterator[str]:

@@ -74,7 +74,7 @@ def test_another_lock_in_the_same_process_is_refused(make: Make) -> None:
 
 
 def wait_for_a_message(layer: Any) -> threading.Thread:
-    """A thread that has a bell and sleeps."""
+    """Start a thread that waits for a message."""
     thread = threading.Thread(target=layer.receive, args=(["quiet"],), kwargs={"block": True})
     thread.start()
     return thread
@@ -91,7 +91,7 @@ def test_a_child_holds_nothing_of_its_parents(make: Make, lock: str) -> None:
     left = in_child(lambda: (gc.collect(), make.descriptors())[1])
     layer.send("quiet", MESSAGE)
     thread.join(LIVENESS)
-    # The mapping has a descriptor of its own, which goes with whatever refers to it.
+    # The mapping has a descriptor of its own, which is closed when nothing refers to it.
     assert [name for name in left if not name.endswith(make.prefix)] == []
 
 
