@@ -18,7 +18,7 @@ from ..base_layer import AsyncBaseChannelLayer
 from ..errors import LockBusy, NotOwner
 from ..names import check_channel
 from ..options import Options
-from ..segment.lock import complaint
+from ..segment.section import complaint
 from ..statistics import Stats
 from ..store.layout import Q_PENDING
 from .loop import current_waiter, receive

@@ -11,8 +11,8 @@ from ..attachment.attachment import Attachment, attached, register
 from ..codec import Codec
 from ..errors import LimitReached
 from ..options import Options
-from ..segment.lock import Section, spread
-from ..segment.segment import Paths, Wanted
+from ..segment.section import SectionOfThree, spread
+from ..segment.wanted import Wanted
 from ..store.plans import Planner
 from ..store.queues import NO_ROW, Target
 
@@ -51,7 +51,10 @@ class Session:
     )
 
     def __init__(
-        self, attachment: Attachment, section_of_three: Section, capacity: Callable[[str], int]
+        self,
+        attachment: Attachment,
+        section_of_three: SectionOfThree,
+        capacity: Callable[[str], int],
     ) -> None:
         self.attachment = attachment
         self.section_of_three = section_of_three
@@ -99,22 +102,13 @@ class Base:
         self.capacity_of = options.capacities().of
         self.spin = options.spin if (os.cpu_count() or 1) > 1 else 0.0
         self._patience = options.lock_timeout if patience is None else patience
-        self._wanted = Wanted(
-            options.prefix,
-            options.message_memory,
-            options.group_memory,
-            options.max_message_size,
-            options.mode,
-            options.lock,
-            options.provider,
-        )
+        self._wanted = Wanted.of(options)  # refuses a prefix, or sizes, that cannot be
         self.session: Session | None = None
         self.client_prefix = ""
         self.own = ""
         self.forked()
         self._turn = 0
         self._samples: dict[str, tuple[float, int, int]] = {}
-        Paths(options.prefix)  # refuses a prefix that cannot be
         register(self)
 
     @classmethod

@@ -23,17 +23,20 @@ from typing import Any
 from ..errors import IncompatibleSegment, IPCError, LockTimeout, Reentered, SegmentVanished
 from ..segment.doorbell import ALL, Doorbell, Ringer
 from ..segment.files import Members, open_file
-from ..segment.lock import (
-    FileLock,
-    Mutex,
+from ..segment.lock import FileLock, Mutex, init_mutex
+from ..segment.opening import attach
+from ..segment.paths import full_prefix
+from ..segment.procfs import process_of, thread_exists
+from ..segment.section import (
     Section,
-    init_mutex,
+    SectionOfThree,
+    Waits,
     make_section,
     make_section_of_three,
-    process_of,
     spread,
 )
-from ..segment.segment import Segment, Wanted, attach, full_prefix
+from ..segment.segment import Segment
+from ..segment.wanted import Wanted
 from ..store import recovery
 from ..store.groups import Groups
 from ..store.layout import (
@@ -143,7 +146,7 @@ class Attachment:
         self, wanted: Wanted, patience: float, timeout: float, flush: bool = False
     ) -> None:
         """`flush`: forget what is in the store without looking at it, which may be damaged."""
-        make: Callable[[Wanted], tuple[Segment, int]] = getattr(wanted.provider, "attach", attach)
+        make = wanted.provider.attach if wanted.provider is not None else attach
         self.segment, index = make(wanted)
         segment = self.segment
         self.prefix = wanted.prefix
@@ -211,7 +214,7 @@ class Attachment:
 
     def make_section_of_three(
         self, patience: float, timeout: float, recover: Callable[[], None] | None = None
-    ) -> Section:
+    ) -> SectionOfThree:
         me = weakref.ref(self)
         segment, store, lock = self.segment, self.store, self.lock
 
@@ -225,7 +228,7 @@ class Attachment:
             return isinstance(lock, Mutex) and _renew(segment, lock, holder)
 
         recover = recover or recover_and_ring
-        return make_section_of_three(lock, store.words, recover, patience, renew, timeout)
+        return make_section_of_three(lock, store.words, recover, Waits(patience, timeout), renew)
 
     def flush(self, patience: float, timeout: float) -> None:
         """Forget all messages and groups, also in a store that recovery gives up on."""
@@ -236,7 +239,7 @@ class Attachment:
     def _flush(self) -> None:
         """Inside a section."""
         self.store.words[S_DIRTY] = FLUSHING
-        self.segment.mend()
+        self.segment.repair()
         recovery.flush(self.store, time.monotonic())
 
     # -- wakeups ----------------------------------------------------------------------------------
@@ -523,14 +526,11 @@ def _found_or_made(wanted: Wanted, patience: float, timeout: float, flush: bool)
             )
         else:
             found.segment.warn_of_mode(wanted)
-            layout = found.segment.layout
-            sizes = (layout.message_memory, layout.group_memory, layout.max_message_size)
-            if sizes != wanted[1:4]:
+            if found.segment.sizes != wanted.sizes:
                 logger.warning(
-                    "prefix %r: this process uses it already, with message_memory %d, "
-                    "group_memory %d, max_message_size %d; they hold for all",
+                    "prefix %r: this process uses it already, with %s; they hold for all",
                     wanted.prefix,
-                    *sizes,
+                    found.segment.sizes,
                 )
         _guard.leave()
     except BaseException:
@@ -639,14 +639,7 @@ def _release(
             recovery.recover(store, now)
             _ring_everyone(store, ringer)
 
-        section = make_section(
-            lock,
-            store.words,
-            recover,
-            1.0,
-            lambda holder: False,
-            1.0,
-        )
+        section = make_section(lock, store.words, recover, Waits(1.0, 1.0))
         section(store.leave, process, now)
     ringer.close()
     segment.leave(index)
@@ -662,7 +655,7 @@ def _renew(segment: Segment, lock: Mutex, holder: int) -> bool:
     leave their robust mutexes behind. Who lives is the kernel's word: a thread of that id, in a
     process that holds one of the bytes (which it does before it ever takes the lock).
     """
-    if holder and _thread_exists(holder):
+    if holder and thread_exists(holder):
         pid = process_of(holder)
         if not pid or pid == os.getpid() or pid in segment.members.pids():
             return False
@@ -673,16 +666,6 @@ def _renew(segment: Segment, lock: Mutex, holder: int) -> bool:
             return True  # or somebody else was quicker
         if lock.lost():  # and not made anew by somebody who was quicker
             init_mutex(segment.memory, H_LOCK * WORD)
-    return True
-
-
-def _thread_exists(thread: int) -> bool:
-    try:
-        os.kill(thread, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
     return True
 
 

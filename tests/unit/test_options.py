@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc.errors import InvalidOption
-from asgi_ipc.options import Options
-from asgi_ipc.store.layout import MAX_MEMORY, MIN_MEMORY
+from asgi_ipc.options import MAX_MEMORY, MIN_MEMORY, Options
 
 
 def read(**given: Any) -> Options:
@@ -138,11 +137,6 @@ def test_the_option_of_another_layer_gets_a_hint() -> None:
 def test_prefix_is_no_option() -> None:
     with pytest.raises(InvalidOption, match="prefix"):
         read(prefix="again")
-
-
-def test_all_memory_together_has_a_limit() -> None:
-    with pytest.raises(InvalidOption, match="too large together"):
-        read(message_memory=MAX_MEMORY, group_memory=MAX_MEMORY)
 
 
 def test_the_old_name_of_message_memory_works_with_a_warning() -> None:
