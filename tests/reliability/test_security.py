@@ -164,7 +164,9 @@ def test_another_mode_than_that_of_the_segment_is_warned_of(
     assert use(prefix, mode=asked)
     (line,) = caplog.messages
     assert prefix in line and f"{made:#o}" in line and f"{asked:#o}" in line
-    assert ("have no access" if asked == 0o660 else "group can still") in line and "destroy()" in line
+    assert (
+        "have no access" if asked == 0o660 else "group can still"
+    ) in line and "destroy()" in line
     assert modes(prefix)["segment"] == made
     first.close()
 
@@ -529,7 +531,7 @@ def test_a_body_that_another_program_wrote_is_only_data(prefix: str, body: bytes
     layer.send("a", {"n": 1})
     session = layer._core.session
     assert session is not None
-    target = session.routes["a"]
+    target = session.targets["a"]
     now = time.monotonic()
     session.section(session.store.put, target, body, now)
     layer.send("a", {"n": 2})
