@@ -19,7 +19,6 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
-from asgi_ipc.attachment.attachment import Attachment
 from asgi_ipc.errors import IncompatibleSegment, LockTimeout, Reentered
 from asgi_ipc.segment import header, paths, wanted
 from asgi_ipc.segment.lock import FileLock
@@ -42,7 +41,7 @@ def take_away(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=PLATFORMS)
 def platform(request: pytest.FixtureRequest, prefix: str) -> Iterator[str]:
-    """One thing is missing, or all; what is made meanwhile is removed while it still is."""
+    """One thing is missing, or all; what a test creates is removed under the same condition."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         take_away(request.param, monkeypatch)
         yield request.param
@@ -236,7 +235,7 @@ def test_without_robust_mutexes_the_lock_is_a_file(
 def test_who_has_mutexes_is_refused_by_those_who_have_none(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both on one segment would exclude nobody."""
+    """Two kinds of lock on one segment would exclude nobody."""
     with pytest.MonkeyPatch.context() as context:
         take_away("no robust mutexes", context)
         layer = IPCChannelLayer(prefix)
@@ -264,14 +263,8 @@ def test_a_stopped_holder_of_the_file_is_named(prefix: str) -> None:
         with os.fdopen(ready, "rb") as pipe:
             assert pipe.read(1) == b"1"
         layer = IPCChannelLayer(prefix, lock="file", lock_timeout=0.3)
-        # Attaching has a patience of its own, ten seconds.
-        real = Attachment.make_section
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(
-                Attachment, "make_section", lambda self, patience, timeout: real(self, 0.3, 0.3)
-            )
-            with pytest.raises(LockTimeout, match=str(pid)) as caught:
-                layer.send("a", {})
+        with pytest.raises(LockTimeout, match=str(pid)) as caught:
+            layer.send("a", {})
         assert "SIGCONT" in str(caught.value)
     finally:
         os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Who may open a layer, and what somebody who may not can do to it: nothing.
+"""Who may open a layer, and that others can do nothing to it.
 
 Tests with a second user run as root, in children that give it up.
 """
@@ -86,7 +86,7 @@ def foreign(prefix: str) -> Iterator[str]:
 
 
 def modes(prefix: str) -> dict[str, int]:
-    """The permission bits of all there is of a prefix; doorbells as one."""
+    """The permission bits of all files of a prefix; the doorbells as one."""
     paths = Paths(prefix)
     found = {
         "segment": os.stat("/dev/shm" + paths.segment).st_mode,
@@ -155,7 +155,7 @@ def test_no_other_mode(prefix: str, mode: int) -> None:
 def test_another_mode_than_that_of_the_segment_is_warned_of(
     prefix: str, made: int, asked: int, still: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who made it has decided; whoever believes to have opened or closed it is told."""
+    """The mode of its creator holds; a process that asks for another one is warned."""
     first = IPCChannelLayer(prefix, mode=made)
     first.send("b", {})
     if not still:
@@ -265,7 +265,7 @@ def squat_real_segment(prefix: str, mode: int) -> None:
 
 
 def squat_fifos(prefix: str, mode: int) -> None:
-    """Whoever opens one of these must not hang in it."""
+    """To open one of these must not block."""
     paths = Paths(prefix)
     for path in ("/dev/shm" + paths.segment, paths.directory):
         os.mkfifo(path)

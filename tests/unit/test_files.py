@@ -205,7 +205,7 @@ def test_closing_one_of_two_users_keeps_the_claims(path: str, members: Members) 
     assert in_child(look)
 
 
-def test_a_file_that_was_made_anew_has_members_of_its_own(path: str, members: Members) -> None:
+def test_a_file_that_was_replaced_has_its_own_members(path: str, members: Members) -> None:
     members.claim(3)
     os.unlink(path)
     other = Members.open(path, 0o600)

@@ -1,5 +1,5 @@
-"""The segment of a prefix: made once, found again, replaced when it is stale, refused when it is
-somebody else's, and gone when it is removed."""
+"""The segment of a prefix: created once, found again, replaced when it is stale, refused when it
+belongs to another user, and gone when it is removed."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_attaching_while_others_remove_it_either_works_or_works_later(prefix: st
 def test_a_directory_that_is_removed_while_it_is_made_is_made_again(
     prefix: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a `destroy` in another process, which comes at the worst of times."""
+    """By a `destroy` in another process, at the worst moment."""
     real = getattr(os, moment)
     removals = [folder_of(prefix)]
 
@@ -238,9 +238,9 @@ def test_a_failed_attach_leaves_no_descriptor(prefix: str) -> None:
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_whoever_attaches_while_nobody_lives_makes_the_mutex_anew(prefix: str) -> None:
+def test_a_process_that_attaches_alone_renews_the_mutex(prefix: str) -> None:
     attach_and_leave(wants(prefix))
-    write_word(prefix, H_LOCK, 2**64 - 1)  # as held by a thread that there is not
+    write_word(prefix, H_LOCK, 2**64 - 1)  # as if held by a thread that does not exist
     with attached(wants(prefix)) as (found, _):
         lock = Mutex(found.memory, H_LOCK * WORD)
         assert lock.trylock(lock.handle) == 0
@@ -404,7 +404,7 @@ def test_another_pid_namespace_can_use_the_file_lock(prefix: str) -> None:
 
 
 def test_who_lives_is_seen_from_another_pid_namespace(prefix: str) -> None:
-    """So that a segment in use is not taken for a stale one there."""
+    """Otherwise a segment in use would look stale there."""
     wanted = wants(prefix, lock="file")
 
     def elsewhere() -> Any:

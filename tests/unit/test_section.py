@@ -39,7 +39,7 @@ COUNT = 100  # a word of the shared memory that tests count in
 
 
 class Shared:
-    """Memory and a lock that forked processes share, each with a lock object of its own."""
+    """Memory and a lock that forked processes share. Each process has its own lock object."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind = kind
@@ -85,7 +85,7 @@ class Shared:
         )
 
     def forked(self) -> Shared:
-        """In a child: with a lock object of its own."""
+        """In a child: the same, with its own lock object."""
         self.lock = self.make_lock()
         return self
 
@@ -102,7 +102,7 @@ class Shared:
         return bool(in_child(attempt))
 
     def count(self, number: int) -> None:
-        """An operation that goes wrong if two do it at once."""
+        """An operation that goes wrong if two processes run it at once."""
         for _ in range(number):
             value = self.words[COUNT]
             for _ in range(20):
@@ -132,7 +132,7 @@ def mutex(tmp_path: Path) -> Shared:
 
 
 def holding(shared: Shared, dirty: int = 0) -> Callable[[Line], None]:
-    """What a child does that enters a section and stays there until it is told to go on."""
+    """What a child does to enter a section and to stay there until it is told to go on."""
 
     def hold(line: Line) -> None:
         def operation() -> None:
@@ -283,7 +283,7 @@ def test_a_thread_that_ends_holding_the_mutex_is_like_a_death(mutex: Shared) -> 
 
 
 def make_unrecoverable(shared: Shared) -> None:
-    """What an unlock does that does not first declare the state consistent."""
+    """Unlock after a death without declaring the state consistent."""
 
     def die_holding(line: Line) -> None:
         shared.lock.trylock(shared.lock.handle)
@@ -295,7 +295,7 @@ def make_unrecoverable(shared: Shared) -> None:
     shared.lock.unlock(shared.lock.handle)
 
 
-def test_a_mutex_that_is_unrecoverable_is_made_anew(mutex: Shared) -> None:
+def test_a_mutex_that_cannot_be_recovered_is_renewed(mutex: Shared) -> None:
     make_unrecoverable(mutex)
     renewed = []
 
@@ -465,12 +465,12 @@ def test_after_an_exception_in_the_middle_the_next_call_recovers(shared: Shared)
 
 def test_an_exception_in_recovery_leaves_it_due(shared: Shared) -> None:
     def recover() -> None:
-        raise CorruptStore("not mended")
+        raise CorruptStore("not repaired")
 
     shared.words[S_DIRTY] = DIRTY
     section = make_section(shared.lock, shared.words, recover, Waits(1.0, 1.0))
     for _ in range(2):
-        with pytest.raises(CorruptStore, match="not mended"):
+        with pytest.raises(CorruptStore, match="not repaired"):
             section(int)
     assert shared.is_free()
     assert shared.words[S_DIRTY] == DIRTY
@@ -489,8 +489,10 @@ class Interruption(BaseException):
 
 
 def interrupted_at(step: int, call: Callable[[], Any]) -> bool:
-    """Raise Interruption before the `step`-th bytecode of section.py and lock.py that `call` runs;
-    whether there are so many."""
+    """Raise Interruption before the `step`-th bytecode of section.py and lock.py in `call`.
+
+    False if it runs fewer bytecodes.
+    """
     ours = section_module.__file__, lock_module.__file__
     steps = 0
 
@@ -519,7 +521,7 @@ def interrupted_at(step: int, call: Callable[[], Any]) -> bool:
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_an_interruption_at_any_bytecode_leaves_the_lock_free(shared: Shared, busy: bool) -> None:
-    """A signal handler can raise between any two of them. With and without a wait before."""
+    """A signal handler can raise between any two of them. With and without waiting first."""
     lock = shared.make_lock()
     trylock = lock.trylock
     answers: list[int] = []
@@ -568,7 +570,7 @@ def test_an_interruption_at_any_bytecode_after_a_death_leaves_the_lock_free(mute
 
 
 class Handler:
-    """A signal handler that makes a call; `run` is what an operation does to have it run."""
+    """A signal handler that makes a call. An operation calls `run` to trigger it."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.call = call
@@ -622,7 +624,7 @@ def test_a_refused_call_changes_nothing_for_the_outer_one_however_often(shared: 
 
 
 def test_a_call_through_another_section_of_the_same_lock_is_refused_too(shared: Shared) -> None:
-    """Each layer of a process has a section of its own, with its own patience."""
+    """Each layer of a process has its own section, with its own patience."""
     other = shared.section(patience=0.1)
     handler = Handler(lambda: other(int))
     shared.section()(handler.run)

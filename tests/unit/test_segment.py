@@ -24,7 +24,7 @@ pytestmark = on_linux  # where segments can be looked at as files
 
 
 def test_shared_memory_that_runs_full_refuses_messages_and_loses_none() -> None:
-    """Whoever touched a page that there is no memory for would be killed by SIGBUS."""
+    """To touch a page for which there is no memory would kill the process with SIGBUS."""
 
     def run() -> Any:
         mount_small_shared_memory(1024 * KIB)
