@@ -11,7 +11,6 @@ import time
 from typing import Any, NamedTuple
 
 from .. import errors
-from ..attachment.resources import Waits
 from ..errors import CorruptStore, NotAChannel
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
@@ -220,7 +219,7 @@ class Core(Receiving):
             session = self.attach()
         except CorruptStore:
             session = self.attach(flush=True)
-        session.attachment.flush(Waits(self._patience, self.options.lock_timeout))
+        session.attachment.flush(self._waits)
         session.fanouts.clear()
 
     def global_statistics(self) -> dict[str, Any]:

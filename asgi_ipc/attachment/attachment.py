@@ -17,12 +17,12 @@ from functools import partial
 
 from ..errors import IncompatibleSegment, IPCError, LockTimeout, SegmentVanished
 from ..segment.doorbell import Doorbell, Ringer
-from ..segment.lock import Section, spread
+from ..segment.section import Section, SectionOfThree, Waits, spread
 from ..store import recovery
 from ..store.groups import Groups
 from ..store.layout import FLUSHING, MAX_WAITERS, P_PID, S_DIRTY
 from .inbox import Inbox
-from .resources import Resources, Waits
+from .resources import Resources
 from .upkeep import Hub, Upkeep
 
 logger = logging.getLogger("asgi_ipc")
@@ -75,7 +75,7 @@ class Attachment:
 
     def make_section_of_three(
         self, waits: Waits, recover: Callable[[], None] | None = None
-    ) -> Section:
+    ) -> SectionOfThree:
         """The same for operations of three arguments, which is faster."""
         return self._resources.make_section_of_three(waits, recover)
 
@@ -88,7 +88,7 @@ class Attachment:
     def _flush(self) -> None:
         """Inside a section."""
         self.store.words[S_DIRTY] = FLUSHING
-        self.segment.mend()
+        self.segment.repair()
         recovery.flush(self.store, time.monotonic())
 
     def disown(self) -> None:

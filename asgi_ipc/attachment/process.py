@@ -12,17 +12,19 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 from ..errors import IncompatibleSegment, Reentered
 from ..segment.files import Members
-from ..segment.segment import Segment, Wanted, full_prefix
-from ..segment.segment import attach as attach_segment
+from ..segment.opening import attach as attach_segment
+from ..segment.paths import full_prefix
+from ..segment.section import Waits
+from ..segment.wanted import Provider, Wanted
 from .attachment import Attachment
 from .inbox import Inbox
-from .resources import Resources, Waits, close_inherited, lock_of
+from .resources import Resources, close_inherited, lock_of
 from .upkeep import listed
 
 logger = logging.getLogger("asgi_ipc")
@@ -41,7 +43,9 @@ class User(Protocol):
 
 
 # By prefix, or by provider where it is not shared memory.
-_attachments: weakref.WeakValueDictionary[Hashable, Attachment] = weakref.WeakValueDictionary()
+_attachments: weakref.WeakValueDictionary[Provider | str, Attachment] = (
+    weakref.WeakValueDictionary()
+)
 # Of every attachment, also to a segment that was removed.
 _finalizers: weakref.WeakKeyDictionary[Attachment, weakref.finalize[Any, Any]] = (
     weakref.WeakKeyDictionary()
@@ -152,22 +156,18 @@ def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
         )
     else:
         found.segment.warn_of_mode(wanted)
-        layout = found.segment.layout
-        sizes = (layout.message_memory, layout.group_memory, layout.max_message_size)
-        if sizes != wanted.sizes:
+        if found.segment.sizes != wanted.sizes:
             logger.warning(
-                "prefix %r: this process already uses it, with message_memory %d, "
-                "group_memory %d, max_message_size %d; these sizes hold for all of its layers",
+                "prefix %r: this process already uses it, with %s; these sizes hold for all of its "
+                "layers",
                 wanted.prefix,
-                *sizes,
+                found.segment.sizes,
             )
     return found
 
 
 def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
-    open_segment: Callable[[Wanted], tuple[Segment, int]] = getattr(
-        wanted.provider, "attach", attach_segment
-    )
+    open_segment = attach_segment if wanted.provider is None else wanted.provider.attach
     segment, index = open_segment(wanted)
     try:
         resources = Resources(wanted.prefix, segment, index, lock_of(segment))

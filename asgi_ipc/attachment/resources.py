@@ -9,19 +9,18 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from ..errors import IPCError
 from ..segment.doorbell import ALL
 from ..segment.files import open_file
-from ..segment.lock import (
-    FileLock,
-    Mutex,
+from ..segment.lock import FileLock, Mutex, init_mutex
+from ..segment.procfs import process_of, thread_exists
+from ..segment.section import (
     Section,
-    init_mutex,
+    SectionOfThree,
+    Waits,
+    make_section,
     make_section_of_three,
-    process_of,
-    spread,
 )
 from ..segment.segment import Segment
 from ..store import recovery
@@ -29,13 +28,6 @@ from ..store.layout import H_LOCK, LOCK_MUTEX, MAX_WAITERS, P_PID, PROCESS_WORDS
 from ..store.store import Store
 from .drops import DropLog
 from .inbox import Inbox
-
-
-class Waits(NamedTuple):
-    """How long a section waits for the lock, in seconds."""
-
-    patience: float  # in one call: then it raises LockBusy, if this is the shorter of the two,
-    timeout: float  # or LockTimeout, which names the holder
 
 
 class Resources:
@@ -85,14 +77,11 @@ class Resources:
 
     def make_section_of_three(
         self, waits: Waits, recover: Callable[[], None] | None = None
-    ) -> Section:
+    ) -> SectionOfThree:
         """Return a section for operations of three arguments. `recover` is called when the store is
         dirty, in place of `recovery.recover`."""
         recover = recover or self._recover
-        patience, timeout = waits
-        return make_section_of_three(
-            self.lock, self.store.words, recover, patience, self.renew_lock, timeout
-        )
+        return make_section_of_three(self.lock, self.store.words, recover, waits, self.renew_lock)
 
     def _recover(self) -> None:
         recovery.recover(self.store, time.monotonic())
@@ -115,7 +104,7 @@ class Resources:
         segment, lock = self.segment, self.lock
         if not isinstance(lock, Mutex):
             return False
-        if holder and _thread_exists(holder):
+        if holder and thread_exists(holder):
             pid = process_of(holder)
             if not pid or pid == os.getpid() or pid in segment.members.pids():
                 return False
@@ -131,11 +120,7 @@ class Resources:
         """Leave the segment: clear up what this process has in it, and close everything."""
         self.log_drop.tell()
         with contextlib.suppress(IPCError, OSError):
-            section = spread(
-                make_section_of_three(
-                    self.lock, self.store.words, self._recover, 1.0, lambda holder: False, 1.0
-                )
-            )
+            section = make_section(self.lock, self.store.words, self._recover, Waits(1.0, 1.0))
             section(self.store.leave, self.process, time.monotonic())
         self.ringer.close()
         self.segment.leave(self._index)
@@ -172,13 +157,3 @@ def close_inherited(directory: str) -> None:
                 status = os.fstat(int(name))
                 if status.st_dev == device and status.st_ino in files:
                     os.close(int(name))
-
-
-def _thread_exists(thread: int) -> bool:
-    try:
-        os.kill(thread, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

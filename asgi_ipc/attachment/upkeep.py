@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
-from ..segment.lock import Section
+from ..segment.section import Section
 from ..store.groups import Groups
 from ..store.layout import (
     CLEAN,

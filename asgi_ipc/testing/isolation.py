@@ -19,7 +19,9 @@ import time
 from ..attachment.attachment import Attachment
 from ..attachment.process import detach_all
 from ..segment.files import Members
-from ..segment.segment import SHM, SUFFIX, Paths, remove
+from ..segment.opening import remove
+from ..segment.paths import SHM, SUFFIX, Paths
+from ..segment.procfs import command_line
 
 PATIENCE = 2.0  # seconds that processes which are about to end are given for it
 
@@ -106,16 +108,7 @@ def _processes(prefix: str) -> list[str]:
     finally:
         members.close()
     return [
-        f"prefix {prefix!r}: process {pid} ({_command(pid)}) still uses it. Whoever started it has "
-        "to end it, and to wait for its end"
+        f"prefix {prefix!r}: process {pid} ({command_line(pid)[:100] or 'of unknown name'}) still "
+        "uses it. Whoever started it has to end it, and to wait for its end"
         for pid in sorted(pids)
     ]
-
-
-def _command(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            command = file.read().replace(b"\0", b" ").decode(errors="replace")
-            return " ".join(command.split())[:100]
-    except OSError:
-        return "of unknown name"

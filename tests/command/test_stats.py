@@ -89,7 +89,7 @@ def test_a_lock_that_was_waited_for_is_counted(
         slept.set()
         sleep(seconds)
 
-    monkeypatch.setattr("asgi_ipc.segment.lock.time.sleep", noted)
+    monkeypatch.setattr("asgi_ipc.segment.section.time.sleep", noted)
 
     def holder(line) -> None:  # type: ignore[no-untyped-def]
         own = IPCChannelLayer(prefix)
@@ -141,7 +141,7 @@ def test_looking_does_not_drop_the_locks_that_tell_who_lives(prefix: str) -> Non
 
 
 def test_a_layer_that_was_removed_says_so(prefix: str) -> None:
-    from asgi_ipc.segment import segment
+    from asgi_ipc import segment
 
     layer = IPCChannelLayer(prefix)
     layer.stats()

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from asgi_ipc.segment import segment
+from asgi_ipc import segment
 from asgi_ipc.store.layout import (
     DIRTY,
     HALF_HEAD,

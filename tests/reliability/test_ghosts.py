@@ -17,7 +17,7 @@ import pytest
 
 import asgi_ipc
 from asgi_ipc.attachment.upkeep import CHECK_EVERY
-from asgi_ipc.segment import segment
+from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import DEAD_OWNER, S_DROPS
 
 from ..clients.processes import Process, running
@@ -137,7 +137,7 @@ def test_queue_of_the_dead_is_dropped_and_counted(layer: Any, tmp_path: Path) ->
 
 
 def test_doorbells_of_the_dead_are_removed(layer: Any, tmp_path: Path) -> None:
-    directory = Path(segment.Paths(layer.prefix).directory)
+    directory = Path(Paths(layer.prefix).directory)
     with started(SERVER, layer, tmp_path / "log", 1) as (process, names):
         layer.send(names[0], MESSAGE)
         assert layer.receive(["got"], block=True) == ("got", {})

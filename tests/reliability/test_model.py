@@ -39,9 +39,10 @@ from asgi_ipc.aio.operations import Core
 from asgi_ipc.aio.session import Session
 from asgi_ipc.aio.waiter import Waiter
 from asgi_ipc.attachment.attachment import Attachment
-from asgi_ipc.attachment.resources import Resources, Waits
+from asgi_ipc.attachment.resources import Resources
 from asgi_ipc.errors import LimitReached, NotAChannel, NotOwner
 from asgi_ipc.options import Options
+from asgi_ipc.segment.section import Waits
 from asgi_ipc.store.layout import (
     BUFFER,
     CAPACITY,
@@ -122,7 +123,7 @@ class Pretended(Resources):
             reserve=world.reserve,
             ringer=lambda: types.SimpleNamespace(ring=self.rings),
             vanished=lambda: False,
-            mend=lambda: None,
+            repair=lambda: None,
             paths=types.SimpleNamespace(prefix="model", directory="/nonexistent"),
             nonce=0,
         )

@@ -16,8 +16,9 @@ import posix_ipc
 import pytest
 
 import asgi_ipc
+from asgi_ipc import segment
 from asgi_ipc.errors import SegmentVanished
-from asgi_ipc.segment import segment
+from asgi_ipc.segment.paths import Paths
 
 from ..clients.processes import Process, running
 from ..contract import LIVENESS, MESSAGE, until
@@ -149,11 +150,11 @@ def sequence(*steps: Callable[[], Any]) -> None:
 
 
 def unlink(prefix: str) -> None:
-    posix_ipc.unlink_shared_memory(segment.Paths(prefix).segment)
+    posix_ipc.unlink_shared_memory(Paths(prefix).segment)
 
 
 def remove_directory(prefix: str) -> None:
-    shutil.rmtree(segment.Paths(prefix).directory)
+    shutil.rmtree(Paths(prefix).directory)
 
 
 WAYS: dict[str, Callable[[str], Any]] = {
@@ -254,7 +255,7 @@ def test_removal_of_the_files_beside_the_segment(layer: Any, prefix: str, tmp_pa
     believe that the others are dead."""
     with started(["blocking, waiting for its own"], prefix, tmp_path) as (process,):
         layer.receive(["ready"], block=True)
-        directory = Path(segment.Paths(prefix).directory)
+        directory = Path(Paths(prefix).directory)
         until(lambda: sum(path.is_fifo() for path in directory.iterdir()) == 2)  # it sleeps
         layer.group_add("group", "own!member")
         remove_directory(prefix)
