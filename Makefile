@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 DEMO_PORTS ?= 8001 8002
+# What the tests are installed with; "test-anywhere" leaves out what there is not for musl (Alpine).
+EXTRA ?= test
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help test test-all pythons coverage docs demo bench figures clean
@@ -70,7 +72,7 @@ figures: .venv-bench/installed
 
 .venv/installed: setup.py pyproject.toml
 	$(make-environment)
-	.venv/bin/python $(PIP_INSTALL) --editable '.[test]'
+	.venv/bin/python $(PIP_INSTALL) --editable '.[$(EXTRA)]'
 	@touch $@
 
 .venv-demo/installed: setup.py pyproject.toml

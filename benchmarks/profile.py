@@ -42,7 +42,9 @@ FRAME = re.compile(r"(?P<function>.*) \((?P<file>[^()]*):(?P<line>\d+)\)")
 CALLS = ("send", "receive")
 NEITHER = "the loop"
 APART = "get_running_loop"  # what is timed by itself
-SECTION = "section"  # the function in asgi_ipc.segment.lock that runs what is done under the lock
+SECTION = (
+    "section"  # the function in asgi_ipc.segment.section that runs what is done under the lock
+)
 LOOP = "pairs"  # how the functions are named that call send and receive in turn
 
 

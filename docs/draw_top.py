@@ -25,10 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "top.svg"
 sys.path.insert(0, str(ROOT))
 
+from asgi_ipc import segment  # noqa: E402
 from asgi_ipc.command.screen import Top  # noqa: E402
 from asgi_ipc.inspection.snapshot import Snapshot  # noqa: E402
 from asgi_ipc.inspection.view import View  # noqa: E402
-from asgi_ipc.segment import segment  # noqa: E402
+from asgi_ipc.segment.paths import prefixes  # noqa: E402
 
 COLUMNS, LINES = 80, 24
 SECONDS = 60  # to wait for the site before giving up
@@ -94,7 +95,7 @@ PROCESSES = [
 @contextlib.contextmanager
 def site(prefix: str) -> Iterator[None]:
     """Run the processes of the site until the block ends."""
-    if prefix in segment.prefixes():
+    if prefix in prefixes():
         raise SystemExit(f"a layer with prefix {prefix!r} already exists on this machine")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     started = []

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 
 import click
 
-from .. import IPCChannelLayer
-from ..segment import segment
+from .. import IPCChannelLayer, segment
 from .common import json_option, print_json
 from .exits import NOT_WELL
 

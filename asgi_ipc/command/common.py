@@ -19,7 +19,7 @@ from rich.table import Table
 from .. import errors
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
-from ..segment.segment import prefixes
+from ..segment.paths import prefixes
 from ..statistics import Channel
 from .exits import INTERRUPTED, NOT_NOW, UNUSABLE, WRONG_USAGE
 

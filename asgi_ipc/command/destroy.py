@@ -7,10 +7,11 @@ import os
 
 import click
 
+from .. import segment
 from ..errors import IPCError
 from ..inspection.view import View, attached_to
-from ..segment import segment
-from ..segment.files import Descriptor
+from ..segment.opening import open_existing
+from ..segment.paths import Paths, full_prefix
 from ..segment.procfs import command_line, user_name
 from .common import fail, prefix_option
 from .exits import NOT_NOW, UNUSABLE
@@ -26,7 +27,7 @@ def destroy(prefix: str, force: bool) -> None:
     within a second; their next calls would create new shared memory. This also removes the remains
     of a layer that cannot be read any more.
     """
-    paths = segment.Paths(segment.full_prefix(prefix))
+    paths = Paths(full_prefix(prefix))
     owner = _owner(paths)
     if owner is None:
         View(prefix)  # its error lists the layers that exist
@@ -44,11 +45,11 @@ def destroy(prefix: str, force: bool) -> None:
     click.echo(f"Removed prefix {prefix!r}.")
 
 
-def _owner(paths: segment.Paths) -> int | None:
+def _owner(paths: Paths) -> int | None:
     """The uid of the owner of a layer, or of what is left of it; None if there is nothing."""
     with contextlib.suppress(FileNotFoundError):
         return os.lstat(paths.directory).st_uid
     with contextlib.suppress(IPCError):
-        opened = Descriptor(segment.look(paths))
+        opened = open_existing(paths)
         return os.fstat(opened.number).st_uid
     return None

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from ..errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuchLayer
 from ..segment.cgroup import cgroup_allows
-from ..segment.files import Descriptor
+from ..segment.opening import open_existing
+from ..segment.paths import SHM, Paths, full_prefix, prefixes
 from ..segment.procfs import command_line, is_stopped
-from ..segment.segment import SHM, Paths, full_prefix, look, prefixes
 from ..statistics import UNREAD_AFTER, Channel
 from ..store import layout as at
 from . import locked
@@ -29,7 +29,7 @@ _PATIENCE = 2.0  # seconds to wait for the lock
 def diagnose(only: str | None = None) -> list[Finding]:
     """The findings for this machine and all its layers, or only one. Raises NoSuchLayer."""
     if only is not None:
-        Descriptor(look(Paths(full_prefix(only))))
+        open_existing(Paths(full_prefix(only)))
     wanted = prefixes() if only is None else [only]
     found = list(machine_findings({_owner(prefix) for prefix in wanted} | {os.geteuid()}))
     for prefix in wanted:
@@ -138,7 +138,7 @@ def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
                 f"{_process(pid)} has {used} of at most {limit} files open",
                 "raise its limit (ulimit -n, or LimitNOFILE= in its systemd unit)",
             )
-    wanted = f"{SHM}{view.paths.segment}"
+    wanted = view.paths.file
     inode = os.fstat(view.fd).st_ino
     for pid in _pids():
         for other, removed in _mapped(pid, wanted):
@@ -163,9 +163,10 @@ def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
 def _state(view: View, snapshot: Snapshot) -> Iterator[Finding]:
     """The lock, and the invariants of what it protects."""
     prefix = view.prefix
-    foreign = locked.foreign_lock(view.words(0, at.PAGE // at.WORD))
-    if foreign:
-        yield Finding(WARNING, prefix, "namespaces", f"the lock cannot be checked: {foreign}")
+    fault = view.header.sharing_fault()
+    if fault is not None:
+        text = f"the lock cannot be checked, because the segment {fault.reason}"
+        yield Finding(WARNING, prefix, "namespaces", text, fault.remedy)
         return
     holder = snapshot.holder()
     for _ in range(_LOOKS if holder else 0):
@@ -240,7 +241,7 @@ def _process(pid: int) -> str:
 
 def _owner(prefix: str) -> int:
     try:
-        return os.stat(f"{SHM}{Paths(full_prefix(prefix)).segment}").st_uid
+        return os.stat(Paths(full_prefix(prefix)).file).st_uid
     except OSError:
         return os.geteuid()
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 
 from ..errors import IPCError
-from ..segment.files import Descriptor
+from ..segment.header import Header
+from ..segment.opening import open_existing
+from ..segment.paths import Paths, full_prefix, prefixes
 from ..segment.procfs import user_name
-from ..segment.segment import SHM, Paths, full_prefix, look, prefixes
 from ..statistics import Layer
 from ..store import layout as at
 from .snapshot import Snapshot
@@ -28,14 +28,12 @@ def layers() -> list[Layer]:
 
 def _layer(prefix: str) -> Layer:
     paths = Paths(full_prefix(prefix))
-    status = os.stat(f"{SHM}{paths.segment}", follow_symlinks=False)
+    status = os.stat(paths.file, follow_symlinks=False)
     version = in_use = pending = processes = 0
     problem = ""
     try:
-        opened = Descriptor(look(paths))
-        head = os.pread(opened.number, 2 * at.WORD, 0)
-        if len(head) == 2 * at.WORD and int.from_bytes(head[: at.WORD], sys.byteorder) == at.MAGIC:
-            version = int.from_bytes(head[at.WORD :], sys.byteorder)
+        opened = open_existing(paths)
+        version = Header(os.pread(opened.number, at.PAGE, 0), status.st_size).known_version
         snapshot = Snapshot(View(prefix))
         pending, processes = snapshot.totals().pending, len(snapshot.attached)
         in_use = snapshot.header[at.S_LIVE] * at.WORD

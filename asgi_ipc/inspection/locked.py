@@ -10,33 +10,14 @@ from __future__ import annotations
 import mmap
 import time
 
-from ..errors import IncompatibleSegment
-from ..segment.files import Descriptor, open_file
-from ..segment.lock import FileLock, Mutex, Section, machine, make_section
-from ..segment.segment import look, namespace
+from ..segment.files import open_file
+from ..segment.lock import FileLock, Mutex
+from ..segment.opening import open_existing
+from ..segment.section import Section, Waits, make_section
 from ..store import layout as at
 from ..store.store import Store
 from ..store.verify import verify
 from .view import View
-
-
-def foreign_lock(header: memoryview[int]) -> str:
-    """Why this process must not touch the lock of a segment, with the remedy; "" if it may."""
-    if header[at.H_TIME_NS] != namespace("time"):
-        return "it was made in another time namespace: run this in the namespace of its processes"
-    if header[at.H_LOCK_KIND] == at.LOCK_MUTEX:
-        if header[at.H_PID_NS] != namespace("pid"):
-            return (
-                "it was made in another PID namespace: run this in the namespace of its processes "
-                "(docker exec), or share that namespace (docker run --pid=container:...), or give "
-                'all of its processes lock="file"'
-            )
-        if header[at.H_MACHINE] != machine():
-            return (
-                "it was made with another libc or word size: run the asgi-ipc that its processes "
-                'use, or give all of them lock="file"'
-            )
-    return ""
 
 
 def complaints(view: View, timeout: float) -> list[str]:
@@ -78,21 +59,20 @@ def _copy(view: View, store: Store) -> float:
 
 def _open(view: View) -> mmap.mmap:
     """Map the header of a segment for writing. It is unmapped when nothing refers to it."""
-    header = view.words(0, at.PAGE // at.WORD)
-    reason = foreign_lock(header)
-    if reason:
-        raise IncompatibleSegment(f"the lock of prefix {view.prefix!r} cannot be taken: {reason}")
-    writable = Descriptor(look(view.paths, write=True))
+    fault = view.header.sharing_fault()
+    if fault is not None:
+        raise fault.error_for(view.prefix)
+    writable = open_existing(view.paths, write=True)
     return mmap.mmap(writable.number, at.PAGE)
 
 
 def _section(view: View, memory: mmap.mmap, timeout: float) -> Section:
-    """`lock.make_section`, without recovery."""
+    """`section.make_section`, without recovery."""
     words = memoryview(memory)[: at.PAGE].cast("Q")
     lock: Mutex | FileLock
-    if words[at.H_LOCK_KIND] == at.LOCK_MUTEX:
+    if view.header.lock_kind == at.LOCK_MUTEX:
         lock = Mutex(memory, at.H_LOCK * at.WORD)
     else:
-        path, mode = view.paths.section_lock, words[at.H_MODE]
+        path, mode = view.paths.section_lock, view.header.mode
         lock = FileLock(path, lambda: open_file(path, mode))
-    return make_section(lock, words, lambda: None, timeout, lambda holder: False, timeout)
+    return make_section(lock, words, lambda: None, Waits(timeout, timeout))

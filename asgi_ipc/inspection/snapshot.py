@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..errors import SegmentVanished
-from ..segment.lock import FileLock, machine, mutex_holder, process_of
-from ..segment.procfs import command_line, is_stopped
+from ..segment.lock import FileLock, machine, mutex_holder
+from ..segment.procfs import command_line, is_stopped, process_of
 from ..statistics import Channel, Group, Lock, Member, Memory, Process, Rates, Stats
 from ..store import layout as at
 from ..store.front import Front, read_front

@@ -11,11 +11,13 @@ from __future__ import annotations
 import mmap
 import os
 
-from ..attachment.attachment import Attachment, holders
-from ..errors import CorruptHeader, CorruptStore, IncompatibleSegment, IPCError
-from ..segment.files import Descriptor
+from ..attachment.attachment import Attachment
+from ..attachment.process import attached_processes
+from ..errors import CorruptStore, IPCError
+from ..segment.header import Header
+from ..segment.opening import open_existing
+from ..segment.paths import Paths, full_prefix
 from ..segment.procfs import printable
-from ..segment.segment import Paths, full_prefix, look
 from ..store import layout as at
 
 _ROWS_AT_ONCE = 1024
@@ -33,7 +35,7 @@ class View:
         self._memory: mmap.mmap | None = None  # instead of the descriptor
         if self._segment is None:
             self.paths = Paths(full_prefix(prefix))
-            self._descriptor = Descriptor(look(self.paths))
+            self._descriptor = open_existing(self.paths)
             self.fd = self._descriptor.number
         else:
             self.paths = self._segment.paths
@@ -48,25 +50,11 @@ class View:
             self._inode = status.st_ino
             if not self.paths.shows:  # macOS cannot pread shared memory
                 self._memory = mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ)
-        self.layout = self._check()
-
-    def _check(self) -> at.Layout:
-        what = f"the segment of prefix {self.prefix!r}"
-        if self.size < at.PAGE:
-            raise CorruptHeader(f"{what} is too short to be one of ours")
-        header = self.words(0, at.PAGE // at.WORD)
-        if header[at.H_MAGIC] != at.MAGIC:
-            raise CorruptHeader(f"{what} is not one of ours, or was never finished")
-        if header[at.H_VERSION] != at.VERSION:
-            raise IncompatibleSegment(
-                f"{what} has layout version {header[at.H_VERSION]}, this package has version "
-                f"{at.VERSION}: use the asgi-ipc of the processes that made it"
-            )
-        sizes = header[at.H_MESSAGE_MEMORY], header[at.H_GROUP_MEMORY], header[at.H_MAX_MESSAGE]
-        layout = at.Layout(*sizes) if max(sizes) <= self.size else None
-        if layout is None or not layout.size == header[at.H_SIZE] == self.size:
-            raise CorruptHeader(f"the header of prefix {self.prefix!r} contradicts itself")
-        return layout
+        self.header = Header(self.read(0, at.PAGE), self.size)
+        fault = self.header.fault()
+        if fault is not None:
+            raise fault.error_for(prefix)
+        self.layout = self.header.layout
 
     def read(self, offset: int, length: int) -> bytes:
         """A copy of bytes of the segment; shorter where it ends."""
@@ -99,7 +87,7 @@ class View:
         if self._segment is not None:
             return self._segment.vanished()
         try:
-            other = Descriptor(look(self.paths))
+            other = open_existing(self.paths)
         except IPCError:
             return True
         return os.fstat(other.number).st_ino != self._inode
@@ -115,14 +103,8 @@ class View:
 
     def options(self) -> dict[str, int | str]:
         """The constructor options of a layer that fits this segment."""
-        header = self.words(0, at.PAGE // at.WORD)
-        return {
-            "message_memory": self.layout.message_memory,
-            "group_memory": self.layout.group_memory,
-            "max_message_size": self.layout.max_message_size,
-            "mode": header[at.H_MODE],
-            "lock": "file" if header[at.H_LOCK_KIND] == at.LOCK_FILE else "mutex",
-        }
+        header = self.header
+        return {**header.sizes._asdict(), "mode": header.mode, "lock": header.lock}
 
     def attached(self) -> dict[int, int]:
         """Who is attached: index → process id, 0 for a process of another PID namespace."""
@@ -155,7 +137,7 @@ def attached_to(paths: Paths) -> dict[int, int]:
     """Who is attached to the segment at `paths`: index → process id, 0 for a process of another PID
     namespace. Empty if that cannot be read."""
     try:
-        return holders(paths.members)
+        return attached_processes(paths.members)
     except OSError:
         return {}
 

@@ -9,20 +9,10 @@ import pytest
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.errors import IncompatibleSegment, LockTimeout
 from asgi_ipc.inspection import locked
-from asgi_ipc.inspection.locked import complaints, foreign_lock
+from asgi_ipc.inspection.locked import complaints
 from asgi_ipc.inspection.view import View
-from asgi_ipc.store.layout import (
-    H_LOCK,
-    H_LOCK_KIND,
-    H_MACHINE,
-    H_PID_NS,
-    H_TIME_NS,
-    LOCK_BYTES,
-    LOCK_FILE,
-    PAGE,
-    Q_PENDING,
-    WORD,
-)
+from asgi_ipc.segment.header import Fault, Header
+from asgi_ipc.store.layout import H_LOCK, LOCK_BYTES, Q_PENDING, WORD
 
 from ..contract import LIVENESS
 
@@ -93,25 +83,11 @@ def test_a_copy_under_traffic_is_made_again_under_the_lock(
     assert len(copies) == 2
 
 
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [(H_TIME_NS, "time namespace"), (H_PID_NS, "PID namespace"), (H_MACHINE, "libc")],
-)
-def test_a_lock_that_this_process_must_not_touch(prefix: str, word: int, said: str) -> None:
-    layer = IPCChannelLayer(prefix)
-    layer.send("c", {})
-    header = memoryview(bytearray(View(prefix).read(0, PAGE))).cast("Q")
-    assert foreign_lock(header) == ""
-    header[word] += 1
-    assert said in foreign_lock(header)
-    header[H_LOCK_KIND] = LOCK_FILE  # which only time concerns
-    assert bool(foreign_lock(header)) == (word == H_TIME_NS)
-
-
 def test_a_foreign_lock_is_not_taken(
     layer: IPCChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locked, "foreign_lock", lambda header: "it is of another world")
+    fault = Fault(IncompatibleSegment, "was made in another world")
+    monkeypatch.setattr(Header, "sharing_fault", lambda header: fault)
     assert complaints(View(layer.prefix), LIVENESS) == []  # which it sees without
     damage(layer)
     with pytest.raises(IncompatibleSegment, match="another world"):

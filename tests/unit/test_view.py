@@ -10,7 +10,7 @@ import pytest
 from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.errors import CorruptStore, NoSuchLayer
 from asgi_ipc.inspection.view import View, attached_to, name_in
-from asgi_ipc.segment.segment import Paths
+from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import (
     NAME_WORDS,
     PAGE,
