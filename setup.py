@@ -35,9 +35,7 @@ BENCH = [
     "daphne>=4",
     "gunicorn",
     "matplotlib",
-    "py-spy",
     "pyzmq",
-    "uvloop",
     "websockets>=15",
 ]
 TEST = [
@@ -65,7 +63,6 @@ TEST = [
     "mypy",
     "nox",
     "playwright",
-    "py-spy",
     "pytest>=7",
     "pytest-asyncio>=0.24",
     "pytest-django",
