@@ -88,11 +88,14 @@ class Child:
 
     def _start(self, fds: list[int]) -> None:
         ours, theirs = socket.socketpair()
+        # PYTHONPATH would put one package of a name before all others.
+        inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         with theirs:
             self._process = subprocess.Popen(
                 [*self._command, str(theirs.fileno()), self._cores, REPOSITORY],
                 pass_fds=[theirs.fileno(), *fds],
                 stdin=subprocess.DEVNULL,
+                env=inherited,
                 cwd="/",  # the current folder is on the path of a program given by -c
             )
         self._pipe = Connection(ours.detach())

@@ -67,7 +67,8 @@ def measure(run: Run, one: Contender, gap: int) -> Paced:
 
 def pace(run: Run) -> Iterator[Table]:
     """messages at a steady pace: how long each takes, and how busy that keeps a process"""
-    entrants = [one for one in with_asleep(run.contenders) if one.ours]
+    ours = [one for one in run.contenders if one.ours]
+    entrants = run.effort(ours, with_asleep(ours), with_asleep(ours))
     plan = [(one, gap) for gap in run.effort(GAPS[:1], GAPS, GAPS) for one in entrants]
     samples = run.samples(run.effort(1, 1, 5), plan, partial(measure, run))
     rows = [

@@ -90,7 +90,7 @@ CHANNELS_1 = {
 
 
 @contextmanager
-def channels_1(one: Contender) -> Iterator[int]:
+def channels_1(one: Contender, workers: int) -> Iterator[int]:
     """The port of the running site."""
     environment, backend = CHANNELS_1[one.name]
     python, port = environments.build(environment), processes.free_port()
@@ -98,11 +98,11 @@ def channels_1(one: Contender) -> Iterator[int]:
         site = Site(one, "channels1", backend, stack)
         daphne, where = python.with_name("daphne"), ("--bind", "127.0.0.1", "--port", str(port))
         server = site.start("server", python, daphne, *where, "asgi:channel_layer")
-        workers = [
+        started = [
             site.start(f"worker-{number}", python, site.folder / "manage.py", "runworker")
-            for number in range(WORKERS)
+            for number in range(workers)
         ]
-        for worker in workers:
+        for worker in started:
             worker.wait_for_output("Listening on channels")
         server.wait_for_port(port)
         yield port
@@ -130,10 +130,10 @@ async def ask(port: int, clients: int, seconds: float) -> list[float]:
     return taken
 
 
-def http(run: Run, one: Contender) -> list[Row]:
+def http(run: Run, one: Contender, workers: int) -> list[Row]:
     """The rows of one layer."""
     seconds, rows = run.effort(0.2, 1.0, 3.0), []
-    with channels_1(one) as port:
+    with channels_1(one, workers) as port:
         asyncio.run(ask(port, 1, seconds / 4))
         for clients in (1, CLIENTS):
             taken = asyncio.run(ask(port, clients, seconds))
@@ -204,6 +204,7 @@ def websocket(run: Run, one: Contender, sockets: int) -> Row:
 
 def servers(run: Run) -> Iterator[Table]:
     """HTTP through daphne and workers, WebSockets through Channels 4"""
+    workers = run.effort(1, WORKERS, WORKERS)
     entrants = [one for one in run.contenders if one.name in CHANNELS_1]
     note = f"{CLIENTS} clients ask at the same time, or one alone. daphne polls {POLLED}"
     try:
@@ -212,9 +213,14 @@ def servers(run: Run) -> Iterator[Table]:
         entrants, note = [], f"left out: {error}"
     yield Table(
         "http",
-        f"HTTP: a site of Channels 1, daphne and {WORKERS} workers, requests",
+        f"HTTP: a site of Channels 1, daphne and {workers} workers, requests",
         (COLUMNS[0], Column("clients", "clients", "d"), *COLUMNS[1:]),
-        [row for one in entrants for rows in run.attempt(one.name, http, run, one) for row in rows],
+        [
+            row
+            for one in entrants
+            for rows in run.attempt(one.name, http, run, one, workers)
+            for row in rows
+        ],
         note,
     )
 

@@ -9,27 +9,22 @@ share the cores of this machine.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.layers.contenders import new_prefix
 from benchmarks.measure import Column, Row, Table, interleaved, medians, paired_ratio
+from benchmarks.processes import REPOSITORY
 from benchmarks.workloads import Run
 from tests import environments
 from tests.clients import processes
-
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 class Server(NamedTuple):
@@ -46,11 +41,9 @@ THREADED = Server("2 processes of 8 threads", _THREADS, 4, ["--threads", "4"])
 
 REQUESTS = {"/": "14 bytes", "/wait": "waits 10 ms", "/megabyte": "1 MiB"}
 CONNECTIONS = 1, 16
-WAYS = DIRECT, LAYER = "application", "front"  # what gunicorn serves: names in this module
-PREFIX = "BENCHMARK_PREFIX"
+WAYS = DIRECT, LAYER = "application", "front"  # what gunicorn serves: names in sites/wsgi
 
 _IN_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
-_MEGABYTE = bytes(1 << 20)
 
 
 class Load(NamedTuple):
@@ -59,32 +52,6 @@ class Load(NamedTuple):
     p50: float  # ms
     p99: float
     rate: float  # requests a second
-
-
-def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """What is served both ways."""
-    content = b"Hello, world!\n"
-    if environ["PATH_INFO"] == "/wait":
-        time.sleep(0.01)  # as for a database
-    elif environ["PATH_INFO"] == "/megabyte":
-        content = _MEGABYTE
-    headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(content)))]
-    start_response("200 OK", headers)
-    return [content]
-
-
-@cache
-def _adapter() -> WSGIApplication:
-    from asgi_ipc import IPCChannelLayer
-    from asgi_ipc.wsgi import WsgiToAsgiAdapter
-
-    adapter: WSGIApplication = WsgiToAsgiAdapter(IPCChannelLayer(os.environ[PREFIX]))
-    return adapter
-
-
-def front(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """What gunicorn runs in front of the layer."""
-    return _adapter()(environ, start_response)
 
 
 @contextlib.contextmanager
@@ -96,7 +63,9 @@ def running(server: Server) -> Iterator[dict[str, str]]:
     with contextlib.ExitStack() as stack:
         stack.callback(segment.destroy, prefix)
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-wsgi-")))
-        variables = environments.child_environment(**{PREFIX: prefix})
+        variables = environments.child_environment(
+            PYTHONPATH=f"{REPOSITORY}/benchmarks/sites/wsgi:{REPOSITORY}", PREFIX=prefix
+        )
 
         def start(name: str, *arguments: str) -> processes.Process:
             command, log = (sys.executable, "-m", *arguments), logs / name
@@ -105,14 +74,15 @@ def running(server: Server) -> Iterator[dict[str, str]]:
             )
 
         for number in range(server.workers):
-            module = ("asgi_ipc.wsgi", f"{__name__}:{DIRECT}", "--prefix", prefix)
+            module = ("asgi_ipc.wsgi", f"hello:{DIRECT}", "--prefix", prefix)
             start(f"worker-{number}", *module, *server.worker)
-        ports = {way: processes.free_port() for way in WAYS}
+        ports, gunicorns = {way: processes.free_port() for way in WAYS}, {}
         for way, port in ports.items():
             options = ["--bind", f"127.0.0.1:{port}", "--log-level", "warning", *server.gunicorn]
-            start(way, "gunicorn", *options, f"{__name__}:{way}").wait_for_port(port)
-        addresses = {way: f"http://127.0.0.1:{port}" for way, port in ports.items()}
-        yield addresses
+            gunicorns[port] = start(way, "gunicorn", *options, f"hello:{way}")
+        for port, gunicorn in gunicorns.items():
+            gunicorn.wait_for_port(port)
+        yield {way: f"http://127.0.0.1:{port}" for way, port in ports.items()}
 
 
 def load(url: str, connections: int, seconds: int) -> Load:
@@ -172,7 +142,7 @@ def wsgi(run: Run) -> Iterator[Table]:
         repetitions, seconds = run.effort(1, 2, 5), run.effort(1, 1, 3)
         for server in run.effort([TINY], [SYNC, THREADED], [SYNC, THREADED]):
             with running(server) as addresses:
-                for address in addresses.values():
+                for address in addresses.values() if run.effort.level else ():
                     load(address + "/", 16, 1)  # to warm up
                 for path in run.effort([*REQUESTS][:1], [*REQUESTS], [*REQUESTS]):
                     for connections in run.effort(CONNECTIONS[:1], CONNECTIONS, CONNECTIONS):
