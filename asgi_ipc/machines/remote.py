@@ -19,7 +19,6 @@ from ..aio.loop import timeout
 from ..aio.session import CACHED, Session
 from ..attachment.attachment import register
 from ..errors import RemoteUnavailable
-from ..store.layout import S_EPOCH
 from .directory import address_of, attached, machine_group, machine_id, reader_group, set_home
 from .distributed import Backend, Caller, Figures, described
 from .incoming import REQUESTS
@@ -165,7 +164,7 @@ class Remote:
 
         If the remote layer is away this is logged, and the relay joins when it is back.
         """
-        key = (session.store.words[S_EPOCH], group)
+        key = (session.epoch, group)
         if self._confirmed.get(key, 0.0) > time.monotonic():
             return
         try:
@@ -179,7 +178,7 @@ class Remote:
     async def reads(self, session: Session, channel: str) -> None:
         """Enter a channel whose name carries no machine as one that is read on this machine."""
         group = reader_group(channel)
-        if self._confirmed.get((session.store.words[S_EPOCH], group), 0.0) <= time.monotonic():
+        if self._confirmed.get((session.epoch, group), 0.0) <= time.monotonic():
             await set_home(self._local, channel, machine_id(session))
             await self.join(session, group)
 

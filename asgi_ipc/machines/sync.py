@@ -15,7 +15,6 @@ from ..aio.session import CACHED
 from ..base_layer import BaseChannelLayer
 from ..names import check_channel, check_receive
 from ..statistics import Stats
-from ..store.layout import S_EPOCH
 from ..sync import IPCChannelLayer
 from .aio import LocalAndRemoteChannelLayer as Shared
 from .aio import local_options
@@ -175,7 +174,7 @@ class LocalAndRemoteChannelLayer(BaseChannelLayer):
         ]
         if marked:
             core, now = self._local._core, time.monotonic()
-            epoch = (core.session or core.attach()).store.words[S_EPOCH]
+            epoch = (core.session or core.attach()).epoch
             new = [
                 check_receive(name) for name in marked if self._told.get((epoch, name), 0.0) < now
             ]
