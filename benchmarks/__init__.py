@@ -1,4 +1,4 @@
-"""Measurements of asgi_ipc, of the primitives it is built on, and of what could take its place.
+"""Measurements of asgi_ipc, of its ways to wake a process, and of what could take its place.
 
     make bench                      run everything and rewrite docs/benchmarks
     python -m benchmarks            run every workload; name some to run only those

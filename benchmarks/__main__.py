@@ -1,4 +1,4 @@
-"""Measurements of asgi_ipc, its primitives and its peers, side by side in one run."""
+"""Measurements of asgi_ipc and its peers, side by side in one run."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ async def of_size(layer: Layer, size: int, seconds: float) -> float:
 
 
 def growth(run: Run) -> Iterator[Table]:
-    """the same beside messages, channels and groups, and with messages of up to 1 MB"""
+    """a pair beside messages, channels and groups, and with messages of up to 1 MB"""
     for slope in (MESSAGES, CHANNELS, GROUPS, GROUP_SENDS):
         entrants = [one for one in run.contenders if one.groups and one.queues]
         numbers = run.effort((slope.sizes[0], 10), slope.sizes[:3], slope.sizes)

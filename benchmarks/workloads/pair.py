@@ -102,7 +102,7 @@ async def timed_on(layer: Layer, kind: str, seconds: float) -> float:
 
 
 def machines(run: Run) -> Iterator[Table]:
-    """the same with the layer for several machines, against channels_redis alone"""
+    """a pair of the layer for several machines, against channels_redis alone"""
     plan = [(name, kind) for kind in (NORMAL, OWN) for name in MACHINES]
     samples: dict[tuple[str, str], list[float]] = {entry: [] for entry in plan}
     missing = [one.missing() for one in MACHINES.values() if one.missing()]
