@@ -35,9 +35,7 @@ BENCH = [
     "daphne>=4",
     "gunicorn",
     "matplotlib",
-    "py-spy",
     "pyzmq",
-    "uvloop",
     "websockets>=15",
 ]
 # What can be installed with musl too: the rest has no wheels for it.
