@@ -77,7 +77,7 @@ TEST_ANYWHERE = [
     "waitress",
     "websockets>=15",
 ]
-TEST = [*TEST_ANYWHERE, "playwright", "py-spy"]
+TEST = [*TEST_ANYWHERE, "playwright"]
 
 setup(
     name="asgi_ipc",
