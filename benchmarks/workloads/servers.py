@@ -1,4 +1,4 @@
-"""`servers`: what is left of it all behind real servers.
+"""`servers`: how much of a layer's speed is left behind real servers.
 
 HTTP: a site of Channels 1, served by daphne 1.4.2 and two workers. WebSockets: a room on Channels
 4, its sockets spread over two processes of daphne 4. The load comes from this process, which costs
@@ -17,14 +17,18 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.layers import Run, redis_server
+from benchmarks.layers import redis_server
 from benchmarks.layers.contenders import PEERS_OF_CHANNELS_1, Contender, new_prefix
-from benchmarks.measure import Column, Table, quantile
+from benchmarks.measure import Column, Row, Table, quantile
 from benchmarks.processes import REPOSITORY
+from benchmarks.workloads import Run
 from tests import environments
 from tests.clients import processes
+
+if TYPE_CHECKING:
+    from websockets import ClientConnection
 
 SITES = Path(REPOSITORY) / "benchmarks" / "sites"
 WORKERS = 2
@@ -42,30 +46,42 @@ COLUMNS = (
 )
 
 
-def _configured(one: Contender, prefix: str, backend: str) -> dict[str, Any]:
-    config: dict[str, Any] = {"prefix": prefix, "capacity": 100}
-    if one.store == "redis":
-        config["hosts"] = [["127.0.0.1", redis_server.port()]]
-    if one.name == "channels_redis-pubsub":
-        del config["capacity"]  # it has no such thing
-    return {"BACKEND": backend, "CONFIG": config}
+def percentiles(taken: list[float]) -> Row:
+    """In milliseconds, of seconds."""
+    ordered = sorted(taken)
+    return {"p50": quantile(ordered, 0.5) * 1e3, "p99": quantile(ordered, 0.99) * 1e3}
 
 
-@contextmanager
-def _prefix(one: Contender) -> Iterator[str]:
-    prefix = new_prefix(f"site-{one.name}")
-    try:
-        yield prefix
-    finally:
-        one.destroy(prefix)
+class Site:
+    """The processes of a site of ours, with one layer; `start` starts one of them."""
 
+    def __init__(self, one: Contender, name: str, backend: str, stack: ExitStack) -> None:
+        prefix = new_prefix(f"site-{one.name}")
+        stack.callback(one.destroy, prefix)
+        config: dict[str, Any] = {"prefix": prefix, "capacity": 100}
+        if one.store == "redis":
+            config["hosts"] = [["127.0.0.1", redis_server.port()]]
+        if one.name == "channels_redis-pubsub":
+            del config["capacity"]  # it has no such thing
+        self.folder = SITES / name
+        self._logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-site-")))
+        self._stack = stack
+        self._variables = environments.child_environment(
+            PYTHONPATH=f"{self.folder}:{REPOSITORY}" if one.ours else str(self.folder),
+            DJANGO_SETTINGS_MODULE="settings",
+            SITE_LAYER=json.dumps({"BACKEND": backend, "CONFIG": config}),
+        )
 
-def _path(site: Path, own_package: bool) -> str:
-    return f"{site}:{REPOSITORY}" if own_package else str(site)
+    def start(self, name: str, *command: str | Path) -> processes.Process:
+        log = self._logs / f"{name}.log"
+        return self._stack.enter_context(
+            processes.running(command, log=log, environment=self._variables, folder=self._logs)
+        )
 
 
 # -- Channels 1 -----------------------------------------------------------------------------------
 
+# An environment, and the layer's name in it.
 CHANNELS_1 = {
     "asgi_ipc-blocking": ("channels1", "asgi_ipc.IPCChannelLayer"),
     "asgi_redis-1.4.3": (PEERS_OF_CHANNELS_1, "asgi_redis.RedisChannelLayer"),
@@ -74,38 +90,26 @@ CHANNELS_1 = {
 
 
 @contextmanager
-def channels_1(one: Contender) -> Iterator[int]:
+def channels_1(one: Contender, workers: int) -> Iterator[int]:
     """The port of the running site."""
     environment, backend = CHANNELS_1[one.name]
-    python, site, port = environments.build(environment), SITES / "channels1", processes.free_port()
+    python, port = environments.build(environment), processes.free_port()
     with ExitStack() as stack:
-        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-site-")))
-        prefix = stack.enter_context(_prefix(one))
-        variables = environments.child_environment(
-            PYTHONPATH=_path(site, one.ours),
-            DJANGO_SETTINGS_MODULE="settings",
-            SITE_LAYER=json.dumps(_configured(one, prefix, backend)),
-        )
-
-        def start(name: str, *command: str | Path) -> processes.Process:
-            log = logs / f"{name}.log"
-            return stack.enter_context(
-                processes.running(command, log=log, environment=variables, folder=logs)
-            )
-
-        daphne = python.with_name("daphne")
-        command = ("--bind", "127.0.0.1", "--port", str(port), "asgi:channel_layer")
-        server = start("server", python, daphne, *command)
-        for number in range(WORKERS):
-            start(f"worker-{number}", python, site / "manage.py", "runworker").wait_for_output(
-                "Listening on channels"
-            )
+        site = Site(one, "channels1", backend, stack)
+        daphne, where = python.with_name("daphne"), ("--bind", "127.0.0.1", "--port", str(port))
+        server = site.start("server", python, daphne, *where, "asgi:channel_layer")
+        started = [
+            site.start(f"worker-{number}", python, site.folder / "manage.py", "runworker")
+            for number in range(workers)
+        ]
+        for worker in started:
+            worker.wait_for_output("Listening on channels")
         server.wait_for_port(port)
         yield port
 
 
 async def ask(port: int, clients: int, seconds: float) -> list[float]:
-    """Seconds that each request took: so many clients, each asking again when it has its answer."""
+    """Seconds that each request took. Each client asks again when it has its answer."""
     taken: list[float] = []
     request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     end = time.perf_counter() + seconds
@@ -126,22 +130,16 @@ async def ask(port: int, clients: int, seconds: float) -> list[float]:
     return taken
 
 
-def http(run: Run, one: Contender) -> list[dict[str, Any]]:
+def http(run: Run, one: Contender, workers: int) -> list[Row]:
     """The rows of one layer."""
     seconds, rows = run.effort(0.2, 1.0, 3.0), []
-    with channels_1(one) as port:
+    with channels_1(one, workers) as port:
         asyncio.run(ask(port, 1, seconds / 4))
         for clients in (1, CLIENTS):
-            taken = sorted(asyncio.run(ask(port, clients, seconds)))
-            row: dict[str, Any] = {"layer": one.name, "clients": clients}
-            row["rate"] = len(taken) / seconds
+            taken = asyncio.run(ask(port, clients, seconds))
+            row: Row = {"layer": one.name, "clients": clients, "rate": len(taken) / seconds}
             rows.append({**row, **percentiles(taken)})
     return rows
-
-
-def percentiles(taken: list[float]) -> dict[str, float]:
-    """In milliseconds, of sorted seconds."""
-    return {"p50": quantile(taken, 0.5) * 1e3, "p99": quantile(taken, 0.99) * 1e3}
 
 
 # -- Channels 4 -----------------------------------------------------------------------------------
@@ -156,26 +154,17 @@ CHANNELS_4 = {
 @contextmanager
 def channels_4(one: Contender) -> Iterator[list[int]]:
     """The ports of the running servers."""
-    ports = [processes.free_port() for _ in range(SERVERS)]
     with ExitStack() as stack:
-        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-site-")))
-        prefix = stack.enter_context(_prefix(one))
-        variables = environments.child_environment(
-            PYTHONPATH=_path(SITES / "channels4", one.ours),
-            SITE_LAYER=json.dumps(_configured(one, prefix, CHANNELS_4[one.name])),
-        )
-        for port in ports:
-            command = ("-m", "daphne", "-b", "127.0.0.1", "-p", str(port), "room:application")
-            log = logs / f"{port}.log"
-            stack.enter_context(
-                processes.running(
-                    [sys.executable, *command], log=log, environment=variables, folder=logs
-                )
-            ).wait_for_port(port)
+        site = Site(one, "channels4", CHANNELS_4[one.name], stack)
+        ports = [processes.free_port() for _ in range(SERVERS)]
+        daphne = [sys.executable, "-m", "daphne", "room:application", "-b", "127.0.0.1", "-p"]
+        servers = [site.start(f"{port}", *daphne, str(port)) for port in ports]
+        for server, port in zip(servers, ports):
+            server.wait_for_port(port)
         yield ports
 
 
-async def heard(sockets: list[Any], what: str) -> None:
+async def heard(sockets: list[ClientConnection], what: str) -> None:
     for socket in sockets:
         while await socket.recv() != what:
             pass
@@ -195,27 +184,27 @@ async def talk(ports: list[int], sockets: int, seconds: float) -> list[float]:
             )
             for number in range(sockets)
         ]
-        end = time.perf_counter() + seconds
-        for number in range(1_000_000):
-            start = time.perf_counter()
-            if start > end and number > 1:
-                return taken
+        end, number = time.perf_counter() + seconds, 0
+        while (start := time.perf_counter()) < end or not taken:
             await everybody[number % sockets].send(f"{number}")
             await asyncio.wait_for(heard(everybody, f"{number}"), ROUND_WITHIN)
             if number:
                 taken.append(time.perf_counter() - start)
+            number += 1
     return taken
 
 
-def websocket(run: Run, one: Contender, sockets: int) -> dict[str, Any]:
+def websocket(run: Run, one: Contender, sockets: int) -> Row:
     """The row of one layer."""
     with channels_4(one) as ports:
-        taken = sorted(asyncio.run(talk(ports, sockets, run.effort(0.2, 1.0, 4.0))))
+        taken = asyncio.run(talk(ports, sockets, run.effort(0.2, 1.0, 4.0)))
     rate = sockets / statistics.mean(taken)
     return {"layer": one.name, "rate": rate, **percentiles(taken)}
 
 
 def servers(run: Run) -> Iterator[Table]:
+    """HTTP through daphne and workers, WebSockets through Channels 4"""
+    workers = run.effort(1, WORKERS, WORKERS)
     entrants = [one for one in run.contenders if one.name in CHANNELS_1]
     note = f"{CLIENTS} clients ask at the same time, or one alone. daphne polls {POLLED}"
     try:
@@ -224,9 +213,14 @@ def servers(run: Run) -> Iterator[Table]:
         entrants, note = [], f"left out: {error}"
     yield Table(
         "http",
-        f"HTTP: a site of Channels 1, daphne and {WORKERS} workers, requests",
+        f"HTTP: a site of Channels 1, daphne and {workers} workers, requests",
         (COLUMNS[0], Column("clients", "clients", "d"), *COLUMNS[1:]),
-        [row for one in entrants for rows in run.attempt(one, http, run, one) for row in rows],
+        [
+            row
+            for one in entrants
+            for rows in run.attempt(one.name, http, run, one, workers)
+            for row in rows
+        ],
         note,
     )
 
@@ -240,6 +234,6 @@ def servers(run: Run) -> Iterator[Table]:
         "websocket",
         f"WebSockets: a room on Channels 4, {SERVERS} servers, messages delivered",
         COLUMNS,
-        [row for one in entrants for row in run.attempt(one, websocket, run, one, sockets)],
+        [row for one in entrants for row in run.attempt(one.name, websocket, run, one, sockets)],
         note,
     )
