@@ -245,18 +245,19 @@ class Hub(Waiter):
                 # The process that flushed may have been killed before it rang.
                 self._epoch = session.epoch
                 self._rung_for(session, [ALL])
-            for row, sleeping in list(self._sleeping.items()):
+            # A receive that is woken may run at once, as with Twisted, and change all of these.
+            for row in list(self._sleeping):
+                sleeping = self._sleeping.get(row, ())
                 if not row:  # waiter ids ran out, and there was no queue yet: each looks for itself
                     for sleep in list(sleeping):
                         sleep.wake()
-                elif not self.waiter_id or session.pending(row):  # without an id for any row
-                    sleeping[0].wake()
-            for queue in list(self._rows.values()):
-                source = self._drains[queue][1]
+                elif sleeping and (not self.waiter_id or session.pending(row)):
+                    sleeping[0].wake()  # without an id for any row
+            for _, source in list(self._drains.values()):
                 for waiting in source.inbox.overdue() if source.inbox is not None else ():
                     waiting.wake()
                 if source.ready():
-                    self._drain(session, queue)
+                    self._drain(session, source.queue)
         except IPCError as error:
             self._failed(error)
 
@@ -277,6 +278,8 @@ class Hub(Waiter):
 
     def _drain(self, session: Session, queue: str) -> None:
         """Move what a process-specific queue holds to those who wait for it, and park again."""
+        if queue not in self._drains:
+            return  # a receive that ran meanwhile let go of it
         core, source = self._drains[queue]
         core.drain(session, source, self)
         row = source.target.row

@@ -7,7 +7,7 @@ import asyncio
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc.aio import waiter as waiter_module
+from asgi_ipc.aio.hub import Hub
 from asgi_ipc.aio.loop import AsyncioHub
 from asgi_ipc.aio.source import Source
 from asgi_ipc.aio.thread import ThreadWaiter, finished
@@ -99,8 +100,7 @@ def source(name: str = "c", row: int = ROW, inbox: Inbox | None = None) -> Sourc
     found = Source(name, inbox)
     words = memoryview(bytearray((row + QUEUE_WORDS) * WORD)).cast("Q")
     words[row + R_GENERATION] = 1
-    moved: Callable[..., None] = getattr(found.target, "moved", None) or found.target.note_row
-    moved(row, words)
+    found.target.point_to(row, words)
     return found
 
 
@@ -390,6 +390,91 @@ def test_a_closed_loop_is_told_apart(around: Any) -> None:
     assert hub.closed()
     hub.retire()
     assert (around.left, hub.waiter_id, hub.bell) == ([1], 0, None)
+
+
+# -- a loop whose receives run in the very call that wakes them, as those of Twisted do ------------
+
+
+class Now:
+    """A future, and the coroutine that waits for it."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.resume: Callable[[], None] | None = None
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        yield self
+
+
+class HubOfNow(Hub):
+    def future(self) -> Now:
+        return Now()
+
+    def closed(self) -> bool:
+        return False
+
+    def resolve(self, future: Now, error: BaseException | None) -> None:
+        assert error is None
+        if not future.done:
+            future.done = True
+            assert future.resume is not None
+            future.resume()
+
+    async def sleep(self, future: Now, seconds: float) -> bool:
+        raise NotImplementedError
+
+    async def pause(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    def watch(self) -> None:
+        pass
+
+    def unwatch(self) -> None:
+        pass
+
+    def later(self, seconds: float) -> Any:
+        return SimpleNamespace(cancel=lambda: None)
+
+
+def run(coroutine: Coroutine[Any, Any, Any], done: list[Any]) -> None:
+    try:
+        future = coroutine.send(None)
+    except StopIteration as end:
+        done.append(end.value)
+    else:
+        future.resume = lambda: run(coroutine, done)
+
+
+def test_a_look_goes_on_where_a_receive_that_it_woke_has_left_the_next_queue(around: Any) -> None:
+    hub = HubOfNow(around)
+    one, two, three = source(), source("d", OTHER_ROW), source("e", 3000)
+    both: list[bool] = []
+    third: list[bool] = []
+    run(hub.wait(around, around, [one, two], None), both)
+    run(hub.wait(around, around, [three], None), third)
+    for channel in (one, two, three):
+        around.message(channel)
+    hub.look()
+    assert (both, third) == ([True], [True])
+    assert not hub._sleeping
+
+
+def test_a_look_goes_on_where_a_receive_that_it_woke_let_go_of_the_loop(around: Any) -> None:
+    hub = HubOfNow(around)
+    inboxes = [Inbox("x!"), Inbox("y!")]
+    woken: list[bool] = []
+
+    async def receive(name: str, row: int, inbox: Inbox) -> None:
+        woken.append(await hub.wait(around, around, [source(name, row, inbox)], None))
+        hub.release()
+
+    run(receive("x!a", ROW, inboxes[0]), [])
+    run(receive("y!a", OTHER_ROW, inboxes[1]), [])
+    for inbox in inboxes:
+        feed(inbox, "a")
+        inbox.to_wake()  # the process that was to wake them was interrupted
+    hub.look()
+    assert woken == [True, True]
 
 
 # -- Twisted's reactor ----------------------------------------------------------------------------
