@@ -632,7 +632,7 @@ def words_of_statistics(layer: IPCChannelLayer) -> list[int]:
 
 
 def test_statistics_of_damaged_memory(prefix: str) -> None:
-    """They are partly read without the lock. Whatever is in memory, they are figures or an error."""
+    """They are partly read without the lock. Whatever is there, they are figures or an error."""
     values = [0, 1, 5, 1 << 31, 1 << 40, 1 << 63, (1 << 64) - 1]
     values += [
         struct.unpack("=Q", struct.pack("=d", value))[0]

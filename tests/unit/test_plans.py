@@ -130,6 +130,18 @@ def test_renewing_keeps_it(broadcasts: Broadcasts) -> None:
     assert broadcasts.holds()
 
 
+def test_it_does_not_hold_longer_than_a_membership_that_was_cut_short(
+    broadcasts: Broadcasts,
+) -> None:
+    """As by another process, whose ``group_expiry`` is lower."""
+    broadcasts.join("a", expires=SOON)
+    assert broadcasts.send(NOW) == {"a"}
+    broadcasts.join("a", expires=NOW + 1)
+    assert not broadcasts.holds()
+    assert broadcasts.send(NOW) == {"a"}
+    assert broadcasts.send(NOW + 1) == set()
+
+
 def test_it_does_not_hold_for_a_group_that_was_made_again(broadcasts: Broadcasts) -> None:
     broadcasts.join("a")
     broadcasts.send()
