@@ -25,7 +25,7 @@ from typing import Any
 from ..aio.layer import IPCChannelLayer
 from ..aio.loop import timeout
 from ..aio.session import Session
-from ..attachment.attachment import register
+from ..attachment.process import register
 from ..errors import IPCError, SegmentError
 from ..segment.files import open_file
 from .directory import (
@@ -101,7 +101,7 @@ class Relay:
         self.elected = self.up = False
 
     def detach(self, attachment: object = None) -> None:
-        """For `attachment.register`; what is attached is the local layer."""
+        """For `process.register`; what is attached is the local layer."""
 
     # -- election ---------------------------------------------------------------------------------
 
