@@ -135,12 +135,20 @@ def run_thoroughly(layer: Layer) -> Results:
 
 
 def sentences(contract: type[Contract]) -> dict[str, str]:
-    """The tests of a suite, in its order, each with the sentence of the contract that it proves."""
-    return {
-        name: " ".join((function.__doc__ or "").split())
-        for name, function in vars(contract).items()
-        if name.startswith("test_")
-    }
+    """Return the tests of a suite, in the order of the sentences that they prove, with these."""
+    letters = "MB" if contract is Channels4Contract else "MA"
+    found = {}
+    for name in (name for base in contract.__mro__[::-1] for name in vars(base)):
+        if name.startswith("test_"):
+            codes, _, sentence = " ".join(getattr(contract, name).__doc__.split()).partition(": ")
+            (code,) = (code for code in codes.split(", ") if code[0] in letters)
+            found[name] = f"{code}: {sentence}"
+    return dict(sorted(found.items(), key=lambda item: _place(item[1], letters)))
+
+
+def _place(sentence: str, letters: str) -> tuple[int, int]:
+    code = sentence.partition(":")[0]
+    return letters.index(code[0]), int(code[1:])
 
 
 def tables(contract: type[Contract], found: dict[str, Results]) -> str:
