@@ -48,27 +48,27 @@ class Channels1Contract(SharedCases):
     # -- M: messages and channels -----------------------------------------------------------------
 
     def test_many_readers(self, make: Make) -> None:
-        """M3: many readers."""
+        """M3: a channel may have many readers."""
         layer = make(capacity=400)
         got = self.read_in_threads(layer, lambda: send_numbers(layer, "c", range(400)))
         assert set(got) == set(range(400))
 
     def test_no_message_to_two_readers(self, make: Make) -> None:
-        """M3: no message to two readers."""
+        """M3: no message reaches two readers."""
         layer = make(capacity=400)
         send_numbers(layer, "c", range(400))
         got = self.read_in_threads(layer, lambda: None)
         assert got == Counter(range(400))
 
     def test_dropped_rather_than_delivered_twice(self, make: Make) -> None:
-        """M3: drop rather than deliver twice, here where readers race with the expiry."""
+        """M3: a message is dropped, not delivered twice, also while readers race with expiry."""
         layer = make(capacity=100_000, expiry=0.002)
         got = self.read_in_threads(layer, lambda: send_numbers(layer, "c", range(1000)))
         assert set(got.values()) <= {1}
 
     @pytest.mark.parametrize("channel", ["single?reader", "process!specific"])
     def test_order_of_one_writer_and_one_reader_is_exact(self, make: Make, channel: str) -> None:
-        """M4: order is exact for one writer and one reader, while both are at it."""
+        """M4: one reader gets the messages of one writer in exact order, while both are at work."""
         layer = make(capacity=1000)
         writer = self.make_peer(layer)
         received: list[int] = []
@@ -82,13 +82,13 @@ class Channels1Contract(SharedCases):
 
     @pytest.mark.parametrize("name", PLAIN_NAMES + MARKED_NAMES)
     def test_channel_name(self, layer: BlockingLayer, name: str) -> None:
-        """M5: ASCII letters, digits, . - _, then optionally one ? or ! and more of the same."""
+        """M5: a channel name is ASCII letters, digits, . - _, then perhaps one ? or ! and more."""
         layer.send(name, MESSAGE)
         assert layer.receive([receivable(name)]) == (name, MESSAGE)
 
     @pytest.mark.parametrize("name", each(BAD_CHANNEL_NAMES))
     def test_other_channel_name_is_refused(self, layer: BlockingLayer, name: Any) -> None:
-        """M5: nothing else is a name, and asgiref has fewer than 100 characters."""
+        """M5: any other channel name is refused; asgiref allows fewer than 100 characters."""
         calls: tuple[Callable[[], object], ...] = (
             lambda: layer.send(name, MESSAGE),
             lambda: layer.receive([name]),
@@ -106,7 +106,7 @@ class Channels1Contract(SharedCases):
         assert layer.receive(["c"]) == NOTHING
 
     def test_process_specific_channels_share_a_capacity(self, make: Make) -> None:
-        """M7: for process-specific channels it is counted for the part up to and including !."""
+        """M7: process-specific channels are counted together, up to and including the !."""
         layer = make(capacity=3)
         for local in "abc":
             layer.send(f"p!{local}", MESSAGE)
@@ -115,14 +115,14 @@ class Channels1Contract(SharedCases):
         layer.send("q!a", MESSAGE)
 
     def test_send_never_blocks(self, make: Make) -> None:
-        """M8: send never blocks, whether or not there is room, or anyone to read."""
+        """M8: send never blocks, with or without room, with or without a reader."""
         layer = make(capacity=5)
         (sent,) = in_threads([lambda: [is_accepted(layer, "c", MESSAGE) for _ in range(10)]])
         assert sent == [True] * 5 + [False] * 5
 
     @pytest.mark.parametrize("channels", [["busy", "quiet"], ["quiet", "busy"]])
     def test_quiet_channel_is_not_starved(self, layer: BlockingLayer, channels: list[str]) -> None:
-        """M9: readers of several channels must not starve a quiet one behind a busy one."""
+        """M9: a busy channel must not starve a quiet one that the same reader reads."""
         send_numbers(layer, "busy", range(5))
         layer.send("quiet", MESSAGE)
         for _ in range(1000):
@@ -135,47 +135,48 @@ class Channels1Contract(SharedCases):
     # -- A: the layer of Channels 1 ---------------------------------------------------------------
 
     def test_send_and_receive(self, layer: BlockingLayer) -> None:
-        """A1: send(channel, message), receive(channels, block=False) gives (channel, message)."""
+        """A1: send(channel, message); receive(channels, block=False) returns (channel, message)."""
         assert layer.send(channel="c", message=MESSAGE) is None
         assert layer.receive(channels=["other", "c"], block=False) == ("c", MESSAGE)
 
     def test_receive_of_nothing(self, layer: BlockingLayer) -> None:
-        """A1: or (None, None)."""
+        """A1: receive returns (None, None) if there is no message."""
         assert layer.receive(["c"]) == NOTHING
 
     def test_process_specific_channel_is_received_by_its_part_up_to_the_mark(
         self, layer: BlockingLayer
     ) -> None:
-        """A1: process-specific names are received by the part up to !, and come back in full."""
+        """A1: receive takes process-specific names up to the !, and returns them in full."""
         layer.send("p!one", {"number": 1})
         layer.send("p!two", {"number": 2})
         assert layer.receive(["p!"]) == ("p!one", {"number": 1})
         assert layer.receive(["p!"]) == ("p!two", {"number": 2})
 
     def test_receive_with_text_after_the_mark_is_an_error(self, layer: BlockingLayer) -> None:
-        """A1: a name with text after ! in receive is an error."""
+        """A1: a name with text after the ! is an error in receive."""
         layer.send("p!local", MESSAGE)
         with pytest.raises(REFUSED):
             layer.receive(["p!local"])
         assert layer.receive(["p!"]) == ("p!local", MESSAGE)
 
     def test_receive_that_does_not_block_returns_at_once(self, layer: BlockingLayer) -> None:
-        """A2: block=False returns at once; a wait in each of these would go over every bound."""
+        """A2: receive with block=False returns at once."""
+        # If each of these waited, the whole would go over every bound.
         (got,) = in_threads([lambda: {layer.receive(["c"], block=False) for _ in range(1000)}])
         assert got == {NOTHING}
 
     def test_blocking_receive_may_return_without_a_message(self, layer: BlockingLayer) -> None:
-        """A2: block=True may return (None, None) after a built-in time."""
+        """A2: receive with block=True may return (None, None) after a built-in time."""
         assert in_threads([lambda: layer.receive(["c"], block=True)]) == [NOTHING]
 
     def test_blocking_receive_gets_what_is_sent_meanwhile(self, layer: BlockingLayer) -> None:
-        """A2: until then it waits for a message."""
+        """A2: receive with block=True waits for a message until then."""
         peer = self.make_peer(layer)
         got, _none = in_threads([lambda: wait(layer, ["c"]), lambda: peer.send("c", MESSAGE)])
         assert got == ("c", MESSAGE)
 
     def test_new_channel(self, layer: BlockingLayer) -> None:
-        """A3: new_channel("name?") gives an unused name."""
+        """A3: new_channel("name?") returns an unused name."""
         names = []
         for _ in range(20):
             names.append(layer.new_channel("reply.to?"))
@@ -190,13 +191,13 @@ class Channels1Contract(SharedCases):
     def test_new_channel_of_any_other_pattern_is_an_error(
         self, layer: BlockingLayer, pattern: Any
     ) -> None:
-        """A3: any other pattern is an error."""
+        """A3: any other pattern is an error in new_channel."""
         with pytest.raises(REFUSED):
             layer.new_channel(pattern)
 
     @pytest.mark.parametrize("name", ["ChannelFull", "MessageTooLarge"])
     def test_errors_are_attributes(self, layer: BlockingLayer, name: str) -> None:
-        """A4: ChannelFull and MessageTooLarge are attributes."""
+        """A4: ChannelFull and MessageTooLarge are attributes of the layer."""
         assert issubclass(getattr(layer, name), Exception)
 
     def test_extensions_are_a_list_of_str(self, layer: BlockingLayer) -> None:
@@ -206,7 +207,7 @@ class Channels1Contract(SharedCases):
 
     @pytest.mark.parametrize("member", ["c", "c?reader", "p!local"])
     def test_group_send_reaches_each_member(self, groups: BlockingLayer, member: str) -> None:
-        """A5: group_add(group, channel) and send_group(group, message)."""
+        """A5: send_group(group, message) reaches each channel of group_add(group, channel)."""
         groups.group_add("g", member)
         groups.group_add("g", "another")
         groups.send_group("g", MESSAGE)
@@ -214,7 +215,7 @@ class Channels1Contract(SharedCases):
         assert drain(groups, ["another"]) == [("another", MESSAGE)]
 
     def test_group_send_reaches_nobody_else(self, groups: BlockingLayer) -> None:
-        """A5: nobody else gets it, and a group that nobody joined is no error."""
+        """A5: send_group reaches no other channel, and a group without members is no error."""
         groups.group_add("g", "p!member")
         groups.group_add("h", "p!stranger")
         groups.send_group("g", MESSAGE)
@@ -222,7 +223,7 @@ class Channels1Contract(SharedCases):
         assert drain(groups, ["p!"]) == [("p!member", MESSAGE)]
 
     def test_group_channels(self, groups: BlockingLayer) -> None:
-        """A5: group_channels(group) is iterable, and gives each member once, by its full name."""
+        """A5: group_channels(group) is iterable and has each member once, by its full name."""
         members = ["c", "p!local", "p!other", "c?reader"]
         for channel in members:
             groups.group_add("g", channel)
@@ -230,7 +231,7 @@ class Channels1Contract(SharedCases):
         assert list(groups.group_channels("nobody")) == []
 
     def test_membership_outlasts_messages(self, groups: BlockingLayer) -> None:
-        """A6: a membership lasts while messages to that channel wait or are read."""
+        """A6: a membership lasts while messages to that channel are pending or are read."""
         groups.group_add("g", "c")
         for _ in range(2):
             groups.send_group("g", MESSAGE)
@@ -239,7 +240,7 @@ class Channels1Contract(SharedCases):
             assert drain(groups, ["c"]) == [("c", MESSAGE)] * 2
 
     def test_membership_outlasts_messages_of_others(self, make: Make) -> None:
-        """A6: it must last at least until a message to *that* channel expires unread."""
+        """A6: a membership must last at least until a message to *that* channel expires unread."""
         layer = make("groups", expiry=SHORT, capacity=1)
         layer.group_add("g", "c")
         layer.send("other", MESSAGE)
@@ -247,7 +248,7 @@ class Channels1Contract(SharedCases):
         assert members_of(layer, "g") == {"c"}
 
     def test_membership_may_go_when_a_message_expired(self, make: Make) -> None:
-        """A6: then it may go, and may be renewed."""
+        """A6: a membership may end when such a message expires, and may be renewed."""
         layer = make("groups", expiry=SHORT, capacity=1)
         layer.group_add("g", "c")
         layer.send("c", {"number": 1})
@@ -257,7 +258,7 @@ class Channels1Contract(SharedCases):
         assert members_of(layer, "g") == {"c"}
 
     def test_flush_leaves_no_messages(self, make: Make) -> None:
-        """A7: after flush there are no messages."""
+        """A7: flush leaves no messages."""
         layer = make("flush")
         for channel in ("c", "c?reader", "p!local"):
             layer.send(channel, MESSAGE)
@@ -265,7 +266,7 @@ class Channels1Contract(SharedCases):
         assert layer.receive(["c", "c?reader", "p!"]) == NOTHING
 
     def test_flush_leaves_no_groups(self, make: Make) -> None:
-        """A7: nor groups."""
+        """A7: flush leaves no groups."""
         layer = make("flush", "groups")
         layer.group_add("g", "c")
         layer.flush()
@@ -274,7 +275,7 @@ class Channels1Contract(SharedCases):
         assert layer.receive(["c"]) == NOTHING
 
     def test_flush_is_for_every_client(self, make: Make) -> None:
-        """A7: for every client, when it returns."""
+        """A7: flush holds for every client when it returns."""
         layer = make("flush", "groups")
         peer = self.make_peer(layer)
         for client in (layer, peer):
@@ -299,30 +300,30 @@ class Channels1Contract(SharedCases):
         check_statistics(layer, name, functools.partial(layer.channel_statistics, "c"))
 
     def test_channel_statistics_are_of_one_channel(self, make: Make) -> None:
-        """A8: channel_statistics(channel) is about that channel alone."""
+        """A8: channel_statistics(channel) counts that channel alone."""
         layer = make("statistics")
         layer.send("other", MESSAGE)
         assert not any(layer.channel_statistics("c").values())
 
     def test_receive_twisted(self, make: Make) -> None:
-        """A9: receive_twisted(channels) gives a Deferred of (channel, message)."""
+        """A9: receive_twisted(channels) returns a Deferred of (channel, message)."""
         layer = make("twisted")
         layer.send("c", MESSAGE)
         assert in_reactor(layer, ["c"]) == ("c", MESSAGE)
 
     def test_receive_twisted_of_what_comes_later(self, make: Make) -> None:
-        """A9: or of (None, None), and then daphne asks again."""
+        """A9: that Deferred may fire with (None, None); the next call gets what comes later."""
         layer = make("twisted")
         assert received_while_sending(layer, in_reactor) == ("c", MESSAGE)
 
     def test_receive_async(self, make: Make) -> None:
-        """A9: the coroutine receive_async(channels) gives the same."""
+        """A9: the coroutine receive_async(channels) returns (channel, message)."""
         layer = make("async|asyncio")
         layer.send("c", MESSAGE)
         assert in_event_loop(layer, ["c"]) == ("c", MESSAGE)
 
     def test_receive_async_of_what_comes_later(self, make: Make) -> None:
-        """A9: or (None, None)."""
+        """A9: that coroutine may return (None, None); the next call gets what comes later."""
         layer = make("async|asyncio")
         assert received_while_sending(layer, in_event_loop) == ("c", MESSAGE)
 

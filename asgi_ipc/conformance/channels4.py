@@ -56,7 +56,7 @@ class Channels4Contract(SharedCases):
     # -- M: messages and channels -----------------------------------------------------------------
 
     async def test_many_readers(self, make: Make) -> None:
-        """M3: many readers, who wait before and while messages come."""
+        """M3: a channel may have many readers, who wait before and while messages come."""
         layer = make(capacity=400)
         receives = [receive(self.make_peer(layer), "c") for _ in range(20)]
         reading = asyncio.ensure_future(together(receives))
@@ -66,7 +66,7 @@ class Channels4Contract(SharedCases):
         assert sorted(numbers(await reading)) == list(range(20))
 
     async def test_no_message_to_two_readers(self, make: Make) -> None:
-        """M3: no message to two readers."""
+        """M3: no message reaches two readers."""
         layer = make(capacity=400)
         await send_numbers(layer, "c", range(400))
         readers = itertools.cycle([self.make_peer(layer) for _ in range(4)])
@@ -74,7 +74,7 @@ class Channels4Contract(SharedCases):
         assert Counter(numbers(got)) == Counter(range(400))
 
     async def test_dropped_rather_than_delivered_twice(self, make: Make) -> None:
-        """M3: drop rather than deliver twice, here where readers race with expiry and leave."""
+        """M3: a message is dropped, not delivered twice, also while readers race and leave."""
         layer = make(capacity=10_000, expiry=0.002)
         readers = [self.make_peer(layer) for _ in range(4)]
         got: list[Message] = []
@@ -90,7 +90,7 @@ class Channels4Contract(SharedCases):
 
     @pytest.mark.parametrize("kind", ["single-reader", "process-specific"])
     async def test_order_of_one_writer_and_one_reader_is_exact(self, make: Make, kind: str) -> None:
-        """M4: order is exact for one writer and one reader, while both are at it."""
+        """M4: one reader gets the messages of one writer in exact order, while both are at work."""
         layer = make(capacity=1000)
         channel = await layer.new_channel() if kind == "process-specific" else "single?reader"
         writer = self.make_peer(layer)
@@ -110,7 +110,7 @@ class Channels4Contract(SharedCases):
 
     @pytest.mark.parametrize("name", PLAIN_NAMES + MARKED_NAMES)
     async def test_channel_name(self, groups: AsyncioLayer, name: str) -> None:
-        """M5: ASCII letters, digits, . - _, then optionally one ? or ! and more of the same."""
+        """M5: a channel name is ASCII letters, digits, . - _, then perhaps one ? or ! and more."""
         await groups.send(name, MESSAGE)
         await groups.group_add("g", name)
         await groups.group_discard("g", name)
@@ -119,7 +119,7 @@ class Channels4Contract(SharedCases):
 
     @pytest.mark.parametrize("name", each(BAD_CHANNEL_NAMES))
     async def test_other_channel_name_is_refused(self, layer: AsyncioLayer, name: Any) -> None:
-        """M5: nothing else is a name, and asgiref has fewer than 100 characters."""
+        """M5: any other channel name is refused; asgiref allows fewer than 100 characters."""
         calls: tuple[Callable[[], Awaitable[object]], ...] = (
             lambda: layer.send(name, MESSAGE),
             lambda: receive(layer, name),
@@ -145,13 +145,13 @@ class Channels4Contract(SharedCases):
         assert await eventually(next_message) == {"number": 2}
 
     async def test_capacity_holds_for_sends_at_once(self, make: Make) -> None:
-        """M7: also while several send."""
+        """M7: capacity also holds while several send."""
         client = self.client_of(make(capacity=5))
         sent = await together(client.is_accepted("c", MESSAGE) for _ in range(10))
         assert sorted(sent) == [False] * 5 + [True] * 5
 
     async def test_process_specific_channels_share_a_capacity(self, make: Make) -> None:
-        """M7: for process-specific channels it is counted for the part up to and including !."""
+        """M7: process-specific channels are counted together, up to and including the !."""
         layer = make(capacity=3)
         shared, mark, _local = (await layer.new_channel()).partition("!")
         for local in "abc":
@@ -161,13 +161,13 @@ class Channels4Contract(SharedCases):
         await layer.send("another" + mark + "a", MESSAGE)
 
     async def test_send_never_blocks(self, make: Make) -> None:
-        """M8: send never blocks, whether or not there is room, or anyone to read."""
+        """M8: send never blocks, with or without room, with or without a reader."""
         client = self.client_of(make(capacity=5))
         sent = await together(client.is_accepted("c", MESSAGE) for _ in range(10))
         assert len(sent) == 10 and sum(sent) >= 5
 
     async def test_quiet_channel_is_not_starved(self, layer: AsyncioLayer) -> None:
-        """M9: readers of several channels must not starve a quiet one behind a busy one."""
+        """M9: a busy channel must not starve a quiet one that the same reader reads."""
         quiet = asyncio.ensure_future(layer.receive("quiet"))
         await send_numbers(layer, "busy", range(5))
         await turns(3)
@@ -189,12 +189,12 @@ class Channels4Contract(SharedCases):
         assert inspect.iscoroutinefunction(getattr(layer, name))
 
     async def test_send_and_receive(self, layer: AsyncioLayer) -> None:
-        """B1: send(channel, message), receive(channel) gives the message."""
+        """B1: send(channel, message); receive(channel) returns the message."""
         assert await layer.send(channel="c", message=MESSAGE) is None
         assert await layer.receive(channel="c") == MESSAGE
 
     async def test_receive_waits(self, layer: AsyncioLayer) -> None:
-        """B1: receive waits."""
+        """B1: receive waits for a message."""
         waiting = asyncio.ensure_future(layer.receive("c"))
         await turns(20)
         assert not waiting.done()
@@ -202,23 +202,23 @@ class Channels4Contract(SharedCases):
         assert await asyncio.wait_for(waiting, patience()) == MESSAGE
 
     async def test_new_channel_is_process_specific(self, layer: AsyncioLayer) -> None:
-        """B1: new_channel(prefix="specific") gives a process-specific name."""
+        """B1: new_channel(prefix="specific") returns a process-specific name."""
         name = await layer.new_channel()
         shared, local = name.split("!")
         assert shared.startswith("specific.") and local
 
     async def test_new_channel_with_a_prefix(self, layer: AsyncioLayer) -> None:
-        """B1: which begins with another prefix on demand."""
+        """B1: the name from new_channel begins with the prefix that is given."""
         assert (await layer.new_channel(prefix="other")).startswith("other.")
 
     async def test_new_channel_is_nobody_elses(self, layer: AsyncioLayer) -> None:
-        """B1: and which is new."""
+        """B1: the name from new_channel is new."""
         clients = [layer, self.make_peer(layer)] * 10
         names = [await client.new_channel() for client in clients]
         assert len(set(names)) == len(names)
 
     async def test_new_channel_is_received_by_its_full_name(self, layer: AsyncioLayer) -> None:
-        """B1: receive takes its full name, and any client may send to it."""
+        """B1: receive takes the full name from new_channel, and any client may send to it."""
         one, two = await layer.new_channel(), await layer.new_channel()
         peer = self.make_peer(layer)
         for name in (one, two):
@@ -233,7 +233,7 @@ class Channels4Contract(SharedCases):
         assert inspect.iscoroutinefunction(getattr(layer, name))
 
     async def test_group_send_reaches_each_member(self, groups: AsyncioLayer) -> None:
-        """B2: group_add(group, channel) and group_send(group, message)."""
+        """B2: group_send(group, message) reaches each channel of group_add(group, channel)."""
         members = ["c", await groups.new_channel(), await groups.new_channel()]
         for member in members:
             await groups.group_add(group="g", channel=member)
@@ -242,7 +242,7 @@ class Channels4Contract(SharedCases):
             assert await drain(groups, member) == [MESSAGE]
 
     async def test_group_send_reaches_nobody_else(self, groups: AsyncioLayer) -> None:
-        """B2: nobody else gets it, and a group that nobody joined is no error."""
+        """B2: group_send reaches no other channel, and a group without members is no error."""
         member, stranger = await groups.new_channel(), await groups.new_channel()
         await groups.group_add("g", member)
         await groups.group_add("h", stranger)
@@ -251,7 +251,7 @@ class Channels4Contract(SharedCases):
         assert await drain(groups, stranger) == []
 
     async def test_flush_leaves_no_messages(self, make: Make) -> None:
-        """B2: after flush there are no messages, for any client."""
+        """B2: flush leaves no messages, for any client."""
         layer = make("flush")
         channels = ["c", await layer.new_channel(), await layer.new_channel()]
         for channel in channels:
@@ -263,18 +263,18 @@ class Channels4Contract(SharedCases):
             assert await drain(layer, channel) == []
 
     async def test_flush_leaves_no_groups(self, make: Make) -> None:
-        """B2: nor groups."""
+        """B2: flush leaves no groups, for any client."""
         layer = make("flush", "groups")
         await layer.group_add("g", "c")
         await self.make_peer(layer).flush()
         assert await members_of(layer, "g", ["c"]) == set()
 
     async def test_extensions(self, layer: AsyncioLayer) -> None:
-        """B2: extensions with "groups" and "flush"."""
+        """B2: extensions has "groups" and "flush"."""
         assert {"groups", "flush"} <= set(layer.extensions)
 
     def test_works_through_async_to_sync(self, layer: AsyncioLayer) -> None:
-        """B3: works through asgiref.sync.async_to_sync."""
+        """B3: a layer works through asgiref.sync.async_to_sync."""
         async_to_sync = pytest.importorskip(
             "asgiref.sync", reason="lacking: asgiref 3"
         ).async_to_sync
@@ -283,7 +283,7 @@ class Channels4Contract(SharedCases):
             assert async_to_sync(layer.receive)("c") == {"number": number}
 
     def test_works_from_any_thread(self, make: Make) -> None:
-        """B3: from any thread."""
+        """B3: a layer works from any thread."""
         layer = make(capacity=101)
 
         def send_every_fourth(first: int) -> None:
@@ -294,7 +294,7 @@ class Channels4Contract(SharedCases):
         assert sorted(numbers(got)) == list(range(100))
 
     def test_works_in_one_loop_after_another(self, layer: AsyncioLayer) -> None:
-        """B3: from any loop, one after another, and one that left in the middle of a receive."""
+        """B3: a layer works in one loop after another, also after a loop that left a receive."""
 
         async def receive_what_comes_later() -> Message:
             waiting = asyncio.ensure_future(layer.receive("c"))
@@ -307,7 +307,7 @@ class Channels4Contract(SharedCases):
             assert asyncio.run(receive_what_comes_later()) == MESSAGE
 
     def test_works_in_several_loops_at_once(self, layer: AsyncioLayer) -> None:
-        """B3: and at once: who waits in a loop is woken from another thread."""
+        """B3: a layer works in several loops at once: another thread wakes a receive in a loop."""
         with running_loop() as one, running_loop() as two:
             waiting = {
                 channel: in_loop(loop, layer.receive(channel))
@@ -321,7 +321,7 @@ class Channels4Contract(SharedCases):
                 assert received.result(patience()) == {"to": channel}
 
     async def test_one_message_for_one_waiter(self, layer: AsyncioLayer) -> None:
-        """B4: receive gets one message for one waiter."""
+        """B4: one message ends one receive."""
         waiting = {asyncio.ensure_future(layer.receive("c")) for _ in range(3)}
         await turns(3)
         for left in (2, 1, 0):
@@ -334,7 +334,7 @@ class Channels4Contract(SharedCases):
             assert not any(task.done() for task in waiting)
 
     async def test_cancelled_receive_loses_nothing(self, layer: AsyncioLayer) -> None:
-        """B4: cancelling it loses nothing that comes later."""
+        """B4: cancelling a receive loses no message that comes later."""
         await cancel(asyncio.ensure_future(layer.receive("c")), after=3)
         await layer.send("c", MESSAGE)
         assert await receive(layer, "c") == MESSAGE
@@ -342,7 +342,7 @@ class Channels4Contract(SharedCases):
     async def test_cancelled_receive_leaves_the_message_to_the_next(
         self, layer: AsyncioLayer
     ) -> None:
-        """B4: nor for another who waits."""
+        """B4: cancelling a receive loses no message for another receive that waits."""
         cancelled = asyncio.ensure_future(layer.receive("c"))
         await turns(3)
         waiting = asyncio.ensure_future(layer.receive("c"))
@@ -355,7 +355,7 @@ class Channels4Contract(SharedCases):
     async def test_receive_cancelled_while_a_message_comes_loses_nothing(
         self, layer: AsyncioLayer, channel: str, after: int
     ) -> None:
-        """B4: nor what is on its way: either it was received, or it is still there."""
+        """B4: a message that comes during a cancellation was received or is still pending."""
         channel = channel if channel == "c" else await layer.new_channel()
         got = []
         for number in range(20):

@@ -148,13 +148,13 @@ class SharedCases(Contract):
         assert await client.round_trip(message) == message
 
     async def test_message_over_the_limit_is_too_large(self, client: Client) -> None:
-        """M2: larger than the layer's limit raises MessageTooLarge."""
+        """M2: a message over the layer's limit raises MessageTooLarge."""
         with pytest.raises(client.MessageTooLarge):
             await client.send("c", {"bytes": bytes(64 * 2**20)})
         assert await client.drain("c") == []
 
     async def test_first_in_first_out(self, make_client: MakeClient) -> None:
-        """M3: a channel is FIFO."""
+        """M3: a channel is first in, first out."""
         client = make_client(capacity=51)
         await client.send_numbers("c", range(50))
         assert numbers(await client.drain("c")) == list(range(50))
@@ -165,7 +165,7 @@ class SharedCases(Contract):
         assert await client.drain("c") == [MESSAGE]
 
     async def test_many_writers(self, make: Callable[..., Layer]) -> None:
-        """M3: many writers."""
+        """M3: a channel may have many writers."""
         layer = make(capacity=401)
         writers = [self.client_of(self.make_peer(layer)) for _ in range(4)]
         client = self.client_of(layer)
@@ -176,14 +176,14 @@ class SharedCases(Contract):
 
     @pytest.mark.parametrize("name", PLAIN_NAMES)
     async def test_group_name(self, group_client: Client, name: str) -> None:
-        """M5: groups the same, without ? and !."""
+        """M5: group names are ASCII letters, digits, . - _."""
         await group_client.group_add(name, "c")
         await group_client.group_send(name, MESSAGE)
         assert await group_client.drain("c") == [MESSAGE]
 
     @pytest.mark.parametrize("name", each(BAD_GROUP_NAMES))
     async def test_other_group_name_is_refused(self, group_client: Client, name: Any) -> None:
-        """M5: nothing else is the name of a group."""
+        """M5: any other group name is refused."""
         calls: tuple[Callable[[], Awaitable[None]], ...] = (
             lambda: group_client.group_add(name, "c"),
             lambda: group_client.group_discard(name, "c"),
@@ -198,7 +198,7 @@ class SharedCases(Contract):
         assert layer.expiry == 60
 
     async def test_capacity_is_counted_for_the_channel(self, make_client: MakeClient) -> None:
-        """M7: capacity is counted for the channel, and what is read makes room."""
+        """M7: capacity is counted for each channel, and a receive makes room."""
         client = make_client(capacity=3)
         await client.send_numbers("c", range(3))
         await client.send("another", MESSAGE)
@@ -208,7 +208,7 @@ class SharedCases(Contract):
         assert numbers([await client.receive("c") for _ in range(3)]) == [1, 2, 3]
 
     async def test_send_to_a_full_channel_raises(self, make_client: MakeClient) -> None:
-        """M7: full is ChannelFull from send."""
+        """M7: send to a full channel raises ChannelFull."""
         client = make_client(capacity=3)
         await client.send_numbers("c", range(3))
         with pytest.raises(client.ChannelFull):
@@ -217,7 +217,7 @@ class SharedCases(Contract):
         assert await client.drain("c") == []
 
     async def test_group_send_drops_what_does_not_fit(self, make_client: MakeClient) -> None:
-        """M7: never from a group send, which drops."""
+        """M7: a group send to a full channel drops the message there and raises nothing."""
         client = make_client("groups", capacity=2)
         await client.send_numbers("full", range(2))
         for channel in ("full", "free"):
@@ -228,7 +228,7 @@ class SharedCases(Contract):
         assert numbers(await client.drain("free")) == [2]
 
     async def test_altering_a_message_after_send_changes_nothing(self, client: Client) -> None:
-        """M10: altering the dict after send changes nothing that was sent."""
+        """M10: a change to the dict after send changes nothing that was sent."""
         message: Message = {"list": [1, {"deep": "before"}]}
         await client.send("c", message)
         message["list"][1]["deep"] = "after"
@@ -238,7 +238,7 @@ class SharedCases(Contract):
     async def test_altering_a_message_after_a_group_send_changes_nothing(
         self, group_client: Client
     ) -> None:
-        """M10: the same for a group's message, also between those that it reaches."""
+        """M10: the same holds for a group send, also between the members that it reaches."""
         for channel in ("c", "d"):
             await group_client.group_add("g", channel)
         message = {"list": [1]}
@@ -250,7 +250,7 @@ class SharedCases(Contract):
         assert await group_client.receive("d") == {"list": [1]}
 
     async def test_bytes_and_str_arrive_as_what_they_were(self, client: Client) -> None:
-        """M10: bytes and str arrive as what they were, however deep."""
+        """M10: bytes and str arrive as bytes and str, at any depth."""
         message = {
             "headers": [["name", b"value"], [b"name", "value"]],
             "same": {"b": b"x", "s": "x"},
@@ -262,14 +262,14 @@ class SharedCases(Contract):
     # -- A5 and B2: groups ------------------------------------------------------------------------
 
     async def test_group_add_again_is_fine(self, group_client: Client) -> None:
-        """A5, B2: group_add again is fine, and one message is still one message."""
+        """A5, B2: group_add may be called again, and one message is still one message."""
         await group_client.group_add("g", "c")
         await group_client.group_add("g", "c")
         await group_client.group_send("g", MESSAGE)
         assert await group_client.drain("c") == [MESSAGE]
 
     async def test_group_discard(self, group_client: Client) -> None:
-        """A5, B2: group_discard."""
+        """A5, B2: group_discard ends a membership."""
         for channel in ("stays", "goes"):
             await group_client.group_add("g", channel)
         await group_client.group_discard("g", "goes")
@@ -278,7 +278,7 @@ class SharedCases(Contract):
         assert await group_client.drain("goes") == []
 
     async def test_group_discard_of_who_is_absent_is_fine(self, group_client: Client) -> None:
-        """A5, B2: group_discard of an absent channel is fine."""
+        """A5, B2: group_discard of a channel that is no member is no error."""
         await group_client.group_discard("g", "c")
         await group_client.group_add("g", "d")
         await group_client.group_discard("g", "c")
@@ -289,7 +289,7 @@ class SharedCases(Contract):
         assert groups.group_expiry == 86400
 
     async def test_membership_is_gone_after_group_expiry(self, make: Callable[..., Layer]) -> None:
-        """A5, B2: group_expiry seconds after the last add the membership is gone."""
+        """A5, B2: a membership ends group_expiry seconds after its last group_add."""
         layer = make("groups", group_expiry=SHORT)
         assert layer.group_expiry >= SHORT  # or as coarse as the layer's clock
         client = self.client_of(layer)
@@ -303,7 +303,7 @@ class SharedCases(Contract):
         assert await client.drain("c") == []
 
     async def test_group_add_again_renews_the_expiry(self, make_client: MakeClient) -> None:
-        """A5, B2: group_add again renews the expiry."""
+        """A5, B2: group_add renews the membership of a member."""
         client = make_client("groups", group_expiry=2 * (SHORT + self.granularity))
 
         async def those_left() -> set[str] | None:
