@@ -24,7 +24,8 @@ import pytest
 import pytest_asyncio
 
 import asgi_ipc
-from asgi_ipc.aio import IPCChannelLayer, hub
+from asgi_ipc.aio import IPCChannelLayer
+from asgi_ipc.aio import waiter as waiter_module
 from asgi_ipc.attachment.inbox import Inbox
 from asgi_ipc.conformance.asynchronous import (
     cancel,
@@ -358,7 +359,7 @@ async def test_message_whose_expiry_is_no_number_is_dropped(layer: Any) -> None:
     for name in (bad, good):
         await layer.send(name, MESSAGE)
     session = layer._core.session
-    record = session.words[session.routes[bad].row + Q_FIRST]
+    record = session.store.words[session.targets[bad].row + Q_FIRST]
     session.store.doubles[record + L_EXPIRES] = float("nan")
     assert await receive(layer, good) == MESSAGE  # which buffers the other
     with pytest.raises(asyncio.TimeoutError):
@@ -626,7 +627,7 @@ async def test_woken_receive_that_is_cancelled_leaves_its_turn_to_the_next(
     layer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One loop, two receives, one doorbell: the ring was for both. No safety check helps here."""
-    monkeypatch.setattr(hub, "CHECK_EVERY", 1000.0)
+    monkeypatch.setattr(waiter_module, "CHECK_EVERY", 1000.0)
     first = asyncio.ensure_future(layer.receive("c"))
     second = asyncio.ensure_future(layer.receive("c"))
     await turns(3)

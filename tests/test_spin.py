@@ -17,7 +17,7 @@ import pytest_asyncio
 
 import asgi_ipc
 from asgi_ipc import segment, sync
-from asgi_ipc.aio import IPCChannelLayer, hub
+from asgi_ipc.aio import IPCChannelLayer, spin, thread
 from asgi_ipc.aio.hub import Hub
 from asgi_ipc.aio.spin import Spin
 from asgi_ipc.conformance.asynchronous import cancel, together, turns
@@ -70,7 +70,7 @@ def know(layer: Any, *channels: str) -> None:
 
 @pytest.fixture
 def blocking(prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[asgi_ipc.IPCChannelLayer]:
-    monkeypatch.setattr(sync, "other_threads", lambda: 0)
+    monkeypatch.setattr(thread, "other_threads", lambda: 0)
     layer = asgi_ipc.IPCChannelLayer(prefix, receive_timeout=LONG)
     layer._core.spin = LONG
     know(layer, "c", "quiet")
@@ -101,15 +101,15 @@ def test_the_first_wait_on_a_channel_is_slept_through_and_the_second_is_not() ->
 
 
 def test_misses_in_a_row_make_it_rare_and_a_hit_begins_anew() -> None:
-    spin = Spin()
+    one = Spin()
     waits = []
     for _ in range(8):
-        waits.append(waits_until_due(spin))
-        spin.note(False)
+        waits.append(waits_until_due(one))
+        one.note(False)
     assert waits == [2, 5, 17, 65, 257, 1025, 1025, 1025]
-    waits_until_due(spin)
-    spin.note(True)
-    assert [waits_until_due(spin) for _ in range(3)] == [1, 1, 1]
+    waits_until_due(one)
+    one.note(True)
+    assert [waits_until_due(one) for _ in range(3)] == [1, 1, 1]
 
 
 def test_a_quiet_channel_is_hardly_spun_for(
@@ -164,7 +164,7 @@ def test_what_comes_meanwhile_needs_no_wakeup(
 ) -> None:
     queue = channel.partition("local")[0]
     know(blocking, queue)
-    monkeypatch.setattr(sync.ThreadWaiter, "wait", never)
+    monkeypatch.setattr(thread.ThreadWaiter, "wait", never)
     notes.then = lambda: blocking.send(channel, MESSAGE)
     assert blocking.receive([queue, *others], block=True) == (channel, MESSAGE)
     assert notes == [True]
@@ -174,7 +174,7 @@ def test_what_another_thread_has_drained_is_seen(
     blocking: asgi_ipc.IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert blocking.receive(["p!"]) == NOTHING
-    monkeypatch.setattr(sync.ThreadWaiter, "wait", never)
+    monkeypatch.setattr(thread.ThreadWaiter, "wait", never)
     blocking.send("p!one", MESSAGE)
     blocking.send("p!two", MESSAGE)
     assert blocking.receive(["p!"]) == ("p!one", MESSAGE)  # and drains the other
@@ -225,7 +225,7 @@ def test_an_exception_of_a_signal_handler_gets_out(
         return now
 
     with monkeypatch.context() as patch, pytest.raises(Out):
-        patch.setattr(sync, "time", SimpleNamespace(monotonic=monotonic))
+        patch.setattr(spin, "time", SimpleNamespace(monotonic=monotonic))
         blocking.receive(["c"], block=True)
     blocking.send("c", MESSAGE)
     assert blocking.receive(["c"], block=True) == ("c", MESSAGE)
@@ -246,7 +246,8 @@ def test_it_spins_no_longer_than_it_may_wait_and_that_is_no_miss(
     blocking: asgi_ipc.IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(sync, "time", clock)
+    for module in (sync, spin, thread):
+        monkeypatch.setattr(module, "time", clock)
     assert blocking.receive(["c"], block=True, timeout=0.02) == NOTHING
     assert (notes.begun, notes) == (1, [])
     assert clock.now - 1000 < 1
@@ -262,7 +263,7 @@ def test_with_nothing_to_be_seen_a_blocking_receive_sleeps(
         slept.append(list(notes))
         return False
 
-    monkeypatch.setattr(sync.ThreadWaiter, "wait", wait)
+    monkeypatch.setattr(thread.ThreadWaiter, "wait", wait)
     assert blocking.receive(["c"], block=True) == NOTHING
     assert slept == [[False]]
 
@@ -270,7 +271,7 @@ def test_with_nothing_to_be_seen_a_blocking_receive_sleeps(
 def test_no_thread_is_kept_from_the_interpreter(
     blocking: asgi_ipc.IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync, "other_threads", lambda: 1)
+    monkeypatch.setattr(thread, "other_threads", lambda: 1)
     assert blocking.receive(["c"], block=True, timeout=0.02) == NOTHING
     assert notes == []
 
@@ -420,13 +421,13 @@ async def test_with_nothing_to_be_seen_a_receive_sleeps_and_is_woken(
 async def test_a_loop_spins_no_longer_than_it_may_wait_and_that_is_no_miss(
     layer: IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core, session = layer._core, layer._core.attach()
+    session = layer._core.attach()
     sources, waiter = session.exact_sources["c"], hub_of(layer)
     clock = Clock()
-    assert waiter.may_spin(sources)
+    assert waiter.begin(session, sources, LONG)
     with monkeypatch.context() as patch:
-        patch.setattr(hub, "time", clock)
-        await waiter.spin(core, sources, clock.now + 0.02)
+        patch.setattr(spin, "time", clock)
+        await waiter.spin(sources, LONG, clock.now + 0.02)
     assert clock.now - 1000 < 1 and notes == []
     assert await layer.receive_async(["c"], timeout=0.001) == NOTHING  # and hands it on
     assert notes == []
@@ -434,13 +435,13 @@ async def test_a_loop_spins_no_longer_than_it_may_wait_and_that_is_no_miss(
 
 def test_a_reactor_spins_too(prefix: str, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("twisted", reason="lacking: Twisted")
-    from asgi_ipc.aio.reactor import ReactorWaiter
+    from asgi_ipc.aio.reactor import ReactorHub
 
     layer = asgi_ipc.IPCChannelLayer(prefix)
     layer._for_loops.spin = LONG
     layer.send("c", MESSAGE)
     assert in_reactor(layer, ["c"]) == ("c", MESSAGE)
-    pause = ReactorWaiter.pause
+    pause = ReactorHub.pause
     looks = []
 
     async def send_in_a_moment(self: Any, seconds: float) -> None:
@@ -449,7 +450,7 @@ def test_a_reactor_spins_too(prefix: str, notes: Notes, monkeypatch: pytest.Monk
             layer.send("c", MESSAGE)
         await pause(self, seconds)
 
-    monkeypatch.setattr(ReactorWaiter, "pause", send_in_a_moment)
+    monkeypatch.setattr(ReactorHub, "pause", send_in_a_moment)
     monkeypatch.setattr(Hub, "wait", never)
     assert in_reactor(layer, ["c"]) == ("c", MESSAGE)
     assert len(looks) == 3 and notes == [True]

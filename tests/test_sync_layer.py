@@ -27,7 +27,7 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc.aio.operations import Route
+from asgi_ipc.aio.fanout import Fanout
 from asgi_ipc.conformance.blocking import (
     NOTHING,
     STATISTICS,
@@ -313,7 +313,7 @@ def test_broadcast_that_is_interrupted_while_it_is_planned_reaches_everybody_nex
 
     for joins in ("b", "c"):
         with monkeypatch.context() as patch:
-            patch.setattr(Route, "update", interrupted)
+            patch.setattr(Fanout, "update", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 layer.send_group("g", MESSAGE)
         layer.send_group("g", MESSAGE)

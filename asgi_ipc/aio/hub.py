@@ -1,13 +1,14 @@
 """How the many receives of one event loop share one doorbell. Knows no particular loop.
 
 A loop has one waiter id and one FIFO, however many of its tasks wait. A ring says for which queue
-it is; the hub wakes the first receive that waits for that queue, and when that one has taken its
-message it looks after the others: more messages wake the next, none parks the waiter again. A
-process-specific queue is drained in one go, and each receive woken whose local part got something.
+it is; the hub wakes the first receive that waits for that queue. When that one has taken its
+message the hub looks after the others: if more messages are pending it wakes the next, otherwise it
+parks the waiter again. A process-specific queue is drained in one go, and the hub wakes one receive
+for each local part that got something.
 
-While anybody waits the hub is active: its doorbell is watched, and once a second it looks by
-itself, in case whoever should have rung was killed before it could. Idle for a second it lets go
-of the loop, so that nothing of it outlives a loop or an attachment.
+While anybody waits the hub is active: it watches its doorbell, and looks by itself once a second,
+in case a sender was killed before it could ring. After a second without a receive it lets go of the
+loop, so that nothing of it outlives a loop or an attachment.
 """
 
 from __future__ import annotations
@@ -15,18 +16,23 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..attachment.attachment import CHECK_EVERY
 from ..errors import IPCError, LockTimeout
-from ..segment.doorbell import ALL, Doorbell
-from ..store.layout import Q_PENDING, R_GENERATION, S_EPOCH
-from .receiving import Receiving, Source
+from ..segment.doorbell import ALL
 from .session import Session
+from .source import Source
+from .spin import may_spin, spinning
+from .waiter import Waiter
 
-_LOOK_EVERY = 0.05  # seconds between two looks where no doorbell is to be had
+if TYPE_CHECKING:
+    from .receiving import Receiving
+
+
+AnyHub = TypeVar("AnyHub", bound="Hub")
 
 
 class Sleep:
@@ -45,16 +51,11 @@ class Sleep:
         return self._hub.closed()
 
 
-class Hub(ABC):
+class Hub(Waiter):
     """The waiter of one loop. A subclass says how its loop watches, times and resolves."""
 
-    bell: Doorbell | None = None
-
     def __init__(self, session: Session) -> None:
-        attachment = session.attachment
-        self._give_back = attachment.give_back
-        taken = attachment.new_bell(session.section)
-        self.index, self._generation, self.bell = taken or (0, 0, None)
+        super().__init__(session)
         self._session: Session | None = None  # only while active, as the next
         self._core: Receiving | None = None  # the last that waited
         self._sleeping: dict[int, deque[Sleep]] = {}  # by queue row
@@ -65,10 +66,6 @@ class Hub(ABC):
         self._spinning = False  # whether one of the loop's receives is
         self._epoch = 0  # of the last flush that is known here
         self._timer: Any = None
-
-    def __del__(self) -> None:
-        if self.bell is not None:
-            self._give_back(self.bell, self.index, self._generation)
 
     @property
     def sleepers(self) -> int:
@@ -87,7 +84,7 @@ class Hub(ABC):
 
     @abstractmethod
     def resolve(self, future: Any, error: BaseException | None) -> None:
-        """Let a future go on, from any thread; a second time is no error."""
+        """Let a future go on, from any thread. A second time does nothing."""
 
     @abstractmethod
     async def sleep(self, future: Any, seconds: float) -> bool:
@@ -109,41 +106,29 @@ class Hub(ABC):
     def later(self, seconds: float) -> Any:
         """Call `look` after so many seconds."""
 
-    # -- spinning: see `spin` ---------------------------------------------------------------------
+    # -- what a receive asks ----------------------------------------------------------------------
 
-    def may_spin(self, sources: list[Source]) -> bool:
-        """Whether a receive of `sources` is to spin: one of the loop's does at a time."""
-        if self._spinning:
-            return False
-        for source in sources:
-            if self._sees(source) or source.awaited():
-                return False
-        return sources[0].spin.due()
+    def begin(self, session: Session, sources: list[Source], spin: float) -> bool:
+        """One receive of the loop spins at a time."""
+        return spin > 0 and not self._spinning and may_spin(sources, self._sees)
 
-    async def spin(self, core: Receiving, sources: list[Source], deadline: float | None) -> None:
-        """Keep the loop awake until something comes. All else that it has to do goes on, and with
-        each turn of it other threads get the interpreter."""
-        now = time.monotonic()
-        until = now + core.spin
-        end = until if deadline is None else min(until, deadline)
-        hit, self._spinning = False, True
+    async def spin(self, sources: list[Source], seconds: float, deadline: float | None) -> None:
+        """Keep the loop awake meanwhile. Its other tasks go on, and with each turn of the loop
+        other threads get the interpreter."""
+        self._spinning = True
         try:
-            while not hit and (now := time.monotonic()) < end:
+            for _ in spinning(sources, self._sees, seconds, deadline):
                 await self.pause(0)
-                if any(map(Source.awaited, sources)):
-                    return
-                hit = any(map(self._sees, sources))
         finally:
             self._spinning = False
-        if hit or now >= until:
-            sources[0].spin.note(hit)
 
     def _sees(self, source: Source) -> bool:
         """A glance, without the lock: whether something is there that a receive could have."""
         # What is in a queue that the loop is parked at comes to the inbox with the ring.
-        return source.holds() or (source.queue not in self._drains and source.stirs())
+        return source.buffered() or (source.queue not in self._drains and source.ready())
 
-    # -- the waiter protocol ----------------------------------------------------------------------
+    def is_parked(self, source: Source) -> bool:
+        return source.queue in self._drains
 
     async def wait(
         self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
@@ -185,18 +170,15 @@ class Hub(ABC):
                     if not sleeping:
                         del self._sleeping[row]
 
-    def keeps(self, source: Source) -> bool:
+    def stays(self, source: Source) -> bool:
         return source.inbox is not None or source.target.row in self._sleeping
 
-    def awaits(self, source: Source) -> bool:
-        return source.queue in self._drains
-
-    def left(self, session: Session, source: Source) -> None:
+    def end(self, session: Session, source: Source) -> None:
         sleeping = self._sleeping.get(source.target.row) if source.inbox is None else None
-        if sleeping and self.index:
+        if sleeping and self.waiter_id:
             row = source.target.row
             try:
-                if session.section(session.store.park_if_empty, row, self.index):
+                if session.section(session.store.park_if_empty, row, self.waiter_id):
                     sleeping[0].wake()
             except LockTimeout:
                 sleeping[0].wake()  # it parks for itself, once it can
@@ -226,8 +208,7 @@ class Hub(ABC):
         for row in rows:
             if row == ALL:
                 # The waiter sets are empty: park anew, for whoever does not when it wakes.
-                for queue in list(self._drains):
-                    self._drain(session, queue)
+                self._drain_all(session)
                 self._wake_all()
             elif row in self._rows:
                 self._drain(session, self._rows[row])
@@ -243,28 +224,31 @@ class Hub(ABC):
         if not self._sleepers:
             self._deactivate()
             return
-        self._timer = self.later(CHECK_EVERY if self.index else _LOOK_EVERY)
+        self._timer = self.later(self.look_every)
         try:
             core.upkeep(session, time.monotonic())
-            if self.index and not session.store.is_waiter(self.index, self._generation):
+            if self._lost_bell(session):
+                self.unwatch()
                 self._renew_bell(session)
-            words = session.store.words
-            if self._epoch != words[S_EPOCH]:
-                # Whoever flushed may have been killed before it rang.
-                self._epoch = words[S_EPOCH]
+                if self.bell is not None:
+                    self.watch()
+                self._drain_all(session)
+                self._wake_all()
+            if self._epoch != session.epoch:
+                # The process that flushed may have been killed before it rang.
+                self._epoch = session.epoch
                 self._rung_for(session, [ALL])
             for row, sleeping in list(self._sleeping.items()):
                 if not row:  # waiter ids ran out, and there was no queue yet: each looks for itself
                     for sleep in list(sleeping):
                         sleep.wake()
-                elif not self.index or words[row + Q_PENDING]:  # without an id also for another row
+                elif not self.waiter_id or session.pending(row):  # without an id for any row
                     sleeping[0].wake()
-            for row, queue in list(self._rows.items()):
+            for queue in list(self._rows.values()):
                 source = self._drains[queue][1]
                 for waiting in source.inbox.overdue() if source.inbox is not None else ():
                     waiting.wake()
-                target = source.target
-                if words[row + R_GENERATION] != target.generation or words[row + Q_PENDING]:
+                if source.ready():
                     self._drain(session, queue)
         except IPCError as error:
             self._failed(error)
@@ -280,19 +264,9 @@ class Hub(ABC):
         self._drains.clear()
         self._rows.clear()
 
-    def _renew_bell(self, session: Session) -> None:
-        """Nobody rings here any more: the doorbell was removed by hand, or its row damaged."""
-        assert self.bell is not None
-        self.unwatch()
-        self._give_back(self.bell, self.index, self._generation)
-        self.index, self.bell = 0, None
-        taken = session.attachment.new_bell(session.section)
-        if taken is not None:
-            self.index, self._generation, self.bell = taken
-            self.watch()
+    def _drain_all(self, session: Session) -> None:
         for queue in list(self._drains):
             self._drain(session, queue)
-        self._wake_all()
 
     def _drain(self, session: Session, queue: str) -> None:
         """Move what a process-specific queue holds to those who wait for it, and park anew."""
@@ -316,10 +290,10 @@ class Hub(ABC):
 
     def _activate(self, session: Session) -> None:
         self._session = session
-        self._epoch = session.store.words[S_EPOCH]
+        self._epoch = session.epoch
         if self.bell is not None:
             self.watch()
-        self._timer = self.later(CHECK_EVERY if self.index else _LOOK_EVERY)
+        self._timer = self.later(self.look_every)
 
     def _deactivate(self) -> None:
         self.unwatch()
@@ -332,14 +306,12 @@ class Hub(ABC):
             return
         with contextlib.suppress(IPCError):
             for row in rows:
-                session.section(session.store.unpark, row, self.index)
+                session.section(session.store.unpark, row, self.waiter_id)
                 session.attachment.pass_on(row)
 
     def retire(self) -> None:
         """The loop is closed: nobody may be rung here any more, or the rings would be lost."""
-        if self.bell is not None:
-            self._give_back(self.bell, self.index, self._generation)
-        self.bell, self.index = None, 0
+        self._return_bell()
         self._session = self._core = None
         self._drains.clear()
         self._rows.clear()
@@ -350,10 +322,12 @@ class Hub(ABC):
             self._deactivate()
 
 
-def hub_of(session: Session, loop: Any, make: Any) -> Any:
-    """The hub of a loop, made when first needed; those of closed loops are let go on the way."""
+def hub_of(
+    session: Session, loop: Any, make: Callable[[Session, weakref.ref[Any]], AnyHub]
+) -> AnyHub:
+    """The hub of a loop, made when first needed. Those of closed loops are retired on the way."""
     attachment = session.attachment
-    found = attachment.hubs.get(loop)
+    found: AnyHub | None = attachment.hubs.get(loop)
     if found is None:
         attachment.retire_hubs()
         found = attachment.hubs[loop] = make(session, weakref.ref(loop))

@@ -20,11 +20,11 @@ from ..names import check_channel
 from ..options import Options
 from ..segment.lock import complaint
 from ..statistics import Stats
-from ..store.layout import Q_PENDING
-from .loop import current_waiter, receive
-from .operations import Broadcast, Core
-from .receiving import ridden_out
+from .fanout import Broadcast
+from .loop import ASYNCIO
+from .operations import Core
 from .session import Session
+from .source import Source
 
 _MISSING = object()
 
@@ -73,34 +73,21 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         process-specific channel of another layer or process; InvalidName.
         """
         core = self._core
-        session = core.session or await ridden_out(core, asyncio.sleep, None, core.attach)
+        session = core.session or await core.attach_patiently(ASYNCIO)
         try:
-            sources = session.exact_sources[channel]
-        except (KeyError, TypeError):
-            sources = self._exact(session, channel)
-        source = sources[0]
-        try:
-            # What a glance shows to be there can be had without asking which loop this is.
-            if source.inbox is None and source.target.words[Q_PENDING]:
-                found = core.take_one(session, source)
-                if found is not None:
-                    return found[1]
-            waiter = session.loop_waiter
-            if waiter is None or waiter.ref() is not asyncio.get_running_loop():
-                waiter = current_waiter(session)
-            if core.spin and waiter.may_spin(sources):
-                await waiter.spin(core, sources, None)
-            found = core.take(session, sources, waiter)
+            found = core.glance(session, session.exact_sources, channel)
         except LockBusy:
-            waiter = await ridden_out(core, asyncio.sleep, None, current_waiter, session)
-            found = await core.receive(session, sources, waiter, None)
+            found = None
         if found is None:
-            found = await core.receive(session, sources, waiter, None, parked=True)
-        assert found is not None  # without a deadline there is always a message
+            sources = self._exact(session, channel)
+            found = await core.receive(session, sources, None, ASYNCIO)
+            assert found is not None  # without a deadline there is always a message
         return found[1]
 
-    def _exact(self, session: Session, channel: str) -> Any:
-        check_channel(channel)
+    def _exact(self, session: Session, channel: str) -> list[Source]:
+        known = session.exact_sources.get(check_channel(channel))
+        if known is not None:
+            return known
         if "!" in channel and self._core.own not in channel:
             raise NotOwner(
                 f"channel {channel!r} is not this layer's to receive: its process-specific "
@@ -121,7 +108,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float, type(None))):
             raise TypeError(f"timeout must be a number of seconds or None, not {seconds!r}")
         deadline = None if seconds is None else time.monotonic() + seconds
-        return await receive(self._core, channels, deadline)
+        return await self._core.receive_from(channels, deadline, ASYNCIO)
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel of this layer (B1)."""

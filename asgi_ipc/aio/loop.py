@@ -6,12 +6,11 @@ import asyncio
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .hub import Hub, hub_of
-from .receiving import Receiving, receive_any
 from .session import Session
+from .waiter import Way
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout as timeout
@@ -19,16 +18,16 @@ elif not TYPE_CHECKING:
     from async_timeout import timeout as timeout
 
 
-class LoopWaiter(Hub):
+class AsyncioHub(Hub):
     """The hub of an asyncio event loop (asyncio's own loops, uvloop)."""
 
-    def __init__(self, session: Session, loop: weakref.ref[Any]) -> None:
+    def __init__(self, session: Session, loop: weakref.ref[asyncio.AbstractEventLoop]) -> None:
         super().__init__(session)
         self.ref = loop
         self._thread = threading.get_ident()
 
     def loop(self) -> asyncio.AbstractEventLoop:
-        found: asyncio.AbstractEventLoop | None = self.ref()
+        found = self.ref()
         if found is None:
             raise RuntimeError("the event loop of this receive is gone")
         return found
@@ -82,18 +81,14 @@ def _resolve(future: asyncio.Future[None], error: BaseException | None) -> None:
             future.set_exception(error)
 
 
-async def receive(
-    core: Receiving, channels: Iterable[str], deadline: float | None
-) -> tuple[str | None, dict[str, Any] | None]:
-    """`receiving.receive_any` on the running loop."""
-    return await receive_any(core, channels, deadline, current_waiter, asyncio.sleep)
-
-
-def current_waiter(session: Session) -> LoopWaiter:
-    """The waiter of the running loop."""
+def current_hub(session: Session) -> AsyncioHub:
+    """The hub of the running loop."""
     loop = asyncio.get_running_loop()
-    found: LoopWaiter | None = session.loop_waiter
+    found = session.loop_waiter
     if found is None or found.ref() is not loop:
         session.loop_waiter = None  # the last one may be of a loop that is closed, and go
-        found = session.loop_waiter = hub_of(session, loop, LoopWaiter)
+        found = session.loop_waiter = hub_of(session, loop, AsyncioHub)
     return found
+
+
+ASYNCIO = Way(current_hub, asyncio.sleep)

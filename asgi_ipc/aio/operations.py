@@ -22,10 +22,7 @@ from ..store.layout import (
     CAPACITY,
     L_EXPIRES,
     L_SENT,
-    LOCAL_SEPARATOR,
-    MAX_LOCALS,
     MEMORY,
-    Q_CAPACITY,
     Q_CREATED,
     Q_FIRST,
     Q_PENDING,
@@ -36,50 +33,12 @@ from ..store.layout import (
     S_SEQ_BASE,
     S_SINCE,
 )
-from ..store.plans import Plan
 from ..store.queues import FULL, GONE, NO_MEMORY, Target
-from ..store.store import Store
+from .fanout import Broadcast, Fanout
 from .receiving import Receiving
 from .session import CACHED, Session
 
 _TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
-
-
-class Broadcast:
-    """How far a group send has come: its targets, and how many of them have their message."""
-
-    def __init__(self) -> None:
-        self.targets: list[Target] | None = None
-        self.sent = 0
-
-
-class Route:
-    """A plan as targets: those of each queue, and all of them."""
-
-    def __init__(self, plan: Plan, expiry: float) -> None:
-        self.plan = plan
-        self._expiry = expiry
-        self._by_queue: dict[bytes, list[Target]] = {}
-        self.targets: list[Target] = []
-
-    def update(self, store: Store) -> None:
-        """Make the targets of the queues anew that changed in the plan. The list is another one
-        then: a broadcast may be half way through the old."""
-        plan, by_queue = self.plan, self._by_queue
-        for queue in plan.changed:
-            found = plan.channels.get(queue)
-            if found is None or not found[2]:  # empty: an interrupted change that was undone
-                by_queue.pop(queue, None)
-                continue
-            row, generation, parts = found
-            capacity = min(parts.values())
-            store.words[row + Q_CAPACITY] = capacity  # for `inspection` to read
-            by_queue[queue] = [
-                store.fix(Target(queue, joined, capacity, self._expiry), row, generation)
-                for joined in _joined(list(parts))
-            ]
-        self.targets = [target for targets in by_queue.values() for target in targets]
-        plan.changed.clear()
 
 
 class Core(Receiving):
@@ -96,9 +55,9 @@ class Core(Receiving):
         """
         session = self.session or self.attach()
         try:
-            target = session.routes[channel]
+            target = session.targets[channel]
         except (KeyError, TypeError):
-            target = self._route(session, channel)
+            target = self._target(session, channel)
         body = self.encode(message)
         if len(body) > self.max_message_size:
             raise errors.MessageTooLarge(self._too_large(channel, len(body)))
@@ -111,14 +70,14 @@ class Core(Receiving):
                 self._refuse(session, channel, waiter)
             session.ring(target.row, waiter)
 
-    def _route(self, session: Session, channel: str) -> Target:
+    def _target(self, session: Session, channel: str) -> Target:
         """Where messages for `channel` go; looked up once for each name."""
         check_channel(channel)
         queue, local = split(channel)
         capacity = self.capacity_of(channel)
         target = Target(queue.encode("ascii"), local.encode("ascii"), capacity, self.expiry)
         session.section(self._refuse_group, session, target, channel)
-        session.remember(session.routes, channel, target)
+        session.remember(session.targets, channel, target)
         return target
 
     def _refuse_group(self, session: Session, target: Target, channel: str) -> None:
@@ -230,26 +189,26 @@ class Core(Receiving):
             else:
                 gone = gone or waiter == GONE
         if gone:
-            session.plans.pop(group, None)  # make it anew, without the dead
+            session.fanouts.pop(group, None)  # make it anew, without the dead
         return targets, rings, dropped
 
     def _plan(self, session: Session, group: bytes, now: float) -> list[Target]:
         """The targets of a broadcast, kept while the group does not change."""
-        route: Route | None = session.plans.get(group)
-        if route is not None and session.planner.current(route.plan, now):
-            if not route.plan.changed:  # else an interruption came before its targets were made
-                return route.targets
-        plan = session.planner.plan(group, now, None if route is None else route.plan)
+        fanout = session.fanouts.get(group)
+        if fanout is not None and session.planner.current(fanout.plan, now):
+            if not fanout.plan.changed:  # else an interruption came before its targets were made
+                return fanout.targets
+        plan = session.planner.plan(group, now, None if fanout is None else fanout.plan)
         if plan is None:
-            session.plans.pop(group, None)
+            session.fanouts.pop(group, None)
             return []
-        if route is None or route.plan is not plan:
-            route = Route(plan, self.expiry)
-            if len(session.plans) >= CACHED:
-                session.plans.clear()
-            session.plans[group] = route
-        route.update(session.store)
-        return route.targets
+        if fanout is None or fanout.plan is not plan:
+            fanout = Fanout(plan, self.expiry)
+            if len(session.fanouts) >= CACHED:
+                session.fanouts.clear()
+            session.fanouts[group] = fanout
+        fanout.update(session.store)
+        return fanout.targets
 
     # -- flush and statistics ---------------------------------------------------------------------
 
@@ -260,7 +219,7 @@ class Core(Receiving):
         except CorruptStore:
             session = self.attach(flush=True)
         session.attachment.flush(self._patience, self.options.lock_timeout)
-        session.plans.clear()
+        session.fanouts.clear()
 
     def global_statistics(self) -> dict[str, Any]:
         """The six figures of the specification for the whole layer (A8)."""
@@ -339,12 +298,3 @@ class Core(Receiving):
             "channel_full_count": full,
             "channel_full_count_per_second": (full - full_then) / period,
         }
-
-
-def _joined(local_parts: list[bytes]) -> list[bytes]:
-    """The local parts of a broadcast to one queue, joined; in several pieces if there are many."""
-    whole = LOCAL_SEPARATOR.join(local_parts)
-    if len(whole) <= MAX_LOCALS:
-        return [whole]
-    middle = len(local_parts) // 2
-    return _joined(local_parts[:middle]) + _joined(local_parts[middle:])

@@ -16,15 +16,15 @@ from zope.interface import implementer
 
 from .hub import Hub, hub_of
 from .operations import Core
-from .receiving import receive_any
 from .session import Session
+from .waiter import Way
 
 
 @implementer(IReadDescriptor)
 class _Bell:
     """A hub's doorbell as the reactor wants to see it."""
 
-    def __init__(self, hub: ReactorWaiter) -> None:
+    def __init__(self, hub: ReactorHub) -> None:
         self._hub = weakref.ref(hub)
 
     def fileno(self) -> int:
@@ -43,7 +43,7 @@ class _Bell:
         return "asgi_ipc"
 
 
-class ReactorWaiter(Hub):
+class ReactorHub(Hub):
     """The hub of the reactor."""
 
     def __init__(self, session: Session, reactor: weakref.ref[Any]) -> None:
@@ -103,14 +103,14 @@ def _resolve(future: defer.Deferred[None], error: BaseException | None) -> None:
 
 
 def receive(core: Core, channels: Iterable[str], seconds: float) -> defer.Deferred[Any]:
-    """A Deferred of (channel, message), or of (None, None) after so many seconds (A9)."""
+    """A Deferred of (channel, message), or of (None, None) after so many seconds."""
     from twisted.internet import reactor
 
-    def waiter_of(session: Session) -> Any:
-        return hub_of(session, reactor, ReactorWaiter)
+    def hub(session: Session) -> ReactorHub:
+        return hub_of(session, reactor, ReactorHub)
 
-    def pause(seconds: float) -> Any:
-        return task.deferLater(cast(Any, reactor), seconds, lambda: None)
+    async def pause(seconds: float) -> None:
+        await task.deferLater(cast(Any, reactor), seconds, lambda: None)
 
     deadline = time.monotonic() + seconds
-    return defer.ensureDeferred(receive_any(core, channels, deadline, waiter_of, pause))
+    return defer.ensureDeferred(core.receive_from(channels, deadline, Way(hub, pause)))

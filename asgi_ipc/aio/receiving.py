@@ -1,7 +1,24 @@
-"""Receiving: the one thing that waits.
+"""Receiving: the one operation that waits. Knows no particular way of waiting.
 
-A receive first tries, and parks in the section that found nothing. Nothing is awaited between
-taking a message out and returning it: cancelling a receive loses nothing and doubles nothing.
+A receive is in one of these states. Everything else in this file serves one of the arrows.
+
+======== ========= ================================================== =======================
+from     to        when                                               by
+======== ========= ================================================== =======================
+(begun)  taken     a glance, without the lock, shows a message        `glance`
+(begun)  taken     a section finds a message                          `take`
+(begun)  parked    the same section finds none                        `take`
+parked   rung      a sender takes the waiter id out of the queue's    the waiter's `wait`
+                   waiter set and rings; or a flush, or a look once
+                   a second, suggests that something is there
+rung     taken     the message is still there; the waiter id comes    `take`
+                   out of the other queues in the same section
+rung     parked    another receive was quicker                        `take`
+parked   left      the deadline, a cancellation or an error           `_leave`
+======== ========= ================================================== =======================
+
+Nothing is awaited between taking a message out and returning it: cancelling a receive loses nothing
+and doubles nothing. From *parked* on, a ring that comes for nothing is passed on.
 """
 
 from __future__ import annotations
@@ -10,89 +27,42 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, TypeVar
 
-from ..attachment.inbox import ANY, Drained, Entry, Inbox, Waiting
+from ..attachment.inbox import ANY, Drained, Waiting
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
-from ..store.layout import EXPIRED, Q_PENDING, Q_WAITING, R_GENERATION, UNDECODABLE
-from ..store.queues import Target
+from ..store.layout import EXPIRED, Q_PENDING, UNDECODABLE
 from .session import Base, Session
-from .spin import Spin
+from .source import Source
+from .waiter import Waiter, Way
 
 logger = logging.getLogger("asgi_ipc")
 
+Received = tuple[str, dict[str, Any]]  # a channel by its full name, and the message
+Answer = TypeVar("Answer")
 
-class Waiter(Protocol):
-    """Who waits for a core: a thread or an event loop, with a doorbell of its own."""
-
-    index: int  # waiter id; 0 if ids have run out, and it has to look by itself
-
-    async def wait(
-        self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
-    ) -> bool:
-        """Sleep until there may be something in one of `sources`; False at `deadline`."""
-
-    async def pause(self, seconds: float) -> None:
-        """Sleep while the lock is busy."""
-
-    def keeps(self, source: Source) -> bool:
-        """Whether another receive of this waiter waits for `source`, so that its bit must stay."""
-
-    def awaits(self, source: Source) -> bool:
-        """Whether this waiter is parked already at the process-specific queue of `source`."""
-
-    def left(self, session: Session, source: Source) -> None:
-        """A receive of this waiter waits for `source` no longer: others of its may still do, and
-        the ring that it answered may have been for them."""
+_BUSY_PAUSE = 0.001  # seconds between two tries for a lock that stays busy
 
 
-class LoopWaiter(Waiter, Protocol):
-    """The waiter of an event loop."""
+class _Visit(NamedTuple):
+    """What `Receiving._visit` found, in one section."""
 
-    def may_spin(self, sources: list[Source]) -> bool:
-        """Whether a receive of `sources` is to spin before it parks."""
-
-    async def spin(self, core: Receiving, sources: list[Source], deadline: float | None) -> None:
-        """Keep the loop awake until something comes, no longer than ``spin`` seconds."""
-
-
-class Source:
-    """A channel as a receive names it: a queue, and for process-specific ones what part of it."""
-
-    __slots__ = ("channel", "inbox", "local", "queue", "spin", "target")
-
-    def __init__(self, channel: str, inbox: Inbox | None) -> None:
-        self.queue, local = split(channel)
-        self.channel = channel
-        self.target = Target(self.queue.encode("ascii"))
-        self.inbox = inbox
-        self.local: str | None = local or ANY
-        self.spin = Spin()
-
-    def stirs(self) -> bool:
-        """A glance, without the lock: whether something is in the queue, or it has to be looked up
-        to know: it never was, or there was a flush since."""
-        words = self.target.words
-        return words[Q_PENDING] > 0 or words[R_GENERATION] != self.target.generation
-
-    def awaited(self) -> bool:
-        """The same: whether somebody is parked at a queue that is not process-specific. A sender
-        rings for the next message, whoever takes it."""
-        return self.inbox is None and self.target.words[Q_WAITING] > 0
-
-    def holds(self) -> bool:
-        """Whether something that was drained before is there for this source."""
-        return self.inbox is not None and self.inbox.has(self.local)
+    source: Source | None  # where it found something; None: parked, if there is a waiter
+    body: bytes | None  # of the message; None: what was drained is in the inbox of `source`
+    rings: list[tuple[int, int]]  # (row, waiter id) to ring
+    woken: list[Waiting]  # other receives of this process that got something out of a drained queue
 
 
 class Receiving(Base):
-    """The receiving half of a core."""
+    """The receiving half of the operations."""
+
+    # -- what a receive names ---------------------------------------------------------------------
 
     def sources(self, session: Session, channels: Iterable[str]) -> list[Source]:
-        """Look up what a receive names; process-specific channels only up to the ``!`` (A1)."""
-        known: dict[str, list[Source]] = session.sources
+        """Look up what a receive names; process-specific channels only up to the ``!``."""
+        known = session.sources
         if type(channels) is not list:
             channels = _listed(channels)
         try:
@@ -102,7 +72,7 @@ class Receiving(Base):
         except (KeyError, TypeError):
             found = [self._source(session, check_receive(channel)) for channel in channels]
         if len(found) > 1:
-            # Begin with another one each time: a busy channel never starves a quiet one (M9).
+            # Begin with another one each time: a busy channel never starves a quiet one.
             self._turn = turn = (self._turn + 1) % len(found)
             found = found[turn:] + found[:turn]
         return found
@@ -121,56 +91,194 @@ class Receiving(Base):
             session.remember(session.sources, channel, [source])
         return source
 
+    # -- waiting ----------------------------------------------------------------------------------
+
+    async def receive_from(
+        self, channels: Iterable[str], deadline: float | None, way: Way
+    ) -> Received | tuple[None, None]:
+        """Attach if need be, and receive from the first of `channels` that has a message."""
+        session = self.session or await self.ride_out(way, deadline, self.attach)
+        sources = self.sources(session, channels) if session is not None else None
+        if session is None or not sources:
+            return None, None
+        return await self.receive(session, sources, deadline, way) or (None, None)
+
+    async def receive(
+        self, session: Session, sources: list[Source], deadline: float | None, way: Way
+    ) -> Received | None:
+        """Wait for a message in one of `sources`; None at `deadline`.
+
+        A lock that stays busy is ridden out, with a line in the log each ``lock_timeout``.
+        """
+        try:
+            waiter = way.waiter(session)
+        except LockTimeout:
+            late = await self.ride_out(way, deadline, way.waiter, session)
+            if late is None:
+                return None
+            waiter = late
+        if waiter.begin(session, sources, self.spin):
+            await waiter.spin(sources, self.spin, deadline)
+        parked = False
+        busy = None
+        try:
+            while True:
+                try:
+                    found = self.take(session, sources, waiter, parked)
+                except LockTimeout as error:
+                    if deadline is not None and time.monotonic() >= deadline:
+                        return None
+                    busy = busy or _Busy(self)
+                    busy.note(error)
+                    await way.pause(_BUSY_PAUSE)
+                    continue
+                parked = found is None
+                if found is not None:
+                    return found
+                if not await waiter.wait(self, session, sources, deadline):
+                    return None
+        finally:
+            if parked:
+                self._leave(session, sources, waiter)
+
+    async def attach_patiently(self, way: Way) -> Session:
+        """`attach`, however long the lock stays busy."""
+        session = await self.ride_out(way, None, self.attach)
+        assert session is not None  # without a deadline it does not give up
+        return session
+
+    async def ride_out(
+        self, way: Way, deadline: float | None, call: Callable[..., Answer], *args: Any
+    ) -> Answer | None:
+        """Call what a receive needs before it can wait, until the lock is free; None at
+        `deadline`."""
+        busy = _Busy(self)
+        while True:
+            try:
+                return call(*args)
+            except LockTimeout as error:
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
+                busy.note(error)
+                await way.pause(_BUSY_PAUSE)
+
+    def _leave(self, session: Session, sources: list[Source], waiter: Waiter) -> None:
+        """Stop waiting without a message: by a timeout, a cancellation or an error."""
+        if session.attachment.broken is not None:
+            return
+        # Where the lock stays busy the waiter id stays parked: its ring is passed on.
+        with contextlib.suppress(LockTimeout):
+            self._unpark_all(session, sources, waiter)
+            for source in sources:
+                waiter.end(session, source)
+
+    # -- taking -----------------------------------------------------------------------------------
+
+    def glance(
+        self, session: Session, known: dict[str, list[Source]], channel: str
+    ) -> Received | None:
+        """Take what a look without the lock shows to be there. None says nothing: take then.
+
+        `known`: the sources that were looked up before, by the names that the receive takes.
+        """
+        try:
+            source = known[channel][0]
+        except (KeyError, TypeError):
+            return None  # not looked up yet, or no name
+        if source.inbox is None:
+            return self.take_one(session, source) if source.target.words[Q_PENDING] else None
+        if not source.inbox:
+            return None
+        now = time.monotonic()
+        if now >= session.attachment.due:
+            self.upkeep(session, now)
+        return self._take_buffered(session, source, now)
+
     def take(
         self,
         session: Session,
         sources: list[Source],
         waiter: Waiter | None = None,
         parked: bool = False,
-    ) -> tuple[str, dict[str, Any]] | None:
-        """Take one message out of `sources`: (channel, message), or None if there is none.
+    ) -> Received | None:
+        """Take one message out of `sources`; None if there is none.
 
-        With a waiter: park it, if there is none, in the section that saw so. `parked`: it may be
-        parked in all of them from the last try; what is left of that goes when a message is taken.
+        With a waiter: park it, if there is none, in the section that found none. `parked`: it may
+        be parked in all of them from the last try; taking a message ends that.
         """
-        first = sources[0]
-        only = len(sources) == 1
-        if only and first.inbox is None:
-            taken = self.take_one(session, first, 0 if waiter is None else waiter.index)
-            if taken is not None and parked:
-                assert waiter is not None
-                waiter.left(session, first)
-            return taken
+        if len(sources) == 1 and sources[0].inbox is None:
+            found = self.take_one(session, sources[0], 0 if waiter is None else waiter.waiter_id)
+        else:
+            found = self._take_any(session, sources, waiter, parked)
+        if found is not None and parked:
+            assert waiter is not None
+            for source in sources:
+                waiter.end(session, source)
+        return found
+
+    def take_one(self, session: Session, source: Source, waiter_id: int = 0) -> Received | None:
+        """`take` from one queue that is not process-specific. `waiter_id`: whom to park."""
         now = time.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
-        if only and (not parked or waiter is None or waiter.keeps(first)):
-            found = self._take_own(session, first, now)
-            if found is not None:
-                return found
         while True:
-            found = self._take_any(session, sources, now, waiter, parked)
-            if found is None:
-                break
-            source, channel, drained = found
-            if parked:
-                assert waiter is not None
-                for waited_for in sources:
-                    waiter.left(session, waited_for)
-                parked = False
+            body = session.section_of_three(session.take, source.target, now, waiter_id)
+            if body is None:
+                if session.store.dropped:
+                    session.attachment.log_drop.tell()
+                return None
+            why = None
             try:
-                return channel, self._message(drained)
-            except DecodeError as error:
-                self._undecodable(session, source, channel, drained.body, error.__context__)
-        if session.store.dropped:
-            session.attachment.log_drop.tell()
-        return None
+                message = self.unpack(body)
+                if type(message) is dict:
+                    return source.channel, message
+            except Exception as error:
+                why = error
+            self._undecodable(session, source, source.channel, body, why)
 
-    def _take_own(
-        self, session: Session, source: Source, now: float
-    ) -> tuple[str, dict[str, Any]] | None:
-        """`take` from what one process-specific queue was drained of before, where no bit has to be
-        taken back. That is most of what a broadcast is for its sockets."""
+    def _take_any(
+        self, session: Session, sources: list[Source], waiter: Waiter | None, parked: bool
+    ) -> Received | None:
+        """`take` where there are several queues, or an inbox."""
+        now = time.monotonic()
+        if now >= session.attachment.due:
+            self.upkeep(session, now)
+        while True:
+            for source in sources:
+                found = self._take_buffered(session, source, now) if source.inbox else None
+                if found is not None:
+                    if parked and waiter is not None and not all(map(waiter.stays, sources)):
+                        # A taken message must be returned, however busy the lock is.
+                        with contextlib.suppress(LockTimeout):
+                            self._unpark_all(session, sources, waiter)
+                    return found
+            if waiter is not None and len(sources) == 1 and waiter.is_parked(sources[0]):
+                inbox = sources[0].inbox
+                # What was flushed is in the inbox until a section empties it.
+                if inbox is not None and session.attachment.is_fresh(inbox):
+                    return None
+            visit = session.section(self._visit, session, sources, now, waiter, parked)
+            for waiting in visit.woken:
+                waiting.wake()
+            for row, waiter_id in visit.rings:
+                session.ring(row, waiter_id)
+            if visit.source is None:
+                if session.store.dropped:
+                    session.attachment.log_drop.tell()
+                return None
+            parked = False
+            if visit.body is not None:
+                try:
+                    return visit.source.channel, self.codec.decode(visit.body)
+                except DecodeError as error:
+                    channel = visit.source.channel
+                    self._undecodable(session, visit.source, channel, visit.body, error.__context__)
+
+    def _take_buffered(self, session: Session, source: Source, now: float) -> Received | None:
+        """The oldest message for `source` in its inbox, drained before by a thread of this process.
+
+        Where no waiter id has to come out of a queue this is all that a broadcast costs a socket.
+        """
         inbox = source.inbox
         assert inbox is not None
         while session.attachment.is_fresh(inbox):
@@ -187,28 +295,6 @@ class Receiving(Base):
             except DecodeError as error:
                 self._undecodable(session, source, channel, drained.body, error.__context__)
         return None
-
-    def take_one(
-        self, session: Session, source: Source, waiter: int = 0
-    ) -> tuple[str, dict[str, Any]] | None:
-        """`take` from one queue that is not process-specific. `waiter`: the id of whom to park."""
-        now = time.monotonic()
-        if now >= session.attachment.due:
-            self.upkeep(session, now)
-        while True:
-            body = session.section_of_three(session.take, source.target, now, waiter)
-            if body is None:
-                if session.store.dropped:
-                    session.attachment.log_drop.tell()
-                return None
-            why = None
-            try:
-                message = self.unpack(body)
-                if type(message) is dict:
-                    return source.channel, message
-            except Exception as error:
-                why = error
-            self._undecodable(session, source, source.channel, body, why)
 
     def _message(self, drained: Drained) -> dict[str, Any]:
         """What a message says, as a dict that nobody else has; raises DecodeError."""
@@ -229,125 +315,88 @@ class Receiving(Base):
         body: bytes,
         why: BaseException | None,
     ) -> None:
-        """Count a message that was taken and cannot be read, and say so. If it can be read after
-        all, raise `why` it was not: an exception of a signal handler, say."""
+        """Count and log a message that was taken and cannot be read. If it can be read after all,
+        raise `why` it was not: an exception of a signal handler, for example."""
         try:
             self.codec.decode(body)
             if why is not None:
                 raise why
         except DecodeError as error:
             session.attachment.log_drop(UNDECODABLE, f"channel {channel!r}", str(error))
-        # Taken is taken: that the lock is busy must not end the receive.
+        # The message is gone: a busy lock must not end the receive as well.
         with contextlib.suppress(LockTimeout):
             session.section(session.store.count_taken, source.target, UNDECODABLE)
 
-    def _take_any(
+    # -- inside a section -------------------------------------------------------------------------
+
+    def _visit(
         self,
         session: Session,
         sources: list[Source],
         now: float,
         waiter: Waiter | None,
         parked: bool,
-    ) -> Any:
-        """`take` where there are several queues, or an inbox: (source, channel, what was drained)
-        or None."""
-        found = self._buffered(session, sources, now)
-        rings: Any = ()
-        if found is not None:
-            if parked and waiter is not None and not all(map(waiter.keeps, sources)):
-                # Taken is taken: that the lock is busy must not lose it.
-                with contextlib.suppress(LockTimeout):
-                    rings = session.section(self._unpark, session, sources, None, waiter)
-        elif (
-            len(sources) == 1
-            and waiter is not None
-            and waiter.awaits(sources[0])
-            # What was flushed is in the inbox until a section empties it.
-            and (inbox := sources[0].inbox) is not None
-            and session.attachment.is_fresh(inbox)
-        ):
-            return None
-        else:
-            woken: list[Waiting] = []
-            found, rings = session.section(
-                self._attempt, session, sources, now, waiter, parked, woken
-            )
-            for waiting in woken:
-                waiting.wake()
-        for row, other in rings:
-            session.ring(row, other)
-        return found
-
-    def _buffered(self, session: Session, sources: list[Source], now: float) -> Any:
-        """What was drained before, by whichever thread of this process."""
-        for source in sources:
-            if source.inbox and session.attachment.is_fresh(source.inbox):
-                entry = self._entry(session, source, now, session.section)
-                if entry is not None:
-                    return source, source.queue + entry[0], entry[1]
-        return None
-
-    def _entry(self, session: Session, source: Source, now: float, section: Any) -> Entry | None:
-        """The oldest entry for `source` in its inbox; what has expired is dropped on the way."""
-        assert source.inbox is not None
-        inbox = source.inbox
-        while True:
-            entry = inbox.take(source.local)
-            if entry is None or entry[1].expires > now:
-                return entry
-            section(session.store.count_taken, source.target, EXPIRED, 1, entry[0])
-
-    def _attempt(
-        self,
-        session: Session,
-        sources: list[Source],
-        now: float,
-        waiter: Waiter | None,
-        parked: bool,
-        woken: list[Waiting],
-    ) -> Any:
-        """Inside a section: take from the first queue that has something, or park in all.
-
-        Returns what was taken, as `_take_any`, and the rings that are due. Puts
-        into `woken` which other receives of this process got something out of a drained queue.
-        """
+    ) -> _Visit:
+        """Take from the first queue that has something, or park in all of them."""
         store = session.store
+        rings: list[tuple[int, int]] = []
+        woken: list[Waiting] = []
         for source in sources:
+            body = None
             if source.inbox is None:
                 body = store.take(source.target, now)
                 if body is None:
                     continue
-                found = source, source.channel, Drained(body, now)
             else:
                 row = self._bind(session, source.target, now)
                 woken += self._drain(session, source, row, now)
-                entry = self._entry(session, source, now, _at_once)
-                if entry is None:
+                if not source.buffered():
                     continue
-                found = source, source.queue + entry[0], entry[1]
             if parked and waiter is not None:
-                return found, self._unpark(session, sources, source, waiter)
-            return found, ()
-        rings = []
-        if waiter is not None and waiter.index:
+                rings = self._unpark(session, sources, source, waiter)
+            return _Visit(source, body, rings, woken)
+        if waiter is not None and waiter.waiter_id:
             for source in sources:
                 row = self._bind(session, source.target, now)
-                store.park(row, waiter.index)
+                store.park(row, waiter.waiter_id)
                 if store.words[row + Q_PENDING]:
                     # More than one drain takes, and none of it was for this receive: look again.
-                    rings.append((row, waiter.index))
-        return None, rings
+                    rings.append((row, waiter.waiter_id))
+        return _Visit(None, None, rings, woken)
+
+    def _unpark(
+        self, session: Session, sources: list[Source], taken: Source | None, waiter: Waiter
+    ) -> list[tuple[int, int]]:
+        """Take the waiter id back out of the queues of `sources`; returns the rings that are due.
+
+        If it is out of a queue already, a ring for that queue is under way for nothing, except
+        where the message was `taken`: ring another waiter instead.
+        """
+        store = session.store
+        due = []
+        for source in sources:
+            if not waiter.waiter_id or waiter.stays(source):
+                continue
+            row = store.find(source.target)
+            if row and not store.unpark(row, waiter.waiter_id) and source is not taken:
+                other = store.pick_if_waiting(row)
+                if other:
+                    due.append((row, other))
+        return due
+
+    def _unpark_all(self, session: Session, sources: list[Source], waiter: Waiter) -> None:
+        """Not inside a section: run `_unpark`, and ring."""
+        for row, other in session.section(self._unpark, session, sources, None, waiter):
+            session.ring(row, other)
 
     def _drain(self, session: Session, source: Source, row: int, now: float) -> list[Waiting]:
-        """Inside a section: own a process-specific queue, and move what it holds to the inbox.
-
-        Returns whom to wake, once the section is over.
-        """
+        """Own a process-specific queue, and move what it holds to the inbox. Returns whom to wake
+        once the section is over."""
         owner = session.attachment.claim(row, now, self.expiry)
         if owner:
             raise NotOwner(
-                f"channel {source.channel!r} belongs to process {owner}: a process-specific "
-                "channel is received only by the process that first did"
+                f"channel {source.channel!r} belongs to process {owner}: only the process that "
+                "first received on a process-specific channel may receive on it"
             )
         inbox = source.inbox
         assert inbox is not None
@@ -355,105 +404,37 @@ class Receiving(Base):
         session.attachment.drain(row, inbox, lambda local: self.capacity_of(queue + local), now)
         return inbox.to_wake()
 
-    def _unpark(
-        self,
-        session: Session,
-        sources: list[Source],
-        taken: Source | None,
-        waiter: Waiter,
-    ) -> list[tuple[int, int]]:
-        """Inside a section: take the waiter's bits back; returns the rings that then are due.
-
-        A bit that is gone already means that a ring is under way for nothing: it goes to another.
-        """
-        store = session.store
-        due = []
-        for source in sources:
-            if not waiter.index or waiter.keeps(source):
-                continue
-            row = store.find(source.target)
-            if row and not store.unpark(row, waiter.index) and source is not taken:
-                other = store.pick_if_waiting(row)
-                if other:
-                    due.append((row, other))
-        return due
+    # -- for hubs ---------------------------------------------------------------------------------
 
     def drain(self, session: Session, source: Source, waiter: Waiter) -> None:
-        """The bell rang for a process-specific queue: empty it into the inbox, wake, and park."""
-        woken, row = session.section(self._drain_and_park, session, source, waiter.index)
+        """The bell rang for a process-specific queue: move what it holds to the inbox, wake those
+        it is for, and park again."""
+        woken, row = session.section(self._drain_and_park, session, source, waiter.waiter_id)
         for waiting in woken:
             waiting.wake()
         if row:
-            session.ring(row, waiter.index)  # more than one section takes
+            session.ring(row, waiter.waiter_id)  # more than one section takes
 
     def _drain_and_park(
-        self, session: Session, source: Source, waiter: int
+        self, session: Session, source: Source, waiter_id: int
     ) -> tuple[list[Waiting], int]:
         """Inside a section. Returns whom to wake, and the queue's row if something is left."""
         now = time.monotonic()
         row = self._bind(session, source.target, now)
         woken = self._drain(session, source, row, now)
-        if waiter:
-            session.store.park(row, waiter)
-        return woken, row if waiter and session.store.words[row + Q_PENDING] else 0
-
-    async def receive(
-        self,
-        session: Session,
-        sources: list[Source],
-        waiter: Waiter,
-        deadline: float | None,
-        parked: bool = False,
-    ) -> tuple[str, dict[str, Any]] | None:
-        """Wait for a message in one of `sources`: (channel, message), or None at `deadline`.
-
-        `parked`: a `take` with this waiter has just found nothing. A lock that stays busy is ridden
-        out, with a line in the log each `lock_timeout`.
-        """
-        busy = None
-        wait = parked
-        try:
-            while True:
-                if wait and not await waiter.wait(self, session, sources, deadline):
-                    return None
-                wait = True
-                try:
-                    found = self.take(session, sources, waiter, parked)
-                except LockTimeout as error:
-                    if deadline is not None and time.monotonic() >= deadline:
-                        return None
-                    wait = False
-                    busy = busy or Busy(self)
-                    busy(error)
-                    await waiter.pause(0.001)
-                    continue
-                parked = found is None
-                if found is not None:
-                    return found
-        finally:
-            if parked:
-                self._leave(session, sources, waiter)
-
-    def _leave(self, session: Session, sources: list[Source], waiter: Waiter) -> None:
-        """Stop waiting without a message: by a timeout, a cancellation or an error."""
-        if session.attachment.broken is not None:
-            return
-        # If the lock is not to be had a bit stays, and whoever rings for it is passed on.
-        with contextlib.suppress(LockTimeout):
-            for row, other in session.section(self._unpark, session, sources, None, waiter):
-                session.ring(row, other)
-            for source in sources:
-                waiter.left(session, source)
+        if waiter_id:
+            session.store.park(row, waiter_id)
+        return woken, row if waiter_id and session.store.words[row + Q_PENDING] else 0
 
 
-class Busy:
-    """Says in the log, once in `lock_timeout` seconds, that a receive rides out a busy lock."""
+class _Busy:
+    """Says in the log, once in ``lock_timeout`` seconds, that a receive rides out a busy lock."""
 
     def __init__(self, core: Receiving) -> None:
         self._core = core
         self._since = 0.0
 
-    def __call__(self, error: LockTimeout) -> None:
+    def note(self, error: LockTimeout) -> None:
         now = time.monotonic()
         self._since = self._since or now
         if isinstance(error, LockBusy) and now - self._since < self._core.options.lock_timeout:
@@ -462,54 +443,7 @@ class Busy:
         logger.warning("prefix %r: a receive goes on waiting: %s", self._core.prefix, error)
 
 
-async def ridden_out(
-    core: Receiving,
-    pause: Callable[[float], Any],
-    deadline: float | None,
-    call: Callable[..., Any],
-    *args: Any,
-) -> Any:
-    """What a receive does before it can wait, however long the lock is busy; None at `deadline`.
-
-    `pause(seconds)` is a coroutine function.
-    """
-    busy = Busy(core)
-    while True:
-        try:
-            return call(*args)
-        except LockTimeout as error:
-            if deadline is not None and time.monotonic() >= deadline:
-                return None
-            busy(error)
-            await pause(0.001)
-
-
-async def receive_any(
-    core: Receiving,
-    channels: Iterable[str],
-    deadline: float | None,
-    waiter_of: Callable[[Session], LoopWaiter],
-    pause: Callable[[float], Any],
-) -> tuple[str | None, dict[str, Any] | None]:
-    """`receive` of several channels on an event loop, attaching first if need be (A9)."""
-    session = core.session or await ridden_out(core, pause, deadline, core.attach)
-    sources = core.sources(session, channels) if session is not None else None
-    if not sources:
-        return None, None
-    waiter = await ridden_out(core, pause, deadline, waiter_of, session)
-    if waiter is None:
-        return None, None
-    if core.spin and waiter.may_spin(sources):
-        await waiter.spin(core, sources, deadline)
-    return await core.receive(session, sources, waiter, deadline) or (None, None)
-
-
-def _at_once(call: Any, *args: Any) -> Any:
-    """In place of a section for what is inside one already."""
-    return call(*args)
-
-
-def _listed(channels: Any) -> list[Any]:
+def _listed(channels: Iterable[str]) -> list[str]:
     if isinstance(channels, (str, bytes)):
         raise InvalidName(f"receive takes a list of channel names, not one string: [{channels!r}]")
     return list(channels)

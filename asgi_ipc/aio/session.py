@@ -13,11 +13,16 @@ from ..errors import LimitReached
 from ..options import Options
 from ..segment.lock import Section, spread
 from ..segment.segment import Paths, Wanted
+from ..store.layout import Q_PENDING, S_EPOCH
 from ..store.plans import Planner
 from ..store.queues import NO_ROW, Target
+from .fanout import Fanout
+from .source import Source
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from .loop import AsyncioHub
 
 _STRETCH = 0.02  # seconds that a call may hold up an event loop for the lock
 # Names that a layer remembers: groups, and names that were made up (with a "?" or "!"),
@@ -34,20 +39,19 @@ class Session:
     __slots__ = (
         "attachment",
         "exact_sources",
+        "fanouts",
         "groups",
         "loop_waiter",
         "passing",
         "planner",
-        "plans",
         "put",
         "ring",
-        "routes",
         "section",
         "section_of_three",
         "sources",
         "store",
         "take",
-        "words",
+        "targets",
     )
 
     def __init__(
@@ -57,20 +61,28 @@ class Session:
         self.section_of_three = section_of_three
         self.section = spread(section_of_three)
         self.store = attachment.store
-        self.words = attachment.store.words
         self.groups = attachment.groups
         self.ring = attachment.ring
         self.put = attachment.store.put
         self.take = attachment.store.take
-        self.routes: dict[str, Target] = {}  # where to send, by channel
+        self.targets: dict[str, Target] = {}  # where to send, by channel
         # Where to receive from, as lists of one: by channel up to the "!", and by full name.
-        self.sources: dict[str, list[Any]] = {}
-        self.exact_sources: dict[str, list[Any]] = {}
+        self.sources: dict[str, list[Source]] = {}
+        self.exact_sources: dict[str, list[Source]] = {}
         # The made-up names in each of these, oldest first.
         self.passing: defaultdict[int, deque[str]] = defaultdict(deque)
         self.planner = Planner(attachment.groups, capacity)
-        self.plans: dict[bytes, Any] = {}  # of broadcasts, by group (`core.Route`)
-        self.loop_waiter: Any = None  # the waiter of the loop that last received
+        self.fanouts: dict[bytes, Fanout] = {}  # of broadcasts, by group
+        self.loop_waiter: AsyncioHub | None = None  # that of the loop that last received
+
+    @property
+    def epoch(self) -> int:
+        """The number of the last flush, without the lock."""
+        return self.store.words[S_EPOCH]
+
+    def pending(self, row: int) -> int:
+        """How many messages are pending in the queue at `row`, without the lock."""
+        return self.store.words[row + Q_PENDING]
 
     def remember(self, known: dict[str, Any], name: str, what: Any) -> None:
         """Keep what was looked up for a name in `known`, and not too much of it."""

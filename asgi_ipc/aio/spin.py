@@ -1,24 +1,30 @@
-"""Spinning: to go on looking for a moment before going to sleep, where that pays.
+"""Spinning: looking on for a moment before going to sleep, where that pays.
 
-To put a process to sleep and to wake it takes many times as long as a message takes through memory.
-Where messages come fast, a receive that finds nothing therefore spins for up to ``spin`` seconds
-before it parks: what comes meanwhile needs no ring and no wakeup. Whether that pays is learnt for
-each channel; a receive of several asks the one whose turn it is to be first. Every miss in a row
-makes it four times as rare, down to one wait in a thousand, and a hit begins anew. So a quiet
-channel costs next to nothing, and a processor is kept busy between messages only where these come
-faster than ``spin``.
+Putting a process to sleep and waking it takes many times as long as passing a message through
+memory. Where messages come fast, a receive that finds nothing therefore spins for up to ``spin``
+seconds before it parks: a message that comes meanwhile needs no ring and no wakeup. Each channel
+learns whether that pays; a receive on several channels asks the one that is first this time. Every
+miss in a row makes spinning four times as rare, down to one wait in a thousand, and a hit makes it
+usual again. So a quiet channel costs next to nothing. A processor is kept busy between messages
+only where they come faster than ``spin``.
 
-Nobody spins where somebody is parked: a sender rings that one all the same, who would wake for
-nothing each time.
+A receive does not spin where a waiter is parked: a sender rings that one all the same, and it would
+wake for nothing each time.
 
-It is a glance without the lock, at memory only. Nothing is taken, and nothing in shared memory
-changes, so that a receive may end in it in any way. How to spin is the waiter's (`Hub.spin`,
-`ThreadWaiter.spin`).
+Spinning only glances at memory, without the lock. It takes nothing and changes nothing in shared
+memory, so a receive may be interrupted in it at any point.
 """
 
 from __future__ import annotations
 
-_MISSES = 5  # in a row, that count: it is tried once in four to the power of that
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .source import Source
+
+_MISSES = 5  # misses in a row that count: it is tried once in four to the power of that
 
 
 class Spin:
@@ -27,17 +33,46 @@ class Spin:
     __slots__ = ("_misses", "_rest")
 
     def __init__(self) -> None:
-        self._misses, self._rest = 0, 1  # never at once: most channels are received from in peace
+        self._misses, self._rest = 0, 1  # not at the first wait: most channels are quiet
 
     def due(self) -> bool:
-        """Whether the receive that asks, having found nothing, is to try."""
+        """Count a wait; whether this one is to spin first."""
         self._rest -= 1
         return self._rest < 0
 
     def note(self, hit: bool) -> None:
-        """What came of it."""
+        """Note whether a message came."""
         if hit:
             self._misses = self._rest = 0
         else:
             self._misses = min(self._misses + 1, _MISSES)
             self._rest = 4**self._misses
+
+
+def may_spin(sources: list[Source], sees: Callable[[Source], bool]) -> bool:
+    """Whether a receive from `sources` is to spin. `sees(source)` is the waiter's glance."""
+    for source in sources:
+        if sees(source) or source.awaited():
+            return False
+    return sources[0].spin.due()
+
+
+def spinning(
+    sources: list[Source], sees: Callable[[Source], bool], seconds: float, deadline: float | None
+) -> Iterator[None]:
+    """Glance at `sources` in each step, for `seconds` or until `deadline`. Ends when something is
+    there or somebody else parks. Notes whether it paid."""
+    now = time.monotonic()
+    until = now + seconds
+    end = until if deadline is None else min(until, deadline)
+    while now < end:
+        for source in sources:
+            if sees(source):
+                sources[0].spin.note(True)
+                return
+            if source.awaited():
+                return
+        yield
+        now = time.monotonic()
+    if now >= until:
+        sources[0].spin.note(False)

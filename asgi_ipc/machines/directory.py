@@ -8,13 +8,12 @@ machine where it is read.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from hashlib import sha256
 
 from ..aio.layer import IPCChannelLayer
-from ..aio.receiving import ridden_out
+from ..aio.loop import ASYNCIO
 from ..aio.session import Session
 from ..store.layout import L_SENT, Q_FIRST, Q_PENDING, Q_WAITING
 
@@ -28,8 +27,7 @@ _CARRIED = re.compile(r"\.m([0-9a-f]{16})\.[0-9a-f]{16}!|\?m([0-9a-f]{16})\.")
 async def attached(local: IPCChannelLayer) -> Session:
     """What is known while attached, however long the lock is busy."""
     core = local._core
-    found: Session = core.session or await ridden_out(core, asyncio.sleep, None, core.attach)
-    return found
+    return core.session or await core.attach_patiently(ASYNCIO)
 
 
 def machine_id(session: Session) -> str:

@@ -143,7 +143,7 @@ def test_doorbells_of_the_dead_are_removed(layer: Any, tmp_path: Path) -> None:
         assert layer.receive(["got"], block=True) == ("got", {})
         before = sorted(path.name for path in directory.iterdir() if path.is_fifo())
         kill(process)
-    mine = f".{layer._core.session.attachment.local.waiter.index}."
+    mine = f".{layer._core.session.attachment.local.waiter.waiter_id}."
     assert [mine in name for name in before].count(True) == 1 and len(before) == 2
     until(
         lambda: (

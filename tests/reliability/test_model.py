@@ -37,6 +37,7 @@ import asgi_ipc.attachment.drops
 from asgi_ipc import errors
 from asgi_ipc.aio.operations import Core
 from asgi_ipc.aio.session import Session
+from asgi_ipc.aio.waiter import Waiter
 from asgi_ipc.attachment.attachment import Attachment
 from asgi_ipc.attachment.drops import DropLog
 from asgi_ipc.errors import LimitReached, NotAChannel, NotOwner
@@ -164,20 +165,20 @@ class Place(Attachment):
         return process not in self.world.dead
 
 
-class Waits:
+class Parked(Waiter):
     """A waiter that is parked and never waits."""
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    def __init__(self, waiter_id: int) -> None:
+        self.waiter_id = waiter_id
 
-    def keeps(self, source: Any) -> bool:
-        return False
+    def begin(self, session: Any, sources: Any, spin: float) -> bool:
+        raise NotImplementedError
 
-    def awaits(self, source: Any) -> bool:
-        return False
+    async def spin(self, sources: Any, seconds: float, deadline: float | None) -> None:
+        raise NotImplementedError
 
-    def left(self, session: Any, source: Any) -> None:
-        pass
+    async def wait(self, core: Any, session: Any, sources: Any, deadline: float | None) -> bool:
+        raise NotImplementedError
 
 
 class Death(NamedTuple):
@@ -515,7 +516,7 @@ class Model(RuleBasedStateMachine):
     def receive_or_park(self, who: int, name: str, waiter: int) -> None:
         self.settle()
         core = self.any_core(who)
-        waits = Waits(self.place(core).waiters[waiter])
+        waits = Parked(self.place(core).waiters[waiter])
         self.expect(core, core.exact_source(core.attach(), name), waits)
 
     def expect(self, core: Core, sources: Any, waiter: Any) -> None:
@@ -558,7 +559,7 @@ class Model(RuleBasedStateMachine):
             assert found is None
             met["nothing"] += 1
             if waiter is not None:
-                self.parked.setdefault(sources[0].queue, set()).add(waiter.index)
+                self.parked.setdefault(sources[0].queue, set()).add(waiter.waiter_id)
             return
         assert found in expected
         met["received"] += 1

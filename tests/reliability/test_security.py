@@ -529,7 +529,7 @@ def test_a_body_that_another_program_wrote_is_only_data(prefix: str, body: bytes
     layer.send("a", {"n": 1})
     session = layer._core.session
     assert session is not None
-    target = session.routes["a"]
+    target = session.targets["a"]
     now = time.monotonic()
     session.section(session.store.put, target, body, now)
     layer.send("a", {"n": 2})

@@ -21,10 +21,9 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc import sync
-from asgi_ipc.aio import hub
 from asgi_ipc.aio import operations as core
 from asgi_ipc.aio import session as base
+from asgi_ipc.aio import waiter as waiter_module
 from asgi_ipc.attachment import attachment
 from asgi_ipc.errors import Reentered
 from asgi_ipc.segment import segment
@@ -192,7 +191,7 @@ def test_receives_without_waiter_ids_at_queues_that_are_not_there_yet(
 
     async def run() -> None:
         await aio.send("warm", MESSAGE)
-        aio._core.session.words[Q_PENDING] = word
+        aio._core.session.store.words[Q_PENDING] = word
         receiving = [asyncio.ensure_future(aio.receive(f"c{i}")) for i in range(20)]
         await asyncio.sleep(0.01)
         for number in range(20):
@@ -204,7 +203,7 @@ def test_receives_without_waiter_ids_at_queues_that_are_not_there_yet(
 
 def test_loop_closed_with_receives_pending(aio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits next is rung: what the closed loop left parked does not swallow it."""
-    monkeypatch.setattr(hub, "CHECK_EVERY", 1000.0)
+    monkeypatch.setattr(waiter_module, "CHECK_EVERY", 1000.0)
     name = asyncio.run(aio.new_channel())
     kept = []  # the tasks of the closed loops are never collected
     for _ in range(5):
@@ -291,7 +290,7 @@ def test_receive_looks_by_itself_after_a_flush_that_rang_nobody(
     layer.send("c", MESSAGE)
     layer.receive(["c"])
     session = layer._core.session
-    row = session.routes["c"].row
+    row = session.targets["c"].row
 
     def wait() -> Any:
         if kind == "asyncio":
@@ -299,13 +298,13 @@ def test_receive_looks_by_itself_after_a_flush_that_rang_nobody(
         return waiting.receive(["c"], block=True)
 
     def flush_and_send() -> None:
-        until(lambda: session.words[row + Q_WAITING])
+        until(lambda: session.store.words[row + Q_WAITING])
         monkeypatch.setattr(attachment, "_ring_everyone", lambda *args: None)
         layer.flush()
         layer.send("other", MESSAGE)  # which gets the row
         assert layer.receive(["other"]) == ("other", MESSAGE)
         layer.send("c", MESSAGE)
-        assert session.routes["c"].row != row
+        assert session.targets["c"].row != row
 
     assert in_threads([wait, flush_and_send])[0] == ("c", MESSAGE)
 
@@ -314,15 +313,17 @@ def test_ring_that_is_read_late_is_passed_on(
     prefix: str, layer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It came while the thread worked on what an earlier receive had got out of that queue."""
-    monkeypatch.setattr(sync, "CHECK_EVERY", 4 * LIVENESS)  # so that nobody finds it by looking
+    monkeypatch.setattr(
+        waiter_module, "CHECK_EVERY", 4 * LIVENESS
+    )  # so that nobody finds it by looking
     other = asgi_ipc.IPCChannelLayer(prefix, receive_timeout=2 * LIVENESS)
     layer.send("x", MESSAGE)
     layer.receive(["x"])
     session = layer._core.session
-    store, row = session.store, session.routes["x"].row
+    store, row = session.store, session.targets["x"].row
 
     def send_when_one_waits() -> None:
-        until(lambda: session.words[row + Q_WAITING])
+        until(lambda: session.store.words[row + Q_WAITING])
         layer.send("x", MESSAGE)
 
     def read_late() -> None:
@@ -330,9 +331,9 @@ def test_ring_that_is_read_late_is_passed_on(
         worked.set()
         waiter = session.attachment.local.waiter
         assert waiter.rung
-        until(lambda: session.words[row + Q_WAITING])  # the other one waits now
-        session.section(store.park, row, waiter.index)  # a bit that was left there
-        store._turn = waiter.index
+        until(lambda: session.store.words[row + Q_WAITING])  # the other one waits now
+        session.section(store.park, row, waiter.waiter_id)  # a bit that was left there
+        store._turn = waiter.waiter_id
         layer.send("x", MESSAGE)
         assert layer.receive(["z"], block=True, timeout=0.01) == (None, None)
 
@@ -359,7 +360,7 @@ async def test_receive_without_a_waiter_id_follows_its_queue_to_another_row(
     layer.send("c", MESSAGE)
     assert await aio.receive("c") == MESSAGE
     session = layer._core.session
-    row = session.routes["c"].row
+    row = session.targets["c"].row
     waiting = asyncio.ensure_future(aio.receive("c"))
     while not (aio._core.session.loop_waiter and aio._core.session.loop_waiter.sleepers):
         await asyncio.sleep(0)
@@ -367,7 +368,7 @@ async def test_receive_without_a_waiter_id_follows_its_queue_to_another_row(
     layer.send("other", MESSAGE)  # which gets the row
     assert layer.receive(["other"]) == ("other", MESSAGE)
     layer.send("c", MESSAGE)
-    assert session.routes["c"].row != row
+    assert session.targets["c"].row != row
     assert await asyncio.wait_for(waiting, LIVENESS) == MESSAGE
 
 
@@ -429,11 +430,11 @@ def test_send_from_inside_a_section_is_refused(prefix: str, lock: str, how: str)
             return session.store.put(*args)
 
         recoveries = reader._core.attach().store.words[52]
-        target = session.routes["warm"]
+        target = session.targets["warm"]
         body = layer._core.codec.encode({"outer": True})
         now = time.monotonic()
         with handling(signal.SIGUSR1, inside):
-            assert session.section(operation, target, body, now, now + 60) == 0
+            assert session.section(operation, target, body, now) == 0
         # The inner one was refused clearly, and touched nothing: the outer one went on as it was.
         assert [type(error) for error in refused] == [Reentered]
         assert "signal handler or __del__" in str(refused[0])
@@ -505,7 +506,7 @@ def test_inner_call_that_fails_leaves_the_lock_free(prefix: str, lock: str) -> N
 
     def handler() -> None:
         try:
-            layer._core._route(layer._core.session, "group")  # not a channel, found out inside
+            layer._core._target(layer._core.session, "group")  # not a channel, found out inside
         except Exception as error:
             outcomes[type(error).__name__] += 1
 
@@ -814,4 +815,4 @@ async def test_receive_cancelled_at_every_turn_of_the_loop(aio: Any, kind: int) 
 
 def test_threads_are_told_within_the_safety_check() -> None:
     """The two shells look at the same interval, which the tests here rely on."""
-    assert sync.CHECK_EVERY == hub.CHECK_EVERY == attachment.CHECK_EVERY == 1.0
+    assert waiter_module.CHECK_EVERY == attachment.CHECK_EVERY == 1.0

@@ -1,0 +1,42 @@
+"""A channel as a receive names it, and the glances at it that need no lock.
+
+A glance may be out of date when it is acted on: nothing is taken here, and nothing changes.
+"""
+
+from __future__ import annotations
+
+from ..attachment.inbox import ANY, Inbox
+from ..names import split
+from ..store.layout import Q_PENDING, Q_WAITING, R_GENERATION
+from ..store.queues import Target
+from .spin import Spin
+
+
+class Source:
+    """A queue, and for a process-specific channel the local part that the receive is for."""
+
+    __slots__ = ("channel", "inbox", "local", "queue", "spin", "target")
+
+    def __init__(self, channel: str, inbox: Inbox | None) -> None:
+        """`inbox`: that of the queue, if the channel is process-specific."""
+        self.queue, local = split(channel)
+        self.channel = channel
+        self.target = Target(self.queue.encode("ascii"))
+        self.inbox = inbox
+        self.local: str | None = local or ANY
+        self.spin = Spin()
+
+    def ready(self) -> bool:
+        """Whether messages are pending in the queue, or only a look-up can tell: the queue has no
+        known row yet, or was flushed."""
+        words = self.target.words
+        return words[Q_PENDING] > 0 or words[R_GENERATION] != self.target.generation
+
+    def awaited(self) -> bool:
+        """Whether a waiter is parked at the queue. Senders ring it for the next message, whoever
+        takes that. Never true of a process-specific queue, which one process receives on."""
+        return self.inbox is None and self.target.words[Q_WAITING] > 0
+
+    def buffered(self) -> bool:
+        """Whether the inbox holds a message for this source."""
+        return self.inbox is not None and self.inbox.has(self.local)

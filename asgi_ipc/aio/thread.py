@@ -1,0 +1,151 @@
+"""How a thread waits: asleep in the kernel, in `poll` on its doorbell. Knows no event loop.
+
+Nothing here suspends: the coroutine of a receive that is handed this way of waiting runs to its end
+in one step (`finished`).
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import time
+
+# Not `threading.active_count`: that takes a lock, which an exception of a signal handler can leave
+# locked on Python 3.9.
+from _thread import _count as other_threads
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import LockTimeout
+from ..segment.doorbell import ALL
+from .session import Session
+from .source import Source
+from .spin import may_spin, spinning
+from .waiter import Waiter, Way
+
+if TYPE_CHECKING:
+    from .receiving import Receiving
+
+Answer = TypeVar("Answer")
+
+
+class ThreadWaiter(Waiter):
+    """The waiter of one thread.
+
+    A thread that is woken first takes its message, for which somebody waits. It reads the rings
+    when it is about to park again.
+    """
+
+    rung: list[Source] | None = None  # where it was parked when it was rung, until it reads that
+
+    def _take_bell(self, session: Session) -> None:
+        self.rung = None
+        self._poll = select.poll()
+        super()._take_bell(session)
+        if self.bell is not None:
+            self._poll.register(self.bell.fileno(), select.POLLIN)
+
+    def wake(self) -> None:
+        """Another thread of this process has put something into an inbox that we wait for."""
+        if self.bell is not None:
+            self.bell.ring(ALL)
+
+    def gone(self) -> bool:
+        return False
+
+    def begin(self, session: Session, sources: list[Source], spin: float) -> bool:
+        """Reads old rings first. A thread does not spin beside others, which would wait for it to
+        let go of the interpreter."""
+        if self.rung:
+            self.answer(session, sources)
+        return spin > 0 and may_spin(sources, _sees) and not other_threads()
+
+    async def spin(self, sources: list[Source], seconds: float, deadline: float | None) -> None:
+        for _ in spinning(sources, _sees, seconds, deadline):
+            pass
+
+    def answer(self, session: Session, sources: list[Source]) -> bool:
+        """Read the rings; whether one was for `sources`."""
+        before, self.rung = self.rung, None
+        if before is None or self.bell is None:
+            return False  # a receive of a signal handler was quicker
+        mine = False
+        for row in self.bell.answer():
+            if row == ALL or row in [source.target.row for source in sources]:
+                mine = True
+            elif row not in [source.target.row for source in before] or session.pending(row):
+                session.attachment.pass_on(row)  # else it was answered, and there is no more
+        return mine
+
+    async def wait(
+        self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
+    ) -> bool:
+        if self.rung and self.answer(session, sources):
+            return True  # it may have been rung since the receive looked
+        joined = []
+        try:
+            for source in sources:
+                if source.inbox is not None:
+                    joined.append((source.inbox, source.local))
+                    if source.inbox.join(source.local, self):
+                        return True
+            while True:
+                seconds = self.look_every
+                if deadline is not None:
+                    seconds = min(seconds, deadline - time.monotonic())
+                    if seconds <= 0:
+                        return False
+                if self.bell is None:
+                    time.sleep(seconds)
+                    return True
+                if not self._poll.poll(math.ceil(seconds * 1000)):
+                    # Look, in case the process that should have rung was killed before it could.
+                    try:
+                        core.upkeep(session, time.monotonic())
+                        if self._lost_bell(session):
+                            self._renew_bell(session)
+                            return True
+                    except LockTimeout:
+                        return True  # ridden out by the receive
+                    if any(map(_sees, sources)):
+                        return True  # a process that sent, or flushed, may have died before it rang
+                    continue
+                self.rung = sources
+                if not any(map(_sees, sources)):
+                    self.answer(session, sources)  # another was quicker: it parks again at once
+                return True
+        finally:
+            for inbox, local in joined:
+                inbox.part(local, self)
+
+
+def _sees(source: Source) -> bool:
+    """A glance, without the lock: whether there may be something that a receive could have."""
+    return source.ready() or source.buffered()
+
+
+def waiter_of_thread(session: Session) -> ThreadWaiter:
+    """The waiter of the calling thread."""
+    local = session.attachment.local
+    try:
+        found: ThreadWaiter = local.waiter
+    except AttributeError:
+        found = local.waiter = ThreadWaiter(session)
+    return found
+
+
+async def _pause(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+BLOCKING = Way(waiter_of_thread, _pause)
+
+
+def finished(receive: Coroutine[Any, Any, Answer]) -> Answer:
+    """Run a coroutine that was handed `BLOCKING` to its end, without an event loop."""
+    try:
+        receive.send(None)
+    except StopIteration as end:
+        answer: Answer = end.value
+        return answer
+    raise AssertionError("a blocking waiter suspended")

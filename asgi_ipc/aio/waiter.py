@@ -1,0 +1,97 @@
+"""What every waiter has: an id in the segment and a doorbell. How it sleeps is not known here.
+
+There are four files of waits: `thread`, `hub` (what all event loops share), `loop` and `reactor`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..attachment.attachment import CHECK_EVERY
+from ..segment.doorbell import Doorbell
+from .session import Session
+from .source import Source
+
+if TYPE_CHECKING:
+    from .receiving import Receiving
+
+LOOK_EVERY = 0.05  # seconds between two looks of a waiter that has no doorbell
+
+
+class Waiter(ABC):
+    """A thread or an event loop that waits for messages."""
+
+    waiter_id = 0  # 0: all ids are taken, and the waiter looks by itself
+    bell: Doorbell | None = None
+
+    def __init__(self, session: Session) -> None:
+        self._give_back = session.attachment.give_back
+        self._take_bell(session)
+
+    def __del__(self) -> None:
+        self._return_bell()
+
+    def _take_bell(self, session: Session) -> None:
+        """Get a waiter id and a doorbell, if there are any left."""
+        taken = session.attachment.new_bell(session.section)
+        if taken is not None:
+            self.waiter_id, self._generation, self.bell = taken
+
+    def _return_bell(self) -> None:
+        """Give the waiter id and the doorbell back."""
+        if self.bell is not None:
+            self._give_back(self.bell, self.waiter_id, self._generation)
+            self.waiter_id, self.bell = 0, None
+
+    def _lost_bell(self, session: Session) -> bool:
+        """Whether nobody rings here any more: the doorbell was removed by hand, or its row in the
+        segment damaged. It has to be renewed then."""
+        return self.waiter_id > 0 and not session.store.is_waiter(self.waiter_id, self._generation)
+
+    def _renew_bell(self, session: Session) -> None:
+        self._return_bell()
+        self._take_bell(session)
+
+    @property
+    def look_every(self) -> float:
+        """Seconds between two looks that no ring asks for."""
+        return CHECK_EVERY if self.waiter_id else LOOK_EVERY
+
+    # -- what a receive asks, in this order -------------------------------------------------------
+
+    @abstractmethod
+    def begin(self, session: Session, sources: list[Source], spin: float) -> bool:
+        """A receive is about to take from `sources`; whether it is to spin before, for `spin`
+        seconds."""
+
+    @abstractmethod
+    async def spin(self, sources: list[Source], seconds: float, deadline: float | None) -> None:
+        """Look on until something comes, `seconds` are over, or the deadline has come."""
+
+    def is_parked(self, source: Source) -> bool:
+        """Whether this waiter is parked at the process-specific queue of `source` already."""
+        return False
+
+    @abstractmethod
+    async def wait(
+        self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
+    ) -> bool:
+        """Sleep until there may be something in one of `sources`; False at `deadline`."""
+
+    def stays(self, source: Source) -> bool:
+        """Whether this waiter stays parked at `source` when the receive ends, because other
+        receives of it wait there."""
+        return False
+
+    def end(self, session: Session, source: Source) -> None:  # noqa: B027 (threads have no others)
+        """A receive of this waiter no longer waits for `source`. Others of it may still do, and the
+        ring that this one answered may have been for them."""
+
+
+class Way(NamedTuple):
+    """A way of waiting: what a receive is handed."""
+
+    waiter: Callable[[Session], Waiter]  # the waiter of the caller, made when it first waits
+    pause: Callable[[float], Coroutine[Any, Any, Any]]  # sleeps for some seconds
