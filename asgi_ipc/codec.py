@@ -1,5 +1,5 @@
-"""Turns messages into bytes and back, by msgpack, and encrypts them if asked to. Must not know where
-they go.
+"""Turns messages into bytes and back, by msgpack, and encrypts them if asked to. Must not know
+where they go.
 
 Messages may hold the types that both contracts list and no others, so that what a sender may send
 never depends on the receiver. msgpack accepts more (ints up to 2**64, any map key, bytearray,

@@ -125,7 +125,7 @@ async def test_a_group_send_is_one_message_for_each_machine(
         for _ in range(members):
             channels.append((layer, await layer.new_channel()))
             await layer.group_add("room", channels[-1][1])
-    relays = [layer for layer in layers if layer._remote._relay.elected]
+    relays = [layer for layer in layers if layer._gateway.relay.elected]
     assert len(relays) == 3
     before = [layer.remote_statistics()["relayed"] for layer in relays]
     for _ in range(10):
@@ -257,14 +257,14 @@ async def test_a_made_up_single_reader_channel_is_found_where_it_is_read(
     reading = asyncio.ensure_future(there.receive("reply?abc"))
 
     async def registered() -> bool:
-        return bool(there._remote._confirmed)
+        return bool(there._gateway.confirmed)
 
     await eventually(registered, "the reader to be known")
     await here.send("reply?abc", {"number": 1})
     assert await asyncio.wait_for(reading, 20) == {"number": 1}
 
     async def learned() -> bool:
-        home, own = await here._home("reply?abc")
+        home, own = await here._find_home("reply?abc")
         return bool(home and home != own)
 
     await eventually(learned, "the answer of the other machine")

@@ -200,7 +200,7 @@ async def test_an_idle_machine_waits_through_time_outs(machine: Make, server: Se
     await asyncio.sleep(1.0)  # idle for several time-outs
     await here.send(channel, {"text": "hello"})
     assert await asyncio.wait_for(receiving, 20) == {"text": "hello"}
-    assert there._remote._relay.elected
+    assert there._gateway.relay.elected
 
 
 # -- sharding, encryption, Sentinel ----------------------------------------------------------------

@@ -103,7 +103,7 @@ async def test_a_relay_that_ends_hands_over_at_once(
     await first.group_add("room", await first.new_channel())
     channel = await second.new_channel()
     await second.group_add("room", channel)
-    assert first._remote._relay.elected and not second._remote._relay.elected
+    assert first._gateway.relay.elected and not second._gateway.relay.elected
     await first.close()
     for number in range(20):
         await here.group_send("room", {"number": number})

@@ -13,9 +13,10 @@ import pytest
 
 from asgi_ipc import errors
 from asgi_ipc.aio import IPCChannelLayer, LocalAndRemoteChannelLayer
-from asgi_ipc.machines import distributed, relay
-from asgi_ipc.machines.directory import attached, machine_group, machine_id
-from asgi_ipc.machines.distributed import Backend, Caller, Figures
+from asgi_ipc.machines import backend, relay
+from asgi_ipc.machines.backend import Backend, Caller
+from asgi_ipc.machines.directory import attach, machine_group, machine_id
+from asgi_ipc.machines.figures import Figures
 from asgi_ipc.machines.incoming import Incoming
 
 from .machines import eventually, nothing_waits, reaches, receive
@@ -47,7 +48,7 @@ async def test_nothing_that_comes_in_ends_the_relay(machine: Make, prefix: str) 
     here, there = machine(1, config), machine(2, config)
     channel = await there.new_channel()
     stranger = IPCChannelLayer(prefix=prefix)
-    group = machine_group(machine_id(await attached(there._local)))
+    group = machine_group(machine_id(await attach(there._local)))
     header = {"asgi_ipc": "send", "id": "1", "from": "somebody"}
     for message in (
         {"type": "chat.message"},
@@ -102,7 +103,7 @@ async def test_while_it_fails_one_call_in_a_while_tries(
 
     monkeypatch.setattr(layers.Unreachable, "fails", True)
     monkeypatch.setattr(layers.Unreachable, "asked", 0)
-    monkeypatch.setattr(distributed, "_RETRY_AFTER", 3600.0)
+    monkeypatch.setattr(backend, "_RETRY_AFTER", 3600.0)
     caller = Caller(Backend(remote("Unreachable", prefix)), timeout=5)
     for _ in range(10):
         with pytest.raises(errors.RemoteUnavailable, match="connection refused"):

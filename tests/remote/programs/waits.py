@@ -17,7 +17,7 @@ from asgi_ipc.aio import LocalAndRemoteChannelLayer
 async def main(prefix: str, remote: dict[str, Any]) -> None:
     layer = LocalAndRemoteChannelLayer(remote, {"prefix": prefix})
     waiting = asyncio.ensure_future(layer.receive("nothing.comes.here"))
-    while layer._remote._relay is None or not layer._remote._relay.up:
+    while layer._gateway.relay is None or not layer._gateway.relay.up:
         await asyncio.sleep(0.01)
     print("relay", flush=True)
     await waiting
