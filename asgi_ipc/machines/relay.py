@@ -2,14 +2,8 @@
 Must not send for them: each process does that itself (`gateway`).
 
 The process that holds the flock on ``relay.lock``, beside the segment, is the relay. The others try
-once a second to get it, because the kernel releases it when its holder dies. The relay has an
-address on the remote layer, and joins there every group that has members on this machine. So a
-group send reaches a machine as one message, however many members it has there; the relay sends it
-on through shared memory.
-
-The relay makes only calls of the Channels 4 contract on the remote layer. That contract does not
-say when a server has lost its groups (a restart without persistence), so the relay finds out: it
-sends messages to groups that only it is in, and joins all groups again if none comes back.
+once a second to get it, because the kernel releases it when its holder dies. While it is the relay,
+a process has an `Uplink`, and handles the requests of the machine's other processes.
 """
 
 from __future__ import annotations
@@ -19,62 +13,24 @@ import contextlib
 import fcntl
 import logging
 import os
-import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, NamedTuple, TypeVar
 
 from ..aio.layer import IPCChannelLayer
-from ..aio.loop import timeout
 from ..aio.session import Session
 from ..attachment.attachment import register
 from ..base_layer import Message
 from ..errors import IPCError, SegmentError
 from ..segment.files import open_file
-from .backend import Backend, RemoteLayer, is_timeout
-from .directory import (
-    DIRECTORY,
-    OWN_NAMES,
-    READER,
-    address_of,
-    attach,
-    beat_group,
-    home_in,
-    machine_group,
-    machine_id,
-    unread_channels,
-)
+from .backend import Backend
+from .directory import OWN_NAMES, attach
 from .figures import Figures, described
 from .incoming import REQUESTS, Incoming
+from .uplink import MACHINES, Uplink, run_until_one_ends
 
 logger = logging.getLogger("asgi_ipc")
 
-T = TypeVar("T")
-
 _STANDBY = OWN_NAMES + "standby"  # local channel: a relay that ends wakes one of the others
-_MACHINES = OWN_NAMES + "machines"  # remote group of all machines
 
 _LOOK_EVERY = 1.0  # seconds between two looks whether the relay has died
-_BEAT_EVERY = 2.0  # seconds between two messages to itself
-_PATIENCE = 6.0  # seconds without any message after which the remote layer counts as lost
-_RETRY_AFTER = 0.5  # seconds between two tries to reach it
-_TRIES = 5  # to get an answer from a layer that may recover by itself, before a new connection
-_TIDY_EVERY = 10.0  # seconds between two looks for groups without members here; see `Gateway.join`
-_BEATS = 8  # groups for each shard, for the beats in turn: so very likely each shard has one
-_AT_ONCE = 16  # joins at a time
-_UNREAD = 10.0  # seconds after which a channel that nobody reads is named in the log
-
-
-class _Connection(NamedTuple):
-    """The remote layer, from the moment when the relay begins to use it until it fails."""
-
-    session: Session
-    remote: RemoteLayer
-    address: str  # where the remote layer delivers messages for this machine
-    before: str  # that of the last connection; "" if this is the first
-
-    @property
-    def machine(self) -> str:
-        return machine_id(self.session)
 
 
 class Relay:
@@ -93,30 +49,26 @@ class Relay:
         figures: Figures,
         timeout: float,
     ) -> None:
-        self._backend = backend
         self._local = local
         self._control = control
         self._figures = figures
-        self._timeout = timeout
-        self.elected = False
-        self.up = False  # whether messages of other machines come in
-        self._lock_fd = -1
-        self._remote: RemoteLayer | None = None
-        self._address = ""
-        self._joined: dict[str, float] = {}  # remote group → time.monotonic() of the last request
         self._incoming = Incoming(local, control, figures)
-        self._unread_at = 0.0
-        self._complained = False
-        self._settled = asyncio.Event()  # made in the loop that runs `run`
-        self._joining = asyncio.Lock()
+        self._uplink = Uplink(backend, local, self._incoming, timeout)
+        self._lock_fd = -1
+        self.elected = False
         register(self)
+
+    @property
+    def up(self) -> bool:
+        """Whether messages of other machines come in."""
+        return self._uplink.up
 
     def forked(self) -> None:
         """In a child: close the lock file, which would keep the lock after the parent's death."""
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
-        self.elected = self.up = False
+        self.elected = self._uplink.up = False
 
     def detach(self, attachment: object = None) -> None:
         """Do nothing, for `attachment.register`: only the local layer is attached."""
@@ -156,7 +108,7 @@ class Relay:
         return True
 
     async def _release_lock(self) -> None:
-        self.elected = self.up = False
+        self.elected = self._uplink.up = False
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -165,11 +117,9 @@ class Relay:
 
     async def _work(self, session: Session) -> None:
         """Handle requests, and stay connected to the remote layer, until the segment fails."""
-        self._settled.clear()
+        staying_connected = self._uplink.stay_connected(session)
         self.elected = True
-        await _run_until_one_ends(
-            self._handle_requests(), self._retry(lambda: self._connect(session))
-        )
+        await run_until_one_ends(self._handle_requests(), staying_connected)
 
     # -- requests of this machine's processes -----------------------------------------------------
 
@@ -187,235 +137,22 @@ class Relay:
             if request["do"] == "discard":
                 await self._local.group_discard(request["group"], request["channel"])
                 return ""
-            await self._limit(self._settled.wait)
+            await self._uplink.wait_until_settled()
             if request["do"] == "join":
-                await self._join(request["group"])
+                await self._uplink.join(request["group"])
             elif request["do"] == "add":
                 try:
-                    await self._join(request["group"])
+                    await self._uplink.join(request["group"])
                 finally:
                     await self._local.group_add(request["group"], request["channel"])
             elif not self.up:
                 raise ConnectionError("the remote layer cannot be reached")
             elif request["do"] == "flush":
-                await self._send_to_itself(_MACHINES, "flush")  # behind all that is on its way here
+                # It comes back behind all that is on its way here.
+                await self._uplink.send_to_itself(MACHINES, "flush")
                 await self._local.flush()
             return ""
         except SegmentError:
             raise
         except Exception as error:
             return described(error)
-
-    async def _join(self, group: str) -> None:
-        """Join a remote group. If that fails, `_tidy` joins it later."""
-        async with self._joining:
-            if not self.up or self._remote is None:
-                raise ConnectionError("the remote layer cannot be reached")
-            if group not in self._joined:
-                await self._limit(self._remote.group_add, group, self._address)
-                if not self._backend.named:
-                    await self._wait_until_joined(group)
-            self._joined[group] = time.monotonic()
-
-    async def _send_to_itself(self, group: str, kind: str, patience: float = _PATIENCE) -> None:
-        """Send to a group that this machine is in, and wait until the message comes back.
-
-        Raises ConnectionError if no message at all has come for `patience` seconds.
-        """
-        number = self._incoming.new_number()
-        echo = self._incoming.echoes[number] = asyncio.get_running_loop().create_future()
-        try:
-            machine = machine_id(await attach(self._local))
-            envelope = {"asgi_ipc": kind, "id": number, "from": machine}
-            if self._remote is None:
-                raise ConnectionError("the remote layer cannot be reached")
-            await self._limit(self._remote.group_send, group, envelope)
-            sent = time.monotonic()
-            while not echo.done():
-                await asyncio.wait([echo], timeout=min(0.5, patience))
-                now = time.monotonic()
-                # While others' messages come, this one may be behind them, but not for ever.
-                if now - max(sent, self._incoming.heard) > patience or now - sent > 3 * patience:
-                    raise ConnectionError(f"nothing came back from {group!r}")
-        finally:
-            self._incoming.echoes.pop(number, None)
-
-    async def _wait_until_joined(self, group: str) -> None:
-        """Wait until a join is in force: pub/sub layers return before the server knows of it."""
-        patience = 0.02
-        while True:
-            try:
-                return await self._send_to_itself(group, "beat", patience)
-            except ConnectionError:
-                patience *= 2
-                if patience > _PATIENCE:
-                    raise
-
-    # -- the remote layer -------------------------------------------------------------------------
-
-    async def _retry(self, call: Callable[[], Awaitable[None]], tries: int = 0) -> None:
-        """Call again whenever it fails: for ever, or until it has failed `tries` times in a row."""
-        failed = 0
-        while True:
-            try:
-                await call()
-            except SegmentError:
-                raise
-            except Exception as error:
-                failed = 1 if self.up else failed + 1
-                if failed == tries:
-                    raise
-                if not self._complained:
-                    self._complained = True
-                    logger.warning(
-                        "%r: messages of other machines do not come in: %s",
-                        self._local,
-                        described(error),
-                    )
-                self.up = False
-                self._settled.set()
-                await asyncio.sleep(_RETRY_AFTER)
-
-    async def _connect(self, session: Session) -> None:
-        """Use the remote layer until it fails."""
-        machine = machine_id(session)
-        if self._remote is None:
-            self._remote = self._backend.open(machine)
-        remote = self._remote
-        try:
-            if self._backend.named:
-                address = address_of(machine)
-            else:
-                address = await self._limit(remote.new_channel, OWN_NAMES[:-1])
-            before, self._address = self._address, address
-            connection = _Connection(session, remote, address, before)
-            await _run_until_one_ends(
-                self._receive(connection),
-                self._stay_joined(connection)
-                if self._backend.can_close
-                # A layer that cannot be closed and opened again recovers by itself; opening
-                # another one would lose messages.
-                else self._retry(lambda: self._stay_joined(connection), tries=_TRIES),
-            )
-        finally:
-            self.up = False
-            if self._backend.can_close:
-                self._remote = None
-                await self._backend.close(remote)
-
-    async def _receive(self, connection: _Connection) -> None:
-        machine = connection.machine
-        while True:
-            began = time.monotonic()
-            try:
-                envelope = await connection.remote.receive(connection.address)
-            except Exception as error:
-                if not is_timeout(error):
-                    raise
-                # Idle for long. If it was not long, something is wrong, and the beats find out.
-                await asyncio.sleep(0 if time.monotonic() - began > 1 else 0.1)
-                continue
-            await self._incoming.deliver(machine, envelope, connection.remote)
-
-    async def _stay_joined(self, connection: _Connection) -> None:
-        """Join, check with beats that the joins hold, renew them, and leave groups without members
-        here."""
-        machine = connection.machine
-        fixed = [machine_group(machine), _MACHINES]
-        shards = self._backend.shards
-        beats = [beat_group(machine, number) for number in range(_BEATS * shards)]
-        if shards == 1:
-            del beats[1:]
-        renewed = tidied = time.monotonic()
-        self._joined = dict.fromkeys(self._groups_here(connection), renewed)
-        # The beats last: one that comes back proves that the joins before it are in force.
-        await self._join_all([*fixed, *self._joined, *beats], connection, connection.before)
-        if not self._backend.named:
-            await asyncio.gather(*map(self._wait_until_joined, beats))
-        self.up = True
-        self._settled.set()
-        if self._complained:
-            self._complained = False
-            logger.warning("%r: messages of other machines come in again", self._local)
-        await self._tidy(connection)  # what came meanwhile
-        while True:
-            for start in range(0, len(beats), shards):
-                await asyncio.gather(
-                    *(self._send_to_itself(beat, "beat") for beat in beats[start : start + shards])
-                )
-                await asyncio.sleep(_BEAT_EVERY)
-                now = time.monotonic()
-                if now - tidied > _TIDY_EVERY:
-                    tidied = now
-                    await self._tidy(connection)
-                if now - renewed > self._backend.group_expiry / 4:
-                    renewed = now
-                    await self._join_all([*fixed, *beats, *self._joined], connection)
-
-    async def _join_all(self, groups: list[str], connection: _Connection, before: str = "") -> None:
-        """Join remote groups with the address of `connection`, and leave them with `before`."""
-        remote, address = connection.remote, connection.address
-        for start in range(0, len(groups), _AT_ONCE):
-            few = groups[start : start + _AT_ONCE]
-            await asyncio.gather(*(self._limit(remote.group_add, group, address) for group in few))
-            if before and before != address:
-                # One message for one machine: nobody receives at the old address.
-                await asyncio.gather(
-                    *(self._limit(remote.group_discard, group, before) for group in few)
-                )
-
-    async def _tidy(self, connection: _Connection) -> None:
-        """Join the groups that have members here by now, and leave those that have none."""
-        remote, address, now = connection.remote, connection.address, time.monotonic()
-        async with self._joining:
-            here = set(self._groups_here(connection))
-            for group in here.difference(self._joined):
-                await self._limit(remote.group_add, group, address)
-                self._joined[group] = now
-            for group, asked in list(self._joined.items()):
-                if group not in here and now - asked > _TIDY_EVERY:
-                    del self._joined[group]
-                    await self._limit(remote.group_discard, group, address)
-        names = unread_channels(connection.session, _UNREAD)
-        if names and now >= self._unread_at:
-            self._unread_at = now + 6 * _TIDY_EVERY
-            logger.warning(
-                "%r: messages have been pending for more than %g s in %s, and nobody on this "
-                "machine reads there: each machine needs a worker for every normal channel",
-                self._local,
-                _UNREAD,
-                ", ".join(map(repr, names[:10])),
-            )
-
-    async def _limit(self, call: Callable[..., Awaitable[T]], *args: Any) -> T:
-        """Await a call, within the time limit for calls on the remote layer."""
-        async with timeout(self._timeout):
-            return await call(*args)
-
-    def _groups_here(self, connection: _Connection) -> list[str]:
-        """Return the remote groups that this machine belongs in. It looks without the lock."""
-        session, machine = connection.session, connection.machine
-        groups = session.groups
-        found = []
-        for row in session.store.groups.rows():
-            name = session.store.groups.name(row).decode("ascii", "replace")
-            if not name.startswith(OWN_NAMES):
-                found.append(name)
-            elif name.startswith(DIRECTORY):
-                members = session.section(groups.channels, name.encode(), time.monotonic())
-                if home_in(members) == machine:
-                    found.append(READER + name[len(DIRECTORY) :])
-        return found
-
-
-async def _run_until_one_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run all at once until one of them ends or fails, then cancel the others."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()

@@ -229,10 +229,10 @@ async def test_nothing_that_was_under_way_comes_after_a_flush(pair: Any) -> None
 async def test_a_group_of_which_nobody_is_left_is_left_in_redis(
     pair: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asgi_ipc.machines import relay
+    from asgi_ipc.machines import uplink
 
-    monkeypatch.setattr(relay, "_TIDY_EVERY", 0.2)
-    monkeypatch.setattr(relay, "_BEAT_EVERY", 0.1)
+    monkeypatch.setattr(uplink, "_TIDY_EVERY", 0.2)
+    monkeypatch.setattr(uplink, "_BEAT_EVERY", 0.1)
     here, _ = pair()
     channel = await here.new_channel()
     await here.group_add("room", channel)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc import errors
-from asgi_ipc.machines import relay as relay_module
+from asgi_ipc.machines import uplink
 
 from .machines import CORE, PUBSUB, eventually, reaches, receive, redis
 from .servers import Server, servers, with_sentinel
@@ -27,8 +27,8 @@ every_backend = pytest.mark.parametrize("backend", [CORE, PUBSUB], ids=["core", 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds in order to be gentle with a real server does not have to here."""
-    monkeypatch.setattr(relay_module, "_BEAT_EVERY", 0.05)
-    monkeypatch.setattr(relay_module, "_PATIENCE", 1.0)
+    monkeypatch.setattr(uplink, "_BEAT_EVERY", 0.05)
+    monkeypatch.setattr(uplink, "_PATIENCE", 1.0)
 
 
 async def local_traffic_goes_on(layer: Any, group: str, member: str) -> None:

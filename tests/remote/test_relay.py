@@ -13,7 +13,7 @@ import pytest
 
 from asgi_ipc import errors
 from asgi_ipc.aio import IPCChannelLayer, LocalAndRemoteChannelLayer
-from asgi_ipc.machines import backend, relay
+from asgi_ipc.machines import backend, uplink
 from asgi_ipc.machines.backend import Backend, Caller
 from asgi_ipc.machines.directory import attach, machine_group, machine_id
 from asgi_ipc.machines.figures import Figures
@@ -68,7 +68,7 @@ async def test_nothing_that_comes_in_ends_the_relay(machine: Make, prefix: str) 
 async def test_a_receive_that_fails_is_begun_again(
     machine: Make, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "_RETRY_AFTER", 0.01)
+    monkeypatch.setattr(uplink, "_RETRY_AFTER", 0.01)
     config = remote("Failing", prefix)
     here, there = machine(1, config), machine(2, config)
     channel = await there.new_channel()
