@@ -193,7 +193,7 @@ class SharedCases(Contract):
             with pytest.raises(REFUSED):
                 await call()
 
-    def test_expiry_is_a_minute_by_default(self, layer: Layer) -> None:
+    async def test_expiry_is_a_minute_by_default(self, layer: Layer) -> None:
         """M6: expiry is 60 seconds by default."""
         assert layer.expiry == 60
 
@@ -284,7 +284,7 @@ class SharedCases(Contract):
         await group_client.group_discard("g", "c")
         assert await group_client.members_of("g", ["c", "d"]) == {"d"}
 
-    def test_group_expiry_is_a_day_by_default(self, groups: Layer) -> None:
+    async def test_group_expiry_is_a_day_by_default(self, groups: Layer) -> None:
         """A5, B2: group_expiry is an attribute, in seconds, by default 86,400."""
         assert groups.group_expiry == 86400
 
