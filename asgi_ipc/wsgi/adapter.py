@@ -178,7 +178,7 @@ class _Exchange:
         first = self._first = self._next_message()
         if first is not None:
             if "status" not in first:
-                raise self._lost("its first message expired, or the layer was flushed")
+                raise self._lost("its first message is lost (it expired, or the layer was flushed)")
             self.has_body = not has_no_body(request["method"], first["status"])
             self.complete = not first.get("more_content", False)
             self._flow = bool(first.get("flow_control"))
@@ -195,7 +195,7 @@ class _Exchange:
             if message.get("aborted"):
                 raise self._lost("the application failed: see the log of its worker")
             if message.get("order", self._order) != self._order:
-                raise self._lost("the next one expired, or the layer was flushed")
+                raise self._lost("the next one is lost (it expired, or the layer was flushed)")
             self._order += 1
             self._taken += weight(message, WINDOW)
             self.complete = not message.get("more_content", False)
