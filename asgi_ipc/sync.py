@@ -1,6 +1,8 @@
 """The channel layer of Channels 1: a blocking facade over the asynchronous core.
 
 A receive that has to wait sleeps in the kernel (`aio.thread`). There is no event loop in its path.
+
+Codes in parentheses, such as (A1), name the rules of the contracts in docs/conformance.rst.
 """
 
 from __future__ import annotations
@@ -45,32 +47,36 @@ class IPCChannelLayer(BaseChannelLayer):
     # -- channels ---------------------------------------------------------------------------------
 
     def send(self, channel: str, message: dict[str, Any]) -> None:
-        """Send `message` to `channel`; never blocks on readers (A1, M8).
+        """Send `message` to `channel`. Never waits for readers (A1, M8).
 
         Raises ChannelFull at capacity or when memory is used up, MessageTooLarge, InvalidName,
-        InvalidMessage, NotAChannel; nothing was sent then.
+        InvalidMessage, NotAChannel. If it raises, nothing was sent.
         """
         self._core.send(channel, message)
 
     def receive(
         self, channels: Iterable[str], block: bool = False, timeout: float | None = None
     ) -> tuple[str | None, dict[str, Any] | None]:
-        """Return (channel, message) from the first of `channels` that has one (A1).
+        """Return (channel, message) from the first of `channels` that has a message (A1).
 
-        With nothing there: (None, None), at once, or with `block` after `timeout` seconds, by
-        default ``receive_timeout`` (A2). Process-specific channels are named up to the ``!``; the
-        full name comes back. Raises InvalidName, NotOwner.
+        If none has, return (None, None): at once, or with `block` after `timeout` seconds, by
+        default ``receive_timeout`` (A2). Name process-specific channels up to the ``!``; the full
+        name is returned. Raises InvalidName, NotOwner.
         """
         core = self._core
         session = core.session or core.attach()
-        spent = 0.0
+        sources, spent = None, 0.0
         try:
             # The usual case, as `core.sources` has it: one channel that is known already.
             if type(channels) is list and len(channels) == 1:
-                found = core.glance(session, session.sources, channels[0])
-                if found is not None:
-                    return found
-            sources = core.sources(session, channels)
+                sources = session.sources[channels[0]]
+        except (KeyError, TypeError):
+            pass  # not looked up yet, or no name
+        try:
+            found = core.glance(session, sources) if sources is not None else None
+            if found is not None:
+                return found
+            sources = sources or core.sources(session, channels)
             if not sources:
                 return None, None
             if not block:
@@ -78,8 +84,8 @@ class IPCChannelLayer(BaseChannelLayer):
         except LockTimeout:
             if not block:
                 raise
+            assert sources is not None  # a glance met a busy lock
             spent = self._options.lock_timeout
-            sources = core.sources(session, channels)
         deadline = time.monotonic() + self._seconds(timeout) - spent
         return finished(core.receive(session, sources, deadline, BLOCKING)) or (None, None)
 
@@ -103,15 +109,15 @@ class IPCChannelLayer(BaseChannelLayer):
 
     @cached_property
     def _for_loops(self) -> Core:
-        """This layer for event loops, which a lock that is busy must not hold up."""
+        """The core for event loops, which a busy lock must not hold up."""
         return Core.for_loops(self._options)
 
     def new_channel(self, pattern: str) -> str:
         """Return an unused name for `pattern`, which ends in ``?`` (A3). Raises InvalidName."""
         if not isinstance(pattern, str) or not pattern.endswith("?"):
             raise InvalidName(
-                f"new_channel takes a pattern that ends in '?', not {pattern!r}: names with '!' "
-                "are made up by the process that receives on them"
+                f"new_channel takes a pattern that ends in '?', not {pattern!r}. For a name with "
+                "'!', make one up in the process that receives on it"
             )
         return check_channel(pattern + os.urandom(8).hex())
 
@@ -130,7 +136,8 @@ class IPCChannelLayer(BaseChannelLayer):
         return self._core.group_channels(group)
 
     def send_group(self, group: str, message: dict[str, Any]) -> None:
-        """Send `message` to every member of `group`; full channels are left out (A5, M7)."""
+        """Send `message` to every member of `group`, except those whose channel is full (A5,
+        M7)."""
         self._core.group_send(group, message)
 
     # -- the rest ---------------------------------------------------------------------------------
@@ -148,13 +155,13 @@ class IPCChannelLayer(BaseChannelLayer):
         return self._core.channel_statistics(channel)
 
     def stats(self) -> Stats:
-        """Everything that is known of the layer: see `asgi_ipc.statistics.Stats`. It takes no lock
-        and disturbs nobody. Rates are those since the last call that is a second ago."""
+        """All figures of the layer: see `asgi_ipc.statistics.Stats`. Takes no lock and disturbs
+        nobody. Rates are counted since the last call that is at least a second ago."""
         return self._core.stats()
 
     def close(self) -> None:
-        """Free what this layer holds of the process: descriptors and memory. Nothing is removed
-        from shared memory, and the next call attaches again."""
+        """Free the descriptors and the memory map that this layer holds. Nothing is removed from
+        shared memory, and the next call attaches again."""
         self._core.detach()
         if "_for_loops" in vars(self):
             self._for_loops.detach()

@@ -11,9 +11,9 @@ author = "asgi_ipc contributors"
 version = release = asgi_ipc.__version__
 
 extensions = ["sphinx.ext.autodoc"]
-# Fragments that pages include.
+# Pages include these fragments.
 exclude_patterns = ["_build", "*-figures.rst"]
-# Single backticks in docstrings name what there is in the code.
+# Single backticks in docstrings name objects of the code.
 default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -25,8 +25,8 @@ html_show_copyright = False
 
 
 def lead_links_to_pages(app, doctree, page):
-    """Links to files, which serve those who read the sources, lead to pages here. What is not a
-    page (a program, say) is not part of what is built, and keeps its name without a link."""
+    """Let links to .rst files, which work where the sources are read, lead to the built pages. A
+    link to anything else (a program, say) becomes plain text, because it is not built."""
     for link in list(doctree.findall(nodes.reference)):
         path = link.get("refuri", "")
         if link.get("internal") or not path or "://" in path or path.startswith(("#", "mailto:")):

@@ -1,4 +1,4 @@
-"""Draws docs/memory-map.rst from asgi_ipc/layout.py: its sections, constants and comments.
+"""Draws docs/memory-map.rst from asgi_ipc/store/layout.py: its sections, constants and comments.
 
     python docs/draw_memory_map.py            writes the page
     python docs/draw_memory_map.py --check    fails, with the difference, if it is another one
@@ -30,7 +30,7 @@ from asgi_ipc.store import layout  # noqa: E402
 SOURCE = Path(layout.__file__)
 
 TOP = """\
-.. Drawn by docs/draw_memory_map.py from asgi_ipc/layout.py. Do not edit; run the script.
+.. Drawn by docs/draw_memory_map.py from asgi_ipc/store/layout.py. Do not edit; run the script.
 
 The memory map
 ==============

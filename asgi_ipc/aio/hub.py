@@ -19,7 +19,7 @@ import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..errors import IPCError, LockTimeout
 from ..segment.doorbell import ALL
@@ -35,8 +35,14 @@ if TYPE_CHECKING:
 AnyHub = TypeVar("AnyHub", bound="Hub")
 
 
+class Timer(Protocol):
+    """A call that a loop makes later."""
+
+    def cancel(self) -> object: ...
+
+
 class Sleep:
-    """One receive that sleeps: a future of its loop, which may be woken from any thread."""
+    """One receive that sleeps: a future of its loop, which any thread may wake."""
 
     __slots__ = ("_hub", "future")
 
@@ -65,7 +71,7 @@ class Hub(Waiter):
         self._sleepers = 0
         self._spinning = False  # whether one of the loop's receives is
         self._epoch = 0  # of the last flush that is known here
-        self._timer: Any = None
+        self._timer: Timer | None = None
 
     @property
     def sleepers(self) -> int:
@@ -88,23 +94,23 @@ class Hub(Waiter):
 
     @abstractmethod
     async def sleep(self, future: Any, seconds: float) -> bool:
-        """Await a future for so many seconds; False when they were over first."""
+        """Await a future for at most `seconds`; False if they were over first."""
 
     @abstractmethod
     async def pause(self, seconds: float) -> None:
-        """Sleep while the lock is busy."""
+        """Sleep for `seconds`, while the loop goes on."""
 
     @abstractmethod
     def watch(self) -> None:
-        """Call `rung` whenever the doorbell can be read."""
+        """Have `rung` called whenever the doorbell can be read."""
 
     @abstractmethod
     def unwatch(self) -> None:
-        """Stop that."""
+        """End what `watch` began."""
 
     @abstractmethod
-    def later(self, seconds: float) -> Any:
-        """Call `look` after so many seconds."""
+    def later(self, seconds: float) -> Timer:
+        """Have `look` called after `seconds`."""
 
     # -- what a receive asks ----------------------------------------------------------------------
 
@@ -124,7 +130,7 @@ class Hub(Waiter):
 
     def _sees(self, source: Source) -> bool:
         """A glance, without the lock: whether something is there that a receive could have."""
-        # What is in a queue that the loop is parked at comes to the inbox with the ring.
+        # Where the loop is parked at the queue, the ring brings what is pending to the inbox.
         return source.buffered() or (source.queue not in self._drains and source.ready())
 
     def is_parked(self, source: Source) -> bool:
@@ -204,10 +210,11 @@ class Hub(Waiter):
                 self._failed(error)
 
     def _rung_for(self, session: Session, rows: list[int]) -> None:
-        """What is to be done about rings for queues that no single receive sleeps at."""
+        """Answer rings for queues at which no single receive sleeps."""
         for row in rows:
             if row == ALL:
-                # The waiter sets are empty: park anew, for whoever does not when it wakes.
+                # The waiter sets are empty: park again for process-specific queues, and wake the
+                # rest, which park for themselves.
                 self._drain_all(session)
                 self._wake_all()
             elif row in self._rows:
@@ -216,7 +223,7 @@ class Hub(Waiter):
                 session.attachment.pass_on(row)
 
     def look(self) -> None:
-        """The safety check, about once a second; and upkeep, and going idle."""
+        """About once a second: do the upkeep, look for what nobody rang for, and go idle."""
         session, core = self._session, self._core
         self._timer = None
         if session is None or core is None:
@@ -238,25 +245,26 @@ class Hub(Waiter):
                 # The process that flushed may have been killed before it rang.
                 self._epoch = session.epoch
                 self._rung_for(session, [ALL])
-            for row, sleeping in list(self._sleeping.items()):
+            # A receive that is woken may run at once, as with Twisted, and change all of these.
+            for row in list(self._sleeping):
+                sleeping = self._sleeping.get(row, ())
                 if not row:  # waiter ids ran out, and there was no queue yet: each looks for itself
                     for sleep in list(sleeping):
                         sleep.wake()
-                elif not self.waiter_id or session.pending(row):  # without an id for any row
-                    sleeping[0].wake()
-            for queue in list(self._rows.values()):
-                source = self._drains[queue][1]
+                elif sleeping and (not self.waiter_id or session.pending(row)):
+                    sleeping[0].wake()  # without an id for any row
+            for _, source in list(self._drains.values()):
                 for waiting in source.inbox.overdue() if source.inbox is not None else ():
                     waiting.wake()
                 if source.ready():
-                    self._drain(session, queue)
+                    self._drain(session, source.queue)
         except IPCError as error:
             self._failed(error)
 
     # -- inside -----------------------------------------------------------------------------------
 
     def _failed(self, error: IPCError) -> None:
-        """What is wrong with the segment is raised in every receive that waits for it."""
+        """Raise what is wrong with the segment in every receive that waits for it."""
         if not isinstance(error, LockTimeout):
             self._wake_all(error)
             return
@@ -269,12 +277,14 @@ class Hub(Waiter):
             self._drain(session, queue)
 
     def _drain(self, session: Session, queue: str) -> None:
-        """Move what a process-specific queue holds to those who wait for it, and park anew."""
+        """Move what a process-specific queue holds to those who wait for it, and park again."""
+        if queue not in self._drains:
+            return  # a receive that ran meanwhile let go of it
         core, source = self._drains[queue]
         core.drain(session, source, self)
         row = source.target.row
         if self._rows.get(row) != queue:
-            # It has another row: since a flush, or since its owner before us died.
+            # It got another row when it was flushed, or when its owner before us died.
             for before in [row for row, name in self._rows.items() if name == queue]:
                 del self._rows[before]
             self._rows[row] = queue
@@ -310,7 +320,7 @@ class Hub(Waiter):
                 session.attachment.pass_on(row)
 
     def retire(self) -> None:
-        """The loop is closed: nobody may be rung here any more, or the rings would be lost."""
+        """The loop is closed: give its waiter id back, or rings for it would be lost."""
         self._return_bell()
         self._session = self._core = None
         self._drains.clear()

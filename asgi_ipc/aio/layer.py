@@ -1,8 +1,9 @@
-"""The channel layer of Channels 4, and of any asyncio program: coroutines over `core`.
+"""The channel layer of Channels 4, and of any asyncio program: coroutines over the operations.
 
-Only `receive` and `receive_async` ever wait for messages. The other coroutines do their work at
-once; they suspend only while the lock is busy for longer than 20 ms, so as not to hold up their
-loop.
+Only `receive` and `receive_async` wait for messages. The other coroutines do their work at once.
+They suspend only if the lock stays busy for 20 ms, so that they do not hold up their loop.
+
+Codes in parentheses, such as (B1), name the rules of the contracts in docs/conformance.rst.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import errors
 from ..base_layer import AsyncBaseChannelLayer
@@ -25,6 +26,8 @@ from .loop import ASYNCIO
 from .operations import Core
 from .session import Session
 from .source import Source
+
+Answer = TypeVar("Answer")
 
 _MISSING = object()
 
@@ -56,10 +59,10 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     # -- channels ---------------------------------------------------------------------------------
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
-        """Send `message` to `channel`; never waits for readers (B1, M8).
+        """Send `message` to `channel`. Never waits for readers (B1, M8).
 
         Raises ChannelFull at capacity or when memory is used up, MessageTooLarge, InvalidName,
-        InvalidMessage, NotAChannel; nothing was sent then.
+        InvalidMessage, NotAChannel. If it raises, nothing was sent.
         """
         try:
             self._core.send(channel, message)
@@ -67,27 +70,28 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
             await self._patiently(self._core.send, channel, message)
 
     async def receive(self, channel: str) -> dict[str, Any]:
-        """Return the next message of `channel`, waiting for it (B1).
+        """Wait for the next message of `channel` and return it (B1).
 
-        Cancelled, it has taken nothing (B4). Raises NotOwner, an AssertionError, for a
+        If it is cancelled it has taken nothing (B4). Raises NotOwner, an AssertionError, for a
         process-specific channel of another layer or process; InvalidName.
         """
         core = self._core
         session = core.session or await core.attach_patiently(ASYNCIO)
         try:
-            found = core.glance(session, session.exact_sources, channel)
+            sources = session.exact_sources[channel]
+        except (KeyError, TypeError):
+            sources = self._exact(session, channel)
+        try:
+            found = core.glance(session, sources)
         except LockBusy:
             found = None
         if found is None:
-            sources = self._exact(session, channel)
             found = await core.receive(session, sources, None, ASYNCIO)
             assert found is not None  # without a deadline there is always a message
         return found[1]
 
     def _exact(self, session: Session, channel: str) -> list[Source]:
-        known = session.exact_sources.get(check_channel(channel))
-        if known is not None:
-            return known
+        check_channel(channel)
         if "!" in channel and self._core.own not in channel:
             raise NotOwner(
                 f"channel {channel!r} is not this layer's to receive: its process-specific "
@@ -98,11 +102,11 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     async def receive_async(
         self, channels: Iterable[str], timeout: float | None | object = _MISSING
     ) -> tuple[str | None, dict[str, Any] | None]:
-        """Return (channel, message) from the first of `channels` that has one (A9).
+        """Return (channel, message) from the first of `channels` that has a message (A9).
 
-        `timeout` in seconds is ``receive_timeout`` if not given, and None waits for ever; when it
-        runs out the result is (None, None). Process-specific channels are named up to the ``!``;
-        the full name comes back. Raises InvalidName, NotOwner.
+        `timeout` is in seconds, by default ``receive_timeout``. None waits for ever. When it runs
+        out the result is (None, None). Name process-specific channels up to the ``!``; the full
+        name is returned. Raises InvalidName, NotOwner.
         """
         seconds = self._options.receive_timeout if timeout is _MISSING else timeout
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float, type(None))):
@@ -127,11 +131,11 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
 
     async def group_channels(self, group: str) -> list[str]:
         """The members of `group` whose readers live (A5)."""
-        found: list[str] = await self._patiently(self._core.group_channels, group)
-        return found
+        return await self._patiently(self._core.group_channels, group)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
-        """Send `message` to every member of `group`; full channels are left out (B2, M7)."""
+        """Send `message` to every member of `group`, except those whose channel is full (B2,
+        M7)."""
         await self._patiently(self._core.group_send, group, message, Broadcast())
 
     # -- the rest ---------------------------------------------------------------------------------
@@ -142,23 +146,20 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
 
     async def global_statistics(self) -> dict[str, Any]:
         """The figures of the statistics extension for the whole layer (A8)."""
-        found: dict[str, Any] = await self._patiently(self._core.global_statistics)
-        return found
+        return await self._patiently(self._core.global_statistics)
 
     async def channel_statistics(self, channel: str) -> dict[str, Any]:
         """The figures of the statistics extension for one channel (A8)."""
-        found: dict[str, Any] = await self._patiently(self._core.channel_statistics, channel)
-        return found
+        return await self._patiently(self._core.channel_statistics, channel)
 
     async def stats(self) -> Stats:
-        """Everything that is known of the layer: see `asgi_ipc.statistics.Stats`. It takes no lock
-        and disturbs nobody. Rates are those since the last call that is a second ago."""
-        found: Stats = await self._patiently(self._core.stats)
-        return found
+        """All figures of the layer: see `asgi_ipc.statistics.Stats`. Takes no lock and disturbs
+        nobody. Rates are counted since the last call that is at least a second ago."""
+        return await self._patiently(self._core.stats)
 
     async def close(self) -> None:
-        """Free what this layer holds of the process: descriptors and memory. Nothing is removed
-        from shared memory, and the next call attaches again."""
+        """Free the descriptors and the memory map that this layer holds. Nothing is removed from
+        shared memory, and the next call attaches again."""
         session = self._core.session
         if session is not None:
             waiter = session.attachment.hubs.get(asyncio.get_running_loop())
@@ -171,7 +172,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"
 
-    async def _patiently(self, call: Callable[..., Any], *args: Any) -> Any:
+    async def _patiently(self, call: Callable[..., Answer], *args: Any) -> Answer:
         """Run `call`, letting the loop go on between tries while the lock is busy."""
         timeout = self._options.lock_timeout
         deadline = time.monotonic() + timeout

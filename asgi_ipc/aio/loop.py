@@ -86,7 +86,7 @@ def current_hub(session: Session) -> AsyncioHub:
     loop = asyncio.get_running_loop()
     found = session.loop_waiter
     if found is None or found.ref() is not loop:
-        session.loop_waiter = None  # the last one may be of a loop that is closed, and go
+        session.loop_waiter = None  # the last one may be of a closed loop: let it go
         found = session.loop_waiter = hub_of(session, loop, AsyncioHub)
     return found
 

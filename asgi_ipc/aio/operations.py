@@ -1,16 +1,14 @@
-"""The operations of both contracts, written once: the layers around it only differ in how to wait.
+"""The operations of both contracts, written once. Layers differ only in how they wait.
 
-Everything but `receive` (in `receiving`) never waits and is a plain call. `receive` is a coroutine
-that waits at one place, ``await waiter.wait(...)``. The asyncio waiter suspends there; the blocking
-one sleeps in the kernel and never suspends, so that its facade runs the coroutine to its end by
-hand.
+Everything but `receive` (in `receiving`) is a plain call that never waits for messages. This file
+must not know an event loop.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import errors
 from ..errors import CorruptStore, NotAChannel
@@ -20,11 +18,8 @@ from ..names import check_channel, check_group, split
 from ..statistics import Stats
 from ..store.layout import (
     CAPACITY,
-    L_EXPIRES,
-    L_SENT,
     MEMORY,
     Q_CREATED,
-    Q_FIRST,
     Q_PENDING,
     Q_REFUSED,
     Q_SENT,
@@ -41,15 +36,25 @@ from .session import CACHED, Session
 _TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
 
 
+class _Figures(NamedTuple):
+    """What the statistics of the specification are made of."""
+
+    since: float  # time when counting began
+    sent: int
+    refused: int
+    pending: int
+    oldest: float  # seconds that the oldest pending message has waited
+
+
 class Core(Receiving):
     """The operations of one layer on the attachment of its process."""
 
-    _totals: Totals | None = None  # those that the next rates are counted from
+    _totals: Totals | None = None  # the next rates are counted from these
 
     # -- sending ----------------------------------------------------------------------------------
 
     def send(self, channel: str, message: dict[str, Any]) -> None:
-        """Append `message` to `channel` (A1, B1, M8: never blocks).
+        """Append `message` to `channel`. Never blocks.
 
         Raises InvalidName, InvalidMessage, MessageTooLarge, ChannelFull, NotAChannel.
         """
@@ -64,11 +69,11 @@ class Core(Receiving):
         now = time.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
-        waiter = session.section_of_three(session.put, target, body, now)
-        if waiter:
-            if waiter < 0:
-                self._refuse(session, channel, waiter)
-            session.ring(target.row, waiter)
+        waiter_id = session.section_of_three(session.put, target, body, now)
+        if waiter_id:
+            if waiter_id < 0:
+                self._refuse(session, channel, waiter_id)
+            session.ring(target.row, waiter_id)
 
     def _target(self, session: Session, channel: str) -> Target:
         """Where messages for `channel` go; looked up once for each name."""
@@ -81,13 +86,13 @@ class Core(Receiving):
         return target
 
     def _refuse_group(self, session: Session, target: Target, channel: str) -> None:
-        """Inside a section: a name that no channel has yet and a group bears is a mistake."""
+        """Inside a section: raise NotAChannel for the name of a group that no channel has."""
         store = session.store
         if not store.find(target) and store.groups.find(target.queue):
             raise NotAChannel(
-                f"{channel!r} is the name of a group, and no channel has that name: to reach its "
-                "members use group_send (send_group in Channels 1). A channel that is to have the "
-                "name of a group must be received on first"
+                f"{channel!r} is the name of a group, and no channel has that name. To send to the "
+                "members of the group, use group_send (send_group in Channels 1). To use the name "
+                "for a channel too, receive on that channel first"
             )
 
     def _refuse(self, session: Session, channel: str, why: int) -> None:
@@ -99,7 +104,7 @@ class Core(Receiving):
         store = session.store
         store.words[S_REFUSED] += 1
         raise errors.ChannelFull(
-            f"no memory for another message to {channel!r}: message_memory="
+            f"there is no memory for another message to {channel!r}: message_memory="
             f"{store.layout.message_memory} of prefix {self.prefix!r} is used up, or the machine "
             "has no more shared memory (Docker: --shm-size)"
         )
@@ -113,20 +118,20 @@ class Core(Receiving):
     # -- groups -----------------------------------------------------------------------------------
 
     def group_add(self, group: str, channel: str) -> None:
-        """Make `channel` a member, or renew its membership (A5). Raises LimitReached."""
+        """Make `channel` a member, or renew its membership. Raises LimitReached."""
         names = check_group(group).encode("ascii"), check_channel(channel).encode("ascii")
         session = self.attach()
         now = time.monotonic()
         session.section(session.groups.add, *names, now, now + self.group_expiry)
 
     def group_discard(self, group: str, channel: str) -> None:
-        """End a membership, if there is one (A5)."""
+        """End a membership, if there is one."""
         names = check_group(group).encode("ascii"), check_channel(channel).encode("ascii")
         session = self.attach()
         session.section(session.groups.discard, *names)
 
     def group_channels(self, group: str) -> list[str]:
-        """The members whose readers live, as far as is known, and whose time is not over (A5)."""
+        """The members whose membership has not run out and whose readers are not known dead."""
         name = check_group(group).encode("ascii")
         session = self.attach()
         now = time.monotonic()
@@ -138,10 +143,10 @@ class Core(Receiving):
     def group_send(
         self, group: str, message: dict[str, Any], progress: Broadcast | None = None
     ) -> None:
-        """Send to every member; what does not fit is dropped and counted (A5, B2, M7).
+        """Send to every member. What does not fit is dropped and counted.
 
-        Each destination queue gets one record, whatever the number of its local parts. Called
-        again with the same `progress` it goes on where LockBusy interrupted it.
+        Each destination queue gets one record, whatever the number of its local parts. A call with
+        the same `progress` goes on where LockBusy interrupted the last one.
         """
         name = check_group(group).encode("ascii")
         body = self.codec.encode(message)
@@ -153,44 +158,40 @@ class Core(Receiving):
             self.upkeep(session, now)
         progress = progress or Broadcast()
         while progress.targets is None or progress.sent < len(progress.targets):
-            progress.targets, rings, dropped = session.section(
-                self._broadcast, session, name, progress.targets, progress.sent, body, now
-            )
-            progress.sent += _TARGETS_AT_ONCE
-            for row, waiter in rings:
-                session.ring(row, waiter)
+            rings, dropped = session.section(self._broadcast, session, name, body, now, progress)
+            for row, waiter_id in rings:
+                session.ring(row, waiter_id)
             for target, reason in dropped:
                 queue = target.queue.decode("ascii")
                 session.attachment.log_drop(reason, f"group {group!r}, channel {queue!r}")
 
     def _broadcast(
-        self,
-        session: Session,
-        group: bytes,
-        targets: list[Target] | None,
-        first: int,
-        body: bytes,
-        now: float,
-    ) -> tuple[list[Target], list[tuple[int, int]], list[tuple[Target, int]]]:
-        """Inside a section: put one message into the next few queues of a group's plan."""
+        self, session: Session, group: bytes, body: bytes, now: float, progress: Broadcast
+    ) -> tuple[list[tuple[int, int]], list[tuple[Target, int]]]:
+        """Inside a section: put one message into the next few queues of a group's plan.
+
+        Returns the rings that are due (row, waiter id), and what was dropped (target, reason).
+        """
         store = session.store
+        targets = progress.targets
         if targets is None:
-            targets = self._plan(session, group, now)
+            targets = progress.targets = self._plan(session, group, now)
         rings, dropped = [], []
         gone = False
-        for target in targets[first : first + _TARGETS_AT_ONCE]:
-            waiter = store.put(target, body, now)
-            if waiter > 0:
-                rings.append((target.row, waiter))
-            elif waiter == FULL or waiter == NO_MEMORY:
-                reason = CAPACITY if waiter == FULL else MEMORY
+        for target in targets[progress.sent : progress.sent + _TARGETS_AT_ONCE]:
+            waiter_id = store.put(target, body, now)
+            if waiter_id > 0:
+                rings.append((target.row, waiter_id))
+            elif waiter_id == FULL or waiter_id == NO_MEMORY:
+                reason = CAPACITY if waiter_id == FULL else MEMORY
                 store.count_drop(target.row, reason)
                 dropped.append((target, reason))
             else:
-                gone = gone or waiter == GONE
+                gone = gone or waiter_id == GONE
         if gone:
-            session.fanouts.pop(group, None)  # make it anew, without the dead
-        return targets, rings, dropped
+            session.fanouts.pop(group, None)  # the next broadcast plans without the dead
+        progress.sent += _TARGETS_AT_ONCE
+        return rings, dropped
 
     def _plan(self, session: Session, group: bytes, now: float) -> list[Target]:
         """The targets of a broadcast, kept while the group does not change."""
@@ -213,7 +214,7 @@ class Core(Receiving):
     # -- flush and statistics ---------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Forget all messages and groups, for every client, when it returns (A7)."""
+        """Forget all messages and groups, for every client, when it returns."""
         try:
             session = self.attach()
         except CorruptStore:
@@ -222,44 +223,42 @@ class Core(Receiving):
         session.fanouts.clear()
 
     def global_statistics(self) -> dict[str, Any]:
-        """The six figures of the specification for the whole layer (A8)."""
+        """The six figures of the specification for the whole layer."""
         session = self.attach()
         now = time.monotonic()
         store = session.store
         session.section(store.sweep, now)
-        words, doubles = store.words, store.doubles
-        pending, oldest = 0, now
+        words = store.words
+        pending, oldest = 0, 0.0
         for row in store.queues.rows():
             pending += words[row + Q_PENDING]
-            oldest = min(oldest, self._sent_at(session, row, now))
-        since = doubles[S_SINCE]
-        count = words[S_SEQ] - words[S_SEQ_BASE]
-        return self._statistics("", now, since, count, words[S_REFUSED], pending, now - oldest)
+            oldest = max(oldest, store.front(row, now).age(now))
+        sent = words[S_SEQ] - words[S_SEQ_BASE]
+        since = store.doubles[S_SINCE]
+        return self._statistics("", now, _Figures(since, sent, words[S_REFUSED], pending, oldest))
 
     def channel_statistics(self, channel: str) -> dict[str, Any]:
-        """The six figures for the queue that `channel` is kept in (A8)."""
+        """The six figures of the specification for the queue that `channel` is kept in."""
         queue = split(check_channel(channel))[0]
         session = self.attach()
         now = time.monotonic()
         store = session.store
-        target = Target(queue.encode("ascii"))
-        row = session.section(store.find_unexpired, target, now)
+        row = session.section(store.find_unexpired, Target(queue.encode("ascii")), now)
         if not row:
-            return self._statistics(queue, now, now, 0, 0, 0, 0.0)
+            return self._statistics(queue, now, _Figures(now, 0, 0, 0, 0.0))
         words = store.words
-        return self._statistics(
-            queue,
-            now,
+        figures = _Figures(
             store.doubles[row + Q_CREATED],
             words[row + Q_SENT],
             words[row + Q_REFUSED],
             words[row + Q_PENDING],
-            now - self._sent_at(session, row, now),
+            store.front(row, now).age(now),
         )
+        return self._statistics(queue, now, figures)
 
     def stats(self) -> Stats:
-        """All figures of the layer, without taking the lock. Rates are those since the last call
-        if that is a second ago, else those since the one before, or since the beginning."""
+        """All figures of the layer, without taking the lock. Rates are counted since the last call
+        that is at least a second ago, or else since the beginning."""
         attachment = self.attach().attachment
         snapshot = Snapshot(View(self.prefix, attachment))
         before = self._totals
@@ -267,34 +266,24 @@ class Core(Receiving):
             self._totals = snapshot.totals()
         return snapshot.stats(before)
 
-    def _sent_at(self, session: Session, row: int, now: float) -> float:
-        """When the oldest message of a queue was sent; now if there is none. A glance, unlocked."""
-        store = session.store
-        at = store.words[row + Q_FIRST]
-        if not store.log.start <= at < store.log.end or store.doubles[at + L_EXPIRES] <= now:
-            return now
-        return float(store.doubles[at + L_SENT])
-
-    def _statistics(
-        self, name: str, now: float, since: float, count: int, full: int, pending: int, age: float
-    ) -> dict[str, Any]:
-        """Rates are those since the last call for the same name if that is a second ago, else
-        since the beginning."""
+    def _statistics(self, name: str, now: float, figures: _Figures) -> dict[str, Any]:
+        """The figures by the names of the specification. Rates are those since the last call for
+        the same name if that is a second ago, else since the beginning."""
         # Read without the lock: a change may be going on, or the memory be damaged.
-        count, age = max(count, 0), age if 0 <= age < math.inf else 0.0
-        at, count_then, full_then = self._samples.get(name, (since, 0, 0))
-        if count < count_then or at < since:
-            at, count_then, full_then = since, 0, 0  # there was a flush in between
+        sent, age = max(figures.sent, 0), figures.oldest if 0 <= figures.oldest < math.inf else 0.0
+        at, sent_then, refused_then = self._samples.get(name, (figures.since, 0, 0))
+        if sent < sent_then or at < figures.since:
+            at, sent_then, refused_then = figures.since, 0, 0  # there was a flush in between
         period = max(now - at, 1e-9)
         if now - at >= 1.0:
             if len(self._samples) >= CACHED:
                 self._samples.clear()
-            self._samples[name] = (now, count, full)
+            self._samples[name] = (now, sent, figures.refused)
         return {
-            "messages_count": count,
-            "messages_count_per_second": (count - count_then) / period,
-            "messages_pending": pending,
+            "messages_count": sent,
+            "messages_count_per_second": (sent - sent_then) / period,
+            "messages_pending": figures.pending,
             "messages_max_age": age,
-            "channel_full_count": full,
-            "channel_full_count_per_second": (full - full_then) / period,
+            "channel_full_count": figures.refused,
+            "channel_full_count_per_second": (figures.refused - refused_then) / period,
         }

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python import threadable
 from zope.interface import implementer
 
-from .hub import Hub, hub_of
+from .hub import Hub, Timer, hub_of
 from .operations import Core
 from .session import Session
 from .waiter import Way
@@ -58,7 +58,7 @@ class ReactorHub(Hub):
         return defer.Deferred()
 
     def closed(self) -> bool:
-        return False  # there is one reactor, for the whole life of the process
+        return False  # the process has one reactor, for its whole life
 
     def resolve(self, future: defer.Deferred[None], error: BaseException | None) -> None:
         reactor = self._reactor()
@@ -90,8 +90,9 @@ class ReactorHub(Hub):
         with contextlib.suppress(KeyError, ValueError):
             self._reactor().removeReader(self._watched)
 
-    def later(self, seconds: float) -> Any:
-        return self._reactor().callLater(seconds, self.look)
+    def later(self, seconds: float) -> Timer:
+        timer: Timer = self._reactor().callLater(seconds, self.look)
+        return timer
 
 
 def _resolve(future: defer.Deferred[None], error: BaseException | None) -> None:
@@ -103,7 +104,7 @@ def _resolve(future: defer.Deferred[None], error: BaseException | None) -> None:
 
 
 def receive(core: Core, channels: Iterable[str], seconds: float) -> defer.Deferred[Any]:
-    """A Deferred of (channel, message), or of (None, None) after so many seconds."""
+    """A Deferred of (channel, message), or of (None, None) after `seconds`."""
     from twisted.internet import reactor
 
     def hub(session: Session) -> ReactorHub:

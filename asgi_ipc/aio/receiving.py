@@ -174,25 +174,15 @@ class Receiving(Base):
 
     # -- taking -----------------------------------------------------------------------------------
 
-    def glance(
-        self, session: Session, known: dict[str, list[Source]], channel: str
-    ) -> Received | None:
-        """Take what a look without the lock shows to be there. None says nothing: take then.
-
-        `known`: the sources that were looked up before, by the names that the receive takes.
-        """
-        try:
-            source = known[channel][0]
-        except (KeyError, TypeError):
-            return None  # not looked up yet, or no name
+    def glance(self, session: Session, sources: list[Source]) -> Received | None:
+        """Take from one source what a look without the lock shows to be there. None says nothing:
+        a receive that may wait goes on to `receive`."""
+        source = sources[0]
         if source.inbox is None:
             return self.take_one(session, source) if source.target.words[Q_PENDING] else None
-        if not source.inbox:
-            return None
-        now = time.monotonic()
-        if now >= session.attachment.due:
-            self.upkeep(session, now)
-        return self._take_buffered(session, source, now)
+        if source.inbox or source.target.words[Q_PENDING]:
+            return self._take_any(session, sources, None, False)
+        return None
 
     def take(
         self,
@@ -348,7 +338,7 @@ class Receiving(Base):
                 if body is None:
                     continue
             else:
-                row = self._bind(session, source.target, now)
+                row = store.require(source.target, now)
                 woken += self._drain(session, source, row, now)
                 if not source.buffered():
                     continue
@@ -357,7 +347,7 @@ class Receiving(Base):
             return _Visit(source, body, rings, woken)
         if waiter is not None and waiter.waiter_id:
             for source in sources:
-                row = self._bind(session, source.target, now)
+                row = store.require(source.target, now)
                 store.park(row, waiter.waiter_id)
                 if store.words[row + Q_PENDING]:
                     # More than one drain takes, and none of it was for this receive: look again.
@@ -379,7 +369,7 @@ class Receiving(Base):
                 continue
             row = store.find(source.target)
             if row and not store.unpark(row, waiter.waiter_id) and source is not taken:
-                other = store.pick_if_waiting(row)
+                other = store.pick_if_pending(row)
                 if other:
                     due.append((row, other))
         return due
@@ -420,7 +410,7 @@ class Receiving(Base):
     ) -> tuple[list[Waiting], int]:
         """Inside a section. Returns whom to wake, and the queue's row if something is left."""
         now = time.monotonic()
-        row = self._bind(session, source.target, now)
+        row = session.store.require(source.target, now)
         woken = self._drain(session, source, row, now)
         if waiter_id:
             session.store.park(row, waiter_id)

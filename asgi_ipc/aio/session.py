@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from ..attachment.attachment import Attachment, attached, register
 from ..codec import Codec
-from ..errors import LimitReached
 from ..options import Options
 from ..segment.lock import Section, spread
 from ..segment.segment import Paths, Wanted
 from ..store.layout import Q_PENDING, S_EPOCH
 from ..store.plans import Planner
-from ..store.queues import NO_ROW, Target
+from ..store.queues import Target
 from .fanout import Fanout
 from .source import Source
 
@@ -24,17 +23,19 @@ if TYPE_CHECKING:
 
     from .loop import AsyncioHub
 
+Known = TypeVar("Known")
+
 _STRETCH = 0.02  # seconds that a call may hold up an event loop for the lock
 # Names that a layer remembers: groups, and names that were made up (with a "?" or "!"),
 CACHED = 20_000
-# and normal ones, which come again. A process that uses so many pays about a kilobyte for each.
+# and normal ones, which come again. Each costs a process about a kilobyte.
 NAMES = 131_072
 
 
 class Session:
-    """What a layer knows while it is attached. All of it goes with a detach, in one step, so that
-    nothing of one attachment is ever used with another; a call in progress keeps what it began
-    with."""
+    """What a layer knows while it is attached. Detaching drops all of it in one step, so that
+    nothing of one attachment is ever used with another. A call in progress keeps the session that
+    it began with."""
 
     __slots__ = (
         "attachment",
@@ -69,7 +70,7 @@ class Session:
         # Where to receive from, as lists of one: by channel up to the "!", and by full name.
         self.sources: dict[str, list[Source]] = {}
         self.exact_sources: dict[str, list[Source]] = {}
-        # The made-up names in each of these, oldest first.
+        # The made-up names in each of these dicts (by its id), oldest first.
         self.passing: defaultdict[int, deque[str]] = defaultdict(deque)
         self.planner = Planner(attachment.groups, capacity)
         self.fanouts: dict[bytes, Fanout] = {}  # of broadcasts, by group
@@ -84,8 +85,8 @@ class Session:
         """How many messages are pending in the queue at `row`, without the lock."""
         return self.store.words[row + Q_PENDING]
 
-    def remember(self, known: dict[str, Any], name: str, what: Any) -> None:
-        """Keep what was looked up for a name in `known`, and not too much of it."""
+    def remember(self, known: dict[str, Known], name: str, what: Known) -> None:
+        """Keep what was looked up for a name in `known`. The number of names is bounded."""
         if "?" in name or "!" in name:
             passing = self.passing[id(known)]
             passing.append(name)
@@ -126,18 +127,18 @@ class Base:
         self.forked()
         self._turn = 0
         self._samples: dict[str, tuple[float, int, int]] = {}
-        Paths(options.prefix)  # refuses a prefix that cannot be
+        Paths(options.prefix)  # refuses a bad prefix
         register(self)
 
     @classmethod
     def for_loops(cls, options: Options) -> Self:
-        """One whose calls hold up an event loop for 20 ms at the most."""
+        """A core whose calls hold up an event loop for at most 20 ms."""
         return cls(options, min(_STRETCH, options.lock_timeout / 2))
 
     # -- attaching --------------------------------------------------------------------------------
 
     def attach(self, flush: bool = False) -> Session:
-        """What is known while attached; the first call attaches. `flush`: see `Attachment`."""
+        """Return the session; the first call attaches. `flush`: see `Attachment`."""
         found = self.session
         if found is None:
             waits = self._patience, self.options.lock_timeout
@@ -156,15 +157,9 @@ class Base:
             self.session = None
 
     def forked(self) -> None:
-        """Take a name of one's own for process-specific channels: at first, and in a child."""
+        """Take a new name for process-specific channels: at first, and in a forked child."""
         self.client_prefix = os.urandom(8).hex()
         self.own = f".{self.client_prefix}!"
 
     def upkeep(self, session: Session, now: float) -> None:
         session.attachment.upkeep(now, self.expiry, session.section)
-
-    def _bind(self, session: Session, target: Target, now: float) -> int:
-        row = session.store.bind(target, now)
-        if not row:
-            raise LimitReached(NO_ROW.format(session.store.queues.used))
-        return row

@@ -263,7 +263,7 @@ class Attachment:
     def pass_on(self, row: int) -> None:
         """A ring for the queue at `row` came to somebody who has no use for it."""
         with contextlib.suppress(LockTimeout):
-            waiter = self.section(self.store.pick_if_waiting, row)
+            waiter = self.section(self.store.pick_if_pending, row)
             if waiter:
                 self.ring(row, waiter)
 
@@ -363,7 +363,7 @@ class Attachment:
             if taken is None:
                 return
             if taken.expires <= now:
-                store.let_go(row, now)  # or it would take the place of one that lives
+                store.drop_expired(row, now)  # or it would take the place of one that lives
                 continue
             full = inbox.feed(taken, capacity)
             if full:

@@ -15,7 +15,6 @@ from hashlib import sha256
 from ..aio.layer import IPCChannelLayer
 from ..aio.loop import ASYNCIO
 from ..aio.session import Session
-from ..store.layout import L_SENT, Q_FIRST, Q_PENDING, Q_WAITING
 
 OWN_NAMES = "asgi_ipc."  # how names of this mode begin, on both layers
 DIRECTORY = OWN_NAMES + "home."  # local groups: the home of a channel
@@ -88,16 +87,14 @@ def unread_channels(session: Session, seconds: float) -> list[str]:
     It looks without the lock.
     """
     store = session.store
-    words, now = store.words, time.monotonic()
+    now = time.monotonic()
     found = []
     for row in store.queues.rows():
         name = store.queues.name(row).decode("ascii", "replace")
-        if "!" in name or "?" in name or name.startswith(OWN_NAMES) or words[row + Q_WAITING]:
+        if "!" in name or "?" in name or name.startswith(OWN_NAMES) or store.is_awaited(row):
             continue
-        at = words[row + Q_FIRST]
-        if words[row + Q_PENDING] and store.log.start <= at < store.log.end:
-            if now - store.doubles[at + L_SENT] > seconds:
-                found.append(name)
+        if store.front(row, now).age(now) > seconds:
+            found.append(name)
     return sorted(found)
 
 

@@ -1,1 +1,1 @@
-"""All that a segment holds, over one buffer. Sans-IO: no clock, no lock, no system call."""
+"""All that a segment holds, over one buffer. Must not use a clock, a lock or a system call."""

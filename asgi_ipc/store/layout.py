@@ -1,24 +1,24 @@
-"""The memory map: every offset and struct of a segment, with its version. Numbers only, no code
-that reads or writes them. ``docs/memory-map.rst`` is drawn from this file.
+"""The memory map: every offset and struct of a segment, with its version. It holds numbers and must
+not read or write memory. ``docs/memory-map.rst`` is drawn from this file.
 
-A segment is cut into regions, in this order::
+A segment is divided into regions, in this order::
 
-    header      one page: what it is, its sizes, the lock, the state words
-    processes   who is attached, one row each
-    waiters     threads and loops that can be rung, one row each
-    queues      channel slots by name (a table)
+    header      one page: identity, sizes, the lock, the state words
+    processes   attached processes, one row each
+    waiters     threads and event loops that can be rung, one row each
+    queues      channels by name (a table)
     groups      groups by name (a table)
-    members     memberships by (group, channel) and by channel (a table)
+    members     memberships by group and channel (a table)
     log         the messages: a ring of records in order of arrival
 
-Everything is counted in *words* of 8 bytes, and a reference to a row or a record is the index of
-its first word, so that following one is a single load. 0 is no reference. Some words are two
-*halves* of 4 bytes, named by their index in halves. Times are seconds of CLOCK_MONOTONIC, as
-doubles.
+Everything is counted in *words* of 8 bytes. A reference to a row or a record is the index of its
+first word, so that following it is a single load. 0 refers to nothing. Some words are two *halves*
+of 4 bytes, which are named by their index in halves. Times are seconds of CLOCK_MONOTONIC, stored
+as doubles.
 
-*Primary* words are the truth: a killed process leaves them whole, because each is one store of 8
-bytes (or of a half), made after everything that it stands for. *Derived* words (marked so) speed
-things up and are computed anew by ``recovery`` from the primary ones.
+*Primary* words are the truth. A killed process leaves them whole, because each is a single store of
+8 bytes (or of a half), made after everything that it stands for. *Derived* words (marked as such)
+make access fast. ``recovery`` computes them from the primary ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = int.from_bytes(b"asgi_ipc", "little")
-VERSION = 1  # of everything in this file; bump it with any change
+VERSION = 1  # of everything in this file; increment it with any change
 
 WORD = 8
 PAGE = 4096
@@ -41,12 +41,12 @@ H_MACHINE = 4  # libc family, word size and processor: who may touch the lock
 H_PID_NS = 5  # inode of the PID namespace
 H_TIME_NS = 6  # inode of the time namespace
 H_LOCK_KIND = 7  # LOCK_MUTEX or LOCK_FILE
-H_MESSAGE_MEMORY = 8  # the three sizes that the rest of the map follows from, bytes
+H_MESSAGE_MEMORY = 8  # the three sizes that determine the rest of the map, bytes
 H_GROUP_MEMORY = 9
 H_MAX_MESSAGE = 10
 H_MODE = 11  # permission bits
 H_CREATED = 12  # time
-H_MEMBERS = 13  # inode of the file of byte locks: removed, it tells nobody who lives
+H_MEMBERS = 13  # inode of the file of byte locks: once it is removed, nobody can tell who is alive
 
 LOCK_MUTEX, LOCK_FILE = 1, 2
 
@@ -61,23 +61,23 @@ HALF_TAIL = 2 * S_ENDS
 HALF_HEAD = 2 * S_ENDS + 1  # storing it publishes a record
 S_SEQ = 42  # sequence number of the newest record
 S_LIVE = 43  # derived: words of live records
-S_MARK = 44  # primary: where the log wraps; all before it is reserved
+S_MARK = 44  # primary: where the log wraps; everything before it is reserved
 S_BIGGEST = 45  # words of the biggest record since the log was last empty
 S_COUNTER = 46  # primary: generations, versions and epochs; never reset
 S_EPOCH = 47  # primary: changes with each flush
 S_SEQ_BASE = 48  # SEQ at creation or the last flush
 S_SINCE = 49  # time of creation or the last flush
-S_LIMIT = 50  # derived: up to this word the head moves without further thought (`Log.make_room`)
-S_REFUSED = 51  # ChannelFull raised since creation or flush
+S_LIMIT = 50  # derived: the head moves up to this word without a call of `Log.make_room`
+S_REFUSED = 51  # messages refused with ChannelFull since creation or the last flush
 S_RECOVERIES = 52
 S_MOVES = 53  # records copied to the head to let the tail move
-S_SWEEP_AT = 54  # time when the next sweep of the store is due, by whoever comes first
-S_BURY_AT = 55  # the same for looking who lives
+S_SWEEP_AT = 54  # time when the next sweep is due; the first process to notice does it
+S_BURY_AT = 55  # time when the next check for dead processes is due; likewise
 S_DROPS = 56  # 8 words: messages dropped, by reason
 S_TABLES = 64  # 3 × TABLE_WORDS: queues, groups, members
 S_PEAK = 88  # most words of live records that the upkeep has seen since creation
 S_LOCK_WAITS = 89  # calls that had to sleep for the lock since creation,
-S_LOCK_WAITED = 90  # nanoseconds that they waited,
+S_LOCK_WAITED = 90  # the nanoseconds that they waited,
 S_LOCK_LONGEST = 91  # and the longest of these waits
 
 CLEAN, DIRTY, FLUSHING = 0, 1, 2
@@ -91,7 +91,7 @@ T_HIGH = 0  # primary: rows ever used since the last flush
 T_FREE = 1  # derived: first free row
 T_USED = 2  # derived: rows in use
 T_RESERVED = 3  # primary: bytes of the table's region that are reserved
-T_CURSOR = 4  # row index where the next sweep goes on
+T_CURSOR = 4  # index of the row where the next sweep starts
 TABLE_WORDS = 8
 
 # -- processes: fixed rows ------------------------------------------------------------------------
@@ -99,22 +99,23 @@ P_GENERATION = 0  # primary: 0 is a free row; stored last
 P_PID = 1
 P_ATTACHED = 2  # time
 P_UID = 3
-P_DEAD_SINCE = 4  # time when its byte lock was found free; 0.0 while it lives
+P_DEAD_SINCE = 4  # time when its byte lock was found free; 0.0 while it is alive
 P_OWNED = 5  # derived: first queue that it owns
-P_LEFT = 6  # 1 once it has detached in good order
+P_LEFT = 6  # 1 if it detached instead of being killed
 PROCESS_WORDS = 8
 MAX_PROCESSES = 1024
 
 # -- waiters: fixed rows --------------------------------------------------------------------------
-W_GENERATION = 0  # primary: 0 is a free row; names the doorbell, stored after that is open
+W_GENERATION = 0  # primary: names the doorbell, and is stored once that is open
 W_PROCESS = 1  # reference of its process's row
-W_PROCESS_GENERATION = 2  # 0 is a free row too: one of an id that is taken and not yet open
+W_PROCESS_GENERATION = 2  # 0 is a free row; without W_GENERATION the doorbell is not open yet
 W_TAKEN = 3  # the generation that was given out with the id
 WAITER_WORDS = 4
 MAX_WAITERS = 1088  # id 0 stands for nobody
 
 # -- tables: what every row begins with -----------------------------------------------------------
-# Row i also holds the head of hash bucket i, so that buckets grow with the rows (linear hashing).
+# Row i also holds the head of hash bucket i, so that there are as many buckets as rows (linear
+# hashing).
 R_BUCKET = 0  # derived: first row of bucket i
 R_CHAIN = 1  # derived: next row of this row's bucket; in a free row, the next free row
 R_GENERATION = 2  # primary: 0 is a free row; stored last
@@ -123,17 +124,17 @@ R_KEY = 3  # primary: hash << 32 | bytes of the name
 # -- queue rows -----------------------------------------------------------------------------------
 Q_FIRST = 4  # derived: oldest record
 Q_LAST = 5  # derived: newest record
-Q_PENDING = 6  # derived: messages waiting
+Q_PENDING = 6  # derived: messages pending
 Q_OWNER = 7  # primary: reference of the process that receives here; 0 for none
 Q_OWNER_GENERATION = 8  # primary: and its generation
 Q_NEXT_OWNED = 9  # derived: next queue of the same owner
 Q_MEMBERS = 10  # derived: memberships that lead here
-Q_SENT = 11  # messages accepted since creation or flush
-Q_REFUSED = 12  # ChannelFull raised
+Q_SENT = 11  # messages sent since the row was made
+Q_REFUSED = 12  # messages refused with ChannelFull
 Q_CREATED = 13  # time
-Q_SEEN = 14  # TOTAL at the sweep's last visit, and
-Q_SEEN_AT = 15  # when that was; an empty row idle for long is reclaimed
-Q_CAPACITY = 16  # messages that may wait, as the last sender who looked the queue up has it
+Q_SEEN = 14  # Q_SENT at the sweep's last visit, and
+Q_SEEN_AT = 15  # when that was; the row of a queue that stays empty and idle is reclaimed
+Q_CAPACITY = 16  # messages that may be pending, for the last sender that looked the queue up
 Q_FIRST_MEMBER = 17  # derived: newest membership that leads here
 Q_WAITING = 18  # bit i: word i of the waiter set is not empty
 Q_WAITERS = 19  # 17 words: the waiter set, one bit for each waiter row
@@ -145,7 +146,7 @@ WAITER_SET_WORDS = MAX_WAITERS // 64
 # -- group rows -----------------------------------------------------------------------------------
 G_FIRST = 4  # derived: newest membership
 G_COUNT = 5  # derived: memberships
-G_VERSION = 6  # counts joins and leaves; senders keep the plan of a broadcast while it stands
+G_VERSION = 6  # counts joins and leaves; a sender keeps its plan of a broadcast until it changes
 G_NAME = 7  # 13 words
 G_RECENT = 20  # 16 words: change number v, at v modulo 16: member row << 1 | whether it joined
 GROUP_WORDS = 36
@@ -154,7 +155,7 @@ RECENT_CHANGES = 16
 # -- member rows ----------------------------------------------------------------------------------
 M_GROUP = 4  # primary: the group's row
 M_QUEUE = 5  # primary: the row of the queue that the channel is kept in,
-M_QUEUE_GENERATION = 6  # primary: and its generation; another one there: the reader is gone
+M_QUEUE_GENERATION = 6  # primary: and its generation; if that has changed, the reader is gone
 M_EXPIRES = 7  # primary: time
 M_NEXT = 8  # derived: list of the group
 M_PREV = 9  # derived
@@ -165,7 +166,7 @@ MEMBER_WORDS = 25
 
 NAME_WORDS = 13  # 104 bytes
 
-# Memberships for each byte of group memory: 4,000 in a million, as asgi_ipc always promised.
+# Bytes of group memory for each membership: 4,000 fit in a million, as asgi_ipc 1 promised.
 BYTES_A_MEMBER = 250
 
 # -- log records ----------------------------------------------------------------------------------
@@ -182,10 +183,10 @@ L_LOCALS = 14  # primary: half, bytes of the local parts
 L_CHECK = 15  # primary: half, checksum
 RECORD_WORDS = 8  # then the local parts, joined by LOCAL_SEPARATOR, then the body
 RECORD = struct.Struct("=IIQQQIIddII")
-TAKEN = struct.Struct("=IIQQ8xIId12xI")  # what a take needs of it
+TAKEN = struct.Struct("=IIQQ8xIId12xI")  # the fields that `Queues.take` needs
 
 LIVE, DEAD = 1, 2
-LOCAL_SEPARATOR = b","  # in no name
+LOCAL_SEPARATOR = b","  # occurs in no name
 MAX_LOCALS = 1 << 20  # bytes of local parts in one record; a larger broadcast takes several
 
 FIRST_MARK = 64 * 1024  # bytes of log that a fresh segment reserves
@@ -195,7 +196,8 @@ MAX_WORDS = (1 << 32) - 1  # of a segment: the ends of the log are halves
 
 
 class TableMap(NamedTuple):
-    """Where a table lies: its words in the header, its rows, and how many there can be."""
+    """Where a table is: its words in the header, its first row, the words of a row, the most rows
+    that it can have."""
 
     state: int
     base: int
@@ -208,7 +210,7 @@ class TableMap(NamedTuple):
 
 
 class Layout:
-    """The map of one segment: everything follows from its three sizes, in bytes."""
+    """The map of one segment, computed from its three sizes in bytes."""
 
     def __init__(self, message_memory: int, group_memory: int, max_message_size: int) -> None:
         self.message_memory = message_memory
@@ -219,8 +221,8 @@ class Layout:
         at = _page(self.waiters + MAX_WAITERS * WAITER_WORDS)
         self.fixed_bytes = at * WORD  # header, processes and waiters: reserved at creation
         members = max(64, group_memory // BYTES_A_MEMBER)
-        # One queue for each KiB of messages and one for each membership, so that neither the
-        # number of channels nor that of sockets in groups is what runs out first.
+        # One queue for each KiB of messages and one for each membership, so that the queues are
+        # not what runs out first.
         queues = max(1024, message_memory // 1024) + members
         self.queues = TableMap(S_TABLES, at, QUEUE_WORDS, queues)
         at = _page(self.queues.end)
@@ -228,17 +230,17 @@ class Layout:
         at = _page(self.groups.end)
         self.members = TableMap(S_TABLES + 2 * TABLE_WORDS, at, MEMBER_WORDS, members)
         self.log = _page(self.members.end)
-        # Encryption makes a third of it more; a broadcast also names its local parts.
+        # Encryption adds a third; a broadcast also carries its local parts.
         self.max_record = record_words(max_message_size * 3 // 2 + 1024, MAX_LOCALS)
-        # Live records stay under three quarters of the log and two of the biggest stay free:
-        # then there is always a place to copy the record to that blocks the tail.
+        # Live records take up at most three quarters of the log, and room for two of the biggest
+        # stays free: a record that blocks the tail can then always be copied elsewhere.
         self.max_live = max(message_memory // WORD, self.max_record)
         self.log_end = _page(self.log + self.max_live * 4 // 3 + 2 * self.max_record)
         self.size = self.log_end * WORD
 
 
 def record_words(body: int, local_parts: int) -> int:
-    """Words of a record with that many bytes of body and of local parts; always even."""
+    """Return the words of a record with `body` and `local_parts` bytes; the number is even."""
     return RECORD_WORDS + ((body + local_parts + 15) >> 4 << 1)
 
 

@@ -1,16 +1,32 @@
-"""The memory of a segment as the store sees it: one buffer, as words, halves and doubles."""
+"""The memory of a segment as the store sees it: one buffer, as words, halves and doubles.
+
+It must not know what the words are for, except the one counter.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 from .layout import S_COUNTER, Layout
 
+# Makes bytes usable (offset, length) and returns whether it could.
+Reserve = Callable[[int, int], bool]
+
+
+class Buffer(Protocol):
+    """Bytes that can be read, written and viewed: a `mmap`, or a bytearray in tests."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: slice, /) -> bytes: ...
+    def __setitem__(self, place: slice, value: bytes, /) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
 
 class Memory:
-    """`buffer`, laid out by `layout`: shared memory, or in tests a bytearray."""
+    """`buffer`, laid out by `layout`."""
 
-    def __init__(self, buffer: Any, layout: Layout) -> None:
+    def __init__(self, buffer: Buffer, layout: Layout) -> None:
         self.buffer = buffer
         self.layout = layout
         view = memoryview(buffer)
@@ -26,7 +42,7 @@ class Memory:
         return value
 
     def close(self) -> None:
-        """Let go of the memory, which cannot be used after that."""
+        """Release the memory, which cannot be used after that."""
         self.words.release()
         self.halves.release()
         self.doubles.release()

@@ -1,34 +1,24 @@
 """The plan of a broadcast: which queues a message to a group goes into, with which local parts.
 
-Each sender keeps the plans of its groups. To make one takes a look at every member; to bring one
-up to date, after somebody joined or left, only at what changed: a group's row counts its changes
-and names the last few. Whoever is further behind than that makes the plan anew.
-
-Everything here happens inside a section.
+A planner must be called inside a section. Each sender keeps the plans of its groups. To make a
+plan, the planner looks at every member. To update it after a join or leave, it only looks at what
+has changed: the row of a group counts its changes and names the last few. If a plan has missed
+more than those, it is made again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from . import layout as at
 from .groups import Groups
-from .layout import (
-    G_RECENT,
-    M_EXPIRES,
-    M_GROUP,
-    M_QUEUE,
-    M_QUEUE_GENERATION,
-    R_GENERATION,
-    RECENT_CHANGES,
-)
 
 
 class Plan:
     """Where the messages of one sender to one group go.
 
-    Good while the group's row has this generation and version, until `expires`, when the first
-    membership runs out. What is changed while it is brought up to date is done so that doing it
-    again, after an interruption, comes to the same.
+    It holds while the group's row has this generation and version, until `expires`, when the first
+    membership expires. An update that was interrupted can be repeated with the same result.
     """
 
     __slots__ = ("changed", "channels", "expires", "generation", "members", "row", "version")
@@ -36,17 +26,18 @@ class Plan:
     def __init__(self, row: int, generation: int) -> None:
         self.row = row
         self.generation = generation
-        self.version = -1  # of which it is good; none yet
+        self.version = -1  # the group's version that it holds for; none yet
         self.expires = float("inf")
-        # By queue: its row and generation, and the capacity of each of its local parts (of b"" in
-        # a queue that has none).
+        # By queue: its row, its generation, and the capacity of each of its local parts (b"" if it
+        # has none).
         self.channels: dict[bytes, tuple[int, int, dict[bytes, int]]] = {}
         self.members: dict[int, tuple[bytes, bytes]] = {}  # queue and local part, by member row
-        self.changed: set[bytes] = set()  # queues that the sender has not dealt with since
+        self.changed: set[bytes] = set()  # queues that the sender still has to update
 
 
 class Planner:
-    """Makes plans over `groups`. `capacity(channel)` is that of a member's channel, in messages."""
+    """Makes plans over `groups`. `capacity(channel)` returns the capacity of a member's channel, in
+    messages."""
 
     def __init__(self, groups: Groups, capacity: Callable[[str], int]) -> None:
         self._groups = groups
@@ -54,13 +45,13 @@ class Planner:
         self._capacity = capacity
 
     def current(self, plan: Plan, now: float) -> bool:
-        """Whether a plan made earlier still holds."""
+        """Return whether a plan still holds."""
         generation, version = self._groups.state(plan.row)
         return generation == plan.generation and version == plan.version and now < plan.expires
 
     def plan(self, group: bytes, now: float, known: Plan | None = None) -> Plan | None:
-        """Where a message to `group` has to go: `known` brought up to date if that can be done;
-        None if it has no living member."""
+        """Plan a broadcast to `group`: update the plan `known` if that is possible, or make one.
+        Return None if the group has no living member."""
         row = self._groups.find(group)
         if not row:
             return None
@@ -73,19 +64,19 @@ class Planner:
         return known if known.channels else None
 
     def _follow(self, plan: Plan, row: int, generation: int, version: int, now: float) -> bool:
-        """Make the changes that a group has seen since; False if they are not all known."""
+        """Apply to `plan` what has changed in its group; return False if not all of it is known."""
         behind = version - plan.version
         if (plan.row, plan.generation) != (row, generation) or now >= plan.expires:
             return False
-        if not 0 <= behind <= RECENT_CHANGES:
+        if not 0 <= behind <= at.RECENT_CHANGES:
             return False
         words = self._store.words
         for change in range(plan.version + 1, version + 1):
-            entry = words[row + G_RECENT + change % RECENT_CHANGES]
+            entry = words[row + at.G_RECENT + change % at.RECENT_CHANGES]
             member = self._store.members.checked(entry >> 1)
             self._leave(plan, member)
-            # The row may be another's by now: then it has left since, which comes later.
-            if entry & 1 and words[member + R_GENERATION] and words[member + M_GROUP] == row:
+            # If the row is another member's by now, this one has left, which is a later change.
+            if entry & 1 and words[member + at.R_GENERATION] and words[member + at.M_GROUP] == row:
                 self._enter(plan, member, now)
         plan.version = version
         return True
@@ -94,13 +85,13 @@ class Planner:
         if not self._groups.alive(member, now):
             return
         words, name = self._store.words, self._store.members.name(member)
-        plan.expires = min(plan.expires, self._store.doubles[member + M_EXPIRES])
+        plan.expires = min(plan.expires, self._store.doubles[member + at.M_EXPIRES])
         queue, mark, local = name.partition(b"!")
         queue += mark
-        place = words[member + M_QUEUE], words[member + M_QUEUE_GENERATION]
+        place = words[member + at.M_QUEUE], words[member + at.M_QUEUE_GENERATION]
         found = plan.channels.get(queue)
         if found is None or found[:2] != place:
-            # Those entered for an earlier owner of the queue are ghosts.
+            # What was entered for an earlier owner of the queue are ghosts.
             found = plan.channels[queue] = (*place, {})
         plan.changed.add(queue)
         plan.members[member] = queue, local

@@ -1,16 +1,18 @@
-"""Queues and their messages: the path of every send and receive, and so short. Part of the store.
+"""Queues and their messages: the path of every send and receive. Part of the store.
 
-Calls that end with a message in a queue return the waiter to ring: the bit was taken out of the
-queue's waiter set under the lock, the byte is written after it is released (`doorbell`).
+`put` and `take` must stay short: they run under the one lock of the segment, so all its processes
+wait for each of their steps. A call that puts a message into a queue returns the id of the waiter
+to ring. It has taken the id out of the queue's waiter set, under the lock; the caller writes to the
+doorbell (`segment.doorbell`) after it has released the lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import adler32
 
 from ..errors import CorruptStore, LimitReached
+from .front import Front, read_front
 from .layout import (
     CLEAN,
     DEAD,
@@ -60,27 +62,23 @@ from .layout import (
     record_words,
 )
 from .log import Log
+from .memory import Buffer, Reserve
 from .table import Table
 from .waiters import Waiters
 
 LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
 
-FULL, NO_MEMORY, GONE = -1, -2, -3  # what `put` answers instead of a waiter
+FULL, NO_MEMORY, GONE = -1, -2, -3  # what `put` returns instead of a waiter id
 
-NO_ROW = (
-    "no room for another channel ({} in use). Raise message_memory or group_memory for all "
-    "processes of this prefix"
-)
-
-# What a target that was not looked up yet takes for its row: one that is not in use, and empty.
+# The row of a target that was not looked up yet: it is not in use, and nothing is pending in it.
 _NO_WORDS: memoryview[int] = memoryview(bytes(QUEUE_WORDS * WORD)).cast("Q")
 
 _CHECKED = 64 * 1024  # bytes of a body that its checksum covers: of a larger one, both ends
-EXPIRED_AT_ONCE = 128  # expired messages let go in one call
-IDLE = 60.0  # seconds without a message after which an empty queue's row is reclaimed
+EXPIRED_AT_ONCE = 128  # expired messages dropped in one call
+IDLE = 60.0  # seconds without a message after which the row of an empty queue is reclaimed
 
 
-# Bound once: to find a method of a Struct in each call takes a good part of what it does.
+# Bound once: looking up a method of a Struct takes a good part of the time of a call.
 _pack_record = RECORD.pack_into
 _unpack_taken = TAKEN.unpack_from
 
@@ -90,17 +88,17 @@ class Taken(NamedTuple):
 
     seq: int
     expires: float
-    local_parts: bytes  # joined by LOCAL_SEPARATOR; b"" where the channel has no local part
+    local_parts: bytes  # joined by LOCAL_SEPARATOR; b"" if the channel has no local part
     body: bytes
 
 
 class Target:
-    """A queue as a process knows it: its name, and where its row was when last looked up: `words`
-    are those of the row, so that no index need be computed for each.
+    """A queue as a process knows it: its name, and where its row was at the last look-up. `words`
+    are the words of the row, so that no index has to be computed for each of them.
 
-    `local_parts`, `capacity` and `expiry` belong to what is sent there: the local part of one
-    channel, or those of all members of a broadcast (`fixed`: if the queue is gone it is not made
-    again).
+    `local_parts`, `capacity` and `expiry` are those of the messages that are sent there: the local
+    part of one channel, or those of all members of a broadcast. If the queue of a `fixed` target is
+    gone, it is not made again.
     """
 
     __slots__ = (
@@ -132,42 +130,28 @@ class Target:
         self.expiry = expiry
         self.row = 0
         self.words = _NO_WORDS
-        self.generation = -1  # that of no row: look it up
+        self.generation = -1  # no row has it: look it up
         self.fixed = False
 
-    def moved(self, row: int, words: memoryview[int]) -> None:
-        """Note where the row is. The generation last: interrupted before it the target fits no row,
-        and is looked up again."""
+    def point_to(self, row: int, words: memoryview[int]) -> None:
+        """Note where the row is. The generation comes last: if a signal interrupts this before, the
+        target matches no row and is looked up again."""
         self.words = words[row : row + QUEUE_WORDS]
         self.row = row
         self.generation = self.words[R_GENERATION]
 
 
 class Queues(Waiters):
-    """Channels by name, and the messages in them.
-
-    `reserve(offset, length)` makes bytes safe to touch and says whether it could.
-    """
+    """Queues by name, and the messages in them."""
 
     def __init__(
-        self,
-        buffer: Any,
-        layout: Layout,
-        reserve: Callable[[int, int], bool] = lambda offset, length: True,
+        self, buffer: Buffer, layout: Layout, reserve: Reserve = lambda offset, length: True
     ) -> None:
         super().__init__(buffer, layout)
-        self.dropped: dict[int, str] = {}  # channels to tell the log of, by reason (`drops`)
+        # By reason, a channel that lost messages, until `attachment.drops` has logged it.
+        self.dropped: dict[int, str] = {}
         self.queues = Table("queues", buffer, self.words, layout.queues, Q_NAME, reserve)
-        self.log = Log(
-            buffer,
-            self.words,
-            self.halves,
-            self.doubles,
-            layout,
-            reserve,
-            self._expire,
-            self.queues.checked,
-        )
+        self.log = Log(self, reserve, self._expire, self.queues.checked)
 
     def close(self) -> None:
         self.log.close()
@@ -176,11 +160,11 @@ class Queues(Waiters):
     # -- messages ---------------------------------------------------------------------------------
 
     def put(self, target: Target, body: bytes, now: float) -> int:
-        """Append `body` to the queue of `target`, until `target.expiry` seconds after `now`.
+        """Append `body` to the queue of `target`; it expires `target.expiry` seconds after `now`.
 
-        Returns the waiter to ring, 0 if nobody waits, or FULL, NO_MEMORY or GONE when nothing was
-        done: the capacity is reached, no room is left in memory (or for another queue), or a fixed
-        target is no longer there.
+        Returns the id of the waiter to ring, or 0 if nobody waits. If nothing was sent, returns
+        FULL (the capacity is reached), NO_MEMORY (for the message, or for another queue) or GONE (a
+        fixed target is no longer there).
         """
         words, queue = self.words, target.words
         if queue[R_GENERATION] != target.generation:
@@ -188,10 +172,10 @@ class Queues(Waiters):
                 return GONE if target.fixed else NO_MEMORY
             queue = target.words
         row = target.row
-        count = queue[Q_PENDING]
-        if count >= target.capacity:
-            count = self.let_go(row, now)
-            if count >= target.capacity:
+        pending = queue[Q_PENDING]
+        if pending >= target.capacity:
+            pending = self.drop_expired(row, now)
+            if pending >= target.capacity:
                 queue[Q_REFUSED] += 1
                 words[S_REFUSED] += 1
                 return FULL
@@ -202,18 +186,18 @@ class Queues(Waiters):
         end = at + size
         live = words[S_LIVE] + size
         if end > words[S_LIMIT] or size > words[S_BIGGEST] or live > log.max_live or at < log.start:
-            at = self._room(size, now)
+            at = self._make_room(size, now)
             if not at:
                 words[S_DIRTY] = CLEAN
                 return NO_MEMORY
             end = at + size
             live = words[S_LIVE] + size
-            count = queue[Q_PENDING]
+            pending = queue[Q_PENDING]
         words[S_DIRTY] = DIRTY
         seq = words[S_SEQ] + 1
         last = queue[Q_LAST]
         if last and not log.start <= last <= log.last:
-            raise CorruptStore(f"a queue leads to word {last}, outside the log")
+            log.checked(last)  # raises CorruptStore
         start, buffer = at * WORD, self.buffer
         _pack_record(
             buffer,
@@ -238,51 +222,49 @@ class Queues(Waiters):
             start += local_length
         buffer[start : start + length] = body
         words[S_SEQ] = seq
-        halves[HALF_HEAD] = end  # published: from here on the message exists
+        halves[HALF_HEAD] = end  # published: from now on the message exists
         if last:
             words[last + L_NEXT] = at
         else:
             queue[Q_FIRST] = at
         queue[Q_LAST] = at
-        queue[Q_PENDING] = count + 1
+        queue[Q_PENDING] = pending + 1
         queue[Q_SENT] += 1
         words[S_LIVE] = live
         words[S_DIRTY] = CLEAN
         return self.pick(row) if queue[Q_WAITING] else 0
 
-    def take(self, target: Target, now: float, waiter: int = 0) -> bytes | None:
-        """Take the oldest message out of the queue of `target`; None when it is empty.
+    def take(self, target: Target, now: float, waiter_id: int = 0) -> bytes | None:
+        """Take the oldest message out of the queue of `target`; None if the queue is empty.
 
-        `waiter`, if it is given, is parked at the empty queue, in this very call.
+        A `waiter_id` is parked at the empty queue, in this same call.
         """
         words, queue = self.words, target.words
         if queue[R_GENERATION] != target.generation:
-            if not (self.bind(target, now) if waiter else self.find(target)):
-                if waiter:
-                    raise LimitReached(NO_ROW.format(self.queues.used))
+            if not (self.require(target, now) if waiter_id else self.find(target)):
                 return None
             queue = target.words
         while True:
             at = queue[Q_FIRST]
             if not at:
-                if waiter:
-                    self.park(target.row, waiter)
+                if waiter_id:
+                    self.park(target.row, waiter_id)
                 return None
-            # As `_read` and `_free`, in one: this is half of what every message costs.
+            # `_read` and `_free`, written out: this is half of what every message costs.
             log, buffer = self.log, self.buffer
             if not log.start <= at <= log.last:
-                raise CorruptStore(f"a queue leads to word {at}, outside the log")
+                log.checked(at)  # raises CorruptStore
             start = at * WORD
             size, state, seq, following, owner, length, expires, check = _unpack_taken(
                 buffer, start
             )
             start += RECORD_WORDS * WORD
-            body: bytes = buffer[start : start + length]
+            body = buffer[start : start + length]
             summed = adler32(body, seq) if length <= _CHECKED else checksum(seq, b"", body)
             if owner != target.row or state != LIVE or check != summed:
-                raise CorruptStore(f"a queue leads to word {at} of the log, which is none of its")
+                raise _not_a_message(at)
             if following and not log.start <= following <= log.last:
-                raise CorruptStore(f"a queue leads to word {following}, outside the log")
+                log.checked(following)  # raises CorruptStore
             words[S_DIRTY] = DIRTY
             halves = self.halves
             halves[2 * at + L_STATE] = DEAD
@@ -295,9 +277,9 @@ class Queues(Waiters):
             live = words[S_LIVE] - size
             words[S_LIVE] = live
             if not live:
-                words[S_ENDS] = log.empty  # reuse the same pages, over and over
+                words[S_ENDS] = log.empty  # the next messages use the same pages again
             elif halves[HALF_HEAD] == at + size:
-                halves[HALF_HEAD] = at  # the newest: give its place back
+                halves[HALF_HEAD] = at  # the newest record: the next one goes in its place
             elif halves[HALF_TAIL] == at:
                 halves[HALF_TAIL] = at + size
             if expires > now:
@@ -307,31 +289,31 @@ class Queues(Waiters):
             words[S_DIRTY] = CLEAN
 
     def peek(self, row: int) -> Taken | None:
-        """Read the oldest message of the queue at `row` and leave it there."""
+        """Return the oldest message of the queue at `row` without taking it; None if empty."""
         at = self.words[row + Q_FIRST]
-        return self._read(row, self._inside(at)) if at else None
+        return self._read(row, self.log.checked(at)) if at else None
 
     def pop(self, row: int) -> None:
-        """Consume the message that `peek` gave."""
+        """Remove the message that `peek` returned."""
         words = self.words
         words[S_DIRTY] = DIRTY
         self._free(row, words[row + Q_FIRST])
         words[S_DIRTY] = CLEAN
 
     def _read(self, row: int, at: int) -> Taken:
-        """The record at `at`, every field checked before it is used."""
+        """Return the message in the record at `at`; check every field before it is used."""
         buffer = self.buffer
         size, state, seq, _, _, owner, length, expires, _, locals_length, check = (
             RECORD.unpack_from(buffer, at * WORD)
         )
         if owner != row or state != LIVE or size != record_words(length, locals_length):
-            raise CorruptStore(f"a queue leads to word {at} of the log, which is none of its")
+            raise _not_a_message(at)
         start = (at + RECORD_WORDS) * WORD
         local_parts = bytes(buffer[start : start + locals_length]) if locals_length else b""
         start += locals_length
-        body: bytes = buffer[start : start + length]
+        body = buffer[start : start + length]
         if check != checksum(seq, local_parts, body):
-            raise CorruptStore(f"the message at word {at} of the log has been altered")
+            raise _not_a_message(at)
         return Taken(seq, expires, local_parts, body)
 
     def _free(self, row: int, at: int) -> None:
@@ -341,11 +323,11 @@ class Queues(Waiters):
         halves[2 * at + L_STATE] = DEAD
         following, before = words[at + L_NEXT], words[at + L_PREV]
         if following:
-            words[self._inside(following) + L_PREV] = before
+            words[self.log.checked(following) + L_PREV] = before
         else:
             words[row + Q_LAST] = before
         if before:
-            words[self._inside(before) + L_NEXT] = following
+            words[self.log.checked(before) + L_NEXT] = following
         else:
             words[row + Q_FIRST] = following
         words[row + Q_PENDING] -= 1
@@ -356,8 +338,8 @@ class Queues(Waiters):
         elif halves[HALF_TAIL] == at:
             halves[HALF_TAIL] = at + size
 
-    def _room(self, size: int, now: float) -> int:
-        """Where a record of `size` words can be written, or 0. Leaves the dirty word set."""
+    def _make_room(self, size: int, now: float) -> int:
+        """Return where a record of `size` words can be written, or 0. Leaves the dirty word set."""
         words, log = self.words, self.log
         if words[S_LIVE] + size > log.max_live:
             self.sweep_log(EXPIRED_AT_ONCE, now)
@@ -366,12 +348,12 @@ class Queues(Waiters):
         words[S_DIRTY] = DIRTY
         return log.make_room(size, now)
 
-    def let_go(self, row: int, now: float) -> int:
-        """Drop expired messages at the front of a queue; return how many messages are left."""
+    def drop_expired(self, row: int, now: float) -> int:
+        """Drop expired messages at the front of a queue; return how many are still pending."""
         words, doubles = self.words, self.doubles
         for _ in range(EXPIRED_AT_ONCE):
             at = words[row + Q_FIRST]
-            if not at or doubles[self._inside(at) + L_EXPIRES] > now:
+            if not at or doubles[self.log.checked(at) + L_EXPIRES] > now:
                 break
             words[S_DIRTY] = DIRTY
             self._expire(at)
@@ -379,26 +361,26 @@ class Queues(Waiters):
         return words[row + Q_PENDING]
 
     def _expire(self, at: int) -> None:
-        """Drop a live record whose time is over. With the dirty word set."""
+        """Drop an expired live record. With the dirty word set."""
         row = self.queues.checked(self.halves[2 * at + L_QUEUE])
         self._free(row, at)
         self.count_drop(row, EXPIRED)
         owner = self.words[row + Q_OWNER]
-        if owner and self.doubles[self.process(owner) + P_DEAD_SINCE]:
-            # Unread, and nobody left to read: the memberships need not wait for `expiry`.
+        if owner and self.doubles[self.checked_process(owner) + P_DEAD_SINCE]:
+            # The only reader is dead: `bury` need not wait any longer to end its memberships.
             self.doubles[owner + P_DEAD_SINCE] = LONG_DEAD
 
     def count_drop(self, row: int, reason: int, count: int = 1, local: str = "") -> None:
-        """Count messages of the queue at `row` that nobody will receive. `local` says which of
-        its channels they were for, where that is known."""
+        """Count messages of the queue at `row` that nobody will receive. `local` is the local part
+        of the channel that they were sent to, if that is known."""
         self.words[row + Q_DROPS + reason] += count
         self.words[S_DROPS + reason] += count
         if reason not in self.dropped:
             self.dropped[reason] = self.queues.name(row).decode("ascii", "replace") + local
 
     def count_taken(self, target: Target, reason: int, count: int = 1, local: str = "") -> int:
-        """The same for messages that were taken out of their queue before they were dropped.
-        Returns its row, 0 if it is gone."""
+        """`count_drop` for messages that had already been taken out of the queue of `target`.
+        Returns its row, or 0 if that is gone."""
         row = self.find(target)
         if row:
             self.count_drop(row, reason, count, local)
@@ -406,75 +388,82 @@ class Queues(Waiters):
             self.words[S_DROPS + reason] += count
         return row
 
-    def process(self, reference: int) -> int:
-        """Return `reference` if it is one of a process row, else raise CorruptStore."""
+    def checked_process(self, reference: int) -> int:
+        """Return `reference` if the row of a process begins there, else raise CorruptStore."""
         place = reference - self.layout.processes
         if place % PROCESS_WORDS or not 0 <= place < MAX_PROCESSES * PROCESS_WORDS:
-            raise CorruptStore(f"{reference} is not the reference of a process")
+            raise CorruptStore(f"processes: no row begins at word {reference}")
         return reference
-
-    def _inside(self, at: int) -> int:
-        if not self.log.start <= at <= self.log.last:
-            raise CorruptStore(f"a queue leads to word {at}, outside the log")
-        return at
 
     # -- queues -----------------------------------------------------------------------------------
 
     def find(self, target: Target) -> int:
-        """The row of `target`'s queue, remembered in the target; 0 if there is none."""
+        """Return the row of `target`'s queue and note it in the target; 0 if there is none."""
         words = self.words
         row = target.row
         if words[row + R_GENERATION] != target.generation:
             row = self.queues.find(target.queue)
             if row:
-                target.moved(row, words)
+                target.point_to(row, words)
                 if target.capacity:
-                    words[row + Q_CAPACITY] = target.capacity  # for `inspection` to read
+                    words[row + Q_CAPACITY] = target.capacity  # read by `inspection`
         return row
 
     def fix(self, target: Target, row: int, generation: int) -> Target:
-        """Bind `target` to the queue at `row`; if that is gone it is not made again."""
-        target.moved(row, self.words)
+        """Point `target` to the queue at `row` for good: if that is gone, it is not made again."""
+        target.point_to(row, self.words)
         target.generation, target.fixed = generation, True
         return target
 
     def bind(self, target: Target, now: float) -> int:
-        """The row of `target`'s queue, made if there is none; 0 if that cannot be done."""
+        """Return the row of `target`'s queue; make it if there is none; 0 if that is impossible."""
         if target.fixed:
             return 0
         row = self.find(target)
         if row:
             return row
-        if not self.queues.has_room():
+        if not self.queues.ensure_room():
             self.reclaim(now, 0.0, EXPIRED_AT_ONCE * 2)
-        if self.queues.has_room():
+        if self.queues.ensure_room():
             words = self.words
             words[S_DIRTY] = DIRTY
             generation = self.advance_counter()
             row = self.queues.insert(target.queue, generation, {Q_CAPACITY: target.capacity})
             self.doubles[row + Q_CREATED] = self.doubles[row + Q_SEEN_AT] = now
             words[S_DIRTY] = CLEAN
-            target.moved(row, words)
+            target.point_to(row, words)
         return row
 
-    def pick_if_waiting(self, row: int) -> int:
-        """Take a waiter out of the set of the queue at `row` if there is something for it."""
+    def require(self, target: Target, now: float) -> int:
+        """`bind`, or raise LimitReached."""
+        row = self.bind(target, now)
+        if not row:
+            name = target.queue.decode("ascii")
+            raise LimitReached(
+                f"no room for channel {name!r}: {self.queues.used} channels are in use, and there "
+                "is no memory for more. Raise message_memory or group_memory in all processes of "
+                "this prefix"
+            )
+        return row
+
+    def pick_if_pending(self, row: int) -> int:
+        """`pick` for the queue at `row` if a message is pending there; else return 0."""
         words = self.words
         try:
             self.queues.checked(row)
         except CorruptStore:
-            return 0  # rings are from outside, and may be older than a flush
+            return 0  # rings come from other processes, and may be older than a flush
         return self.pick(row) if words[row + R_GENERATION] and words[row + Q_PENDING] else 0
 
     def find_unexpired(self, target: Target, now: float) -> int:
-        """The row of a queue, after its expired messages were let go; 0 if there is none."""
+        """`find` for a queue, and drop the expired messages at its front."""
         row = self.find(target)
         if row:
-            self.let_go(row, now)
+            self.drop_expired(row, now)
         return row
 
     def reclaim(self, now: float, idle: float, limit: int) -> None:
-        """Free rows of queues that nobody uses and that saw no message for `idle` seconds."""
+        """Free rows of queues that nobody uses and that got no message for `idle` seconds."""
         words, doubles = self.words, self.doubles
         budget = EXPIRED_AT_ONCE
         for row in self.queues.sweep(limit):
@@ -484,11 +473,11 @@ class Queues(Waiters):
                 if idle:
                     continue
             if words[row + Q_FIRST]:
-                if idle and doubles[self._inside(words[row + Q_FIRST]) + L_EXPIRES] <= now:
+                if idle and doubles[self.log.checked(words[row + Q_FIRST]) + L_EXPIRES] <= now:
                     before = words[row + Q_PENDING]
-                    budget -= before - self.let_go(row, now)
+                    budget -= before - self.drop_expired(row, now)
                     if budget <= 0:
-                        return  # the others come with the next rounds
+                        return  # the next calls do the others
                 continue
             if (
                 words[row + Q_MEMBERS]
@@ -505,10 +494,8 @@ class Queues(Waiters):
             words[S_DIRTY] = CLEAN
 
     def sweep_log(self, limit: int, now: float) -> bool:
-        """Let go of what is dead or expired at the tail of the log, `limit` records at the most.
-
-        True if that was not enough to come to a record that lives.
-        """
+        """Free up to `limit` dead or expired records at the tail of the log. Return whether there
+        may be more."""
         words, doubles, log = self.words, self.doubles, self.log
         for _ in range(limit):
             head, tail, mark = log.ends()
@@ -528,11 +515,30 @@ class Queues(Waiters):
                 self.halves[HALF_TAIL] = tail + size
         return True
 
+    # -- glances: without the lock, so what they read may be changing -----------------------------
+
+    def is_awaited(self, row: int) -> bool:
+        """Return whether somebody waits at the queue at `row`."""
+        return self.words[row + Q_WAITING] != 0
+
+    def front(self, row: int, now: float) -> Front:
+        """Return how many unexpired messages are pending at `row`, and since when."""
+        words = self.words[row : row + QUEUE_WORDS]
+        return read_front(
+            self.layout, lambda at, size: self.buffer[at : at + size], row, words, now
+        )
+
+
+def _not_a_message(at: int) -> CorruptStore:
+    return CorruptStore(
+        f"a queue leads to word {at} of the log, where there is no intact message of that queue"
+    )
+
 
 def checksum(seq: int, local_parts: bytes, body: bytes) -> int:
-    """32 bits over a message as it lies in the log; of a large one, over both its ends.
+    """Return 32 bits over a message as it is in the log; over both ends of a large one.
 
-    Adler-32, because it is the fastest that the standard library has for short strings.
+    Adler-32 is the fastest checksum for short strings in the standard library.
     """
     if len(body) > _CHECKED:
         body = body[: _CHECKED // 2] + body[-_CHECKED // 2 :]

@@ -1,15 +1,15 @@
-"""Rows of one size, found by name: the one hash table behind queues, groups and memberships.
+"""Rows of one size, found by name: the hash table behind queues, groups and memberships.
 
-Linear hashing: there are as many buckets as rows ever used, and bucket i's head is a word of row
-i. A table so grows by one row and one bucket at a time, in a bounded step, and what it has
-reserved is one high-water mark. Chains and the free list are derived; a row exists when its
-generation is not 0, which is stored last.
+It must not know what the rows are for. It hashes linearly: there are as many buckets as rows ever
+used, and the head of bucket i is a word of row i. A table therefore grows by one row and one
+bucket at a time, in a bounded step, and a single high-water mark says how far its memory is
+reserved. Chains and the free list are derived. A row exists when its generation, which is stored
+last, is not 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 from zlib import crc32
 
 from ..errors import CorruptStore
@@ -27,8 +27,7 @@ from .layout import (
     WORD,
     TableMap,
 )
-
-Reserve = Callable[[int, int], bool]  # (offset, length) in bytes → whether they may be touched
+from .memory import Buffer, Reserve
 
 _STEP = 64 * 1024  # bytes reserved at a time
 
@@ -39,7 +38,7 @@ class Table:
     def __init__(
         self,
         what: str,
-        buffer: Any,
+        buffer: Buffer,
         words: memoryview[int],
         table: TableMap,
         name_word: int,
@@ -58,37 +57,42 @@ class Table:
 
     @property
     def high(self) -> int:
-        """Rows ever used since the last flush."""
+        """The number of rows ever used since the last flush."""
         high = self._words[self.state + T_HIGH]
         if high > self.max_rows:
-            raise CorruptStore(f"{self.what}: {high} rows in a table of {self.max_rows}")
+            raise CorruptStore(
+                f"{self.what}: the header says that {high} rows are in use, and the table has "
+                f"{self.max_rows}"
+            )
         return high
 
     @property
     def used(self) -> int:
+        """The number of rows in use."""
         return self._words[self.state + T_USED]
 
     def checked(self, row: int) -> int:
-        """Return `row` if it is the reference of a row in use, else raise CorruptStore."""
+        """Return `row` if a row begins there that has been used, else raise CorruptStore."""
         place = row - self.base
         if place < 0 or place % self.row_words or place // self.row_words >= self.high:
-            raise CorruptStore(f"{self.what}: {row} is not the reference of a row")
+            raise CorruptStore(f"{self.what}: no row begins at word {row}")
         return row
 
     def name(self, row: int) -> bytes:
+        """Return the name of the row at `row`."""
         length = self._words[row + R_KEY] & 0xFFFFFFFF
         start = (row + self._name) * WORD
         return bytes(self._buffer[start : start + min(length, 104)])
 
     def rows(self) -> Iterator[int]:
-        """References of all rows in use."""
+        """Yield the references of all rows in use."""
         words, width = self._words, self.row_words
         for row in range(self.base, self.base + self.high * width, width):
             if words[row + R_GENERATION]:
                 yield row
 
     def find(self, name: bytes, salt: int = 0) -> int:
-        """Return the reference of the row of `name` (and of `salt`, in its salt word), or 0."""
+        """Return the reference of the row of `name` (and `salt`, if the table has salts), or 0."""
         high = self.high
         if not high:
             return 0
@@ -108,13 +112,16 @@ class Table:
             row = words[row + R_CHAIN]
             steps += 1
             if steps > high:
-                raise CorruptStore(f"{self.what}: a hash chain goes round in a circle")
+                raise self._loop()
         return 0
+
+    def _loop(self) -> CorruptStore:
+        return CorruptStore(f"{self.what}: a hash chain forms a loop")
 
     # -- changing: under the lock, with the dirty word set ----------------------------------------
 
-    def has_room(self) -> bool:
-        """Whether `insert` will find a row; reserves memory for it."""
+    def ensure_room(self) -> bool:
+        """Reserve memory for another row if need be; return whether `insert` will find one."""
         words, state = self._words, self.state
         if words[state + T_FREE]:
             return True
@@ -135,7 +142,7 @@ class Table:
         return True
 
     def insert(self, name: bytes, generation: int, fields: dict[int, int], salt: int = 0) -> int:
-        """Make the row of `name`, all words 0 but `fields`. `has_room` was asked before."""
+        """Make the row of `name`; words not in `fields` are 0. Call `ensure_room` first."""
         words, state, width = self._words, self.state, self.row_words
         row = words[state + T_FREE]
         if row:
@@ -176,7 +183,7 @@ class Table:
                 here = words[self.checked(here) + R_CHAIN]
                 steps -= 1
                 if steps < 0:
-                    raise CorruptStore(f"{self.what}: a hash chain goes round in a circle")
+                    raise self._loop()
             if here:
                 words[here + R_CHAIN] = words[row + R_CHAIN]
         words[row + R_CHAIN] = words[state + T_FREE]
@@ -184,7 +191,7 @@ class Table:
         words[state + T_USED] -= 1
 
     def rebuild(self) -> None:
-        """Compute buckets, chains and the free list anew from the generations and keys."""
+        """Compute buckets, chains and the free list from the generations and keys."""
         words, state, width = self._words, self.state, self.row_words
         high = self.high
         rows = range(self.base, self.base + high * width, width)
@@ -204,9 +211,10 @@ class Table:
         words[state + T_USED] = used
 
     def clear(self) -> None:
-        """Free every row. May be interrupted and begun again."""
+        """Free every row. May be interrupted and started again."""
         words, width = self._words, self.row_words
-        # Whatever T_HIGH says: this also mends it. Nothing is touched that is not reserved.
+        # T_HIGH may be damaged, and is not used: this repairs it. No memory that is not reserved
+        # is touched.
         reserved = words[self.state + T_RESERVED] // (width * WORD)
         for row in range(self.base, self.base + min(reserved, self.max_rows) * width, width):
             words[row + R_GENERATION] = 0
@@ -214,7 +222,8 @@ class Table:
             words[self.state + word] = 0
 
     def sweep(self, limit: int) -> Iterator[int]:
-        """References of the rows in use among the next `limit`, going round with each call."""
+        """Yield the references of the rows in use among the next `limit`. Each call continues
+        where the last one ended, and starts over at the end of the table."""
         words, state, width = self._words, self.state, self.row_words
         high = self.high
         if not high:
@@ -227,15 +236,16 @@ class Table:
                 yield row
 
     def _bucket(self, hashed: int, high: int) -> int:
-        """Reference of the row that holds the head of the bucket for a hash."""
-        low = 1 << (high.bit_length() - 1)  # the largest power of two not over `high`
+        """Return the reference of the row that holds the head of the bucket for a hash."""
+        low = 1 << (high.bit_length() - 1)  # the largest power of two up to `high`
         index = hashed & (2 * low - 1)
         if index >= high:
             index -= low
         return self.base + index * self.row_words
 
     def _split(self, new: int) -> None:
-        """Bucket `new` has just come to be: move into it what belongs there, from one other."""
+        """Move the rows that belong in bucket `new`, which was just added, out of the one bucket
+        that they can be in."""
         if not new:
             return
         words, high = self._words, new + 1
@@ -255,6 +265,6 @@ class Table:
             row = following
             steps += 1
             if steps > high:
-                raise CorruptStore(f"{self.what}: a hash chain goes round in a circle")
+                raise self._loop()
         words[old + R_BUCKET] = keep
         words[mine + R_BUCKET] = move

@@ -1,7 +1,8 @@
-"""Waiter ids and waiter sets: who is to be rung when a message comes. Part of the store.
+"""Waiter ids and waiter sets: which waiter to ring when a message arrives. Part of the store.
 
-Only the state is here: a bit for each waiter in a set for each queue. The bells that wake are
-`doorbell`. A sender takes a bit out under the lock, and rings when it has let go of it.
+It keeps state and must not wake anybody: each queue has a set with a bit for each waiter id. A
+sender takes a bit out under the lock, and rings the waiter's doorbell (`segment.doorbell`) after it
+has released the lock.
 """
 
 from __future__ import annotations
@@ -23,62 +24,75 @@ from .memory import Memory
 
 
 class Waiters(Memory):
-    """Waiters by id, and the waiter set of each queue."""
+    """Waiters by their ids, and the waiter set of each queue."""
 
-    _turn = 0  # the waiter after the one that this process rang last: each gets its share
+    _turn = 0  # one more than the id that this process picked last, so that each gets its share
 
     def add_waiter(self, process: int) -> tuple[int, int] | None:
-        """Take a waiter id for `process`: (id, generation), or None when all are in use.
+        """Take a waiter id for `process`: (waiter_id, generation), or None if all are in use.
 
         The caller opens the doorbell that these name, and then calls `publish_waiter`.
         """
         words = self.words
-        for index in range(1, MAX_WAITERS):  # 0 stands for nobody
-            at = self.layout.waiters + index * WAITER_WORDS
-            if not words[at + W_PROCESS_GENERATION]:
+        for waiter_id, row in enumerate(self.waiter_rows()[1:], 1):  # 0 stands for nobody
+            if not words[row + W_PROCESS_GENERATION]:
                 generation = self.advance_counter()
-                words[at + W_PROCESS] = process
-                words[at + W_TAKEN] = generation
-                words[at + W_PROCESS_GENERATION] = words[process + P_GENERATION]
-                return index, generation
+                words[row + W_PROCESS] = process
+                words[row + W_TAKEN] = generation
+                words[row + W_PROCESS_GENERATION] = words[process + P_GENERATION]
+                return waiter_id, generation
         return None
 
-    def publish_waiter(self, index: int, generation: int) -> None:
-        self.words[self.layout.waiters + index * WAITER_WORDS + W_GENERATION] = generation
+    def publish_waiter(self, waiter_id: int, generation: int) -> None:
+        """Make a waiter id known as one whose doorbell is open."""
+        self.words[self.waiter_row(waiter_id) + W_GENERATION] = generation
 
-    def remove_waiter(self, index: int, generation: int) -> None:
-        """Give a waiter id back, if it still is of that generation. Its bits go as they are met."""
+    def remove_waiter(self, waiter_id: int, generation: int) -> None:
+        """Free a waiter id, unless it has been given to another waiter since. Its bits stay in the
+        waiter sets until somebody comes across them."""
+        row = self.waiter_row(waiter_id)
+        if self.words[row + W_TAKEN] == generation:
+            self._free_waiter(row)
+
+    def _free_waiter(self, row: int) -> None:
         words = self.words
-        at = self.layout.waiters + index * WAITER_WORDS
-        if words[at + W_TAKEN] == generation:
-            words[at + W_GENERATION] = 0
-            words[at + W_TAKEN] = 0
-            words[at + W_PROCESS_GENERATION] = 0
+        words[row + W_GENERATION] = 0
+        words[row + W_TAKEN] = 0
+        words[row + W_PROCESS_GENERATION] = 0
 
-    def waiter_generation(self, index: int) -> int:
-        """The generation of a waiter, which with its id names its doorbell; 0 if it is gone."""
-        return self.words[self.layout.waiters + index * WAITER_WORDS + W_GENERATION]
+    def waiter_row(self, waiter_id: int) -> int:
+        """Return the reference of the row of a waiter id."""
+        return self.layout.waiters + waiter_id * WAITER_WORDS
 
-    def is_waiter(self, index: int, generation: int) -> bool:
-        """Whether a waiter id still is that of whoever was given it with `generation`."""
-        return self.waiter_generation(index) == generation == self.waiter_taken(index)
+    def waiter_rows(self) -> range:
+        """Return the references of all rows, by waiter id."""
+        return range(self.waiter_row(0), self.waiter_row(MAX_WAITERS), WAITER_WORDS)
 
-    def waiter_taken(self, index: int) -> int:
-        """The generation that was given out with a waiter id, its doorbell open yet or not."""
-        return self.words[self.layout.waiters + index * WAITER_WORDS + W_TAKEN]
+    def waiter_generation(self, waiter_id: int) -> int:
+        """Return the generation that, with the id, names a waiter's doorbell; 0 if it is gone."""
+        return self.words[self.layout.waiters + waiter_id * WAITER_WORDS + W_GENERATION]
 
-    def park(self, row: int, waiter: int) -> None:
-        """Put `waiter` into the waiter set of the queue at `row`."""
+    def is_waiter(self, waiter_id: int, generation: int) -> bool:
+        """Return whether an id still belongs to the waiter that got it with `generation`."""
+        return self.waiter_generation(waiter_id) == generation == self.waiter_taken(waiter_id)
+
+    def waiter_taken(self, waiter_id: int) -> int:
+        """Return the generation that was given out with an id; its doorbell may not be open yet."""
+        return self.words[self.waiter_row(waiter_id) + W_TAKEN]
+
+    def park(self, row: int, waiter_id: int) -> None:
+        """Enter a waiter id into the waiter set of the queue at `row`."""
         words = self.words
-        word = waiter >> 6
-        # The summary first: a death in between leaves a bit that leads nowhere, not a deaf waiter.
+        word = waiter_id >> 6
+        # The summary first: a death in between then leaves a summary bit without a waiter, which is
+        # harmless, and not a waiter that `pick` does not see.
         words[row + Q_WAITING] |= 1 << word
-        words[row + Q_WAITERS + word] |= 1 << (waiter & 63)
+        words[row + Q_WAITERS + word] |= 1 << (waiter_id & 63)
 
-    def unpark(self, row: int, waiter: int) -> bool:
-        """Take `waiter` out of the waiter set; False if it was out: a ring is under way to it."""
+    def unpark(self, row: int, waiter_id: int) -> bool:
+        """Take a waiter id out of the waiter set; False if a sender did, whose ring is coming."""
         words = self.words
-        word, bit = waiter >> 6, 1 << (waiter & 63)
+        word, bit = waiter_id >> 6, 1 << (waiter_id & 63)
         bits = words[row + Q_WAITERS + word]
         if not bits & bit:
             return False
@@ -88,18 +102,18 @@ class Waiters(Memory):
         return True
 
     def pick(self, row: int) -> int:
-        """Take one waiter out of the set of the queue at `row`, in turn; 0 if it is empty."""
+        """Take a waiter id out of the set of the queue at `row`, in turn; 0 if the set is empty."""
         words = self.words
         waiting = words[row + Q_WAITING]
         if not waiting & (waiting - 1) and 0 < waiting < 1 << WAITER_SET_WORDS:
             word = waiting.bit_length() - 1
             bits = words[row + Q_WAITERS + word]
-            if bits and not bits & (bits - 1):  # only one waits: it is the next, in any order
+            if bits and not bits & (bits - 1):  # the only one, whose turn it is in any case
                 words[row + Q_WAITERS + word] = 0
                 words[row + Q_WAITING] = 0
-                waiter = word << 6 | bits.bit_length() - 1
-                self._turn = waiter + 1
-                return waiter
+                waiter_id = word << 6 | bits.bit_length() - 1
+                self._turn = waiter_id + 1
+                return waiter_id
         turn = self._turn
         while waiting:
             first = turn >> 6
@@ -107,7 +121,7 @@ class Waiters(Memory):
             word = (word & -word).bit_length() - 1
             bits = words[row + Q_WAITERS + word] if word < WAITER_SET_WORDS else 0
             if not bits:
-                waiting &= ~(1 << word)  # whoever was killed while it parked left this
+                waiting &= ~(1 << word)  # left by a process that was killed while it parked
                 words[row + Q_WAITING] = waiting
                 continue
             bit = bits >> (turn & 63) << (turn & 63) if word == first else bits
@@ -118,27 +132,27 @@ class Waiters(Memory):
             words[row + Q_WAITERS + word] = bits ^ bit
             if bits == bit:
                 words[row + Q_WAITING] = waiting ^ (1 << word)
-            waiter = word << 6 | bit.bit_length() - 1
-            self._turn = waiter + 1
-            return waiter
+            waiter_id = word << 6 | bit.bit_length() - 1
+            self._turn = waiter_id + 1
+            return waiter_id
         return 0
 
     def prune(self, row: int) -> None:
-        """Take waiters that are gone out of the set of the queue at `row`."""
+        """Take the ids of waiters that are gone out of the set of the queue at `row`."""
         words = self.words
         for word in range(WAITER_SET_WORDS):
             bits = words[row + Q_WAITERS + word]
             while bits:
-                waiter = word << 6 | (bits & -bits).bit_length() - 1
-                if not self.waiter_generation(waiter):
-                    self.unpark(row, waiter)
+                waiter_id = word << 6 | (bits & -bits).bit_length() - 1
+                if not self.waiter_generation(waiter_id):
+                    self.unpark(row, waiter_id)
                 bits &= bits - 1
             if not words[row + Q_WAITERS + word]:
                 words[row + Q_WAITING] &= ~(1 << word)
 
-    def park_if_empty(self, row: int, waiter: int) -> bool:
-        """Park `waiter` at the queue at `row`, or return True if there is a message in it."""
+    def park_if_empty(self, row: int, waiter_id: int) -> bool:
+        """Park a waiter id at the queue at `row`, or return True if a message is pending there."""
         if self.words[row + Q_PENDING]:
             return True
-        self.park(row, waiter)
+        self.park(row, waiter_id)
         return False

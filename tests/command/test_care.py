@@ -45,8 +45,8 @@ def test_verify_says_in_words_what_is_wrong(prefix: str, run: Run) -> None:
     write_word(prefix, row + Q_PENDING, 5)
     ran = run("verify", "--json")
     assert ran.code == 1
-    assert ran.json["problems"] == ["queue 'a': 5 messages counted, 1 there"]
-    assert run("verify").output == "queue 'a': 5 messages counted, 1 there\n"
+    assert ran.json["problems"] == ["queue 'a': 5 messages are counted as pending, not 1"]
+    assert run("verify").output == "queue 'a': 5 messages are counted as pending, not 1\n"
 
 
 def test_verify_does_not_put_in_order_what_was_interrupted(prefix: str, run: Run) -> None:

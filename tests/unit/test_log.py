@@ -78,7 +78,7 @@ def test_an_empty_log_begins_at_its_start_again_after_each_message() -> None:
     churn(store, 100 * KIB)
     assert store.words[S_ENDS] == store.log.empty
     put(store, "one", b"message")
-    assert store.log.records() == [store.log.start]
+    assert store.log.live_records() == [store.log.start]
 
 
 def test_beside_a_stuck_message_it_keeps_using_the_same_place() -> None:
@@ -96,7 +96,7 @@ def test_a_record_takes_what_its_body_and_local_parts_need() -> None:
     store = make_store()
     for size in (0, 1, 8, 15, 16, 17, 100):
         put(store, "x!local", b"b" * size)
-    sizes = [store.halves[2 * at + L_SIZE] for at in store.log.records()]
+    sizes = [store.halves[2 * at + L_SIZE] for at in store.log.live_records()]
     assert sizes == [record_words(size, 5) for size in (0, 1, 8, 15, 16, 17, 100)]
 
 
@@ -106,7 +106,7 @@ def test_records_never_overlap_and_stay_inside_the_log() -> None:
         put(store, f"channel{i % 7}", bytes(i * 37 % 1000))
         if i % 3 == 2:
             take(store, f"channel{i % 5}")
-        places = sorted((at, at + store.halves[2 * at + L_SIZE]) for at in store.log.records())
+        places = sorted((at, at + store.halves[2 * at + L_SIZE]) for at in store.log.live_records())
         for (_, end), (start, _) in zip(places, places[1:]):
             assert end <= start
         assert places[0][0] >= store.log.start and places[-1][1] <= store.words[S_MARK]
@@ -177,7 +177,7 @@ def test_a_move_keeps_sequence_number_place_and_body() -> None:
         put(store, "kept", b"kept %d" % i)
     row = row_of(store, "kept")
     before = store.words[row + Q_FIRST]
-    sequence = [store.words[at + L_SEQ] for at in sorted(store.log.records())]
+    sequence = [store.words[at + L_SEQ] for at in sorted(store.log.live_records())]
     churn(store, 64 * KIB)
     assert store.words[S_MOVES] >= 5 and store.words[row + Q_FIRST] != before
     taken = []
@@ -455,18 +455,18 @@ def test_ends_outside_the_log_are_corrupt() -> None:
 def test_what_is_no_record_is_corrupt(field: int, wrong: int) -> None:
     store = make_store()
     put(store, "c", b"message")
-    at = store.log.records()[0]
+    at = store.log.live_records()[0]
     store.halves[2 * at + field] = wrong
     with pytest.raises(CorruptStore):
         store.log.size(at)
     with pytest.raises(CorruptStore):
-        store.log.records()
+        store.log.live_records()
 
 
 def test_a_record_too_large_to_be_one_is_not_moved() -> None:
     store = make_store(message_memory=256 * KIB)
     put(store, "stuck", b"unread")
-    at = store.log.records()[0]
+    at = store.log.live_records()[0]
     store.halves[2 * at + L_SIZE] = store.log.max_record + 2
     with pytest.raises(CorruptStore):
         churn(store, 2048 * KIB)
@@ -476,7 +476,7 @@ def test_a_log_of_records_that_overlap_its_end_is_corrupt() -> None:
     store = make_store()
     for _ in range(3):
         put(store, "c", b"message")
-    last = store.log.records()[-1]
+    last = store.log.live_records()[-1]
     store.halves[2 * last + L_SIZE] += 2
     with pytest.raises(CorruptStore):
-        store.log.records()
+        store.log.live_records()

@@ -1,4 +1,4 @@
-"""docs/memory-map.rst is what its script draws from asgi_ipc/layout.py, and the script misses
+"""docs/memory-map.rst is what its script draws from asgi_ipc/store/layout.py, and the script misses
 nothing that stands there."""
 
 from __future__ import annotations

@@ -391,8 +391,8 @@ def test_when_rows_run_out_new_channels_are_refused_and_the_others_go_on() -> No
     for i in range(8):
         put(store, f"c{i}", b"%d" % i)
     assert put(store, "new") == NO_MEMORY
-    with pytest.raises(LimitReached, match="8 in use"):
-        store.take(target("new"), NOW, waiter=3)
+    with pytest.raises(LimitReached, match="8 channels are in use"):
+        store.take(target("new"), NOW, waiter_id=3)
     assert take(store, "new") is None
     assert_whole(store)
     assert [drain(store, f"c{i}") for i in range(8)] == [[b"%d" % i] for i in range(8)]

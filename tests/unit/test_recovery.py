@@ -305,7 +305,7 @@ def ruin(store: Store, value: int) -> None:
             row = table.base + i * table.row_words
             for field in derived:
                 words[row + field] = value
-    for at in store.log.records():
+    for at in store.log.live_records():
         words[at + L_NEXT] = words[at + L_PREV] = value
     for index in range(MAX_PROCESSES):
         words[store.process_row(index) + P_OWNED] = value
@@ -413,7 +413,7 @@ def test_a_half_done_move_leaves_one_message() -> None:
     expected = contents(store).messages[b"stuck"]
     halves_done = 0
     for left in deaths(store, send_large):
-        sequence = [left.words[at + L_SEQ] for at in left.log.records()]
+        sequence = [left.words[at + L_SEQ] for at in left.log.live_records()]
         halves_done += len(sequence) != len(set(sequence))
         next_holder(left)
         assert_whole(left)
@@ -429,15 +429,15 @@ def out_of_the_log(store: Store) -> None:
 
 
 def record_of_no_queue(store: Store) -> None:
-    store.halves[2 * store.log.records()[0] + L_QUEUE] = 3
+    store.halves[2 * store.log.live_records()[0] + L_QUEUE] = 3
 
 
 def record_without_end(store: Store) -> None:
-    store.halves[2 * store.log.records()[0] + L_SIZE] = 2**31
+    store.halves[2 * store.log.live_records()[0] + L_SIZE] = 2**31
 
 
 def record_of_no_size(store: Store) -> None:
-    store.halves[2 * store.log.records()[0] + L_SIZE] = 0
+    store.halves[2 * store.log.live_records()[0] + L_SIZE] = 0
 
 
 def more_rows_than_fit(store: Store) -> None:

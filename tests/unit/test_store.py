@@ -80,7 +80,7 @@ def test_references_that_lead_to_no_process_are_corrupt() -> None:
     first = store.layout.processes
     for wrong in (0, first - 8, first + 1, first + MAX_PROCESSES * PROCESS_WORDS, 2**64 - 1):
         with pytest.raises(CorruptStore):
-            store.process(wrong)
+            store.checked_process(wrong)
 
 
 # -- ownership ------------------------------------------------------------------------------------

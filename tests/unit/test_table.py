@@ -42,7 +42,7 @@ def make_table(rows: int = ROWS, reserve: Any = None, salted: bool = True) -> Ta
 
 
 def insert(table: Table, name: bytes, salt: int = 0, value: int = 0) -> int:
-    assert table.has_room()
+    assert table.ensure_room()
     return table.insert(name, generation=1, fields={SALT: salt, VALUE: value}, salt=salt)
 
 
@@ -187,20 +187,20 @@ def test_what_is_reserved_is_contiguous_and_not_reserved_twice() -> None:
 def test_without_memory_there_is_no_room_and_nothing_changes() -> None:
     reserve = Reserve(limit=64 * KIB)
     table = make_table(rows=2000, reserve=reserve)
-    while table.has_room():
+    while table.ensure_room():
         insert(table, b"%d" % table.used)
     assert 0 < table.used < 2000
     before = whole(table)
-    assert not table.has_room()
+    assert not table.ensure_room()
     assert whole(table) == before
     table.remove(table.find(b"1"))
-    assert table.has_room()
+    assert table.ensure_room()
     insert(table, b"in its place")
 
 
 def test_all_rows_can_be_used_and_no_more() -> None:
     table = filled(ROWS)
-    assert not table.has_room()
+    assert not table.ensure_room()
     assert len(whole(table)) == ROWS
 
 
@@ -367,7 +367,7 @@ def test_a_chain_that_goes_round_is_corrupt() -> None:
 def test_more_rows_than_there_can_be_are_corrupt() -> None:
     table = filled(10)
     table._words[table.state + T_HIGH] = ROWS + 1
-    for call in (lambda: table.find(b"name 1"), lambda: list(table.rows()), table.has_room):
+    for call in (lambda: table.find(b"name 1"), lambda: list(table.rows()), table.ensure_room):
         with pytest.raises(CorruptStore):
             call()
 

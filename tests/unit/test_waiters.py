@@ -229,7 +229,7 @@ def test_picking_costs_the_same_whoever_waits() -> None:
 
 def test_a_receive_parks_in_the_call_that_found_nothing() -> None:
     store = make_store()
-    assert store.take(target("c"), NOW, waiter=7) is None
+    assert store.take(target("c"), NOW, waiter_id=7) is None
     assert put(store, "c") == 7
     assert put(store, "c") == 0
 
@@ -237,7 +237,7 @@ def test_a_receive_parks_in_the_call_that_found_nothing() -> None:
 def test_a_receive_that_got_something_is_not_parked() -> None:
     store = make_store()
     put(store, "c")
-    assert store.take(target("c"), NOW, waiter=7) == b"body"
+    assert store.take(target("c"), NOW, waiter_id=7) == b"body"
     assert put(store, "c") == 0
 
 
@@ -273,19 +273,19 @@ def test_park_if_empty() -> None:
 
 def test_a_ring_is_passed_on_only_while_there_is_something() -> None:
     store, row = queue_with(3, 4)
-    assert store.pick_if_waiting(row) == 0
+    assert store.pick_if_pending(row) == 0
     first = put(store, "c")
-    second = store.pick_if_waiting(row)
+    second = store.pick_if_pending(row)
     assert {first, second} == {3, 4}
     take(store, "c")
     store.park(row, 5)
-    assert store.pick_if_waiting(row) == 0
+    assert store.pick_if_pending(row) == 0
 
 
 def test_a_ring_for_a_queue_that_is_gone_is_for_nobody() -> None:
     store, row = queue_with()
     store.reclaim(NOW, 0.0, 10)
-    assert store.pick_if_waiting(row) == 0
+    assert store.pick_if_pending(row) == 0
 
 
 def test_a_queue_at_which_somebody_waits_is_not_reclaimed() -> None:

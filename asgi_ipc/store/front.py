@@ -1,0 +1,50 @@
+"""The front of a queue, read without the lock: how many messages wait there, and for how long.
+
+`inspection` reads it from copies of a segment, the operations from the memory itself. Both may meet
+a record that is being taken or overwritten, so this trusts nothing that it reads. Must not write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from . import layout as at
+
+_EXPIRED_AT_ONCE = 1000  # expired messages at the front of a queue that are skipped
+
+
+class Front(NamedTuple):
+    """What waits in a queue, without the messages at its front that have expired."""
+
+    pending: int
+    sent: float  # time when the oldest of them was sent; 0.0 if none waits or it cannot be told
+
+    def age(self, now: float) -> float:
+        """Seconds that the oldest message has waited; 0.0 if none waits or it cannot be told."""
+        return max(now - self.sent, 0.0) if self.sent else 0.0
+
+
+def read_front(
+    layout: at.Layout,
+    read: Callable[[int, int], bytes],
+    row: int,
+    words: memoryview[int],
+    now: float,
+) -> Front:
+    """The front of the queue at `row`, whose words are `words`.
+
+    ``read(offset, length)`` returns bytes of the segment.
+    """
+    pending, record = words[at.Q_PENDING], words[at.Q_FIRST]
+    for expired in range(min(pending, _EXPIRED_AT_ONCE)):
+        if not layout.log <= record <= layout.log_end - at.RECORD_WORDS:
+            return Front(pending, 0.0)
+        found = at.RECORD.unpack(read(record * at.WORD, at.RECORD.size))
+        _, state, _, following, _, queue, _, expires, sent, _, _ = found
+        if queue != row or state != at.LIVE:
+            return Front(pending - expired, 0.0)  # it was taken this very moment
+        if expires > now:
+            return Front(pending - expired, sent)
+        record = following
+    return Front(max(pending - _EXPIRED_AT_ONCE, 0), 0.0)
