@@ -64,9 +64,7 @@ READERS = {
 
 # TEMPORARY: these still import store.layout, and are to ask sources and sessions instead. When one
 # no longer does, remove it here; when none is left, remove the list.
-STILL_READERS = {
-    *("options", "machines.sync", "machines.remote", "machines.directory", "wsgi.readers"),
-}
+STILL_READERS = {"options"}
 
 
 @cache
