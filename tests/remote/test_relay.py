@@ -1,4 +1,4 @@
-"""What a machine does about a remote layer with bad habits; no server is needed for that."""
+"""How a machine deals with a remote layer that misbehaves. No server is needed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_what_the_remote_layer_doubles_arrives_once(machine: Make, prefix:
 
 
 async def test_nothing_that_comes_in_ends_the_relay(machine: Make, prefix: str) -> None:
-    """Messages of some other program, or of another version of this one."""
+    """Neither messages of another program, nor of another version of this one."""
     config = {"BACKEND": "asgi_ipc.aio.IPCChannelLayer", "CONFIG": {"prefix": prefix}}
     here, there = machine(1, config), machine(2, config)
     channel = await there.new_channel()
@@ -136,7 +136,7 @@ async def test_a_layer_that_is_merely_dropped_leaves_no_thread(prefix: str) -> N
 
 
 async def test_many_loops_use_one_layer(machine: Make, prefix: str) -> None:
-    """Each call of async_to_sync has a loop of its own; the connection to the server has one."""
+    """Each call of async_to_sync has its own loop, but the connection to the server has one."""
     config = {"BACKEND": "asgi_ipc.aio.IPCChannelLayer", "CONFIG": {"prefix": prefix}}
     here, there = machine(1, config), machine(2, config)
     channel = await there.new_channel()

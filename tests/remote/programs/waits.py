@@ -1,7 +1,7 @@
-"""A process that waits where nothing comes: what it does is receive for its machine.
+"""A process that waits on a channel where nothing comes, and so only acts as the relay.
 
 usage: python -m tests.remote.programs.waits PREFIX REMOTE
-Prints "relay" when it is the one that does.
+It prints "relay" when it is the relay.
 """
 
 from __future__ import annotations
