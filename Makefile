@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 DEMO_PORTS ?= 8001 8002
+# What the tests are installed with; "test-anywhere" leaves out what there is not for musl (Alpine).
+EXTRA ?= test
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help test test-all pythons coverage docs demo bench figures clean
@@ -52,25 +54,20 @@ docs: .venv/installed
 demo: .venv-demo/installed
 	@exec .venv-demo/bin/python demo/run.py --ports $(DEMO_PORTS)
 
-# What is measured is written into the pages, too: no figure in them was typed.
-FIGURES = docs/benchmarks
+# A run also fills in the pages: nobody types a figure.
+FIGURES = docs/benchmarks/figures.json
 bench: .venv-bench/installed
-	.venv-bench/bin/python -m benchmarks.layers $(BENCH) --json $(FIGURES)/layers.json
-	.venv-bench/bin/python -m benchmarks.profile $(BENCH) --json $(FIGURES)/profile.json
-	.venv-bench/bin/python -m benchmarks.wakeups --quick --json $(FIGURES)/wakeups.json
-	.venv-bench/bin/python -m benchmarks.wsgi $(BENCH) --json $(FIGURES)/wsgi.json
-	.venv-bench/bin/python -m benchmarks.remote $(BENCH) --json $(FIGURES)/remote.json
+	.venv-bench/bin/python -m benchmarks $(BENCH) --json $(FIGURES)
 	$(MAKE) figures
 
-# The pages and plots anew, from the figures of the last run.
+# Writes the pages and the plot again, with the figures of the last run.
 figures: .venv-bench/installed
-	.venv-bench/bin/python -m benchmarks.report $(FIGURES)/layers.json $(FIGURES)/profile.json \
-	$(FIGURES)/wakeups.json $(FIGURES)/wsgi.json $(FIGURES)/remote.json \
+	.venv-bench/bin/python -m benchmarks.report $(FIGURES) \
 	--fill README.rst docs/performance.rst docs/wsgi.rst docs/howto/several-machines.rst
 
 .venv/installed: setup.py pyproject.toml
 	$(make-environment)
-	.venv/bin/python $(PIP_INSTALL) --editable '.[test]'
+	.venv/bin/python $(PIP_INSTALL) --editable '.[$(EXTRA)]'
 	@touch $@
 
 .venv-demo/installed: setup.py pyproject.toml

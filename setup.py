@@ -35,12 +35,11 @@ BENCH = [
     "daphne>=4",
     "gunicorn",
     "matplotlib",
-    "py-spy",
     "pyzmq",
-    "uvloop",
     "websockets>=15",
 ]
-TEST = [
+# What can be installed with musl too: the rest has no wheels for it.
+TEST_ANYWHERE = [
     *CRYPTOGRAPHY,
     *TWISTED,
     *CHANNELS,
@@ -54,6 +53,7 @@ TEST = [
     "async-timeout",
     "build",
     "celery",
+    "check-jsonschema",
     "coverage",
     "daphne>=4",
     "fastapi",
@@ -64,8 +64,6 @@ TEST = [
     "matplotlib",
     "mypy",
     "nox",
-    "playwright",
-    "py-spy",
     "pytest>=7",
     "pytest-asyncio>=0.24",
     "pytest-django",
@@ -79,6 +77,7 @@ TEST = [
     "waitress",
     "websockets>=15",
 ]
+TEST = [*TEST_ANYWHERE, "playwright"]
 
 setup(
     name="asgi_ipc",
@@ -107,6 +106,7 @@ setup(
         "litestar": LITESTAR,
         "redis": REDIS,
         "bench": BENCH,
+        "test-anywhere": TEST_ANYWHERE,
         "test": TEST,
     },
     entry_points={

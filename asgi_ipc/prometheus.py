@@ -20,7 +20,7 @@ from prometheus_client.registry import REGISTRY, Collector, CollectorRegistry
 from .errors import IPCError
 from .inspection.snapshot import Snapshot
 from .inspection.view import View
-from .segment.segment import Paths, prefixes
+from .segment.paths import Paths, prefixes
 from .statistics import Channel, Stats
 from .store.layout import DROP_REASONS, Q_DROPS, Q_REFUSED, Q_SENT, R_GENERATION, S_SEQ
 

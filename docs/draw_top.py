@@ -26,10 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "top.svg"
 sys.path.insert(0, str(ROOT))
 
+from asgi_ipc import segment  # noqa: E402
 from asgi_ipc.command.screen import Top  # noqa: E402
 from asgi_ipc.inspection.snapshot import Snapshot  # noqa: E402
 from asgi_ipc.inspection.view import View  # noqa: E402
-from asgi_ipc.segment import segment  # noqa: E402
+from asgi_ipc.segment.paths import prefixes  # noqa: E402
 
 COLUMNS, LINES = 80, 24
 SECONDS = 60  # until it is given up
@@ -95,7 +96,7 @@ PROCESSES = [
 @contextlib.contextmanager
 def site(prefix: str) -> Iterator[None]:
     """The processes of the site, which end with the block."""
-    if prefix in segment.prefixes():
+    if prefix in prefixes():
         raise SystemExit(f"there is a layer with prefix {prefix!r} on this machine already")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     started = []

@@ -130,7 +130,7 @@ def build(name: str) -> Path:
     folder = ENVIRONMENTS / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
     executable = folder / "bin" / "python"
     complete = folder / "complete"
-    with _only_one(folder.with_name(folder.name + ".lock")):
+    with only_one(folder.with_name(folder.name + ".lock")):
         # The executable is a link to the interpreter, which may have been removed since.
         if not (complete.exists() and os.access(executable, os.X_OK)):
             shutil.rmtree(folder, ignore_errors=True)
@@ -225,7 +225,7 @@ def _build(name: str, base: Path, folder: Path, pins: tuple[str, ...]) -> None:
 
 
 @contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
+def only_one(path: Path) -> Iterator[None]:
     """Holds an exclusive lock on the file ``path``, which the kernel releases if we die."""
     path.parent.mkdir(exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:

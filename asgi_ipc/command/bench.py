@@ -20,8 +20,7 @@ from typing import Any
 
 import click
 
-from .. import IPCChannelLayer
-from ..segment import segment
+from .. import IPCChannelLayer, segment
 from .common import json_option, print_json
 from .exits import NOT_WELL
 

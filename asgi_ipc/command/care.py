@@ -8,13 +8,14 @@ import sys
 
 import click
 
-from .. import IPCChannelLayer
-from ..attachment.attachment import holders
+from .. import IPCChannelLayer, segment
+from ..attachment.process import attached_processes
 from ..errors import CorruptStore, IPCError
 from ..inspection import locked
 from ..inspection.view import View
-from ..segment import segment
 from ..segment.files import Descriptor
+from ..segment.opening import open_existing
+from ..segment.paths import Paths, full_prefix
 from ..segment.procfs import command_line, user_name
 from .common import fail, json_option, prefix_option, print_json, timeout_option
 from .exits import NOT_NOW, NOT_WELL, UNUSABLE
@@ -66,7 +67,7 @@ def destroy(prefix: str, force: bool) -> None:
     a second, and make the memory anew with their next call. Also removes what a layer left behind
     that cannot be read any more.
     """
-    paths = segment.Paths(segment.full_prefix(prefix))
+    paths = Paths(full_prefix(prefix))
     owner = _owner(paths)
     if owner is None:
         View(prefix)  # says which layers there are
@@ -85,18 +86,18 @@ def destroy(prefix: str, force: bool) -> None:
     click.echo(f"Removed prefix {prefix!r}.")
 
 
-def _owner(paths: segment.Paths) -> int | None:
+def _owner(paths: Paths) -> int | None:
     """The uid that a layer, or what is left of one, belongs to; None if there is nothing."""
     with contextlib.suppress(FileNotFoundError):
         return os.lstat(paths.directory).st_uid
     with contextlib.suppress(IPCError):
-        return _owner_of(Descriptor(segment.look(paths)))
+        return _owner_of(open_existing(paths))
     return None
 
 
-def _attached(paths: segment.Paths) -> list[int]:
+def _attached(paths: Paths) -> list[int]:
     try:
-        return sorted(set(holders(paths.members).values()))
+        return sorted(set(attached_processes(paths.members).values()))
     except OSError:
         return []
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from .. import errors
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
-from ..segment.segment import prefixes
+from ..segment.paths import prefixes
 from .exits import INTERRUPTED, NOT_NOW, UNUSABLE, WRONG_USAGE
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -9,14 +9,14 @@ import os
 import time
 from collections.abc import Iterator
 
-from ..attachment.attachment import holders
+from ..attachment.process import attached_processes
 from ..errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuchLayer
 from ..segment.cgroup import cgroup_allows
-from ..segment.files import Descriptor
+from ..segment.opening import open_existing
+from ..segment.paths import SHM, Paths, full_prefix, prefixes
 from ..segment.procfs import command_line, is_stopped
-from ..segment.segment import SHM, Paths, full_prefix, look, prefixes
 from ..statistics import Channel
-from ..store.layout import MAX_PROCESSES, MAX_WAITERS, PAGE, WORD
+from ..store.layout import MAX_PROCESSES, MAX_WAITERS
 from . import locked
 from .snapshot import Snapshot
 from .surroundings import OK, PROBLEM, WARNING, Finding, machine_findings, mib
@@ -31,7 +31,7 @@ _SOON = 2.0  # seconds to wait for the lock
 def diagnose(only: str | None = None) -> list[Finding]:
     """All findings for this machine, and for its layers, or one of them. Raises NoSuchLayer."""
     if only is not None:
-        Descriptor(look(Paths(full_prefix(only))))
+        open_existing(Paths(full_prefix(only)))
     wanted = prefixes() if only is None else [only]
     found = list(machine_findings({_owner(prefix) for prefix in wanted} | {os.geteuid()}))
     for prefix in wanted:
@@ -46,7 +46,7 @@ def diagnose(only: str | None = None) -> list[Finding]:
 def _layer(prefix: str) -> Iterator[Finding]:
     paths = Paths(full_prefix(prefix))
     try:
-        attached = holders(paths.members)
+        attached = attached_processes(paths.members)
     except OSError:
         attached = {}
     destroy = f"asgi-ipc destroy --prefix {prefix}"
@@ -147,7 +147,7 @@ def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
                 f"process {pid} ({command_line(pid):.60}) has {used} of {limit} files open",
                 "raise its limit (ulimit -n, or LimitNOFILE= in its unit)",
             )
-    wanted = f"{SHM}{view.paths.segment}"
+    wanted = view.paths.file
     inode = os.fstat(view.fd).st_ino
     for pid in _pids():
         for other, removed in _mapped(pid, wanted):
@@ -172,9 +172,10 @@ def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
 def _state(view: View, snapshot: Snapshot) -> Iterator[Finding]:
     """The lock, and what it protects."""
     prefix = view.prefix
-    foreign = locked.foreign_lock(view.words(0, PAGE // WORD))
-    if foreign:
-        yield Finding(WARNING, prefix, "namespaces", f"the lock cannot be looked at: {foreign}")
+    fault = view.header.sharing_fault()
+    if fault is not None:
+        text = f"the lock cannot be looked at, because the segment {fault.reason}"
+        yield Finding(WARNING, prefix, "namespaces", text, fault.remedy)
         return
     holder = snapshot.holder()
     for _ in range(_GLANCES if holder else 0):
@@ -245,7 +246,7 @@ def _channels(snapshot: Snapshot) -> Iterator[Finding]:
 
 def _owner(prefix: str) -> int:
     try:
-        return os.stat(f"{SHM}{Paths(full_prefix(prefix)).segment}").st_uid
+        return os.stat(Paths(full_prefix(prefix)).file).st_uid
     except OSError:
         return os.geteuid()
 

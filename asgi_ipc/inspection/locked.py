@@ -9,48 +9,15 @@ from __future__ import annotations
 
 import mmap
 import time
-from typing import Any
 
-from ..errors import IncompatibleSegment
-from ..segment.files import Descriptor, open_file
-from ..segment.lock import FileLock, Mutex, Section, machine, make_section
-from ..segment.segment import look, namespace
-from ..store.layout import (
-    H_LOCK,
-    H_LOCK_KIND,
-    H_MACHINE,
-    H_PID_NS,
-    H_TIME_NS,
-    HALF_HEAD,
-    HALF_TAIL,
-    LOCK_MUTEX,
-    PAGE,
-    S_MARK,
-    T_HIGH,
-    WORD,
-)
+from ..segment.files import open_file
+from ..segment.lock import FileLock, Mutex
+from ..segment.opening import open_existing
+from ..segment.section import Section, Waits, make_section
+from ..store.layout import H_LOCK, HALF_HEAD, HALF_TAIL, LOCK_MUTEX, PAGE, S_MARK, T_HIGH, WORD
 from ..store.store import Store
 from ..store.verify import verify
 from .view import View
-
-
-def foreign_lock(header: memoryview[int]) -> str:
-    """Why this process must not touch the lock of a segment, with the remedy; "" if it may."""
-    if header[H_TIME_NS] != namespace("time"):
-        return "it was made in another time namespace: run this in the one of its processes"
-    if header[H_LOCK_KIND] == LOCK_MUTEX:
-        if header[H_PID_NS] != namespace("pid"):
-            return (
-                "it was made in another PID namespace: run this in the one of its processes "
-                "(docker exec), or share that with docker run --pid=container:..., or give all of "
-                'its processes lock="file"'
-            )
-        if header[H_MACHINE] != machine():
-            return (
-                "it was made with another libc or word size: run the asgi-ipc of its processes, "
-                'or give all of them lock="file"'
-            )
-    return ""
 
 
 def complaints(view: View, timeout: float) -> list[str]:
@@ -92,21 +59,20 @@ def _copy(view: View, store: Store) -> float:
 
 def _open(view: View, size: int) -> mmap.mmap:
     """The first bytes of a segment, to write to. It is unmapped when nobody refers to it."""
-    header = view.words(0, PAGE // WORD)
-    reason = foreign_lock(header)
-    if reason:
-        raise IncompatibleSegment(f"the lock of prefix {view.prefix!r} cannot be taken: {reason}")
-    writable = Descriptor(look(view.paths, write=True))
+    fault = view.header.sharing_fault()
+    if fault is not None:
+        raise fault.error_for(view.prefix)
+    writable = open_existing(view.paths, write=True)
     return mmap.mmap(writable.number, size)
 
 
-def _section(view: View, memory: Any, timeout: float) -> Section:
-    """`lock.make_section`, without recovery."""
+def _section(view: View, memory: mmap.mmap, timeout: float) -> Section:
+    """`section.make_section`, without recovery."""
     words = memoryview(memory)[:PAGE].cast("Q")
     lock: Mutex | FileLock
-    if words[H_LOCK_KIND] == LOCK_MUTEX:
+    if view.header.lock_kind == LOCK_MUTEX:
         lock = Mutex(memory, H_LOCK * WORD)
     else:
-        path, mode = view.paths.section_lock, view.options()["mode"]
+        path, mode = view.paths.section_lock, view.header.mode
         lock = FileLock(path, lambda: open_file(path, mode))
-    return make_section(lock, words, lambda: None, timeout, lambda holder: False, timeout)
+    return make_section(lock, words, lambda: None, Waits(timeout, timeout))

@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import sys
 import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..attachment.attachment import holders
+from ..attachment.process import attached_processes
 from ..errors import IPCError, SegmentVanished
-from ..segment.files import Descriptor
-from ..segment.lock import FileLock, machine, mutex_holder, process_of
-from ..segment.procfs import command_line, is_stopped, printable, user_name
-from ..segment.segment import Paths, full_prefix, look, prefixes
+from ..segment.header import Header
+from ..segment.lock import FileLock, machine, mutex_holder
+from ..segment.opening import open_existing
+from ..segment.paths import Paths, full_prefix, prefixes
+from ..segment.procfs import command_line, is_stopped, printable, process_of, user_name
 from ..statistics import Channel, Group, Layer, Lock, Member, Memory, Process, Rates, Stats
 from ..store.layout import (
     CLEAN,
@@ -38,7 +38,6 @@ from ..store.layout import (
     M_NAME,
     M_QUEUE,
     M_QUEUE_GENERATION,
-    MAGIC,
     MAX_PROCESSES,
     MAX_WAITERS,
     P_ATTACHED,
@@ -388,14 +387,12 @@ def layers() -> list[Layer]:
 
 def _layer(prefix: str) -> Layer:
     paths = Paths(full_prefix(prefix))
-    status = os.stat(f"/dev/shm{paths.segment}", follow_symlinks=False)
+    status = os.stat(paths.file, follow_symlinks=False)
     version = in_use = messages = processes = 0
     problem = ""
     try:
-        outside = Descriptor(look(paths))
-        head = os.pread(outside.number, 2 * WORD, 0)
-        if len(head) == 2 * WORD and int.from_bytes(head[:WORD], sys.byteorder) == MAGIC:
-            version = int.from_bytes(head[WORD:], sys.byteorder)
+        opened = open_existing(paths)
+        version = Header(os.pread(opened.number, PAGE, 0), status.st_size).known_version
         snapshot = Snapshot(View(prefix))
         messages, processes = snapshot.totals().messages, len(snapshot.attached)
         in_use = snapshot.header[S_LIVE] * WORD
@@ -404,7 +401,7 @@ def _layer(prefix: str) -> Layer:
     except IPCError as error:
         problem = str(error)
         with contextlib.suppress(OSError):
-            processes = len(holders(paths.members))
+            processes = len(attached_processes(paths.members))
     return Layer(
         prefix=prefix,
         layout_version=version,

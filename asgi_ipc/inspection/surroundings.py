@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..segment.lock import robust_mutexes
+from ..segment.paths import SHM
 from ..segment.procfs import user_name
-from ..segment.segment import SHM
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 

@@ -12,31 +12,13 @@ import mmap
 import os
 from typing import Any
 
-from ..attachment.attachment import Attachment, holders
-from ..errors import CorruptHeader, CorruptStore, IncompatibleSegment, IPCError
-from ..segment.files import Descriptor
-from ..segment.segment import Paths, full_prefix, look
-from ..store.layout import (
-    H_GROUP_MEMORY,
-    H_LOCK_KIND,
-    H_MAGIC,
-    H_MAX_MESSAGE,
-    H_MESSAGE_MEMORY,
-    H_MODE,
-    H_SIZE,
-    H_VERSION,
-    LOCK_FILE,
-    MAGIC,
-    PAGE,
-    R_GENERATION,
-    S_MARK,
-    T_HIGH,
-    T_RESERVED,
-    VERSION,
-    WORD,
-    Layout,
-    TableMap,
-)
+from ..attachment.attachment import Attachment
+from ..attachment.process import attached_processes
+from ..errors import CorruptStore, IPCError
+from ..segment.header import Header
+from ..segment.opening import open_existing
+from ..segment.paths import Paths, full_prefix
+from ..store.layout import PAGE, R_GENERATION, S_MARK, T_HIGH, T_RESERVED, WORD, TableMap
 
 _ROWS_AT_ONCE = 1024
 
@@ -53,7 +35,7 @@ class View:
         self._memory: mmap.mmap | None = None  # instead of the descriptor
         if self._segment is None:
             self.paths = Paths(full_prefix(prefix))
-            self._descriptor = Descriptor(look(self.paths))
+            self._descriptor = open_existing(self.paths)
             self.fd = self._descriptor.number
         else:
             self.paths = self._segment.paths
@@ -68,25 +50,11 @@ class View:
             self._inode = status.st_ino
             if not self.paths.shows:  # macOS cannot pread shared memory
                 self._memory = mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ)
-        self.layout = self._check()
-
-    def _check(self) -> Layout:
-        what = f"the segment of prefix {self.prefix!r}"
-        if self.size < PAGE:
-            raise CorruptHeader(f"{what} is too short to be one of ours")
-        header = self.words(0, PAGE // WORD)
-        if header[H_MAGIC] != MAGIC:
-            raise CorruptHeader(f"{what} is not one of ours, or was never finished")
-        if header[H_VERSION] != VERSION:
-            raise IncompatibleSegment(
-                f"{what} has layout version {header[H_VERSION]}, this package has version "
-                f"{VERSION}: use the asgi-ipc of the processes that made it"
-            )
-        sizes = header[H_MESSAGE_MEMORY], header[H_GROUP_MEMORY], header[H_MAX_MESSAGE]
-        layout = Layout(*sizes) if max(sizes) <= self.size else None
-        if layout is None or not layout.size == header[H_SIZE] == self.size:
-            raise CorruptHeader(f"the header of prefix {self.prefix!r} contradicts itself")
-        return layout
+        self.header = Header(self.read(0, PAGE), self.size)
+        fault = self.header.fault()
+        if fault is not None:
+            raise fault.error_for(prefix)
+        self.layout = self.header.layout
 
     def read(self, offset: int, length: int) -> bytes:
         """A copy of bytes of the segment; shorter where it ends."""
@@ -119,7 +87,7 @@ class View:
         if self._segment is not None:
             return self._segment.vanished()
         try:
-            other = Descriptor(look(self.paths))
+            other = open_existing(self.paths)
         except IPCError:
             return True
         return os.fstat(other.number).st_ino != self._inode
@@ -135,21 +103,15 @@ class View:
 
     def options(self) -> dict[str, Any]:
         """The constructor options of a layer that agrees with this segment."""
-        header = self.words(0, PAGE // WORD)
-        return {
-            "message_memory": self.layout.message_memory,
-            "group_memory": self.layout.group_memory,
-            "max_message_size": self.layout.max_message_size,
-            "mode": header[H_MODE],
-            "lock": "file" if header[H_LOCK_KIND] == LOCK_FILE else "mutex",
-        }
+        header = self.header
+        return {**header.sizes._asdict(), "mode": header.mode, "lock": header.lock}
 
     def attached(self) -> dict[int, int]:
         """Who is attached: index → process id, 0 for a process of another PID namespace."""
         if self._segment is not None and self.fd < 0:
             return dict.fromkeys(self._segment.members.claimed, os.getpid())
         try:
-            return holders(self.paths.members)
+            return attached_processes(self.paths.members)
         except OSError:
             return {}
 

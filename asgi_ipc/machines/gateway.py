@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from ..aio.layer import IPCChannelLayer
 from ..aio.loop import timeout
 from ..aio.session import CACHED, Session
-from ..attachment.attachment import register
+from ..attachment.process import register
 from ..base_layer import Message
 from ..errors import RemoteUnavailable
 from .backend import Backend, Caller
@@ -72,7 +72,7 @@ class Gateway:
         self._number = 0
 
     def detach(self, attachment: object = None) -> None:
-        """Do nothing, for `attachment.register`: only the local layer is attached."""
+        """Do nothing, for `process.register`: only the local layer is attached."""
 
     # -- running ----------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import os
 
 from ..aio.layer import IPCChannelLayer
 from ..aio.session import Session
-from ..attachment.attachment import register
+from ..attachment.process import register
 from ..base_layer import Message
 from ..errors import IPCError, SegmentError
 from ..segment.files import open_file
@@ -71,7 +71,7 @@ class Relay:
         self.elected = self._uplink.up = False
 
     def detach(self, attachment: object = None) -> None:
-        """Do nothing, for `attachment.register`: only the local layer is attached."""
+        """Do nothing, for `process.register`: only the local layer is attached."""
 
     # -- election ---------------------------------------------------------------------------------
 

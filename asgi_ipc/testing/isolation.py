@@ -18,9 +18,12 @@ import re
 import secrets
 import time
 
-from ..attachment.attachment import Attachment, forget_all
+from ..attachment.attachment import Attachment
+from ..attachment.process import detach_all
 from ..segment.files import Members
-from ..segment.segment import SHM, SUFFIX, Paths, remove
+from ..segment.opening import remove
+from ..segment.paths import SHM, SUFFIX, Paths
+from ..segment.procfs import command_line
 
 PATIENCE = 2.0  # seconds to wait for processes that are about to end
 
@@ -38,14 +41,14 @@ class Isolation:
 
     def begin(self) -> None:
         """Add the suffix to all prefixes from now on, including those of existing layers."""
-        forget_all()
+        detach_all()
         self._before = os.environ.get(SUFFIX)
         os.environ[SUFFIX] = self.suffix
 
     def end(self) -> list[str]:
         """Remove everything that is left of the run, and restore the prefixes."""
         leaks = self.clean()
-        forget_all()
+        detach_all()
         if self._before is None:
             os.environ.pop(SUFFIX, None)
         else:
@@ -56,7 +59,7 @@ class Isolation:
         """Remove everything that layers of the run have made. The next call of a layer attaches
         to empty memory."""
         leaks = []
-        for attachment in forget_all():
+        for attachment in detach_all():
             if self.suffix in attachment.prefix:
                 self._prefixes.add(attachment.prefix)
                 leaks += _waiting(attachment)
@@ -85,7 +88,7 @@ def isolate_worker() -> None:
 
     The `Isolation` of the process that started it removes them.
     """
-    forget_all()
+    detach_all()
     os.environ[SUFFIX] = f"{os.environ.get(SUFFIX, '')}-{os.getpid()}"
 
 
@@ -112,16 +115,7 @@ def _processes(prefix: str) -> list[str]:
     finally:
         members.close()
     return [
-        f"prefix {prefix!r}: process {pid} ({_command(pid)}) still uses it. Whoever started it has "
-        "to end it, and to wait for its end"
+        f"prefix {prefix!r}: process {pid} ({command_line(pid)[:100] or 'of unknown name'}) still "
+        "uses it. Whoever started it has to end it, and to wait for its end"
         for pid in sorted(pids)
     ]
-
-
-def _command(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            command = file.read().replace(b"\0", b" ").decode(errors="replace")
-            return " ".join(command.split())[:100]
-    except OSError:
-        return "of unknown name"

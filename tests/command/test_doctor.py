@@ -180,7 +180,8 @@ def test_another_pid_namespace(prefix: str) -> None:
         return in_child(lambda: of(prefix, diagnose(prefix))["namespaces"])
 
     found = or_skip(contained)
-    assert found.level == WARNING and "--pid=container:" in found.text
+    assert found.level == WARNING and "PID namespace" in found.text
+    assert "--pid=container:" in found.remedy
 
 
 @is_root

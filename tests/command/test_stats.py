@@ -12,7 +12,7 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc import aio as asgi_ipc_aio
-from asgi_ipc.attachment.attachment import holders
+from asgi_ipc.attachment.process import attached_processes
 from asgi_ipc.errors import SegmentVanished
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
@@ -89,7 +89,7 @@ def test_a_lock_that_was_waited_for_is_counted(
         slept.set()
         sleep(seconds)
 
-    monkeypatch.setattr("asgi_ipc.segment.lock.time.sleep", noted)
+    monkeypatch.setattr("asgi_ipc.segment.section.time.sleep", noted)
 
     def holder(line) -> None:  # type: ignore[no-untyped-def]
         own = IPCChannelLayer(prefix)
@@ -136,12 +136,12 @@ def test_looking_does_not_drop_the_locks_that_tell_who_lives(prefix: str) -> Non
         layer.stats()
         Snapshot(View(prefix)).processes()
     members = layer._core.attach().attachment.segment.paths.members
-    with child(lambda line: line.say(holders(members))) as process:
+    with child(lambda line: line.say(attached_processes(members))) as process:
         assert list(process.hear().values()) == [os.getpid()]
 
 
 def test_a_layer_that_was_removed_says_so(prefix: str) -> None:
-    from asgi_ipc.segment import segment
+    from asgi_ipc import segment
 
     layer = IPCChannelLayer(prefix)
     layer.stats()

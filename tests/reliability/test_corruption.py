@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import IPCChannelLayer
+from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.errors import (
     CorruptHeader,
@@ -37,7 +37,7 @@ from asgi_ipc.errors import (
     LockTimeout,
     SegmentError,
 )
-from asgi_ipc.segment import segment
+from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import (
     DIRTY,
     EXPIRED,
@@ -535,7 +535,7 @@ def test_damage_under_a_loop_that_waits(prefix: str, seed: int) -> None:
 
 
 def doorbells(prefix: str) -> set[str]:
-    folder = segment.Paths(prefix).directory
+    folder = Paths(prefix).directory
     return {name for name in os.listdir(folder) if name.count(".") == 2}
 
 
@@ -543,7 +543,7 @@ def lose_doorbell(prefix: str, store: Any, how: str) -> None:
     """Make the only one who waits deaf: by its row, or by removing its FIFO and ringing there."""
     (bell,) = doorbells(prefix)
     if how == "removed":
-        os.unlink(os.path.join(segment.Paths(prefix).directory, bell))
+        os.unlink(os.path.join(Paths(prefix).directory, bell))
         return
     row = store.layout.waiters + int(bell.split(".")[1]) * WAITER_WORDS
     store.words[row + {"row of the doorbell": W_GENERATION, "row of the id": W_TAKEN}[how]] ^= 64

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc.errors import IPCError
-from asgi_ipc.segment.lock import make_section
+from asgi_ipc.segment.section import Waits, make_section
 from asgi_ipc.store import layout, recovery
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import Q_FIRST, RECORD_WORDS, S_DIRTY, S_TABLES, TABLE_WORDS, WORD
@@ -135,7 +135,7 @@ class NoLock:
 
 
 def in_section(store: Store, operation: Callable[[Store], Any]) -> Any:
-    section = make_section(NoLock(), store.words, lambda: None, 1.0, lambda holder: False, 1.0)
+    section = make_section(NoLock(), store.words, lambda: None, Waits(1.0, 1.0))
     return section(operation, store)
 
 

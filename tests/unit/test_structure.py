@@ -62,10 +62,6 @@ READERS = {
     *("prometheus", "django", "testing"),
 }
 
-# TEMPORARY: these still import store.layout, and are to ask sources and sessions instead. When one
-# no longer does, remove it here; when none is left, remove the list.
-STILL_READERS = {"options"}
-
 
 @cache
 def everything() -> list[Import]:
@@ -117,7 +113,6 @@ def test_imports_never_go_upward() -> None:
         for one in ours()
         if floor(one.imported) > floor(one.importer) and (one.at_once or one.importer not in PUBLIC)
     }
-    upward -= {("options", "store.layout")} if "options" in STILL_READERS else set()
     assert upward == set()
 
 
@@ -145,7 +140,7 @@ def test_the_store_and_the_leaves_know_no_clock_and_no_system_call() -> None:
 def test_nothing_above_the_operations_reads_the_words_of_a_segment() -> None:
     readers = {one.importer for one in ours() if one.imported == "store.layout"}
     assert any(within(name, READERS) for name in readers)
-    assert {name for name in readers if not within(name, READERS | STILL_READERS)} == set()
+    assert {name for name in readers if not within(name, READERS)} == set()
 
 
 @pytest.mark.parametrize("what", sorted(ONLY))

@@ -1,0 +1,60 @@
+"""The tests of what depends on the processor and the libc, on an emulated 64-bit ARM machine.
+
+It shows word sizes, the size and the fields of a mutex, robust lists, and that two kinds of machine
+agree on every byte of a segment. It cannot show what a weaker order of stores does: QEMU keeps the
+order of the processor that it runs on. Nor does it show pages of other than 4 KiB.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+from collections import Counter
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+
+from tests.unit.support import FULL_LENGTH
+
+from . import arm64
+from .facts import facts
+
+TESTS = [
+    *(f"tests/unit/test_{name}.py" for name in ("store", "layout", "codec", "lock", "recovery")),
+    *(f"tests/unit/test_{name}.py" for name in ("libc", "segment", "doorbell", "files")),
+    "tests/emulation/test_words.py",
+]
+
+# What the machine lacks on purpose, by the reason that the skipped test gives.
+SKIPPED = {"could not import 'django.utils.functional': No module named 'django'"}
+
+
+@pytest.mark.skipif(not FULL_LENGTH, reason="for make test-all: it takes minutes")
+def test_an_arm64_passes_the_tests_and_agrees_on_every_byte(tmp_path: Path) -> None:
+    if os.uname().machine == "aarch64":
+        pytest.skip("this is such a machine: all tests run on it")
+    folder = arm64.prepare()
+    faulthandler.cancel_dump_traceback_later()  # it does take that long
+    told, console = arm64.run(folder, tmp_path, TESTS)
+    if not told or told[-1]["kind"] != "end":
+        pytest.fail(f"the machine did not come to its end:\n{console[-10_000:]}", pytrace=False)
+
+    [there] = [line["facts"] for line in told if line["kind"] == "facts"]
+    assert (there["machine"], there["word"], there["robust_mutexes"]) == ("aarch64", 8, True)
+    assert there["lock_machine"] == 1 << 48 | 8 << 40 | crc32(b"aarch64")
+    here = facts()
+    assert there["lock_machine"] != here["lock_machine"]  # a mutex is not shared between the two
+    assert there["store"] == here["store"]
+
+    tests = [line for line in told if line["kind"] == "test"]
+    failed = [line for line in tests if line["outcome"] in ("failure", "error")]
+    if failed:
+        texts = [f"{line['file']}::{line['name']}\n{line['text']}" for line in failed]
+        pytest.fail("\n\n".join(texts), pytrace=False)
+    skipped = {line["text"].partition("\n")[0] for line in tests if line["outcome"] == "skipped"}
+    assert skipped <= SKIPPED
+    passed = Counter(line["file"] for line in tests if line["outcome"] == "passed")
+    assert sorted(passed) == sorted(TESTS)
+    assert told[-1]["status"] == 0
+    print(f"{sum(passed.values())} tests passed on {there}")

@@ -1,0 +1,27 @@
+"""That a word is stored and loaded whole, which is what recovery and all glances at shared memory
+without the lock rely on. Run on this machine and on emulated ones."""
+
+from __future__ import annotations
+
+import mmap
+
+from tests.unit.processes import Line, child
+
+ALL_BITS = 2**64 - 1
+
+
+def test_a_word_is_never_seen_half_stored() -> None:
+    words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+
+    def store(line: Line) -> None:
+        line.say("storing")
+        while True:
+            words[1] = ALL_BITS
+            words[1] = 0
+
+    seen = set()
+    with child(store) as storing:
+        storing.hear()
+        for _ in range(200_000):
+            seen.add(words[1])
+    assert seen == {0, ALL_BITS}
