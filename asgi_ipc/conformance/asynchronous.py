@@ -12,9 +12,8 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from .base import LIVENESS, MESSAGE, Layer, Message, T, patience
-from .shared import Client, numbers
-
-__all__ = ["numbers"]
+from .shared import Client
+from .shared import numbers as numbers
 
 END = {"text": "nothing came before this"}
 

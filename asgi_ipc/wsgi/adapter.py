@@ -9,7 +9,6 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from ..base_layer import Message
 from ..errors import InvalidOption, IPCError, ReplyLost
@@ -21,14 +20,12 @@ from .messages import (
     DISCONNECTS,
     REQUESTS,
     Environ,
+    StartResponse,
     has_no_body,
     request_of,
     start_of,
     weight,
 )
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse
 
 logger = logging.getLogger("asgi_ipc")
 
