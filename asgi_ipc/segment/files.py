@@ -19,6 +19,7 @@ from ..errors import ForeignSegment, LockTimeout, SegmentError
 from ..store.layout import MAX_PROCESSES
 from .paths import Paths
 
+_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HALF_MADE = 5.0  # seconds to wait for the holder of attach.lock
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 
@@ -84,17 +85,23 @@ def check_owner(
 
 
 @contextlib.contextmanager
-def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterator[None]:
+def attach_lock(paths: Paths, mode: int | None, timeout: float = _HALF_MADE) -> Iterator[None]:
     """Hold the flock under which everything beside a segment is created and removed.
 
-    Creates the directory if there is none. Raises LockTimeout after `timeout` seconds.
+    Creates the directory and the file if there are none. With `mode` None it creates nothing, opens
+    the file of any user, and raises FileNotFoundError. Raises LockTimeout after `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while True:
         try:
-            _make_directory(paths.directory, mode)
-            opened = Descriptor(open_file(paths.attach_lock, mode))
+            if mode is None:
+                opened = Descriptor(os.open(paths.attach_lock, _TO_READ))
+            else:
+                _make_directory(paths.directory, mode)
+                opened = Descriptor(open_file(paths.attach_lock, mode))
         except FileNotFoundError:
+            if mode is None:
+                raise
             continue  # another process removed the directory in between
         try:
             try:
@@ -231,7 +238,7 @@ class Members:
         if members is not None:
             return members._holders()
         # Not attached here, so that closing the file drops no lock of this process.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, _TO_READ)
         try:
             return cls(fd, (status.st_dev, status.st_ino))._holders()
         finally:

@@ -36,7 +36,7 @@ MUSL = (4, 4, 0x7FFFFFFF)
 _libc = ctypes.PyDLL(None)
 
 _FUTEX, _STATE, _LOST = GLIBC if hasattr(_libc, "gnu_get_libc_version") else MUSL
-_HOLDER = 0x3FFFFFFF
+_HOLDER, _OWNER_DIED, _WAITED_FOR = 0x3FFFFFFF, 0x40000000, 0x80000000  # in the futex word
 
 
 @cache
@@ -85,8 +85,23 @@ class Mutex:
         self._state = ctypes.c_uint32.from_buffer(memory, offset + _STATE)
 
     def lost(self) -> bool:
-        """Whether nobody can ever take the mutex again."""
+        """Whether nobody can take the mutex any more."""
         return bool(self._state.value & 0x7FFFFFFF == _LOST)
+
+    # Others try the mutex meanwhile. So neither of these two makes it new: each stores one word,
+    # after which a try of another thread is as right as it was before.
+
+    def report_death(self, holder: int) -> None:
+        """Do what the kernel does when the holder of a mutex dies, if `holder` still holds it. The
+        thread must be dead, and one caller at a time may do this."""
+        word = self._futex.value
+        if word & _HOLDER == holder:
+            self._futex.value = word & _WAITED_FOR | _OWNER_DIED
+
+    def restore(self) -> None:
+        """Let others take a mutex that is lost. One caller at a time may do this."""
+        if self.lost():
+            self._state.value = 0
 
     def holder(self) -> int:
         """Thread id of the holder; 0 if there is none."""

@@ -144,7 +144,7 @@ class PrivateSegment(Segment):
     def ringer(self) -> Ringer:
         return _Ringer(self._bells)
 
-    def exclusively(self) -> contextlib.AbstractContextManager[None]:
+    def exclusively(self, timeout: float) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()  # the attachments of a process take turns anyway
 
     def repair(self) -> None:
