@@ -101,6 +101,8 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
             if alive:
                 raise fault.error_for(paths.prefix)
             stale = fault.reason
+        elif header.of_an_earlier_boot and not alive:
+            stale = "was made before the machine was last started, or before its clock went back"
         elif header.sizes != wanted.sizes:
             stale = f"has other sizes: {header.sizes}"
         else:
