@@ -12,7 +12,7 @@ import mmap
 import time
 
 from ..errors import LockBusy, LockTimeout, SegmentVanished
-from ..segment.files import attach_lock, open_file
+from ..segment.files import attach_lock, map_file, open_file
 from ..segment.lock import FileLock, Mutex
 from ..segment.opening import open_existing
 from ..segment.section import Section, Waits, complaint, make_section
@@ -85,7 +85,7 @@ def _open(view: View) -> mmap.mmap:
     if fault is not None:
         raise fault.error_for(view.prefix)
     writable = open_existing(view.paths, write=True)
-    return mmap.mmap(writable.number, at.PAGE)
+    return map_file(writable.number, at.PAGE)
 
 
 def _section(view: View, memory: mmap.mmap) -> Section:

@@ -21,7 +21,7 @@ import posix_ipc
 from ..store.layout import WORD
 from .cgroup import cgroup_allows
 from .doorbell import Doorbell, Ringer, path_of
-from .files import Members, attach_lock
+from .files import Members, attach_lock, raise_above
 from .header import Header
 from .paths import Paths
 from .procfs import has_mapped
@@ -129,7 +129,7 @@ class Segment:
             if self.paths.shows:
                 status = os.stat(self.paths.file)
             else:
-                fd = posix_ipc.SharedMemory(self.paths.segment).fd
+                fd = raise_above(posix_ipc.SharedMemory(self.paths.segment).fd)
                 status = os.fstat(fd)
                 os.close(fd)
         except (FileNotFoundError, posix_ipc.ExistentialError):

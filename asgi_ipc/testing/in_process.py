@@ -22,7 +22,7 @@ import weakref
 from ..options import Options
 from ..segment.cgroup import cgroup_allows
 from ..segment.doorbell import Doorbell, Ringer
-from ..segment.files import Descriptor, Members
+from ..segment.files import Descriptor, Members, raise_above
 from ..segment.header import format_segment
 from ..segment.paths import Paths
 from ..segment.segment import Segment
@@ -41,7 +41,7 @@ class _Pipe(Descriptor):
     __slots__ = ("writing",)
 
     def __init__(self) -> None:
-        reading, writing = os.pipe()
+        reading, writing = map(raise_above, os.pipe())
         self.writing = Descriptor(writing)
         super().__init__(reading)
         for end in (reading, writing):

@@ -22,6 +22,8 @@ import pytest
 
 from asgi_ipc import segment
 from asgi_ipc.errors import LockTimeout, NotOwner, SegmentVanished
+from asgi_ipc.inspection.locked import complaints
+from asgi_ipc.inspection.view import View
 from asgi_ipc.segment import files
 from asgi_ipc.segment.lock import Mutex, robust_mutexes
 from asgi_ipc.segment.paths import Paths
@@ -29,8 +31,8 @@ from asgi_ipc.store import waiters
 from asgi_ipc.store.layout import H_LOCK, PAGE, WORD
 
 from ..contract import LIVENESS, MESSAGE, in_threads, until
-from .layers import NOTHING, SHM, SOON, Make
-from .processes import Line, bounded, child, children, on_linux, rests
+from .layers import LOCKS, NOTHING, SHM, SOON, Make
+from .processes import Line, bounded, child, children, in_child, on_linux, rests
 from .support import contents
 
 pytestmark = on_linux  # where a test can see what a process has open
@@ -433,3 +435,45 @@ def test_a_stopped_holder_is_named_by_every_call(make: Make, held: tuple[Any, An
     process.say()
     process.hear()
     assert layer.receive(["c"]) == ("c", MESSAGE)
+
+
+# -- standard streams that are closed -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("low", [(0, 1, 2), (2,)])
+@pytest.mark.parametrize("lock", LOCKS)
+def test_no_descriptor_is_one_of_a_closed_standard_stream(
+    make: Make, lock: str, low: tuple[int, ...]
+) -> None:
+    """One line to it would damage the segment for everybody."""
+
+    def live() -> list[str]:
+        for number in low:
+            os.close(number)
+        opened: list[str] = []
+        layer, other = make(lock=lock), make.asyncio(lock=lock)
+
+        async def wait() -> None:
+            receiving = asyncio.ensure_future(other.receive("b"))
+            await asyncio.sleep(0.01)
+            layer.send("b", MESSAGE)
+            await receiving
+            await asyncio.sleep(0.01)
+            await asyncio.to_thread(look)
+
+        def look() -> None:
+            assert layer.receive(["nothing"], block=True, timeout=0.01) == NOTHING
+            assert complaints(View(make.prefix), LIVENESS) == []
+            for number in low:
+                try:
+                    opened.append(os.readlink(f"/proc/self/fd/{number}"))
+                except OSError:
+                    continue
+
+        layer.send("a", MESSAGE)
+        look()
+        asyncio.run(wait())
+        assert len(make.descriptors()) >= 4
+        return opened
+
+    assert [path for path in in_child(live) if make.prefix in path] == []
