@@ -50,7 +50,7 @@ _TRIES = 5  # to get an answer from a layer that may recover by itself, before a
 _TIDY_EVERY = 10.0  # seconds between two looks for groups without members here; see `Gateway.join`
 _BEATS = 8  # groups for each shard, for the beats in turn: so very likely each shard has one
 _AT_ONCE = 16  # joins at a time
-_UNREAD = 10.0  # seconds after which a channel that nobody reads is named in the log
+_UNREAD = 10.0  # seconds after which the log names a channel without a reader
 
 
 class _Connection(NamedTuple):
@@ -274,7 +274,7 @@ class Uplink:
         if names and now >= self._unread_at:
             self._unread_at = now + 6 * _TIDY_EVERY
             logger.warning(
-                "%r: messages have been pending for more than %g s in %s, and nobody on this "
+                "%r: messages have been pending for more than %g s in %s, and no process of this "
                 "machine reads there: each machine needs a worker for every normal channel",
                 self._local,
                 _UNREAD,
