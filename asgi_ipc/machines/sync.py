@@ -161,16 +161,13 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
         if marked:
             core, now = self._local._core, time.monotonic()
             epoch = (core.session or core.attach()).epoch
-            new = [
-                check_receive(name)
-                for name in marked
-                if self._registered.get((epoch, name), 0.0) < now
-            ]
+            known = self._registered
+            new = [check_receive(name) for name in marked if known.get((epoch, name), 0.0) < now]
             if new:
                 registering = self._gateway.run(self._asyncio._register_readers(new))
                 if wait:
                     registering.result()
-                if len(self._registered) >= CACHED:
-                    self._registered.clear()
-                self._registered.update(((epoch, name), now + CONFIRMED) for name in new)
+                if len(known) >= CACHED:
+                    known.clear()
+                known.update(((epoch, name), now + CONFIRMED) for name in new)
         return channels
