@@ -54,20 +54,15 @@ docs: .venv/installed
 demo: .venv-demo/installed
 	@exec .venv-demo/bin/python demo/run.py --ports $(DEMO_PORTS)
 
-# What is measured is written into the pages, too: no figure in them was typed.
-FIGURES = docs/benchmarks
+# A run also fills in the pages: nobody types a figure.
+FIGURES = docs/benchmarks/figures.json
 bench: .venv-bench/installed
-	.venv-bench/bin/python -m benchmarks.layers $(BENCH) --json $(FIGURES)/layers.json
-	.venv-bench/bin/python -m benchmarks.profile $(BENCH) --json $(FIGURES)/profile.json
-	.venv-bench/bin/python -m benchmarks.wakeups --quick --json $(FIGURES)/wakeups.json
-	.venv-bench/bin/python -m benchmarks.wsgi $(BENCH) --json $(FIGURES)/wsgi.json
-	.venv-bench/bin/python -m benchmarks.remote $(BENCH) --json $(FIGURES)/remote.json
+	.venv-bench/bin/python -m benchmarks $(BENCH) --json $(FIGURES)
 	$(MAKE) figures
 
-# The pages and plots anew, from the figures of the last run.
+# Writes the pages and the plot again, with the figures of the last run.
 figures: .venv-bench/installed
-	.venv-bench/bin/python -m benchmarks.report $(FIGURES)/layers.json $(FIGURES)/profile.json \
-	$(FIGURES)/wakeups.json $(FIGURES)/wsgi.json $(FIGURES)/remote.json \
+	.venv-bench/bin/python -m benchmarks.report $(FIGURES) \
 	--fill README.rst docs/performance.rst docs/wsgi.rst docs/howto/several-machines.rst
 
 .venv/installed: setup.py pyproject.toml

@@ -35,9 +35,7 @@ BENCH = [
     "daphne>=4",
     "gunicorn",
     "matplotlib",
-    "py-spy",
     "pyzmq",
-    "uvloop",
     "websockets>=15",
 ]
 # What can be installed with musl too: the rest has no wheels for it.
@@ -79,7 +77,7 @@ TEST_ANYWHERE = [
     "waitress",
     "websockets>=15",
 ]
-TEST = [*TEST_ANYWHERE, "playwright", "py-spy"]
+TEST = [*TEST_ANYWHERE, "playwright"]
 
 setup(
     name="asgi_ipc",

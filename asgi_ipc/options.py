@@ -1,4 +1,8 @@
-"""The constructor options of both layers: read, checked, and given their defaults. A leaf."""
+"""The constructor options of both layers: read, checked one by one, and given their defaults.
+
+A leaf: it must not know what a segment is made of. Whether the sizes fit together is checked where
+a segment is asked for (`segment.wanted`).
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,24 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, Optional
 
 from .errors import InvalidOption
-from .store.layout import MAX_MEMORY, MAX_WORDS, MIN_MEMORY, WORD, Layout
 
-MOST_SPIN = 0.01  # seconds; whatever takes longer is better slept through
+if TYPE_CHECKING:
+    from .segment.wanted import Provider
+
+MIN_MEMORY = 64 * 1024  # bytes
+MAX_MEMORY = 8 << 30
+MOST_SPIN = 0.01  # seconds; a longer wait is better slept through
 MODES = (0o600, 0o660)  # for one user, or for a group
 
 
 class Capacities:
-    """How many messages may wait in a channel, by its name (M7).
+    """How many messages may be pending in a channel, by its name.
 
     `default`, unless a pattern of `patterns` matches: a dict of glob, or compiled re, to capacity,
-    of which the first match counts, in the dict's order. False if there is no pattern. Raises
+    of which the first match counts, in the order of the dict. False if there is no pattern. Raises
     InvalidOption.
     """
 
@@ -33,7 +41,7 @@ class Capacities:
         return bool(self._by_pattern)
 
     def of(self, channel: str) -> int:
-        """The capacity of `channel`, given by the full name that is sent to."""
+        """The capacity of `channel`, the full name that a message is sent to."""
         if self._by_pattern:
             for match, capacity in self._by_pattern:
                 if match(channel):
@@ -41,14 +49,14 @@ class Capacities:
         return self.default
 
 
-def check_int(name: str, value: Any, least: int, most: int) -> None:
+def check_int(name: str, value: object, least: int, most: int) -> None:
     """Raise InvalidOption unless `value` is an int from `least` to `most`."""
     if type(value) is not int or not least <= value <= most:
         shown = f"{least:#o} to {most:#o}" if name == "mode" else f"{least} to {most}"
         raise InvalidOption(f"{name} must be an int from {shown}, not {value!r}")
 
 
-def check_seconds(name: str, value: Any) -> None:
+def check_seconds(name: str, value: object) -> None:
     """Raise InvalidOption unless `value` is a positive, finite number of seconds."""
     if (
         isinstance(value, bool)
@@ -58,7 +66,10 @@ def check_seconds(name: str, value: Any) -> None:
         raise InvalidOption(f"{name} must be a positive number of seconds, not {value!r}")
 
 
-def _compiled(patterns: Any) -> list[tuple[Callable[[str], Any], int]]:
+_Match = Callable[[str], Optional[re.Match[str]]]
+
+
+def _compiled(patterns: object) -> list[tuple[_Match, int]]:
     if patterns is None:
         return []
     if not isinstance(patterns, Mapping):
@@ -66,7 +77,7 @@ def _compiled(patterns: Any) -> list[tuple[Callable[[str], Any], int]]:
             "channel_capacity must be a dict of glob, or compiled re, to capacity, not "
             f"{patterns!r}"
         )
-    found: list[tuple[Callable[[str], Any], int]] = []
+    found: list[tuple[_Match, int]] = []
     for pattern, capacity in patterns.items():
         if type(capacity) is not int or capacity < 1:
             raise InvalidOption(
@@ -85,28 +96,28 @@ def _compiled(patterns: Any) -> list[tuple[Callable[[str], Any], int]]:
 
 @dataclass(frozen=True)
 class Options:
-    """What can be set, for all processes of a prefix alike unless it says otherwise.
+    """The options of a layer. All processes of a prefix should give the same.
 
     ========================= ============ ========= ==============================================
     option                    default      unit
     ========================= ============ ========= ==============================================
-    message_memory            100 MiB      bytes     limit for messages; the live segment's holds
-    group_memory              20 MiB       bytes     limit for groups; the live segment's holds
-    expiry                    60           seconds   an unread message is dropped after that
-    group_expiry              86400        seconds   a membership ends that long after its last add
-    capacity                  100          messages  a channel holds at the most
+    message_memory            100 MiB      bytes     for messages; the live segment's value holds
+    group_memory              20 MiB       bytes     for groups; the live segment's value holds
+    expiry                    60           seconds   after which an unread message is dropped
+    group_expiry              86400        seconds   from the last add to the end of a membership
+    capacity                  100          messages  that may be pending in a channel
     channel_capacity          None                   dict of glob or compiled re to capacity
     symmetric_encryption_keys None                   list of str or bytes; the first encrypts
     mode                      0o600        bits      who may open the segment
     max_message_size          4 MiB        bytes     of one message, packed
-    receive_timeout           5            seconds   a blocking receive waits at the most
-    lock_timeout              10           seconds   for the segment's lock, then LockTimeout
-    spin                      0.0001       seconds   a receive may spin before it sleeps
-    lock                      "mutex"                or "file", in all processes alike
+    receive_timeout           5            seconds   that a blocking receive waits, at most
+    lock_timeout              10           seconds   to wait for the lock, then LockTimeout
+    spin                      0.0001       seconds   that a receive may spin before it sleeps
+    lock                      "mutex"                or "file", the same in all processes
     ========================= ============ ========= ==============================================
 
-    ``spin`` is made use of only in channels whose messages come faster than that, where it spares
-    the wakeup, the slowest part of a message's way, and keeps a processor busy in between
+    ``spin`` is used only in channels whose messages arrive faster than that. There it saves the
+    wakeup, the slowest part of a message's way, and keeps a processor busy in between
     (`asgi_ipc.aio.spin`). 0 turns it off.
     """
 
@@ -126,8 +137,8 @@ class Options:
     lock: str = "mutex"
 
     @property
-    def provider(self) -> Any:
-        """Where the segment is, if not in shared memory: see `segment.Wanted`."""
+    def provider(self) -> Provider | None:
+        """Who provides the segment; None for shared memory."""
         return None
 
     @classmethod
@@ -147,7 +158,7 @@ class Options:
             if name not in known:
                 hint = " (is CONFIG still that of another layer?)" if name == "hosts" else ""
                 raise InvalidOption(
-                    f"unknown option {name!r}{hint}; there are {', '.join(sorted(known))}"
+                    f"unknown option {name!r}{hint}; the options are {', '.join(sorted(known))}"
                 )
         options = cls(prefix, **given)
         options._check()
@@ -163,14 +174,6 @@ class Options:
             check_int(name, getattr(self, name), least, most)
         if self.mode not in MODES:
             raise InvalidOption(f"mode must be 0o600, or 0o660 for a group, not {self.mode:#o}")
-        if (
-            Layout(self.message_memory, self.group_memory, self.max_message_size).log_end
-            > MAX_WORDS
-        ):
-            raise InvalidOption(
-                "message_memory, group_memory and max_message_size are too large together: a "
-                f"segment can have {MAX_WORDS * WORD >> 30} GiB"
-            )
         for name in ("expiry", "group_expiry", "receive_timeout", "lock_timeout"):
             check_seconds(name, getattr(self, name))
         if (

@@ -1,12 +1,12 @@
-"""Metrics for Prometheus, in its official client library: the extra ``prometheus``.
+"""Metrics for Prometheus, through its official client library: the extra ``prometheus``.
 
-`register()` enters a collector into the registry of a running program; ``asgi-ipc export`` serves
-one by itself. A scrape reads a snapshot: it takes no lock and attaches to nothing.
+`register()` adds a collector to the registry of a running program; ``asgi-ipc export`` serves one
+on its own. A scrape reads a snapshot: it must not attach or take a lock.
 
-Labels must not explode, so channels are folded. Of process-specific channels the name of the
-process is left out (``specific.4f1c…!`` becomes ``specific.*!``), of single-reader ones all after
-the ``?`` (``reply?9d2e…`` becomes ``reply?*``), and after `max_channels` names the others are
-counted together as ``(other)``.
+The number of labels is limited, so channels are folded. For process-specific channels the label
+omits the process (``specific.4f1c…!`` becomes ``specific.*!``), for single-reader channels
+everything after the ``?`` (``reply?9d2e…`` becomes ``reply?*``). After `max_channels` names, all
+other channels are counted together as ``(other)``.
 """
 
 from __future__ import annotations
@@ -20,21 +20,17 @@ from prometheus_client.registry import REGISTRY, Collector, CollectorRegistry
 from .errors import IPCError
 from .inspection.snapshot import Snapshot
 from .inspection.view import View
-from .segment.segment import Paths, prefixes
+from .segment.paths import Paths, prefixes
 from .statistics import Channel, Stats
-from .store.layout import DROP_REASONS, Q_DROPS, Q_REFUSED, Q_SENT, R_GENERATION, S_SEQ
+from .store import layout as at
 
 OTHER = "(other)"
 
 _Counts = tuple[int, int, int]  # sent, refused, dropped
 
 
-def _dropped(words: memoryview[int]) -> int:
-    return sum(words[Q_DROPS : Q_DROPS + len(DROP_REASONS)])
-
-
 def folded(name: str) -> str:
-    """The label of a channel: its name, without the part that each process or reader makes up."""
+    """The label of a channel: its name without the part that each process or reader makes up."""
     if "?" in name:
         return name.partition("?")[0] + "?*"
     if "!" in name:
@@ -44,18 +40,18 @@ def folded(name: str) -> str:
 
 
 class IPCCollector(Collector):
-    """Reads layers whenever it is scraped: those named, or all that there are by then."""
+    """Reads layers at each scrape: those of `prefixes`, or by default all that exist then."""
 
     def __init__(self, prefixes: Iterable[str] | None = None, max_channels: int = 200) -> None:
-        """`max_channels`: different labels for channels of one layer. Raises InvalidOption for a
-        prefix that cannot be. A layer that does not exist yet has ``asgi_ipc_up`` 0."""
+        """`max_channels`: number of labels for the channels of one layer. Raises InvalidOption for
+        an invalid prefix. A layer that does not exist yet has ``asgi_ipc_up`` 0."""
         self._prefixes = None if prefixes is None else [Paths(name).prefix for name in prefixes]
         self._max_channels = max_channels
         self._layers: dict[str, _Layer] = {}
-        self._lock = threading.Lock()  # scrapes may come at once, and each counts
+        self._lock = threading.Lock()  # scrapes may overlap, and each updates the sums
 
     def describe(self) -> list[Metric]:
-        return []  # so that registering does not read
+        return []  # so that registering reads no layer
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
@@ -71,18 +67,18 @@ class IPCCollector(Collector):
                 continue
             layer = self._layers.setdefault(prefix, _Layer(self._max_channels))
             metrics.add("up", (prefix,), 1)
-            _add_stats(metrics, snapshot.stats(), snapshot.header[S_SEQ])
+            _add_stats(metrics, snapshot.stats(), snapshot.header[at.S_SEQ])
             layer.add(metrics, prefix, snapshot)
         return metrics
 
 
 class _Layer:
-    """What has to be remembered of a layer between scrapes, so that folded counters never fall:
-    rows of channels come and go, and are counted from nothing each time."""
+    """What to remember of a layer between scrapes, so that folded counters never fall: rows of
+    channels come and go, and each new one counts from 0."""
 
     def __init__(self, max_channels: int) -> None:
         self._max_channels = max_channels
-        # Plain names and folded ones apart: many of the former must not push out the latter.
+        # Plain and folded names are kept apart: many plain ones must not push out folded ones.
         self._labels: tuple[set[str], set[str]] = (set(), set())
         self._seen: dict[tuple[int, int], _Counts] = {}  # row and generation → its counts
         self._sums: dict[str, list[int]] = {}
@@ -103,20 +99,21 @@ class _Layer:
         self._count(snapshot)
         for label, found in channels.items():
             names = (prefix, label)
-            metrics.add("channel_messages", names, sum(one.messages for one in found))
+            metrics.add("channel_messages_pending", names, sum(one.pending for one in found))
             metrics.add("channel_fill_ratio", names, max(one.fill for one in found))
             metrics.add("channel_oldest_message_age_seconds", names, max(c.oldest for c in found))
             metrics.add("channel_queues", names, len(found))
         for label, (sent, refused, dropped) in self._sums.items():
             metrics.add("channel_messages_sent", (prefix, label), sent)
-            metrics.add("channel_refused", (prefix, label), refused)
+            metrics.add("channel_messages_refused", (prefix, label), refused)
             metrics.add("channel_messages_dropped", (prefix, label), dropped)
 
     def _count(self, snapshot: Snapshot) -> None:
         seen: dict[tuple[int, int], _Counts] = {}
         for row, words in snapshot.queues.items():
-            key = row, words[R_GENERATION]
-            counts = seen[key] = words[Q_SENT], words[Q_REFUSED], _dropped(words)
+            key = row, words[at.R_GENERATION]
+            dropped = sum(words[at.Q_DROPS : at.Q_DROPS + len(at.DROP_REASONS)])
+            counts = seen[key] = words[at.Q_SENT], words[at.Q_REFUSED], dropped
             before = self._seen.get(key, (0, 0, 0))
             sums = self._sums.setdefault(self._label(snapshot.name(row)), [0, 0, 0])
             for place in range(3):
@@ -125,7 +122,7 @@ class _Layer:
 
 
 class _Metrics:
-    """The families of one scrape, each with its help, made when the first value comes."""
+    """The families of one scrape, each created with its first value."""
 
     def __init__(self) -> None:
         self.families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
@@ -143,77 +140,81 @@ _CHANNEL = ("prefix", "channel")
 _FAMILIES: dict[
     str, tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, tuple[str, ...]]
 ] = {
-    "up": (GaugeMetricFamily, "Whether the layer is there and can be read.", _LAYER),
-    "messages": (GaugeMetricFamily, "Messages that wait.", _LAYER),
+    "up": (GaugeMetricFamily, "1 if the layer exists and can be read, else 0.", _LAYER),
+    "messages_pending": (GaugeMetricFamily, "Messages that wait in channels.", _LAYER),
     "oldest_message_age_seconds": (
         GaugeMetricFamily,
-        "How long the oldest message has been waiting.",
+        "How long the oldest pending message has waited.",
         _LAYER,
     ),
     "messages_sent": (CounterMetricFamily, "Messages accepted.", _LAYER),
-    "refused": (CounterMetricFamily, "ChannelFull raised by sends.", _LAYER),
+    "messages_refused": (
+        CounterMetricFamily,
+        "Messages refused because the channel or the memory was full.",
+        _LAYER,
+    ),
     "messages_dropped": (
         CounterMetricFamily,
         "Messages dropped, by reason.",
         ("prefix", "reason"),
     ),
-    "memory_in_use_bytes": (GaugeMetricFamily, "Memory that messages take.", _LAYER),
+    "memory_in_use_bytes": (GaugeMetricFamily, "Memory that messages use.", _LAYER),
     "memory_high_water_bytes": (
         GaugeMetricFamily,
-        "The most memory that messages took since the layer was made.",
+        "The most memory that messages have used since the layer was created.",
         _LAYER,
     ),
-    "memory_limit_bytes": (GaugeMetricFamily, "Memory that messages may take.", _LAYER),
+    "memory_limit_bytes": (GaugeMetricFamily, "Memory that messages may use.", _LAYER),
     "memory_reserved_bytes": (
         GaugeMetricFamily,
-        "Memory that the segment has taken from the machine.",
+        "Memory of the machine that the segment has reserved.",
         _LAYER,
     ),
-    "channels": (GaugeMetricFamily, "Channels that are in use.", _LAYER),
-    "groups": (GaugeMetricFamily, "Groups that have members.", _LAYER),
-    "memberships": (GaugeMetricFamily, "Memberships of groups.", _LAYER),
-    "memberships_limit": (GaugeMetricFamily, "Memberships that there is room for.", _LAYER),
-    "processes": (GaugeMetricFamily, "Processes that are attached.", _LAYER),
+    "channels": (GaugeMetricFamily, "Channels in use.", _LAYER),
+    "groups": (GaugeMetricFamily, "Groups with members.", _LAYER),
+    "memberships": (GaugeMetricFamily, "Memberships in groups.", _LAYER),
+    "memberships_limit": (GaugeMetricFamily, "Memberships that fit into group_memory.", _LAYER),
+    "processes": (GaugeMetricFamily, "Processes attached.", _LAYER),
     "lock_waits": (CounterMetricFamily, "Calls that had to sleep for the lock.", _LAYER),
     "lock_wait_seconds": (
         CounterMetricFamily,
-        "Time that calls slept for the lock, together.",
+        "Total time that calls slept for the lock.",
         _LAYER,
     ),
-    "recoveries": (
-        CounterMetricFamily,
-        "Times that something interrupted was put in order.",
-        _LAYER,
+    "recoveries": (CounterMetricFamily, "Interrupted calls that were cleared up.", _LAYER),
+    "channel_messages_pending": (
+        GaugeMetricFamily,
+        "Messages that wait in the channels.",
+        _CHANNEL,
     ),
-    "channel_messages": (GaugeMetricFamily, "Messages that wait in the channels.", _CHANNEL),
     "channel_fill_ratio": (
         GaugeMetricFamily,
-        "How full the fullest of the channels is: 1 is at capacity.",
+        "How full the fullest channel is; 1 is at capacity.",
         _CHANNEL,
     ),
     "channel_oldest_message_age_seconds": (
         GaugeMetricFamily,
-        "How long the oldest message of the channels has been waiting.",
+        "How long the oldest pending message of the channels has waited.",
         _CHANNEL,
     ),
-    "channel_queues": (GaugeMetricFamily, "Channels behind this label.", _CHANNEL),
+    "channel_queues": (GaugeMetricFamily, "Channels with this label.", _CHANNEL),
     "channel_messages_sent": (CounterMetricFamily, "Messages accepted.", _CHANNEL),
-    "channel_refused": (CounterMetricFamily, "ChannelFull raised for the channels.", _CHANNEL),
-    "channel_messages_dropped": (
+    "channel_messages_refused": (
         CounterMetricFamily,
-        "Messages of the channels that were dropped.",
+        "Messages refused because the channel was full.",
         _CHANNEL,
     ),
+    "channel_messages_dropped": (CounterMetricFamily, "Messages dropped.", _CHANNEL),
 }
 
 
 def _add_stats(metrics: _Metrics, stats: Stats, sent: int) -> None:
     labels = (stats.prefix,)
     for name, value in (
-        ("messages", stats.messages),
+        ("messages_pending", stats.pending),
         ("oldest_message_age_seconds", stats.oldest),
-        ("messages_sent", sent),  # which a flush does not set back
-        ("refused", stats.refused),
+        ("messages_sent", sent),  # unlike stats.sent, a flush does not reset it
+        ("messages_refused", stats.refused),
         ("memory_in_use_bytes", stats.memory.in_use),
         ("memory_high_water_bytes", stats.memory.high_water),
         ("memory_limit_bytes", stats.memory.limit),
@@ -238,10 +239,10 @@ def register(
     registry: CollectorRegistry = REGISTRY,
     max_channels: int = 200,
 ) -> IPCCollector:
-    """Show a layer among the metrics of this program. Call it in one process of a site: all would
-    show the same.
+    """Add a layer to the metrics of this program. Call it in one process of a site: all processes
+    would export the same figures.
 
-    Returns the collector, which ``registry.unregister`` takes. Raises InvalidOption.
+    Returns the collector, for ``registry.unregister``. Raises InvalidOption.
     """
     collector = IPCCollector([prefix], max_channels)
     registry.register(collector)

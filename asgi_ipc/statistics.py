@@ -1,46 +1,49 @@
-"""What can be known of a layer, as dataclasses: what `layer.stats()`, the command line and the
-exporter show. Values only; `inspection` reads them.
+"""What is known of a layer, as dataclasses. ``layer.stats()`` returns them; the command and the
+exporter show them. Values only: `inspection` reads them from a segment.
 
-Ages and times are seconds. A *rate* is per second, over the ``period`` seconds before. Counts begin
-with the creation of the shared memory or with the last flush, unless they say otherwise.
+Ages and times are in seconds. A *rate* is per second, over the last ``period`` seconds. *Pending*
+messages wait in a queue. Counters start at the creation of the shared memory or at the last flush,
+unless they say otherwise.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+UNREAD_AFTER = 10.0  # seconds after which a pending message without a reader deserves a warning
+
 
 @dataclass(frozen=True)
 class Rates:
-    """What happened per second, over the last `period` seconds."""
+    """Events per second, over the last `period` seconds."""
 
     period: float
     sent: float  # messages accepted
     left: float  # messages that left their queues: received, expired or flushed
-    refused: float  # ChannelFull raised
+    refused: float  # messages, because the channel or the memory was full
     dropped: float
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. What messages take, and what the segment as a whole has taken from the machine."""
+    """The memory of the messages and of the whole segment, in bytes."""
 
-    in_use: int  # by messages that wait, and those read but not yet cleared up
-    high_water: int  # the most that messages took since creation; looked at ten times a second
+    in_use: int  # by pending messages, and by expired ones that are not dropped yet
+    high_water: int  # the highest `in_use` since creation; sampled ten times a second
     limit: int  # message_memory
     reserved: int  # of the machine's memory, by the whole segment; kept until it is removed
-    size: int  # of the segment, in addresses: what it could reserve at the most
+    size: int  # of the segment's address space: the most that it can reserve
 
 
 @dataclass(frozen=True)
 class Lock:
-    """The lock of the segment: who waited for it, since creation, and who holds it now."""
+    """The lock of the segment: the waits for it since creation, and its holder now."""
 
     kind: str  # "mutex" or "file"
     waits: int  # calls that had to sleep for it
-    waited: float  # seconds that these waited together
-    longest: float  # seconds of the longest of these waits
-    holder: int  # process id at this instant; 0 if nobody holds it
+    waited: float  # seconds that they slept in total
+    longest: float  # seconds of the longest wait
+    holder: int  # process id at this instant; 0 if the lock is free
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,10 @@ class Stats:
     prefix: str
     layout_version: int
     since: float  # seconds since creation or the last flush
-    messages: int  # that wait
-    oldest: float  # seconds that the oldest of them has been waiting; 0.0 if there is none
-    sent: int  # messages accepted; a broadcast counts once for each queue it goes to
-    refused: int  # ChannelFull raised
+    pending: int  # messages
+    oldest: float  # seconds that the oldest pending message has waited; 0.0 if there is none
+    sent: int  # messages accepted; a group send counts once for each queue that it reaches
+    refused: int  # messages, because the channel or the memory was full
     dropped: dict[str, int]  # messages, by reason
     channels: int
     groups: int
@@ -62,7 +65,7 @@ class Stats:
     processes: int  # attached
     memory: Memory
     lock: Lock
-    recoveries: int  # times that something interrupted was put in order, since creation
+    recoveries: int  # interrupted calls that were cleared up, since creation
     moves: int  # messages moved to make room for others, since creation
     rates: Rates
 
@@ -72,22 +75,22 @@ class Channel:
     """A queue. Process-specific channels are counted together, up to the ``!``."""
 
     name: str
-    messages: int  # that wait
-    capacity: int  # as a sender had it when it last looked the channel up; 0 if nobody has sent yet
-    oldest: float  # seconds that the oldest message has been waiting; 0.0 if there is none
-    sent: int  # messages accepted since the channel came to be
-    refused: int  # ChannelFull raised
-    dropped: dict[str, int]
-    members: int  # memberships of groups that lead here
-    owner: int  # process id of whom it belongs to, if it is process-specific; 0 if to nobody
-    waiting: tuple[int, ...]  # process ids of whoever waits here for a message at this instant
+    pending: int  # messages
+    capacity: int  # as the last sender to look the channel up had it; 0 before the first
+    oldest: float  # seconds that the oldest pending message has waited; 0.0 if there is none
+    sent: int  # messages accepted since the channel was created
+    refused: int  # messages, because the channel was full
+    dropped: dict[str, int]  # messages, by reason
+    members: int  # memberships that lead here
+    owner: int  # process id of the owner of a process-specific channel; 0 if there is none
+    waiting: tuple[int, ...]  # process ids of the receivers that wait here at this instant
     sent_rate: float
-    left_rate: float  # messages per second that were received, or expired
+    left_rate: float  # messages per second that were received or expired
 
     @property
     def fill(self) -> float:
-        """How full it is: 0.0 to 1.0, and 0.0 where the capacity is not known."""
-        return min(self.messages / self.capacity, 1.0) if self.capacity else 0.0
+        """How full it is: from 0.0 to 1.0, and 0.0 if the capacity is not known."""
+        return min(self.pending / self.capacity, 1.0) if self.capacity else 0.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """A group and who is in it; channels whose readers are gone are not."""
+    """A group and its members, without channels whose readers are gone."""
 
     name: str
     members: tuple[Member, ...]
@@ -108,29 +111,29 @@ class Group:
 
 @dataclass(frozen=True)
 class Process:
-    """A process that is attached, or one that was and still has something in the store."""
+    """A process that is attached, or that was and is not cleared up after yet."""
 
     pid: int
-    command: str  # "" where it cannot be told
+    command: str  # command line; "" if it cannot be read
     uid: int
     attached: float  # seconds since it attached
-    state: str  # "alive", "stopped" (by SIGSTOP or a debugger), "dead", or "left" in good order
-    waiting: tuple[str, ...]  # channels that it waits for at this instant
-    owns: tuple[str, ...]  # process-specific channels on which it receives
+    state: str  # "alive", "stopped" (SIGSTOP or a debugger), "dead", or "left" after it detached
+    waiting: tuple[str, ...]  # channels on which it waits at this instant
+    owns: tuple[str, ...]  # its process-specific channels
     holds_lock: bool
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A line of the list of layers. Of a segment that cannot be read only the outside is known."""
+    """One layer in the list of layers. If its segment cannot be read, only the outside is known."""
 
     prefix: str
     layout_version: int  # 0 if it cannot be read
-    owner: str  # a user's name, or a uid that has none
+    owner: str  # the user's name, or the uid if that has no name
     mode: int  # permission bits
-    size: int  # bytes of addresses
+    size: int  # bytes of address space
     in_use: int  # bytes, by messages
     reserved: int  # bytes of the machine's memory
-    messages: int
-    processes: int
+    pending: int  # messages
+    processes: int  # attached
     problem: str  # why it cannot be read; "" if it can

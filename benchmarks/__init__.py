@@ -1,16 +1,16 @@
-"""Measurements of asgi_ipc, of what it is built on, and of what else could take its place.
+"""Measurements of asgi_ipc, of its ways to wake a process, and of what could take its place.
 
-    make bench                      all of the following, and docs/benchmarks/ made anew
-    python -m benchmarks.layers     channel layers, side by side
-    python -m benchmarks.profile    where each microsecond of a send and a receive goes
-    python -m benchmarks.wakeups    ways to wake another process, and the primitives of the store
-    python -m benchmarks.wsgi       the WSGI adapters next to plain gunicorn
-    python -m benchmarks.report     tables and plots from the JSON files of these
+    make bench                      run everything and rewrite docs/benchmarks
+    python -m benchmarks            run every workload; name some to run only those
+    python -m benchmarks.report     turn the JSON file of a run into tables and a plot
 
-`measure` turns samples into tables, `processes` starts and ends the pinned children, `bells` holds
-the ways to wake a process. Figures of one run are comparable with each other; between machines, or
-between a quiet hour and a busy one, only their ratios are. Every repetition therefore measures all
-contenders in turn, and a ratio is the median of the ratios within each repetition.
+`workloads` says what is measured, one module for each subject. `layers` says what it is measured
+on: this package, its peers, and what people write by hand. `processes` starts and ends the pinned
+children, `measure` turns samples into tables, and `report` fills the pages.
 
-Nothing here is imported by the package.
+Figures of one run can be compared with each other. Between machines, or between a quiet hour and a
+busy one, only their ratios can. So every repetition measures all contenders in turn, and a ratio is
+the median of the ratios within each repetition.
+
+The package imports nothing from here.
 """

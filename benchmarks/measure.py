@@ -1,11 +1,10 @@
-"""From samples to tables: interleaving, medians, paired ratios, printing, JSON.
+"""From samples to tables and JSON, and back: interleaving, medians, paired ratios, printing.
 
-No benchmark decides for itself how to average or to print; none of the code here measures anything.
+All benchmarks average and print with these functions. Nothing here measures anything.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -19,8 +18,9 @@ from importlib import metadata
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Row = dict[str, Any]  # of a table: texts, figures, and lists of samples
 
-PACKAGES = ("posix_ipc", "msgpack", "channels", "channels_redis", "redis", "pyzmq", "uvloop")
+PACKAGES = ("posix_ipc", "msgpack", "channels", "channels_redis", "redis", "pyzmq")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Column:
     heading: str
     form: str = ""
 
-    def text(self, row: dict[str, Any]) -> str:
+    def text(self, row: Row) -> str:
         value = row.get(self.key)
         return "" if value is None else format(value, "" if isinstance(value, str) else self.form)
 
@@ -46,32 +46,72 @@ class Table:
     name: str
     title: str
     columns: Sequence[Column]
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     note: str = ""
 
-    def __str__(self) -> str:
-        if not self.rows:
-            return f"\n{self.title}\n{self.note or 'no layer here takes part'}"
+    def lines(self, rule: str) -> list[str]:
+        """The table as text: a heading, a line of `rule`, and the rows, each column aligned."""
         cells = [[column.heading for column in self.columns]]
         cells += [[column.text(row) for column in self.columns] for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*cells)]
-        lines = ["", self.title, "=" * len(self.title)]
-        for number, line in enumerate(cells):
+        lines = []
+        for line in cells:
             padded = [
                 cell.rjust(width) if column.form else cell.ljust(width)
                 for cell, width, column in zip(line, widths, self.columns)
             ]
             lines.append("  ".join(padded).rstrip())
-            if number == 0:
-                lines.append("  ".join("-" * width for width in widths).rstrip())
-        if self.note:
-            lines.append(self.note)
-        return "\n".join(lines)
+        lines.insert(1, "  ".join(rule * width for width in widths))
+        return lines
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return f"\n{self.title}\n{self.note or 'no layer here takes part'}"
+        lines = ["", self.title, "=" * len(self.title), *self.lines("-")]
+        return "\n".join([*lines, self.note] if self.note else lines)
+
+
+class Figures:
+    """The tables of one or more JSON files by name. A later file replaces tables of an earlier."""
+
+    def __init__(self, environment: dict[str, Any], tables: dict[str, Table]) -> None:
+        self.environment = environment
+        self.tables = tables
+
+    @classmethod
+    def read(cls, paths: Iterable[str]) -> Figures:
+        """Read what `report` wrote. The environment is that of the first file."""
+        environment: dict[str, Any] = {}
+        tables: dict[str, Table] = {}
+        for path in paths:
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+            environment = environment or content["environment"]
+            for one in content["tables"]:
+                columns = [Column(*column) for column in one["columns"]]
+                tables[one["name"]] = Table(
+                    one["name"], one["title"], columns, one["rows"], one["note"]
+                )
+        return cls(environment, tables)
+
+    def rows(self, table: str, **where: object) -> list[Row]:
+        """The rows whose columns have these values; none if there is no such table."""
+        found = self.tables.get(table)
+        return [
+            row
+            for row in (found.rows if found else [])
+            if all(row.get(key) == value for key, value in where.items())
+        ]
+
+    def get(self, table: str, key: str, **where: object) -> float | None:
+        """One figure of the first of these rows; None if it was not measured."""
+        rows = self.rows(table, **where)
+        return rows[0].get(key) if rows else None
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: 0 that it runs at all, 1 quick, 2 in full."""
+    """How long to measure: 0 only to see that it works, 1 quick, 2 in full."""
 
     level: int
 
@@ -80,7 +120,7 @@ class Effort:
 
 
 def interleaved(repetitions: int, contenders: Sequence[T]) -> Iterator[T]:
-    """Every contender once in each repetition, each repetition starting with another one."""
+    """Every contender once in each repetition. Each repetition starts with the next contender."""
     for repetition in range(repetitions):
         first = repetition % len(contenders) if contenders else 0
         yield from contenders[first:]
@@ -95,6 +135,12 @@ def paired_ratio(samples: Sequence[float], base: Sequence[float]) -> float:
 def quantile(ordered: Sequence[float], share: float) -> float:
     """The value below which `share` of the ordered samples lie."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def medians(keys: Sequence[str], samples: Sequence[Sequence[float | None]]) -> Row:
+    """The median of each position of the samples, under its key; None is not counted."""
+    known = [[one for one in column if one is not None] for column in zip(*samples)]
+    return {key: statistics.median(column) for key, column in zip(keys, known) if column}
 
 
 def environment() -> dict[str, Any]:
@@ -115,24 +161,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    length = made.add_mutually_exclusive_group()
-    length.add_argument("--quick", action="store_true", help="fewer, shorter repetitions")
-    length.add_argument("--tiny", action="store_true", help="only to see that it works")
-    made.add_argument("--json", metavar="FILE", help="also write figures and samples to FILE")
-    return made
-
-
-def effort(options: argparse.Namespace) -> Effort:
-    return Effort(0 if options.tiny else 1 if options.quick else 2)
-
-
 def report(tables: Iterable[Table], json_file: str | None) -> None:
-    """Print each table as soon as it is measured; at the end write the JSON file, if asked for.
+    """Print each table as soon as it is measured. At the end write the JSON file, if asked for.
 
     SIGTERM becomes an ordinary exit, so that children, FIFOs and segments are cleaned up.
     """

@@ -1,8 +1,9 @@
-"""Child processes for the benchmarks: in any interpreter, pinned to cores, ended whatever happens.
+"""Child processes for the benchmarks: in any interpreter, pinned to cores, ended in any case.
 
-A child is not made by `multiprocessing`, because that wants one Python for all: a peer that needs
-an older one, and packages of its time, is measured in the same run. A child imports this repository
-and executes calls, one after another; functions, arguments and results travel as pickles.
+`multiprocessing` does not make them, because it wants one Python for all. A peer that needs an
+older Python, and packages of its time, is measured in the same run. A child imports this
+repository and executes calls, one after another. Functions, arguments and results travel as
+pickles.
 """
 
 from __future__ import annotations
@@ -40,22 +41,12 @@ class ChildFailed(Exception):
     """A child raised, died, or took too long; carries its traceback where there is one."""
 
 
-class InheritedFd:
-    """A descriptor without a name (an eventfd): handed to a child when the child is started."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __reduce__(self) -> tuple[Callable[..., InheritedFd], tuple[Any]]:
-        return _inherited, (reduction.DupFd(self.fd),)
-
-
-def _inherited(duplicate: Any) -> InheritedFd:
-    return InheritedFd(duplicate.detach())
+class ChildDied(ChildFailed):
+    """A child ended before it had a result."""
 
 
 class _Inheritance:
-    """What `multiprocessing` asks, while it pickles a queue or a descriptor, how to hand it on."""
+    """Answers what `multiprocessing` asks while it pickles a queue: how to hand on a descriptor."""
 
     DupFd = popen_spawn_posix._DupFd
 
@@ -68,7 +59,7 @@ class _Inheritance:
 
 
 class Child:
-    """One running process. `call` runs a function there; `begin` and `result` are its halves."""
+    """One process, which starts with its first call. Without cores it is not pinned."""
 
     def __init__(self, python: str, place: str, cores: Cores) -> None:
         self._command = [python, "-c", BOOT, place]
@@ -80,13 +71,13 @@ class Child:
         assert self._process is not None
         return self._process.pid
 
-    def begin(self, target: Callable[..., Any], *args: Any) -> None:
-        """Start `target(*args)` there, both picklable. The first call starts the process.
+    def begin(self, target: Callable[..., object], *args: object) -> None:
+        """Start `target(*args)` there, both picklable.
 
-        Queues of multiprocessing and descriptors can only be among the arguments of the first.
+        Only the arguments of the first call can contain queues of multiprocessing.
         """
         inheritance = _Inheritance()
-        set_spawning_popen(inheritance)
+        set_spawning_popen(inheritance)  # type: ignore[arg-type]
         try:
             call = bytes(reduction.ForkingPickler.dumps((target, args), protocol=4))
         finally:
@@ -97,11 +88,14 @@ class Child:
 
     def _start(self, fds: list[int]) -> None:
         ours, theirs = socket.socketpair()
+        # PYTHONPATH would put one package of a name before all others.
+        inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         with theirs:
             self._process = subprocess.Popen(
                 [*self._command, str(theirs.fileno()), self._cores, REPOSITORY],
                 pass_fds=[theirs.fileno(), *fds],
                 stdin=subprocess.DEVNULL,
+                env=inherited,
                 cwd="/",  # the current folder is on the path of a program given by -c
             )
         self._pipe = Connection(ours.detach())
@@ -115,15 +109,10 @@ class Child:
         except (EOFError, ConnectionError):
             assert self._process is not None
             code = self._process.wait(5)
-            raise ChildFailed(f"process {self.pid} ended with {code} and no result") from None
+            raise ChildDied(f"process {self.pid} ended with {code} and no result") from None
         if not succeeded:
             raise ChildFailed(f"process {self.pid} raised:\n{value}")
         return value
-
-    def call(self, target: Callable[..., Any], *args: Any, timeout: float = 120) -> Any:
-        """Run `target(*args)` there and return its result; `ChildFailed` if it raises."""
-        self.begin(target, *args)
-        return self.result(timeout)
 
     def end(self) -> None:
         """Kill the process if it still runs, and reap it."""
@@ -133,41 +122,12 @@ class Child:
             self._pipe.close()
 
 
-class Children:
-    """`with Children() as children:` no process that was started inside outlives the block."""
-
-    def __init__(self) -> None:
-        self._made: list[Child] = []
-
-    def child(
-        self, cores: Cores = frozenset(), python: str = sys.executable, place: str = OURS_FIRST
-    ) -> Child:
-        """A process that starts with its first call; no cores: not pinned."""
-        made = Child(python, place, cores)
-        self._made.append(made)
-        return made
-
-    def start(self, target: Callable[..., Any], *args: Any, cores: Cores = frozenset()) -> Child:
-        """A process that runs `target(*args)`."""
-        made = self.child(cores)
-        made.begin(target, *args)
-        return made
-
-    def __enter__(self) -> Children:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for child in self._made:
-            child.end()
-
-
 def serve(fd: int, cores: str) -> None:
     """The life of a child: execute what comes, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its children
     if sys.platform == "linux":  # ... and if the parent is killed, the kernel ends them
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if cores:
-        os.sched_setaffinity(0, set(map(int, cores.split(","))))
+    pin(frozenset(map(int, filter(None, cores.split(",")))))
     pipe = Connection(fd)
     while True:
         try:
@@ -180,6 +140,12 @@ def serve(fd: int, cores: str) -> None:
         except BaseException:
             answer = (False, traceback.format_exc())
         pipe.send_bytes(reduction.ForkingPickler.dumps(answer, protocol=4))
+
+
+def pin(cores: Cores) -> None:
+    """Keep this process on these cores. Without any it stays where the scheduler puts it."""
+    if cores:
+        os.sched_setaffinity(0, cores)
 
 
 def pinnings() -> dict[str, tuple[Cores, Cores]]:

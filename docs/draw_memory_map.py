@@ -1,12 +1,12 @@
 """Draws docs/memory-map.rst from asgi_ipc/store/layout.py: its sections, constants and comments.
 
     python docs/draw_memory_map.py            writes the page
-    python docs/draw_memory_map.py --check    fails, with the difference, if it is another one
+    python docs/draw_memory_map.py --check    fails and shows the difference if it is out of date
 
-Whoever changes layout.py runs the first; a test runs the second. A comment like ``# -- title ---``
-begins a section there, a comment on a line of its own a block. A name that begins with one letter
-and ``_`` (or HALF and ``_``) is that of a word; what else stands in a block (sizes, the values of a
-state) is quoted below its table.
+Run the first after a change of layout.py; a test runs the second. In layout.py, a comment like
+``# -- title ---`` begins a section, and a comment on a line of its own begins a block. A constant
+is the place of a word if its name begins with one letter and ``_``, or with ``HALF_``. The other
+constants of a block (sizes, the values of a state) are quoted below its table.
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ TOP = """\
 The memory map
 ==============
 
-Every word of a segment: layout version {version}. The processes of a prefix must all have the same
-version; it changes with any change of this page. :doc:`design` says how the words are
-used.
+This page lists every word of a segment. It describes layout version {version}. All processes of a
+prefix must have the same version, and any change of the memory map is a new version.
+:doc:`design` explains how the words are used.
 
 {introduction}
 
-The third column is empty where neither is said: for words that are written once, for those that
-belong to the word before them, for those that only count, and for the waiter sets, which recovery
-empties.
+The third column is empty for words that are neither: those that are written once, that belong to
+the word before them or that only count, and the waiter sets, which recovery empties.
 
 """
 
@@ -56,14 +55,15 @@ max_message_size {max_message_size:,} bytes. Each region begins on a page of {pa
 
 {table}
 
-These are addresses. Memory is reserved as it is needed: {fixed:,} bytes at creation for header,
-processes and waiters, and {mark:,} of the log; more of the log and of the tables in steps.
+The sizes are address space. Memory is reserved when it is needed. At creation that is {fixed:,}
+bytes for header, processes and waiters, and {mark:,} bytes for the log. The log and the tables
+then grow in steps.
 
 """
 
 
 class Word(NamedTuple):
-    """A constant of layout.py that is the index of a word, or of half a word."""
+    """A constant of layout.py that is the index of a word or of half a word."""
 
     name: str
     index: int
@@ -73,15 +73,15 @@ class Word(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What stands in layout.py between two comments that have a line of their own."""
+    """The lines of layout.py between two comments that have a line of their own."""
 
     remark: str
     words: list[Word]
-    others: list[str]  # the lines that name no word
+    others: list[str]  # lines of constants that are not the place of a word
 
 
 def sections(source: str) -> Iterator[tuple[str, list[Block]]]:
-    """The sections of layout.py that describe memory, each with its title, in its order."""
+    """Yield the sections of layout.py that describe memory, in order, each with its title."""
     _, *pieces = re.split(r"^# -- (.+?) -+\n", source, flags=re.M)
     for title, text in zip(pieces[::2], pieces[1::2]):
         text = text.partition("\nclass ")[0]
@@ -104,7 +104,7 @@ def _block(remark: str, code: str) -> Block:
 
 
 def _is_word(name: str) -> bool:
-    """Whether a name is the place of something: H_ in the header, Q_ in a row of a queue, …"""
+    """Return whether a name is the place of a word: H_ in the header, Q_ in a queue's row, …"""
     value = getattr(layout, name, None)
     return bool(re.match(r"(?:[A-Z]|HALF)_", name)) and type(value) is int
 
@@ -114,21 +114,21 @@ def _word(name: str, comment: str) -> Word:
         r"(?P<mark>primary|derived)?:? ?(?P<half>half\b)?,? ?(?P<meaning>.*)", comment
     )
     assert found is not None
-    # Without a comment the name says it all.
+    # A constant without a comment is explained by its name.
     meaning = found["meaning"] or name.partition("_")[2].lower().replace("_", " ")
     half = name.startswith("HALF_") or found["half"] is not None
     return Word(name, getattr(layout, name), found["mark"] or "", half, meaning)
 
 
 def place(word: Word) -> str:
-    """The number of a word; of half a word also which."""
+    """Return the number of a word, and for half a word, which half it is."""
     if not word.half:
         return str(word.index)
     return f"{word.index // 2}, {'second' if word.index % 2 else 'first'} half"
 
 
 def table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A simple table of reStructuredText; the cells of the first column are never empty."""
+    """Return a simple table of reStructuredText. No cell of its first column may be empty."""
     lines = [heads, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
     rule = "  ".join("=" * width for width in widths)
@@ -137,7 +137,7 @@ def table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def text_of(comment: str) -> str:
-    """A comment or docstring as reStructuredText, which it nearly is."""
+    """Return a comment or docstring as reStructuredText."""
     return re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", comment).replace(" | ", " \\| ")
 
 
@@ -158,7 +158,7 @@ def drawn(title: str, blocks: list[Block]) -> str:
 
 
 def regions() -> str:
-    """The regions of a segment with the default options."""
+    """Return the section about the regions of a segment with the default options."""
     sizes = Options()
     a_map = layout.Layout(sizes.message_memory, sizes.group_memory, sizes.max_message_size)
     tables = {"queues": a_map.queues, "groups": a_map.groups, "members": a_map.members}
@@ -200,7 +200,7 @@ def regions() -> str:
 
 
 def page() -> str:
-    """The whole page as it should be now."""
+    """Return the whole page as it should be now."""
     source = SOURCE.read_text(encoding="utf-8")
     introduction = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[2]
     top = TOP.format(version=layout.VERSION, introduction=text_of(introduction))
@@ -208,7 +208,7 @@ def page() -> str:
 
 
 def difference() -> str:
-    """What a reader of the page on disk does not know; "" if it is up to date."""
+    """Return the difference from the page on disk; "" if that is up to date."""
     known = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     now = page()
     lines = difflib.unified_diff(
@@ -219,7 +219,7 @@ def difference() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true", help="write nothing, fail if it is old")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if it is old")
     if not parser.parse_args().check:
         PAGE.write_text(page(), encoding="utf-8")
         return 0

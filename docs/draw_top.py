@@ -1,11 +1,10 @@
-"""Draws docs/images/top.svg: the real screen of ``asgi-ipc top``, over a small site that is really
-running.
+"""Draws docs/images/top.svg: the real screen of ``asgi-ipc top``, over a small site that runs.
 
     python docs/draw_top.py                              writes the picture
     python docs/draw_top.py --to FILE --prefix PREFIX    another file, another prefix
 
-Needs the extra ``cli``. The site is two servers with sockets in a group, workers of which one does
-not keep up, and a script that sends to all of them.
+Needs the extra ``cli``. The site consists of two servers with sockets in a group, three workers of
+which one cannot keep up, and a script that sends to all of them.
 """
 
 from __future__ import annotations
@@ -26,15 +25,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "top.svg"
 sys.path.insert(0, str(ROOT))
 
+from asgi_ipc import segment  # noqa: E402
 from asgi_ipc.command.screen import Top  # noqa: E402
 from asgi_ipc.inspection.snapshot import Snapshot  # noqa: E402
 from asgi_ipc.inspection.view import View  # noqa: E402
-from asgi_ipc.segment import segment  # noqa: E402
+from asgi_ipc.segment.paths import prefixes  # noqa: E402
 
 COLUMNS, LINES = 80, 24
-SECONDS = 60  # until it is given up
+SECONDS = 60  # to wait for the site before giving up
 
-# PREFIX stands for that of the layer.
+# PREFIX stands for the prefix of the layer.
 SITE = {
     "server.py": """
         import asyncio
@@ -94,9 +94,9 @@ PROCESSES = [
 
 @contextlib.contextmanager
 def site(prefix: str) -> Iterator[None]:
-    """The processes of the site, which end with the block."""
-    if prefix in segment.prefixes():
-        raise SystemExit(f"there is a layer with prefix {prefix!r} on this machine already")
+    """Run the processes of the site until the block ends."""
+    if prefix in prefixes():
+        raise SystemExit(f"a layer with prefix {prefix!r} already exists on this machine")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     started = []
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +123,7 @@ def site(prefix: str) -> Iterator[None]:
 
 
 def is_in_full_swing(prefix: str) -> bool:
-    """Whether all are there, and a channel is full."""
+    """Whether all processes are attached, and a channel is full."""
     try:
         snapshot = Snapshot(View(prefix))
     except OSError:
@@ -133,7 +133,7 @@ def is_in_full_swing(prefix: str) -> bool:
 
 
 async def picture(prefix: str) -> str:
-    """The screen, after a few looks, so that there are rates."""
+    """The screen as SVG, after a few snapshots, so that it shows rates."""
     app = Top(prefix, interval=1.0)
     async with app.run_test(size=(COLUMNS, LINES)) as pilot:
         first = app.looks
@@ -143,7 +143,9 @@ async def picture(prefix: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--to", type=Path, default=PICTURE)
     parser.add_argument("--prefix", default="mysite")
     asked = parser.parse_args()
@@ -151,7 +153,7 @@ def main() -> None:
         deadline = time.monotonic() + SECONDS
         while not is_in_full_swing(asked.prefix):
             if time.monotonic() > deadline:
-                raise SystemExit("the site did not come up")
+                raise SystemExit("the site did not start in time")
             time.sleep(0.1)
         drawn = asyncio.run(picture(asked.prefix))
     asked.to.parent.mkdir(exist_ok=True)

@@ -24,6 +24,7 @@ import pytest
 import pytest_asyncio
 
 import asgi_ipc
+from asgi_ipc import segment
 from asgi_ipc.aio import IPCChannelLayer
 from asgi_ipc.aio import waiter as waiter_module
 from asgi_ipc.attachment.inbox import Inbox
@@ -40,7 +41,7 @@ from asgi_ipc.conformance.asynchronous import (
     turns,
 )
 from asgi_ipc.conformance.blocking import NOTHING, STATISTICS
-from asgi_ipc.segment import segment
+from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import L_EXPIRES, Q_FIRST
 
 from .contract import LIVENESS, MESSAGE, in_threads, run_python
@@ -307,7 +308,7 @@ async def test_waiting_receive_rides_out_a_lock_timeout(
         return any(record.name == "asgi_ipc" for record in caplog.records)
 
     with caplog.at_level(logging.DEBUG):
-        with open(segment.Paths(layer.prefix).section_lock) as file:
+        with open(Paths(layer.prefix).section_lock) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             with pytest.raises(TimeoutError):
                 await layer.send("c", {"number": 1})
@@ -331,7 +332,7 @@ async def test_loop_goes_on_while_the_lock_is_held(make: Callable[..., Any]) -> 
             await asyncio.sleep(0.01)
             beats += 1
 
-    with open(segment.Paths(layer.prefix).section_lock) as file:
+    with open(Paths(layer.prefix).section_lock) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         sending = asyncio.ensure_future(layer.send("c", MESSAGE))
         await asyncio.wait_for(beat(), LIVENESS / 2)

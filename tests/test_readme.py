@@ -221,7 +221,7 @@ def test_commands_and_links_lead_somewhere() -> None:
     makefile = (environments.REPOSITORY / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^    make (\w+)", README, re.M)
     assert targets and all(f"\n{target}:" in makefile for target in targets)
-    modules = re.findall(r"python -m (benchmarks\.\w+)", README)
+    modules = re.findall(r"python -m (benchmarks[\w.]*)", README)
     links = re.findall(r"`[^`]* <([^>`]+)>`_", README)
     assert modules and links
     for path in links + [module.replace(".", "/") for module in modules]:

@@ -27,6 +27,7 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
+from asgi_ipc import segment
 from asgi_ipc.aio.fanout import Fanout
 from asgi_ipc.conformance.blocking import (
     NOTHING,
@@ -41,7 +42,7 @@ from asgi_ipc.conformance.blocking import (
     send_numbers,
 )
 from asgi_ipc.conformance.cases import each
-from asgi_ipc.segment import segment
+from asgi_ipc.segment.paths import Paths
 
 from .contract import LIVENESS, MESSAGE, in_threads, run_python, until
 
@@ -538,7 +539,7 @@ def test_waiting_receive_rides_out_a_lock_timeout(
 
     def hold_the_lock_then_send() -> None:
         until(lambda: any(path.is_fifo() for path in in_shared_memory(layer.prefix)))
-        with open(segment.Paths(layer.prefix).section_lock) as file:
+        with open(Paths(layer.prefix).section_lock) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             with pytest.raises(TimeoutError):
                 layer.send("c", {"number": 1})

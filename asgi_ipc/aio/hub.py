@@ -19,7 +19,7 @@ import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from ..errors import IPCError, LockTimeout
 from ..segment.doorbell import ALL
@@ -337,8 +337,8 @@ def hub_of(
 ) -> AnyHub:
     """The hub of a loop, made when first needed. Those of closed loops are retired on the way."""
     attachment = session.attachment
-    found: AnyHub | None = attachment.hubs.get(loop)
+    found = cast("AnyHub | None", attachment.hubs.get(loop))
     if found is None:
-        attachment.retire_hubs()
+        attachment.upkeep.retire_hubs()
         found = attachment.hubs[loop] = make(session, weakref.ref(loop))
     return found

@@ -19,7 +19,7 @@ from ..base_layer import AsyncBaseChannelLayer
 from ..errors import LockBusy, NotOwner
 from ..names import check_channel
 from ..options import Options
-from ..segment.lock import complaint
+from ..segment.section import complaint
 from ..statistics import Stats
 from .fanout import Broadcast
 from .loop import ASYNCIO

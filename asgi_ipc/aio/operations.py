@@ -219,7 +219,7 @@ class Core(Receiving):
             session = self.attach()
         except CorruptStore:
             session = self.attach(flush=True)
-        session.attachment.flush(self._patience, self.options.lock_timeout)
+        session.attachment.flush(self._waits)
         session.fanouts.clear()
 
     def global_statistics(self) -> dict[str, Any]:
@@ -272,7 +272,7 @@ class Core(Receiving):
         # Read without the lock: a change may be going on, or the memory be damaged.
         sent, age = max(figures.sent, 0), figures.oldest if 0 <= figures.oldest < math.inf else 0.0
         at, sent_then, refused_then = self._samples.get(name, (figures.since, 0, 0))
-        if sent < sent_then or at < figures.since:
+        if sent < sent_then or at <= figures.since:
             at, sent_then, refused_then = figures.since, 0, 0  # there was a flush in between
         period = max(now - at, 1e-9)
         if now - at >= 1.0:

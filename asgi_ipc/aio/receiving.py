@@ -245,7 +245,7 @@ class Receiving(Base):
             if waiter is not None and len(sources) == 1 and waiter.is_parked(sources[0]):
                 inbox = sources[0].inbox
                 # What was flushed is in the inbox until a section empties it.
-                if inbox is not None and session.attachment.is_fresh(inbox):
+                if inbox is not None and inbox.is_fresh():
                     return None
             visit = session.section(self._visit, session, sources, now, waiter, parked)
             for waiting in visit.woken:
@@ -271,7 +271,7 @@ class Receiving(Base):
         """
         inbox = source.inbox
         assert inbox is not None
-        while session.attachment.is_fresh(inbox):
+        while inbox.is_fresh():
             entry = inbox.take(source.local)
             if entry is None:
                 return None
@@ -382,7 +382,7 @@ class Receiving(Base):
     def _drain(self, session: Session, source: Source, row: int, now: float) -> list[Waiting]:
         """Own a process-specific queue, and move what it holds to the inbox. Returns whom to wake
         once the section is over."""
-        owner = session.attachment.claim(row, now, self.expiry)
+        owner = session.attachment.claim_queue(row, now, self.expiry)
         if owner:
             raise NotOwner(
                 f"channel {source.channel!r} belongs to process {owner}: only the process that "
@@ -391,7 +391,7 @@ class Receiving(Base):
         inbox = source.inbox
         assert inbox is not None
         queue = source.queue
-        session.attachment.drain(row, inbox, lambda local: self.capacity_of(queue + local), now)
+        inbox.drain(row, lambda local: self.capacity_of(queue + local), now)
         return inbox.to_wake()
 
     # -- for hubs ---------------------------------------------------------------------------------

@@ -7,11 +7,12 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from ..attachment.attachment import Attachment, attached, register
+from ..attachment.attachment import Attachment
+from ..attachment.process import attach, register
 from ..codec import Codec
 from ..options import Options
-from ..segment.lock import Section, spread
-from ..segment.segment import Paths, Wanted
+from ..segment.section import SectionOfThree, Waits, spread
+from ..segment.wanted import Wanted
 from ..store.layout import Q_PENDING, S_EPOCH
 from ..store.plans import Planner
 from ..store.queues import Target
@@ -56,7 +57,10 @@ class Session:
     )
 
     def __init__(
-        self, attachment: Attachment, section_of_three: Section, capacity: Callable[[str], int]
+        self,
+        attachment: Attachment,
+        section_of_three: SectionOfThree,
+        capacity: Callable[[str], int],
     ) -> None:
         self.attachment = attachment
         self.section_of_three = section_of_three
@@ -111,23 +115,15 @@ class Base:
         self.encode, self.unpack = self.codec.encode, self.codec.unpack
         self.capacity_of = options.capacities().of
         self.spin = options.spin if (os.cpu_count() or 1) > 1 else 0.0
-        self._patience = options.lock_timeout if patience is None else patience
-        self._wanted = Wanted(
-            options.prefix,
-            options.message_memory,
-            options.group_memory,
-            options.max_message_size,
-            options.mode,
-            options.lock,
-            options.provider,
-        )
+        timeout = options.lock_timeout
+        self._waits = Waits(timeout if patience is None else patience, timeout)
+        self._wanted = Wanted.of(options)  # refuses a prefix, or sizes, that cannot be
         self.session: Session | None = None
         self.client_prefix = ""
         self.own = ""
         self.forked()
         self._turn = 0
         self._samples: dict[str, tuple[float, int, int]] = {}
-        Paths(options.prefix)  # refuses a bad prefix
         register(self)
 
     @classmethod
@@ -141,9 +137,8 @@ class Base:
         """Return the session; the first call attaches. `flush`: see `Attachment`."""
         found = self.session
         if found is None:
-            waits = self._patience, self.options.lock_timeout
-            attachment = attached(self._wanted, *waits, flush)
-            section = attachment.make_section_of_three(*waits)
+            attachment = attach(self._wanted, self._waits, flush)
+            section = attachment.make_section_of_three(self._waits)
             found = Session(attachment, section, self.capacity_of)
             limit = attachment.segment.layout.max_message_size
             self.max_message_size = min(self.options.max_message_size, limit)
@@ -162,4 +157,4 @@ class Base:
         self.own = f".{self.client_prefix}!"
 
     def upkeep(self, session: Session, now: float) -> None:
-        session.attachment.upkeep(now, self.expiry, session.section)
+        session.attachment.do_upkeep(now, self.expiry, session.section)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..attachment.attachment import CHECK_EVERY
+from ..attachment.upkeep import CHECK_EVERY
 from ..segment.doorbell import Doorbell
 from .session import Session
 from .source import Source

@@ -1,7 +1,7 @@
-"""Telling the log about dropped messages: what was dropped last of each kind, and not each time.
+"""Log lines about dropped messages: for each reason at most one in ten seconds.
 
-Every drop is counted, by reason, in the segment. The log gets one line in ten seconds for each
-reason, from the process that noticed.
+The segment counts every drop, by reason. The process that drops a message logs it. This module must
+not count.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ logger = logging.getLogger("asgi_ipc")
 
 _WHY = {
     EXPIRED: "nobody read it in time",
-    DEAD_OWNER: "the process that received there is dead",
-    BUFFER: "its reader has left as many unread as the channel's capacity",
+    DEAD_OWNER: "the process that received on it is dead",
+    BUFFER: "its reader has left as many messages unread as the channel's capacity",
 }
 LOG_EVERY = 10.0  # seconds between two lines about the same reason
 
 
 class DropLog:
-    """What one process logs about one prefix.
+    """Logs the drops of one process in the segment of one prefix.
 
-    `noted` is what the store dropped and nobody has been told of: the channel, by reason.
+    `noted` is where the store notes them: the channel of the last drop that is not logged yet, by
+    reason.
     """
 
     def __init__(self, prefix: str, noted: dict[int, str]) -> None:
@@ -33,6 +34,7 @@ class DropLog:
         self._logged: dict[int, float] = {}
 
     def __call__(self, reason: int, where: str, why: str = "") -> None:
+        """Log that a message was dropped, unless the last line about `reason` is too young."""
         now = time.monotonic()
         if now - self._logged.get(reason, -LOG_EVERY) < LOG_EVERY:
             return
@@ -41,7 +43,7 @@ class DropLog:
         logger.warning("prefix %r, %s: a message was dropped (%s)", self.prefix, where, why)
 
     def tell(self) -> None:
-        """Log what the store has noted. Not inside a section: handlers may do anything."""
+        """Log what the store has noted. Not inside a section: log handlers may do anything."""
         for reason in list(self.noted):
             channel = self.noted.pop(reason, None)
             if channel is not None:

@@ -1,11 +1,12 @@
-"""What one process has taken out of a process-specific queue and not yet handed to a receiver.
+"""An inbox: what this process has taken out of a process-specific queue and not yet delivered.
 
-The queue of ``specific.X!`` holds the messages of every socket of a process. Whoever of its
-threads or loops is woken drains it in one go into the inbox, which routes by local part, so that
-one slow socket never holds up the others (M7, and the routing of Channels 4).
+The queue of ``specific.X!`` holds the messages of every socket of a process. The thread or loop
+that is woken drains it in one go into the inbox, which routes by local part, so that one slow
+socket never holds up the others.
 
-Feeding happens inside a section, by one thread at a time. Taking needs no lock: what decides who
-gets an entry is one `dict.pop`, which the interpreter does in one step.
+Feeding happens inside a section, by one thread at a time. Taking needs no lock: one `dict.pop`
+decides who gets an entry, and the interpreter does that in one step. An inbox must not wait, and
+must not ring: it says which receives are to be woken.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from ..store.layout import LOCAL_SEPARATOR
+from ..store.layout import BUFFER, LOCAL_SEPARATOR, S_EPOCH
 from ..store.queues import Taken
+from ..store.store import Store
 
-ANY = None  # the local part of a receiver that takes whatever comes
-_LONG = 256  # entries of one local part; to take from the front of a list costs what it is long
+ANY = None  # the local part of a receiver that takes any message
+_DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
+_LONG = 256  # entries of one local part; taking from the front of a list costs its length
 _SEPARATOR = LOCAL_SEPARATOR.decode("ascii")
 
 
@@ -29,11 +32,11 @@ class Waiting(Protocol):
     def wake(self) -> None: ...
 
     def gone(self) -> bool:
-        """Whether it will never wake: its loop was closed under it."""
+        """Whether it will never wake, because its loop was closed."""
 
 
 class Drained:
-    """A message that was taken out of its queue, one for all of its local parts."""
+    """A message that was taken out of its queue: one object for all of its local parts."""
 
     __slots__ = ("body", "expires", "message", "shared")
 
@@ -41,7 +44,7 @@ class Drained:
         self.body = body
         self.expires = expires
         self.shared = shared  # by several local parts
-        # What it says, once somebody took it, if copies of that do as well as decoding it again.
+        # The decoded message, once somebody took it, if copies do as well as decoding it again.
         self.message: dict[str, Any] | None = None
 
 
@@ -49,33 +52,76 @@ Entry = tuple[str, Drained]  # the local part that it is for
 
 
 class Inbox:
-    """The buffers of one queue. `capacity(local)` bounds each of them."""
+    """The buffers of one queue, one for each local part."""
 
-    def __init__(self, queue: str) -> None:
+    def __init__(self, queue: str, store: Store) -> None:
         self.queue = queue
-        self.epoch = 0
+        self.enter(store)
+        self.epoch = 0  # which flush was the last when it was filled
         self.waiting: dict[str | None, list[Waiting]] = {}
         # What was drained, once for each of its local parts, by number. An `Entry` is made when it
-        # is taken: thousands of them at once keep the garbage collector busy.
+        # is taken: thousands of them at once would keep the garbage collector busy.
         self._entries: OrderedDict[int, Drained] = OrderedDict()
-        self._locals: dict[int, str] = {}  # of each number, entered before and forgotten after it
+        # The local part of each number, which is entered before its entry and forgotten after it.
+        self._locals: dict[int, str] = {}
         # Deques only where they are long: thousands of them would not fit into the cache.
         self._by_local: dict[str, list[int] | deque[int]] = {}
-        # Sequence number of the last message that was routed to its end, and the number of its last
-        # entry. What is after that is still being made: nobody takes it.
+        # The sequence number of the last message that was routed completely, and the number of its
+        # last entry. Entries after that are still being made: nobody takes them.
         self._newest = (0, 0)
         self._feeding = False
-        # Local parts that got something since the last to_wake(). In order: receives that began one
-        # after the other lie so in memory, and thousands are woken in far less time that way.
+        # Local parts that got something since the last to_wake(), in order: receives that began one
+        # after the other are neighbours in memory, and thousands are woken far faster that way.
         self._fed: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
+    def enter(self, store: Store) -> None:
+        """Be filled from `store`: first that of one attachment, later perhaps that of the next."""
+        self._store = store
+        self._words = store.words
+
+    def leave(self) -> None:
+        """Outlive the attachment: what refers to its store keeps the memory mapped."""
+        del self._store, self._words
+
+    # -- filling ----------------------------------------------------------------------------------
+
+    def is_fresh(self) -> bool:
+        """Whether nothing was flushed since it was filled. If not, `refresh` empties it."""
+        return self.epoch == self._words[S_EPOCH]
+
+    def refresh(self) -> None:
+        """Inside a section: empty it if there was a flush since it was filled."""
+        epoch = self._words[S_EPOCH]
+        if self.epoch != epoch:
+            self.clear()
+            self.epoch = epoch
+
+    def drain(self, row: int, capacity: Callable[[str], int], now: float) -> None:
+        """Inside a section: move what is pending in the queue at `row` into the inbox.
+
+        `capacity(local)` bounds the buffer of each local part.
+        """
+        store = self._store
+        self.refresh()
+        for _ in range(_DRAINED_AT_ONCE):
+            taken = store.peek(row)
+            if taken is None:
+                return
+            if taken.expires <= now:
+                store.drop_expired(row, now)  # buffered, it would take the place of a living one
+                continue
+            full = self.feed(taken, capacity)
+            if full:
+                store.count_drop(row, BUFFER, len(full), full[0])
+            store.pop(row)
+
     def feed(self, taken: Taken, capacity: Callable[[str], int]) -> list[str]:
         """Route one message to the buffers of its local parts; return those that were full.
 
-        Feeding the same message twice, after an interruption, routes it once.
+        A message that is fed twice, after an interruption, is routed once.
         """
         seq, number = self._newest
         if taken.seq <= seq:
@@ -101,7 +147,7 @@ class Inbox:
             entries[number] = drained
             numbers.append(number)
             fed[local] = None
-        self._newest = taken.seq, number  # in one store: an interruption loses and doubles none
+        self._newest = taken.seq, number  # in one store: an interruption loses or doubles none
         self._feeding = False
         if len(self._by_local) > 2 * len(self._entries) + 64:
             self._tidy()
@@ -110,13 +156,15 @@ class Inbox:
     def _undo(self, newest: int) -> None:
         """Take out what an interrupted `feed` left: the entries after `newest`."""
         for number, local in [item for item in list(self._locals.items()) if item[0] > newest]:
-            # First of all: a number without its entry would lead to another one later.
+            # This first: a number without its entry would later lead to another entry.
             self._forget(local, number)
             self._entries.pop(number, None)
             self._locals.pop(number, None)
 
+    # -- taking -----------------------------------------------------------------------------------
+
     def take(self, local: str | None) -> Entry | None:
-        """The oldest entry for `local`, or the oldest of all for ANY; None if there is none."""
+        """Take the oldest entry for `local`, for ANY the oldest of all; None if there is none."""
         entries = self._entries
         if not entries:
             return None
@@ -126,7 +174,7 @@ class Inbox:
                 whose = self._locals.get(number)
                 found = entries.pop(number, None)
                 if found is not None and whose is not None:
-                    self._forgotten(whose, number)
+                    self._forget_entry(whose, number)
                     return whose, found
             return None
         while numbers := self._by_local.get(local):
@@ -137,7 +185,7 @@ class Inbox:
             if number > newest:
                 return None
             found = entries.pop(number, None)
-            # As `_forgotten`, in one: every socket pays for this in every broadcast.
+            # The same as `_forget_entry`, written out: every socket pays for it in every broadcast.
             self._locals.pop(number, None)
             try:
                 numbers.remove(number)
@@ -147,8 +195,8 @@ class Inbox:
                 return local, found
         return None
 
-    def _forgotten(self, local: str, number: int) -> None:
-        """What had that number was taken."""
+    def _forget_entry(self, local: str, number: int) -> None:
+        """Forget the number of an entry that was taken."""
         self._locals.pop(number, None)
         self._forget(local, number)
 
@@ -160,25 +208,26 @@ class Inbox:
             pass  # tidied away, or a receiver of this local part came first
 
     def has(self, local: str | None) -> bool:
+        """Whether there is an entry for `local`, or any entry for ANY."""
         if not self._entries:
             return False
         number = self._oldest() if local is ANY else _front(self._by_local.get(local))
         return 0 < number <= self._newest[1]
 
     def _oldest(self) -> int:
-        """The number of the oldest entry, 0 if there is none."""
+        """The number of the oldest entry; 0 if there is none."""
         while True:
             try:
                 return next(iter(self._entries), 0)
             except RuntimeError:
-                continue  # another thread has changed them meanwhile
+                continue  # another thread changed them meanwhile
 
     def lives(self, now: float) -> bool:
         """Whether anything in it can still be received."""
         return any(entry.expires > now for entry in list(self._entries.values()))
 
     def expire(self, now: float) -> Iterator[Entry]:
-        """Take out the entries that nobody read in time, oldest first."""
+        """Take out the entries that nobody read in time, the oldest first."""
         while (number := self._oldest()) and number <= self._newest[1]:
             drained, local = self._entries.get(number), self._locals.get(number)
             if drained is None or local is None:
@@ -186,18 +235,21 @@ class Inbox:
             if drained.expires > now:
                 return
             if self._entries.pop(number, None) is not None:
-                self._forgotten(local, number)
+                self._forget_entry(local, number)
                 yield local, drained
 
     def clear(self) -> None:
-        """A flush: forget everything that was buffered."""
+        """Forget everything that was buffered."""
         self._entries.clear()
         self._locals.clear()
         self._by_local.clear()
-        self._newest = 0, self._newest[1]  # the sequence begins anew if it was damaged
+        self._newest = 0, self._newest[1]  # a flush restarts the sequence if it was damaged
+
+    # -- waiting ----------------------------------------------------------------------------------
 
     def to_wake(self) -> list[Waiting]:
-        """Whom to wake after feeding: the first receive of each local part that got something."""
+        """Return whom to wake after feeding: the first receive of each local part that got
+        something."""
         waiting = self.waiting
         found = []
         if waiting:
@@ -209,7 +261,8 @@ class Inbox:
         return found
 
     def overdue(self) -> list[Waiting]:
-        """Who sleeps although something is there: whoever fed it was interrupted before waking."""
+        """Return who sleeps although something is there: the thread that fed it was interrupted
+        before it woke anybody."""
         if not self._entries:
             return []
         waiting = list(self.waiting.items())
@@ -217,15 +270,15 @@ class Inbox:
         return [first for first in found if first is not None]
 
     def join(self, local: str | None, receive: Waiting) -> bool:
-        """Enter a receive that is about to sleep; True if it need not, something is there."""
+        """Enter a receive that is about to sleep; True if it need not, as something is there."""
         while True:
             receives = self.waiting.setdefault(local, [])
             receives.append(receive)
-            if self.waiting.get(local) is receives:  # else another thread has just removed it
+            if self.waiting.get(local) is receives:  # else another thread just removed the list
                 return self.has(local)
 
     def part(self, local: str | None, receive: Waiting) -> None:
-        """A receive sleeps no longer. What it leaves behind is for the next one."""
+        """Take out a receive that sleeps no longer. What it leaves there is for the next one."""
         waiting = self.waiting
         receives = waiting.get(local)
         if receives is None:
@@ -233,10 +286,10 @@ class Inbox:
         try:
             receives.remove(receive)
         except ValueError:
-            pass  # it had not joined, or left already
+            pass  # it had not joined, or it left already
         if not receives:
             for other in list(waiting.pop(local, ())):
-                # Another thread's, that came in between.
+                # One of another thread, which joined in between.
                 self.join(local, other)
                 other.wake()
         if self._entries and (receives or ANY in waiting):
@@ -247,11 +300,11 @@ class Inbox:
                 first.wake()
 
     def _tidy(self) -> None:
-        """Forget the buffers of local parts that have nothing, most of which never will."""
+        """Forget the empty buffers: most of them will never get anything again."""
         by_local: dict[str, list[int] | deque[int]] = {}
         for number in list(self._entries):
             local = self._locals.get(number)
-            if local is not None:  # else another thread has just taken it
+            if local is not None:  # else another thread just took it
                 by_local.setdefault(local, deque()).append(number)
         for local, numbers in by_local.items():
             if len(numbers) < _LONG:
@@ -260,7 +313,7 @@ class Inbox:
 
 
 def _front(numbers: list[int] | deque[int] | None) -> int:
-    """The first of `numbers`, 0 if there is none."""
+    """The first of `numbers`; 0 if there is none."""
     try:
         return numbers[0] if numbers else 0
     except IndexError:
@@ -268,7 +321,7 @@ def _front(numbers: list[int] | deque[int] | None) -> int:
 
 
 def _first(receives: list[Waiting] | None) -> Waiting | None:
-    """The first receive that can still wake; those before it are forgotten."""
+    """Return the first receive that can still wake, and forget those before it."""
     while receives:
         try:
             first = receives[0]

@@ -1,7 +1,17 @@
-"""The command ``asgi-ipc``: see into a layer and operate it. docs/command.rst describes it.
+"""The command ``asgi-ipc``: look into a layer and operate it. docs/command.rst describes it.
 
-A module for each few subcommands, which are entered in `cli`. Nothing else of the package imports
-this one; what it knows of a layer it has from `inspection`.
+A subcommand is in the module of its name; three share `messages`, and `top` has its `screen` apart:
+
+=====================  =======================================================
+inspecting             `list` `stats` `channels` `groups` `processes`
+watching               `top` (with `screen`) `tail`
+sending and receiving  `messages`: send, receive, group-send
+maintenance            `doctor` `verify` `flush` `destroy` `bench`
+serving                `wsgi_worker` `export`
+shared by all          `cli` (their list) `common` (options, output) `exits`
+=====================  =======================================================
+
+Nothing else in the package may import this one. It reads layers through `inspection` only.
 """
 
 from __future__ import annotations
@@ -12,7 +22,7 @@ from .exits import UNUSABLE
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     try:
         from .cli import cli
     except ModuleNotFoundError as error:

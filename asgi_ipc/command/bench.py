@@ -1,14 +1,15 @@
-"""``bench``: whether the package does on this machine what it should, in ten seconds.
+"""``bench``: whether the package is as fast on this machine as it should be, in ten seconds.
 
-The floor of a round trip between two processes is that of a bare FIFO: the kernel wakes the one,
-and then the other. The layer needs that too, and some work around it, which is measured in pairs of
-send and receive. It is measured beside the floor, in turns, so that what else the machine does
-falls on both. The layer is one of its own: no other is touched.
+The floor for a round trip between two processes is that of a bare FIFO: the kernel wakes one
+process, then the other. The layer needs the same and some work of its own, which is counted in
+pairs of send and receive. Layer and floor are measured in turns, so that other load on the machine
+affects both. The layer is a temporary one; bench must not touch any other.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import signal
@@ -16,19 +17,37 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import click
 
-from .. import IPCChannelLayer
-from ..segment import segment
+from .. import IPCChannelLayer, segment
 from .common import json_option, print_json
 from .exits import NOT_WELL
 
 _MESSAGE = {"type": "chat.message", "room": "lobby", "user": "somebody", "text": "hello " * 8}
 _TURNS = 5
-_ALLOWED = 12  # pairs that a round trip may take more than the floor
-_SHORTEST = 20  # round trips in a turn, at the least
+_ALLOWED = 12  # pairs that a round trip may take on top of the floor
+_SHORTEST = 20  # least number of round trips in a turn
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """A round trip between two processes on one core or on two, in microseconds."""
+
+    cores: int
+    floor_us: float  # of a bare FIFO
+    layer_us: float
+    pairs_over_floor: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of one run."""
+
+    pair_us: float  # of a send and a receive in one process
+    round_trips: list[RoundTrip]
+    messages_per_second: float  # from one process to another
 
 
 @click.command()
@@ -38,15 +57,15 @@ _SHORTEST = 20  # round trips in a turn, at the least
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="Measure that long.",
+    help="Measure for this long.",
 )
 @json_option
 def bench(seconds: float, as_json: bool) -> None:
-    """Measure for ten seconds, and give a verdict.
+    """Measure the speed of a layer on this machine, and judge it.
 
-    A round trip of two processes is compared with that of a bare FIFO, the floor of this machine;
-    it may take as long as that and twelve pairs of send and receive. On a busy machine all of it is
-    slower. Exit status 1: the verdict is bad.
+    Compares a round trip between two processes with that of a bare FIFO, the floor of this machine.
+    It may take at most twelve pairs of send and receive longer. On a busy machine everything is
+    slower. Exit status 1: it is slower than it should be.
     """
     if not as_json:
         click.echo(f"Measuring for {seconds:g} seconds ...", err=True)
@@ -55,52 +74,45 @@ def bench(seconds: float, as_json: bool) -> None:
         found = _measure(prefix, seconds)
     finally:
         segment.destroy(prefix)
-    well = all(float(trip["pairs_over_floor"]) <= _ALLOWED for trip in found["round_trips"])
+    well = all(trip.pairs_over_floor <= _ALLOWED for trip in found.round_trips)
     if as_json:
-        print_json({**found, "allowed": _ALLOWED, "well": well})
+        print_json({**dataclasses.asdict(found), "allowed": _ALLOWED, "well": well})
     else:
-        click.echo(f"send and receive in one process    {found['pair_us']:8.1f} us")
-        for trip in found["round_trips"]:
-            where = "one core" if trip["cores"] == 1 else "two cores"
+        click.echo(f"send and receive in one process    {found.pair_us:8.1f} us")
+        for trip in found.round_trips:
+            where = "one core" if trip.cores == 1 else "two cores"
             click.echo(
-                f"round trip of two processes        {trip['layer_us']:8.1f} us   on {where}\n"
-                f"  the same by a bare FIFO          {trip['floor_us']:8.1f} us\n"
-                f"  over the floor                   {trip['pairs_over_floor']:8.1f} pairs"
+                f"round trip of two processes        {trip.layer_us:8.1f} us   on {where}\n"
+                f"  the same over a bare FIFO        {trip.floor_us:8.1f} us\n"
+                f"  over the floor                   {trip.pairs_over_floor:8.1f} pairs"
             )
-        click.echo(f"from one process to another        {found['messages_per_second']:8.0f} /s")
+        click.echo(f"from one process to another        {found.messages_per_second:8.0f} /s")
         load = os.getloadavg()[0]
         click.echo(
             f"Verdict: as it should be (at most {_ALLOWED} pairs over the floor)."
             if well
             else f"Verdict: slower than it should be (at most {_ALLOWED} pairs over the floor). Is "
             f"the machine busy (load {load:.1f} on {os.cpu_count()} cores)? Is a debugger, a "
-            "profiler or a coverage tool at work?"
+            "profiler or a coverage tool running?"
         )
     sys.exit(0 if well else NOT_WELL)
 
 
-def _measure(prefix: str, seconds: float) -> dict[str, Any]:
+def _measure(prefix: str, seconds: float) -> Measured:
     layer = IPCChannelLayer(prefix, capacity=1000)
     cores = _cores()
     pair = _pair(layer, seconds * 0.1)
     trips = []
     for count in (2, 1) if len(cores) > 1 else (1,):
         floor, trip = _round_trips(layer, cores[:count], seconds * 0.35)
-        trips.append(
-            {
-                "cores": count,
-                "floor_us": floor * 1e6,
-                "layer_us": trip * 1e6,
-                "pairs_over_floor": (trip - floor) / pair,
-            }
-        )
+        trips.append(RoundTrip(count, floor * 1e6, trip * 1e6, (trip - floor) / pair))
     throughput = _throughput(layer, cores[:2], seconds * 0.2)
     layer.close()
-    return {"pair_us": pair * 1e6, "round_trips": trips, "messages_per_second": throughput}
+    return Measured(pair * 1e6, trips, throughput)
 
 
 def _pair(layer: IPCChannelLayer, seconds: float) -> float:
-    """Seconds of a send and a receive; the median of many short runs."""
+    """Seconds for a send and a receive: the median of many short runs."""
     taken = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -113,7 +125,7 @@ def _pair(layer: IPCChannelLayer, seconds: float) -> float:
 
 
 def _round_trips(layer: IPCChannelLayer, cores: list[int], seconds: float) -> tuple[float, float]:
-    """Seconds of a round trip by FIFO and by the layer: medians, in turns."""
+    """Seconds for a round trip over a FIFO and over the layer, measured in turns: the medians."""
     there, back = os.pipe(), os.pipe()
 
     def echo_fifo() -> None:
@@ -157,7 +169,7 @@ def _round_trips(layer: IPCChannelLayer, cores: list[int], seconds: float) -> tu
 
 
 def _throughput(layer: IPCChannelLayer, cores: list[int], seconds: float) -> float:
-    """Messages a second from a process that only sends to this one, which only receives."""
+    """Messages per second from a process that only sends to this one, which only receives."""
 
     def send() -> None:
         while True:
@@ -199,7 +211,7 @@ def _pinned(core: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _child(function: Callable[[], None], core: int) -> Iterator[None]:
-    """A forked process that runs `function` on a core until the end of the block."""
+    """Run `function` on a core, in a forked process, until the block ends."""
     pid = os.fork()
     if not pid:
         try:

@@ -6,25 +6,31 @@ import click
 
 from .. import __version__
 from .bench import bench
-from .care import destroy, flush, verify
+from .channels import channels
 from .common import Commands
+from .destroy import destroy
 from .doctor import doctor
 from .export import export
+from .flush import flush
+from .groups import groups
+from .list import list_layers
 from .messages import group_send, receive, send
-from .show import channels, groups, list_layers, processes, stats
+from .processes import processes
+from .stats import stats
 from .tail import tail
 from .top import top
+from .verify import verify
 from .wsgi_worker import wsgi_worker
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="asgi-ipc")
 def cli() -> None:
-    """See into the channel layers of this machine, and operate them.
+    """Look into the channel layers of this machine, and operate them.
 
-    A layer is named by its prefix. Looking takes no lock and disturbs nobody.
+    A layer is named by its prefix. Looking takes no lock and disturbs no process.
 
-    Exit status: 0 all is well; 1 it is not, or nothing came; 2 wrong usage; 3 there is no such
+    Exit status: 0 success; 1 the answer is no, or nothing came; 2 wrong usage; 3 there is no such
     layer, or it cannot be opened from here; 4 full, busy or in use: try again.
     """
 

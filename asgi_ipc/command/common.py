@@ -1,14 +1,15 @@
-"""What the subcommands share: the options that all of them have, errors as exit codes, and how
-tables, JSON, sizes and times are printed."""
+"""What the subcommands share: their common options, exit codes for errors, and how they print
+tables, JSON, sizes and times. Must not know what any of them shows."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -18,16 +19,15 @@ from rich.table import Table
 from .. import errors
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
-from ..segment.segment import prefixes
+from ..segment.paths import prefixes
+from ..statistics import Channel
 from .exits import INTERRUPTED, NOT_NOW, UNUSABLE, WRONG_USAGE
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_WIDE = 1000  # columns where nobody looks: a pipe or a file gets its lines whole
+_WIDE = 1000  # columns without a terminal: a pipe or a file gets whole lines
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """End the command, with what to tell and an exit code."""
+    """End the command with an error message and an exit code."""
     click.echo(f"Error: {message}", err=True)
     sys.exit(code)
 
@@ -35,7 +35,7 @@ def fail(message: str, code: int) -> NoReturn:
 class Commands(click.Group):
     """A group of commands whose errors become exit codes."""
 
-    def invoke(self, context: click.Context) -> Any:
+    def invoke(self, context: click.Context) -> object:
         try:
             return super().invoke(context)
         except KeyboardInterrupt:
@@ -65,7 +65,7 @@ def _complete_prefix(
 def complete_channel(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Completes the names of the channels of the layer that --prefix names."""
+    """Complete the name of a channel of the layer that --prefix names."""
     try:
         found = Snapshot(View(context.params.get("prefix") or "asgi")).channels()
     except errors.IPCError:
@@ -76,7 +76,7 @@ def complete_channel(
 def complete_group(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Completes the names of the groups of the layer that --prefix names."""
+    """Complete the name of a group of the layer that --prefix names."""
     try:
         found = Snapshot(View(context.params.get("prefix") or "asgi")).groups()
     except errors.IPCError:
@@ -91,8 +91,8 @@ prefix_option = click.option(
     envvar="ASGI_IPC_PREFIX",
     show_envvar=True,
     metavar="PREFIX",
-    help="The layer, by the prefix that its processes give.",
-    is_eager=True,  # so that the names of channels can be completed
+    help="The prefix of the layer, as its processes give it.",
+    is_eager=True,  # so that names of channels can be completed
     shell_complete=_complete_prefix,
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -102,7 +102,7 @@ interval_option = click.option(
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Count rates over that long; 0 counts them since the beginning, at once.",
+    help="Measure rates over this time; 0 shows those since the beginning, at once.",
 )
 timeout_option = click.option(
     "--timeout",
@@ -110,12 +110,25 @@ timeout_option = click.option(
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="Wait that long for the lock of the layer.",
+    help="Wait at most this long for the lock of the layer.",
 )
 
 
+# -- what is shown --------------------------------------------------------------------------------
+
+
+def two_snapshots(prefix: str, interval: float) -> tuple[Snapshot, Snapshot | None]:
+    """A snapshot of now, and one that is `interval` seconds older if that is not 0."""
+    view = View(prefix)
+    first = Snapshot(view)
+    if not interval:
+        return first, None
+    time.sleep(interval)
+    return Snapshot(view), first
+
+
 def selected(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
-    """Those of `names` that match one of the glob `patterns`; all if there are no patterns."""
+    """The `names` that match one of the glob `patterns`; all if there are no patterns."""
     if not patterns:
         return set(names)
     return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
@@ -124,30 +137,17 @@ def selected(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
 # -- output ---------------------------------------------------------------------------------------
 
 
-def print_json(value: Any) -> None:
-    """One JSON document; dataclasses become objects."""
-    click.echo(json.dumps(plain(value), indent=2))
-
-
-def plain(value: Any) -> Any:
-    """`value` with its dataclasses as dicts."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
-
-
-def console() -> Console:
-    """Where tables are printed: as wide as the terminal, or with whole lines where there is none.
-
-    Colour is left out where there is no terminal, and where NO_COLOR says so.
-    """
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+def print_json(value: object) -> None:
+    """Print one JSON document; dataclasses become objects."""
+    click.echo(json.dumps(value, default=dataclasses.asdict, indent=2))
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: str = "") -> None:
-    """A table; the columns whose titles stand in `right` are aligned there."""
+    """Print a table, as wide as the terminal; without a terminal, its lines are whole.
+
+    The columns whose titles are in `right` are aligned to the right. There is no colour without a
+    terminal or with NO_COLOR.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(titles))
     for title in titles:
         table.add_column(
@@ -155,11 +155,12 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: str
         )
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
+    console.print(table)
 
 
 def size(count: float) -> str:
-    """Bytes as people read them."""
+    """Bytes as text."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -168,7 +169,7 @@ def size(count: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time span as people read it."""
+    """A time span as text."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:
@@ -183,7 +184,7 @@ def span(seconds: float) -> str:
 
 
 def short_span(seconds: float) -> str:
-    """The same in six columns at the most."""
+    """A time span as text of at most six columns."""
     for unit, following, name in ((1, 60, "s"), (60, 3600, "m"), (3600, 172800, "h")):
         if seconds < following:
             return f"{seconds / unit:.1f}{name}"
@@ -191,10 +192,16 @@ def short_span(seconds: float) -> str:
 
 
 def rate(per_second: float) -> str:
-    """A rate as people read it: enough digits for small ones."""
+    """A rate as text, with more digits if it is small."""
     return f"{per_second:.0f}" if per_second >= 10 or not per_second else f"{per_second:.2g}"
 
 
-def depth(messages: int, capacity: int) -> str:
-    """How many messages wait, of how many that may."""
-    return f"{messages}/{capacity or '?'}"
+def pending(channel: Channel) -> str:
+    """The pending messages of a channel, and its capacity."""
+    return f"{channel.pending}/{channel.capacity or '?'}"
+
+
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -1,4 +1,4 @@
-"""``doctor``: what could go wrong here, and how to mend it."""
+"""``doctor``: problems of the layers and the machine, and their remedies."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _MARKS = {OK: "ok      ", WARNING: "warning ", PROBLEM: "PROBLEM "}
     envvar="ASGI_IPC_PREFIX",
     show_envvar=True,
     metavar="PREFIX",
-    help="Look at this layer only; without it at all that there are.",
+    help="Check only this layer instead of all.",
 )
 @json_option
 def doctor(prefix: str | None, as_json: bool) -> None:
-    """Say what could go wrong here, and how to mend it.
+    """Find what is wrong or could go wrong here, and how to fix it.
 
-    Looks at /dev/shm and who may use it, at systemd's RemoveIPC, at the limits of containers and
-    processes, at what was left behind, and at each layer: versions, namespaces, who holds the lock,
-    invariants, full and unread channels. Best run as the user of the layer, or as root, who sees
-    more of the processes. Exit status 1: there is a problem. Warnings do not count.
+    Checks the size and permissions of /dev/shm, systemd's RemoveIPC, the limits of containers and
+    processes, leftovers, and each layer: versions, namespaces, the holder of the lock, invariants,
+    full and unread channels. Run it as the user of the layer or as root, who sees more of the
+    processes. Exit status 1: there is a problem; warnings do not count.
     """
     found = diagnose(prefix)
     if as_json:

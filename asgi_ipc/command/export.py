@@ -16,26 +16,25 @@ from .exits import UNUSABLE
     "--address",
     default="127.0.0.1",
     show_default=True,
-    help="Listen on this address of the machine.",
+    help="Listen on this address.",
 )
 @click.option(
     "--prefix",
     multiple=True,
     metavar="PREFIX",
-    help="Show this layer; may be given several times. Without it: all that can be read.",
+    help="Export this layer; may be given several times. Default: all that can be read.",
 )
 @click.option(
     "--max-channels",
     type=click.IntRange(min=0),
     default=200,
     show_default=True,
-    help="Show so many channels of each layer by name, and the others together.",
+    help="Export this many channels of each layer by name, and the others together.",
 )
 def export(port: int, address: str, prefix: tuple[str, ...], max_channels: int) -> None:
     """Serve metrics to Prometheus over HTTP, until Ctrl-C or SIGTERM.
 
-    The processes of the layers are not involved in it. Port 0 takes any that is free, and says
-    which.
+    The processes of the layers take no part in it. Port 0 chooses a free port and prints it.
     """
     try:
         from prometheus_client import CollectorRegistry, start_http_server
@@ -52,7 +51,7 @@ def export(port: int, address: str, prefix: tuple[str, ...], max_channels: int) 
     registry = CollectorRegistry()
     registry.register(IPCCollector(prefix or None, max_channels))
     ending = {signal.SIGINT, signal.SIGTERM}
-    # Before the server's threads are made, which inherit it: the signals are for this one.
+    # Before the threads of the server start, which inherit this: the signals are for this thread.
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     try:
         server, thread = start_http_server(port, address, registry)

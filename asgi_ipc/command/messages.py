@@ -1,6 +1,7 @@
-"""``send``, ``receive`` and ``group-send``: for trying things, and for scripts.
+"""``send``, ``receive`` and ``group-send``, for trials and scripts; and messages as JSON.
 
-These take part like any other process: they attach, with the options of the live segment.
+These subcommands attach like any other process, with the options of the live segment. They must not
+create a layer: its options would be a guess.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import base64
 import binascii
 import json
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -21,27 +22,26 @@ from ..names import split
 from .common import complete_channel, complete_group, prefix_option
 from .exits import NOT_WELL
 
-_BYTES = "$bytes"  # the key that stands for bytes, which JSON has not
+_BYTES = "$bytes"  # the key that marks bytes, which JSON does not have
+
+keys_option = click.option(
+    "--keys",
+    type=click.File(),
+    metavar="FILE",
+    help="The symmetric_encryption_keys of the layer, one per line.",
+)
 
 
-def keys_option(command: Any) -> Any:
-    """The option of commands that pack or unpack messages."""
-    return click.option(
-        "--keys",
-        type=click.File(),
-        metavar="FILE",
-        help="The symmetric_encryption_keys of the layer, one in each line.",
-    )(command)
-
-
-def keys_of(file: Any) -> list[str] | None:
-    """The keys in a file that --keys named."""
+def keys_of(file: TextIO | None) -> list[str] | None:
+    """The keys in the file that --keys names."""
     return None if file is None else [line for line in file.read().splitlines() if line]
 
 
-def layer_of(prefix: str, keys: Any, channel: str = "", **options: Any) -> IPCChannelLayer:
-    """A layer that agrees with the live segment, and with other senders on the capacity of
-    `channel`. One that does not exist is not made: nobody knows its options here."""
+def layer_of(
+    prefix: str, keys: TextIO | None, channel: str = "", **options: float
+) -> IPCChannelLayer:
+    """A layer with the options of the live segment, and with the capacity that other senders use
+    for `channel`. Raises NoSuchLayer."""
     view = View(prefix)
     if channel:
         queue = split(channel)[0]
@@ -53,34 +53,34 @@ def layer_of(prefix: str, keys: Any, channel: str = "", **options: Any) -> IPCCh
     )
 
 
-def message_of(text: str) -> dict[str, Any]:
-    """The message that a JSON text is; "-" reads the text from standard input."""
+def message_of(text: str) -> dict[str, object]:
+    """The message in a JSON text; "-" reads the text from standard input."""
     try:
         found = json.loads(sys.stdin.read() if text == "-" else text, object_hook=_bytes_of)
     except ValueError as error:
         raise click.BadParameter(f"not JSON: {error}", param_hint="JSON") from None
     if not isinstance(found, dict):
-        raise InvalidMessage(f"a message is a JSON object, not {type(found).__name__}")
+        raise InvalidMessage(f"a message must be a JSON object, not {type(found).__name__}")
     return found
 
 
-def _bytes_of(found: dict[str, Any]) -> Any:
+def _bytes_of(found: dict[str, Any]) -> object:
     if found.keys() == {_BYTES}:
         try:
             return base64.b64decode(found[_BYTES], validate=True)
         except (TypeError, binascii.Error) as error:
-            raise ValueError(f"{_BYTES!r} takes base64: {error}") from None
+            raise ValueError(f"{_BYTES!r} needs base64: {error}") from None
     return found
 
 
-def json_of(message: Any) -> str:
-    """A message as one line of JSON that `message_of` reads."""
+def json_of(message: object) -> str:
+    """A message as one line of JSON that `message_of` can read."""
     text = json.dumps(message, default=_base64_of, ensure_ascii=False)
-    # What would control a terminal is written as \u....
+    # Characters that could control a terminal are written as \u....
     return text if text.isprintable() else json.dumps(message, default=_base64_of)
 
 
-def _base64_of(value: Any) -> dict[str, str]:
+def _base64_of(value: bytes) -> dict[str, str]:
     return {_BYTES: base64.b64encode(value).decode("ascii")}
 
 
@@ -89,10 +89,10 @@ def _base64_of(value: Any) -> dict[str, str]:
 @click.argument("message", metavar="JSON")
 @prefix_option
 @keys_option
-def send(channel: str, message: str, prefix: str, keys: Any) -> None:
+def send(channel: str, message: str, prefix: str, keys: TextIO | None) -> None:
     """Send a message, a JSON object, to CHANNEL. "-" reads it from standard input.
 
-    {"$bytes": "aGk="} stands for bytes, in base64. Exit status 4: the channel, or the memory, is
+    {"$bytes": "aGk="} stands for bytes, in base64. Exit status 4: the channel or the memory is
     full, and nothing was sent.
     """
     body = message_of(message)
@@ -106,11 +106,11 @@ def send(channel: str, message: str, prefix: str, keys: Any) -> None:
 @click.argument("message", metavar="JSON")
 @prefix_option
 @keys_option
-def group_send(group: str, message: str, prefix: str, keys: Any) -> None:
+def group_send(group: str, message: str, prefix: str, keys: TextIO | None) -> None:
     """Send a message, a JSON object, to every member of GROUP. "-" reads it from standard input.
 
-    Channels that are full are left out. A group without members is no error; standard error says
-    so.
+    Full channels do not get it. A group without members is not an error, but is reported on
+    standard error.
     """
     body = message_of(message)
     layer = layer_of(prefix, keys)
@@ -118,7 +118,7 @@ def group_send(group: str, message: str, prefix: str, keys: Any) -> None:
     layer.send_group(group, body)
     layer.close()
     if not members:
-        click.echo(f"Group {group!r} has no members: nobody was reached.", err=True)
+        click.echo(f"Group {group!r} has no members: the message reached no channel.", err=True)
 
 
 @click.command()
@@ -130,22 +130,24 @@ def group_send(group: str, message: str, prefix: str, keys: Any) -> None:
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="Wait that long for each message; 0 takes what is there.",
+    help="Wait at most this long for each message; 0 only takes what is there.",
 )
 @click.option(
     "--count",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Take so many messages.",
+    help="Take this many messages.",
 )
 @keys_option
-def receive(channels: tuple[str, ...], prefix: str, timeout: float, count: int, keys: Any) -> None:
+def receive(
+    channels: tuple[str, ...], prefix: str, timeout: float, count: int, keys: TextIO | None
+) -> None:
     """Take messages from CHANNELs, and print each as a line of JSON.
 
-    They are gone for all others: `asgi-ipc tail` watches without taking. A line has the keys
-    "channel" and "message"; {"$bytes": "aGk="} stands for bytes, in base64. Process-specific
-    channels are named up to the "!". Exit status 1: nothing came in time.
+    No other process gets these messages: to watch without taking, use `asgi-ipc tail`. A line has
+    the keys "channel" and "message"; {"$bytes": "aGk="} stands for bytes, in base64. Name
+    process-specific channels up to the "!". Exit status 1: nothing came in time.
     """
     layer = layer_of(prefix, keys, receive_timeout=timeout or 5.0)
     try:

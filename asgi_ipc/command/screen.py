@@ -1,28 +1,32 @@
-"""The live screen of ``top``. Imported when it is wanted: nothing else needs textual."""
+"""The live screen of ``top``. Only ``top`` may import it, and only when it runs: nothing else needs
+textual."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Union
 
 from rich.text import Text
 from textual.app import App, ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Footer, Input, Static
 
 from ..errors import IPCError
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
 from ..statistics import Channel, Stats
-from .common import depth, rate, selected, short_span, size, span
+from .common import pending, rate, selected, short_span, size, span
+
+Cell = Union[str, Text]
 
 _MOST = 500  # rows of a table
 _BAR = 10  # columns
-_NEARLY = 0.8  # full
+_NEARLY = 0.8  # fill from which a channel is yellow
 
-# How the channels may be sorted: what is shown, and the key.
-_ORDERS: list[tuple[str, Any]] = [
-    ("rate", lambda channel: (-channel.sent_rate - channel.left_rate, -channel.messages)),
-    ("depth", lambda channel: (-channel.fill, -channel.messages)),
+# The orders of the channels: the name that is shown, and the sort key.
+_ORDERS: list[tuple[str, Callable[[Channel], tuple[float, ...]]]] = [
+    ("rate", lambda channel: (-channel.sent_rate - channel.left_rate, -channel.pending)),
+    ("fill", lambda channel: (-channel.fill, -channel.pending)),
     ("oldest", lambda channel: (-channel.oldest,)),
     ("refused", lambda channel: (-channel.refused,)),
     ("name", lambda channel: ()),
@@ -30,7 +34,7 @@ _ORDERS: list[tuple[str, Any]] = [
 
 
 class Top(App[None]):
-    """The screen. It reads a snapshot at each interval and disturbs nobody."""
+    """The screen. It reads a snapshot at each interval, and disturbs no process."""
 
     ENABLE_COMMAND_PALETTE = False
     CSS = """
@@ -39,7 +43,7 @@ class Top(App[None]):
     #processes { height: 1fr; min-height: 5; max-height: 12; scrollbar-size-vertical: 1; }
     #filter { height: 1; border: none; padding: 0 1; display: none; }
     """
-    BINDINGS: ClassVar[list[Any]] = [
+    BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit"),
         Binding("s", "sort(1)", "Sort"),
         Binding("S", "sort(-1)", "Sort back", show=False),
@@ -58,7 +62,7 @@ class Top(App[None]):
         self.paused = False
         self.looks = 0  # snapshots taken so far
         self._view: View | None = None
-        self._before: Snapshot | None = None  # what the shown rates begin with
+        self._before: Snapshot | None = None  # where the shown rates start
         self._now: Snapshot | None = None
         self._problem = ""
 
@@ -66,7 +70,7 @@ class Top(App[None]):
         yield Static(id="summary")
         yield DataTable(id="channels", cursor_type="none", cell_padding=0)
         yield DataTable(id="processes", cursor_type="none", cell_padding=0)
-        yield Input(placeholder="channels whose names contain this; or a glob", id="filter")
+        yield Input(placeholder="channels whose names contain this, or a glob", id="filter")
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -115,7 +119,7 @@ class Top(App[None]):
             self.read()
 
     def read(self) -> None:
-        """Take a snapshot. A layer that vanished is looked for again each time."""
+        """Take a snapshot. If the layer is gone, look for it again each time."""
         try:
             self._view = self._view or View(self.prefix)
             snapshot = Snapshot(self._view)
@@ -129,7 +133,7 @@ class Top(App[None]):
         self.show()
 
     def show(self) -> None:
-        """Draw what was read last."""
+        """Draw the last snapshot."""
         summary = self.query_one("#summary", Static)
         channels = self.query_one("#channels", DataTable)
         processes = self.query_one("#processes", DataTable)
@@ -148,7 +152,7 @@ class Top(App[None]):
         found.sort(key=_ORDERS[self.order][1])
         self._fill(
             channels,
-            [("CHANNEL", 0), ("FULL", 11), (">DEPTH", 9), (">OLDEST", 7), (">IN/S", 6)]
+            [("CHANNEL", 0), ("FILL", 11), (">PENDING", 9), (">OLDEST", 7), (">IN/S", 6)]
             + [(">OUT/S", 6), (">REFUSED", 8), ("READERS", 8)],
             [_channel_row(channel) for channel in found[:_MOST]],
         )
@@ -177,7 +181,7 @@ class Top(App[None]):
             state.append("PAUSED")
         lines = (
             f"prefix {stats.prefix}   {', '.join(state)}",
-            f"messages {stats.messages}, oldest {span(stats.oldest)}   in {rate(rates.sent)}/s   "
+            f"pending {stats.pending}, oldest {span(stats.oldest)}   in {rate(rates.sent)}/s   "
             f"out {rate(rates.left)}/s   refused {rate(rates.refused)}/s",
             f"memory {size(memory.in_use)} of {size(memory.limit)}, reserved "
             f"{size(memory.reserved)}   channels {stats.channels}   groups {stats.groups}",
@@ -190,9 +194,9 @@ class Top(App[None]):
         return text
 
     def _fill(
-        self, table: DataTable[Any], columns: list[tuple[str, int]], rows: list[list[Any]]
+        self, table: DataTable[Cell], columns: list[tuple[str, int]], rows: list[list[Cell]]
     ) -> None:
-        """Fill a table; the column of width 0 takes what the others leave, ">" aligns right."""
+        """Fill a table. The column of width 0 gets the remaining width; ">" aligns right."""
         scrolled = table.scroll_y
         left = max(self.size.width - sum(width for _, width in columns) - 1, 12)
         table.clear(columns=True)
@@ -205,13 +209,13 @@ class Top(App[None]):
         table.scroll_to(y=scrolled, animate=False)
 
 
-def _channel_row(channel: Channel) -> list[Any]:
+def _channel_row(channel: Channel) -> list[Cell]:
     readers = [channel.owner] if channel.owner else list(channel.waiting)
     return [
         channel.name,
         _bar(channel),
-        depth(channel.messages, channel.capacity),
-        short_span(channel.oldest) if channel.messages else "-",
+        pending(channel),
+        short_span(channel.oldest) if channel.pending else "-",
         rate(channel.sent_rate),
         rate(channel.left_rate),
         str(channel.refused),
@@ -220,13 +224,13 @@ def _channel_row(channel: Channel) -> list[Any]:
 
 
 def _bar(channel: Channel) -> Text:
-    """How full a channel is; of one that is not empty at least one mark."""
-    marks = max(int(channel.fill * _BAR), 1 if channel.messages else 0)
+    """How full a channel is. A channel that is not empty gets at least one mark."""
+    marks = max(int(channel.fill * _BAR), 1 if channel.pending else 0)
     colour = "red" if channel.fill >= 1 else "yellow" if channel.fill >= _NEARLY else "green"
     return Text.assemble(("█" * marks, colour), ("░" * (_BAR - marks), "dim"))
 
 
-def _cell(value: Any, title: str, width: int) -> Any:
+def _cell(value: Cell, title: str, width: int) -> Cell:
     """A value in a column, with a space after it."""
     if not isinstance(value, str):
         return value
@@ -235,7 +239,7 @@ def _cell(value: Any, title: str, width: int) -> Any:
 
 
 def _cut(text: str, width: int) -> str:
-    """`text` in so many columns. The ends of a name tell more than its middle."""
+    """`text` cut to `width` columns, in its middle: the ends of a name tell more."""
     if len(text) <= width:
         return text
     half = (width - 1) // 2

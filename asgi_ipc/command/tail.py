@@ -1,4 +1,4 @@
-"""``tail``: watch messages pass."""
+"""``tail``: watch messages pass, without taking them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TextIO
 
 import click
 
@@ -15,25 +15,24 @@ from ..codec import Codec, DecodeError
 from ..errors import SegmentVanished
 from ..inspection.tap import Seen, Tap
 from ..inspection.view import View
-from .common import complete_channel, json_option, prefix_option, size, span
+from .common import complete_channel, first_few, json_option, prefix_option, size, span
 from .messages import json_of, keys_of, keys_option
 
-_IDLE = 0.005  # seconds between two looks, and
-_BUSY = 0.0005  # while messages pass
-_CHECK_EVERY = 1.0  # seconds between two looks whether the segment is still there
-_NAMES_SHOWN = 3  # of the channels that a broadcast is for
+_IDLE = 0.005  # seconds between two looks at the log
+_BUSY = 0.0005  # the same while messages pass
+_CHECK_EVERY = 1.0  # seconds between two checks that the segment is still there
 
 
 @click.command()
 @click.argument("channels", nargs=-1, shell_complete=complete_channel)
 @click.option("--all", "everything", is_flag=True, help="Watch all channels.")
-@click.option("--payload", is_flag=True, help="Show what is in the messages, too.")
-@click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
+@click.option("--payload", is_flag=True, help="Also show the content of the messages.")
+@click.option("--count", type=click.IntRange(min=1), help="End after this many messages.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="End after that time.",
+    help="End after this time.",
 )
 @prefix_option
 @keys_option
@@ -45,14 +44,15 @@ def tail(
     count: int | None,
     seconds: float | None,
     prefix: str,
-    keys: Any,
+    keys: TextIO | None,
     as_json: bool,
 ) -> None:
-    """Watch messages to CHANNELs (globs) as they pass, until Ctrl-C. None is taken.
+    """Watch messages to CHANNELs (globs) as they pass, until Ctrl-C. This takes none of them.
 
-    A line has the time, the number of the message, its channel, its size, and whether it was taken
-    already when it was seen. What came and went between two looks is counted, not shown: look at
-    `asgi-ipc channels` for figures that are complete. With --json each message is a line.
+    A line shows the time, the number of the message, its channel, its size, and whether it was
+    pending or already taken when it was seen. Messages that come and go between two looks are
+    counted but not shown: `asgi-ipc channels` has complete figures. With --json, each message is a
+    line.
     """
     if bool(channels) == everything:
         raise click.UsageError("Name the channels to watch, or give --all.")
@@ -61,7 +61,7 @@ def tail(
     codec = Codec(keys_of(keys))
     deadline = None if seconds is None else time.monotonic() + seconds
     check_at, shown, missed, last = 0.0, 0, 0, time.monotonic()
-    # Standard error says so, because standard output may be a file of messages.
+    # On standard error, because standard output may be a file of messages.
     click.echo(f"Watching prefix {prefix!r}.", err=True)
     try:
         while deadline is None or time.monotonic() < deadline:
@@ -94,7 +94,7 @@ def _wanted(message: Seen, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
 
-def _content(message: Seen, codec: Codec) -> Any:
+def _content(message: Seen, codec: Codec) -> dict[str, object] | None:
     try:
         return codec.decode(message.body)
     except DecodeError:
@@ -102,22 +102,23 @@ def _content(message: Seen, codec: Codec) -> Any:
 
 
 def _at(moment: float) -> datetime.datetime:
-    """The date of a time of CLOCK_MONOTONIC."""
+    """The date and time of a moment on CLOCK_MONOTONIC."""
     return datetime.datetime.fromtimestamp(time.time() - time.monotonic() + moment)
 
 
 def _line(message: Seen, codec: Codec | None) -> str:
-    names = message.channels
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    if len(names) > _NAMES_SHOWN:
-        shown += f" and {len(names) - _NAMES_SHOWN} more"
     line = (
-        f"{_at(message.sent):%H:%M:%S.%f} #{message.seq} {shown} {size(len(message.body))} "
-        f"{'waiting' if message.waiting else 'taken'}, lives {span(message.expires - message.sent)}"
+        f"{_at(message.sent):%H:%M:%S.%f} #{message.seq} {first_few(message.channels)} "
+        f"{size(len(message.body))} {'pending' if message.pending else 'taken'}, "
+        f"expires after {span(message.expires - message.sent)}"
     )
     if codec is not None:
         content = _content(message, codec)
-        line += "  (not to be decoded: --keys?)" if content is None else f"  {json_of(content)}"
+        line += (
+            "  (cannot be decoded: does it need --keys?)"
+            if content is None
+            else f"  {json_of(content)}"
+        )
     return line
 
 
@@ -129,7 +130,7 @@ def _json_line(message: Seen, codec: Codec | None) -> str:
         "channels": message.channels,
         "bytes": len(message.body),
         "expiry": message.expires - message.sent,
-        "waiting": message.waiting,
+        "pending": message.pending,
     }
     if codec is not None:
         found["message"] = json.loads(json_of(_content(message, codec)))

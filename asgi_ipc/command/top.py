@@ -19,22 +19,22 @@ from .exits import UNUSABLE, WRONG_USAGE
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Look that often.",
+    help="Refresh this often.",
 )
 def top(prefix: str, interval: float) -> None:
     """Watch a layer on a live screen: its busiest channels, and its processes.
 
-    Keys: s sorts by the next column (rate, depth, oldest, refused, name), / filters the channels,
-    Escape shows all again, p pauses, q quits. NO_COLOR=1 does without colour.
+    Keys: s sorts by the next figure (rate, fill, oldest, refused, name), / filters the channels,
+    Escape removes the filter, p pauses, q quits. NO_COLOR=1 turns colour off.
     """
     # textual draws on standard error.
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):
-        fail("top needs a terminal; for scripts there are stats and channels", WRONG_USAGE)
+        fail("top needs a terminal; in scripts, use stats or channels", WRONG_USAGE)
     try:
         from .screen import Top
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "textual":
             raise
         fail("top needs textual, which is not installed: pip install 'asgi_ipc[cli]'", UNUSABLE)
-    View(prefix)  # or say which layers there are
+    View(prefix)  # if it fails, its error lists the layers that exist
     Top(prefix, interval).run()

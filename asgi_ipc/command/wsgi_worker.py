@@ -13,14 +13,14 @@ from .common import prefix_option
 @click.argument("application", metavar="MODULE:NAME")
 @prefix_option
 @click.option(
-    "--layer", metavar="MODULE:NAME", help="An IPCChannelLayer, for one that has other options."
+    "--layer", metavar="MODULE:NAME", help="An IPCChannelLayer, if it needs other options."
 )
 @click.option(
     "--threads",
     type=click.IntRange(1, 1000),
     default=1,
     show_default=True,
-    help="Work on so many requests at once.",
+    help="Handle this many requests at once.",
 )
 @click.option(
     "--timeout",
@@ -28,7 +28,7 @@ from .common import prefix_option
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="Give a request up when its client has stood still for so long.",
+    help="Give up a request when its client makes no progress for this long.",
 )
 @click.pass_context
 def wsgi_worker(
@@ -41,8 +41,8 @@ def wsgi_worker(
 ) -> None:
     """Answer HTTP requests from a layer with a WSGI application.
 
-    Until SIGTERM or Ctrl-C; what is in hand is finished then. `python -m asgi_ipc.wsgi` is the
-    same, and needs no click.
+    It runs until SIGTERM or Ctrl-C, and finishes the requests in progress. `python -m
+    asgi_ipc.wsgi` does the same, and does not need click.
     """
     given = context.get_parameter_source("prefix") is ParameterSource.COMMANDLINE
     serve(

@@ -16,11 +16,12 @@ from django.utils.module_loading import import_string
 
 from .. import IPCChannelLayer
 from ..aio import IPCChannelLayer as AsyncIPCChannelLayer
-from ..attachment.attachment import holders
+from ..attachment.process import attached_processes
 from ..errors import IncompatibleSegment, InvalidOption, IPCError, NoSuchLayer
 from ..inspection.view import View
 from ..options import Options
-from ..segment.segment import SHM, Paths, full_prefix
+from ..segment.paths import SHM, Paths, full_prefix
+from ..segment.wanted import Wanted
 from ..store.layout import WORD, Layout
 
 _SIZES = ("message_memory", "group_memory", "max_message_size")
@@ -45,21 +46,21 @@ def check_channel_layers(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
 def _check(where: str, config: dict[str, Any]) -> Iterator[CheckMessage]:
     try:
         options = Options.read(config.pop("prefix", "asgi"), config)
+        layout = Wanted.of(options).layout()
         paths = Paths(full_prefix(options.prefix))
     except InvalidOption as error:
         yield Error(f"{where}: {error}", id="asgi_ipc.E001")
         return
-    yield from _room(where, options)
+    yield from _room(where, options, layout)
     yield from _live(where, options, paths)
 
 
-def _room(where: str, options: Options) -> Iterator[CheckMessage]:
+def _room(where: str, options: Options, layout: Layout) -> Iterator[CheckMessage]:
     """Whether the machine has as much shared memory as the limits allow."""
     try:
         status = os.statvfs(SHM)
     except OSError:
         return  # macOS
-    layout = Layout(options.message_memory, options.group_memory, options.max_message_size)
     size, needed = status.f_blocks * status.f_frsize, (layout.log_end - layout.log) * WORD
     if size < needed:
         yield Warning(
@@ -74,7 +75,7 @@ def _room(where: str, options: Options) -> Iterator[CheckMessage]:
 def _live(where: str, options: Options, paths: Paths) -> Iterator[CheckMessage]:
     """Whether processes that run already agree with the settings."""
     try:
-        if not holders(paths.members):
+        if not attached_processes(paths.members):
             return
         live = View(options.prefix).options()
     except (NoSuchLayer, FileNotFoundError):

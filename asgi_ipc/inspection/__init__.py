@@ -1,1 +1,1 @@
-"""A segment seen from outside: it is looked at, and never attached to."""
+"""A segment seen from outside: it is read, and never attached to."""

@@ -1,5 +1,5 @@
-"""What could go wrong with the layers of this machine, and how to mend it. `asgi-ipc doctor` shows
-it. It only looks; the one thing that it takes a lock for is the copy that `verify` is run on.
+"""What is or could go wrong with the layers of this machine, and the remedies: for ``asgi-ipc
+doctor``. It only looks, and takes a lock for nothing but the copy that it verifies (see `locked`).
 """
 
 from __future__ import annotations
@@ -9,33 +9,31 @@ import os
 import time
 from collections.abc import Iterator
 
-from ..attachment.attachment import holders
 from ..errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuchLayer
 from ..segment.cgroup import cgroup_allows
-from ..segment.files import Descriptor
+from ..segment.opening import open_existing
+from ..segment.paths import SHM, Paths, full_prefix, prefixes
 from ..segment.procfs import command_line, is_stopped
-from ..segment.segment import SHM, Paths, full_prefix, look, prefixes
-from ..statistics import Channel
-from ..store.layout import MAX_PROCESSES, MAX_WAITERS, PAGE, WORD
+from ..statistics import UNREAD_AFTER, Channel
+from ..store import layout as at
 from . import locked
 from .snapshot import Snapshot
 from .surroundings import OK, PROBLEM, WARNING, Finding, machine_findings, mib
-from .view import View
+from .view import View, attached_to
 
-_MUCH = 0.9  # of a limit, from which on it is worth a word
-_UNREAD = 10.0  # seconds after which a message should have met a reader
-_GLANCES, _BETWEEN = 6, 0.05  # looks at who holds the lock, and seconds between them
-_SOON = 2.0  # seconds to wait for the lock
+_MUCH = 0.9  # share of a limit above which a warning is due
+_LOOKS, _BETWEEN = 6, 0.05  # looks at who holds the lock, and seconds between them
+_PATIENCE = 2.0  # seconds to wait for the lock
 
 
 def diagnose(only: str | None = None) -> list[Finding]:
-    """All findings for this machine, and for its layers, or one of them. Raises NoSuchLayer."""
+    """The findings for this machine and all its layers, or only one. Raises NoSuchLayer."""
     if only is not None:
-        Descriptor(look(Paths(full_prefix(only))))
+        open_existing(Paths(full_prefix(only)))
     wanted = prefixes() if only is None else [only]
     found = list(machine_findings({_owner(prefix) for prefix in wanted} | {os.geteuid()}))
     for prefix in wanted:
-        with contextlib.suppress(NoSuchLayer):  # it went away meanwhile
+        with contextlib.suppress(NoSuchLayer):  # it was removed meanwhile
             found += _layer(prefix)
     return found
 
@@ -44,11 +42,7 @@ def diagnose(only: str | None = None) -> list[Finding]:
 
 
 def _layer(prefix: str) -> Iterator[Finding]:
-    paths = Paths(full_prefix(prefix))
-    try:
-        attached = holders(paths.members)
-    except OSError:
-        attached = {}
+    attached = attached_to(Paths(full_prefix(prefix)))
     destroy = f"asgi-ipc destroy --prefix {prefix}"
     try:
         view = View(prefix)
@@ -57,13 +51,13 @@ def _layer(prefix: str) -> Iterator[Finding]:
         raise
     except IPCError as error:
         if attached and isinstance(error, IncompatibleSegment):
-            remedy = "stop the processes of one of the two versions, or give them other prefixes"
+            remedy = "stop the processes of one of the two versions, or give them another prefix"
         elif isinstance(error, PermissionError):
-            remedy = "run this as its owner or as root"
+            remedy = "run this as the owner of the segment or as root"
+        elif attached:
+            remedy = f"stop its processes, then {destroy}"
         else:
-            remedy = (
-                "" if attached else "the next process replaces it; or "
-            ) + f"{'stop its processes, then ' if attached else ''}{destroy}"
+            remedy = f"the next process replaces it; to remove it now: {destroy}"
         level = PROBLEM if attached or isinstance(error, PermissionError) else WARNING
         yield Finding(level, prefix, "segment", str(error), remedy)
         return
@@ -72,12 +66,12 @@ def _layer(prefix: str) -> Iterator[Finding]:
             WARNING,
             prefix,
             "processes",
-            f"nobody is attached; {mib(view.reserved())} are reserved and "
-            f"{snapshot.totals().messages} messages wait",
-            f"if nobody will come back: {destroy}",
+            f"no process is attached; {mib(view.reserved())} reserved, "
+            f"{snapshot.totals().pending} messages pending",
+            f"if the layer is no longer used: {destroy}",
         )
     else:
-        yield Finding(OK, prefix, "processes", f"{len(attached)} are attached")
+        yield Finding(OK, prefix, "processes", f"{len(attached)} attached")
     yield from _room(view, snapshot)
     yield from _processes(view, attached)
     yield from _state(view, snapshot)
@@ -85,41 +79,38 @@ def _layer(prefix: str) -> Iterator[Finding]:
 
 
 def _room(view: View, snapshot: Snapshot) -> Iterator[Finding]:
-    """Whether the layer can grow to its limits, and how far from them it is."""
+    """Whether the layer can grow to its limits, and whether it is close to them."""
     prefix, stats = view.prefix, snapshot.stats()
     memory = stats.memory
     missing = memory.limit - memory.in_use
     with contextlib.suppress(OSError):
         status = os.statvfs(SHM)
         free = status.f_bavail * status.f_frsize
-        level, text = OK, f"{mib(memory.in_use)} of {mib(memory.limit)} are in use"
+        level, text = OK, f"{mib(memory.in_use)} of {mib(memory.limit)} in use"
         remedy = ""
         if memory.in_use > memory.limit * _MUCH:
             level = WARNING
-            remedy = "add readers, or raise message_memory for all processes"
+            remedy = "add readers, or raise message_memory in all processes"
         elif free < missing - memory.reserved:
             level = WARNING
-            text += f", and {SHM} has only {mib(free)} left: senders get ChannelFull before that"
-            remedy = (
-                "make it larger (docker run --shm-size=...), or give the layer a smaller "
-                "message_memory"
-            )
+            text += f", but {SHM} has only {mib(free)} free: senders get ChannelFull before that"
+            remedy = f"enlarge {SHM} (docker run --shm-size=...), or lower message_memory"
         elif not cgroup_allows(max(missing - memory.reserved, 0)):
             level = WARNING
-            text += ", and the memory limit of this container (cgroup) is nearer than that"
-            remedy = "raise the memory limit, or give the layer a smaller message_memory"
+            text += ", but the memory limit of this container (cgroup) is lower than that"
+            remedy = "raise the memory limit, or lower message_memory"
         yield Finding(level, prefix, "memory", text, remedy)
     for what, used, limit, remedy in (
         ("memberships", stats.memberships, stats.memberships_limit, "raise group_memory"),
-        ("processes", stats.processes, MAX_PROCESSES, "use several prefixes"),
-        ("waiting threads and loops", snapshot.waiters(), MAX_WAITERS - 1, "use several prefixes"),
+        ("processes", stats.processes, at.MAX_PROCESSES, "use several prefixes"),
+        ("waiters", snapshot.waiters(), at.MAX_WAITERS - 1, "use several prefixes"),
     ):
         if used > limit * _MUCH:
-            yield Finding(WARNING, prefix, "limits", f"{used} of {limit} {what}", remedy)
+            yield Finding(WARNING, prefix, "limits", f"{used} of {limit} {what} in use", remedy)
 
 
 def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
-    """What is wrong with the processes of a layer, and who takes part in another of its name."""
+    """Processes that are stopped or short of descriptors, or that use another segment."""
     prefix = view.prefix
     hidden = sum(1 for pid in attached.values() if not pid)
     if hidden:
@@ -127,7 +118,7 @@ def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
             OK,
             prefix,
             "containers",
-            f'{hidden} of its processes are in another PID namespace, which lock="file" allows',
+            f'{hidden} attached from another PID namespace, which lock="file" allows',
         )
     for pid in sorted(set(attached.values()) - {0}):
         if is_stopped(pid):
@@ -135,7 +126,7 @@ def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
                 WARNING,
                 prefix,
                 "processes",
-                f"process {pid} ({command_line(pid):.60}) is stopped",
+                f"{_process(pid)} is stopped",
                 f"kill -CONT {pid}",
             )
         used, limit = _descriptors_of(pid)
@@ -144,10 +135,10 @@ def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
                 WARNING,
                 prefix,
                 "descriptors",
-                f"process {pid} ({command_line(pid):.60}) has {used} of {limit} files open",
-                "raise its limit (ulimit -n, or LimitNOFILE= in its unit)",
+                f"{_process(pid)} has {used} of at most {limit} files open",
+                "raise its limit (ulimit -n, or LimitNOFILE= in its systemd unit)",
             )
-    wanted = f"{SHM}{view.paths.segment}"
+    wanted = view.paths.file
     inode = os.fstat(view.fd).st_ino
     for pid in _pids():
         for other, removed in _mapped(pid, wanted):
@@ -156,28 +147,29 @@ def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
                     PROBLEM,
                     prefix,
                     "containers",
-                    f"process {pid} ({command_line(pid):.60}) uses "
+                    f"{_process(pid)} uses "
                     + (
                         "a segment of this prefix that was removed"
                         if removed
-                        else "another segment of this name: it has a /dev/shm of its own"
+                        else f"another segment of the same name: it has a {SHM} of its own"
                     ),
-                    "it notices with its next call; else restart it"
+                    "it notices at its next call; if it makes none, restart it"
                     if removed
-                    else "let its container share this one's: docker run --ipc=container:NAME",
+                    else f"let its container share this {SHM}: docker run --ipc=container:NAME",
                 )
                 break
 
 
 def _state(view: View, snapshot: Snapshot) -> Iterator[Finding]:
-    """The lock, and what it protects."""
+    """The lock, and the invariants of what it protects."""
     prefix = view.prefix
-    foreign = locked.foreign_lock(view.words(0, PAGE // WORD))
-    if foreign:
-        yield Finding(WARNING, prefix, "namespaces", f"the lock cannot be looked at: {foreign}")
+    fault = view.header.sharing_fault()
+    if fault is not None:
+        text = f"the lock cannot be checked, because the segment {fault.reason}"
+        yield Finding(WARNING, prefix, "namespaces", text, fault.remedy)
         return
     holder = snapshot.holder()
-    for _ in range(_GLANCES if holder else 0):
+    for _ in range(_LOOKS if holder else 0):
         time.sleep(_BETWEEN)
         if snapshot.holder() != holder:
             holder = 0
@@ -188,13 +180,13 @@ def _state(view: View, snapshot: Snapshot) -> Iterator[Finding]:
             PROBLEM,
             prefix,
             "lock",
-            f"process {holder} ({command_line(holder):.60}) holds the lock and does not move"
+            f"{_process(holder)} holds the lock and does not release it"
             + (": it is stopped" if stopped else ""),
-            f"kill -CONT {holder}, or end it" if stopped else "look what it does, or end it",
+            f"kill -CONT {holder}, or end it" if stopped else "find out what it does, or end it",
         )
         return
     try:
-        wrong = locked.complaints(view, _SOON)
+        wrong = locked.complaints(view, _PATIENCE)
     except (LockTimeout, LockLost) as error:
         yield Finding(PROBLEM, prefix, "lock", str(error))
         return
@@ -211,7 +203,7 @@ def _state(view: View, snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def _channels(snapshot: Snapshot) -> Iterator[Finding]:
-    """Channels that are full, and those that nobody reads."""
+    """Channels that are full, and channels without readers."""
     prefix, found = snapshot.view.prefix, snapshot.channels()
     full = [channel for channel in found if channel.fill >= 1]
     if full:
@@ -219,33 +211,37 @@ def _channels(snapshot: Snapshot) -> Iterator[Finding]:
             WARNING,
             prefix,
             "channels",
-            f"full: {_named(full)}",
-            "their readers are too slow, or there are none: add readers, or raise the capacity",
+            f"at capacity: {_named(full)}",
+            "their readers are too slow or missing: add readers, or raise the capacity",
         )
     unread = [
         channel
         for channel in found
-        if channel.oldest > _UNREAD and not (channel.waiting or channel.owner)
+        if channel.oldest > UNREAD_AFTER and not (channel.waiting or channel.owner)
     ]
     if unread:
         yield Finding(
             WARNING,
             prefix,
             "channels",
-            f"with messages that wait for more than {_UNREAD:g} s, and nobody in sight who reads: "
+            f"messages pending for more than {UNREAD_AFTER:g} s, and no process waits for them: "
             f"{_named(unread)}",
-            "start a worker for them; a worker that is busy is not in sight",
+            "start a worker for these channels, unless one is just busy",
         )
     if not full and not unread:
-        yield Finding(OK, prefix, "channels", "none is full, and none goes unread")
+        yield Finding(OK, prefix, "channels", "none is full or unread")
 
 
-# -- what all of these use ------------------------------------------------------------------------
+# -- shared by these ------------------------------------------------------------------------------
+
+
+def _process(pid: int) -> str:
+    return f"process {pid} ({command_line(pid):.60})"
 
 
 def _owner(prefix: str) -> int:
     try:
-        return os.stat(f"{SHM}{Paths(full_prefix(prefix)).segment}").st_uid
+        return os.stat(Paths(full_prefix(prefix)).file).st_uid
     except OSError:
         return os.geteuid()
 
@@ -258,7 +254,7 @@ def _pids() -> list[int]:
 
 
 def _mapped(pid: int, path: str) -> Iterator[tuple[int, bool]]:
-    """The segments at `path` that a process has mapped: (inode, whether it was removed)."""
+    """The segments at `path` that a process has mapped, as (inode, whether it was removed)."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", errors="replace") as file:
         for line in file:
             parts = line.split(None, 5)
@@ -269,7 +265,7 @@ def _mapped(pid: int, path: str) -> Iterator[tuple[int, bool]]:
 
 
 def _descriptors_of(pid: int) -> tuple[int, int]:
-    """(open, allowed) of another process; zeros where that cannot be told."""
+    """The open files of a process and its limit; (0, 0) if they cannot be read."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         used = len(os.listdir(f"/proc/{pid}/fd"))
         with open(f"/proc/{pid}/limits") as file:

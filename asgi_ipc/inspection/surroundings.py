@@ -1,5 +1,5 @@
-"""What could go wrong with the machine that layers live on, and how to mend it: its shared memory,
-systemd, limits, containers, and what was left behind. A part of `diagnosis`.
+"""What is or could go wrong with the machine that layers live on, and the remedies: shared memory,
+systemd, limits, containers, leftovers. The part of `diagnosis` that needs no layer; it only looks.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..segment.lock import robust_mutexes
+from ..segment.paths import SHM
 from ..segment.procfs import user_name
-from ..segment.segment import SHM
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 _DOCKERS_DEFAULT = 64 << 20  # bytes of /dev/shm in a container
-_SMALLEST = 1 << 20  # bytes that a new segment needs, and a little
+_SMALLEST = 1 << 20  # bytes: what a new segment needs, and some more
 _FEW_DESCRIPTORS = 1024
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `prefix` is "" for the machine as a whole."""
+    """The result of one check. `prefix` is "" for the machine as a whole."""
 
     level: str  # OK, WARNING or PROBLEM
     prefix: str
@@ -47,7 +47,7 @@ def machine_findings(owners: Iterable[int]) -> Iterator[Finding]:
             WARNING,
             "",
             "lock",
-            "this platform has no robust mutexes: a lock file is used, which is slower",
+            "this platform has no robust mutexes: layers use a lock file, which is slower",
         )
 
 
@@ -58,18 +58,18 @@ def shared_memory() -> Iterator[Finding]:
         status = os.statvfs(SHM)
     except OSError as error:
         yield Finding(
-            PROBLEM, "", subject, f"{SHM}: {error.strerror}", "mount a tmpfs there (mode 1777)"
+            PROBLEM, "", subject, f"{SHM}: {error.strerror}", "mount a tmpfs there, with mode 1777"
         )
         return
     size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
-    figures = f"{SHM} has {mib(size)}, {mib(free)} of them free"
+    figures = f"{SHM} has {mib(size)}, of which {mib(free)} are free"
     if free < _SMALLEST:
         yield Finding(
             PROBLEM,
             "",
             subject,
-            f"{figures}: there is no room for another layer, and senders get ChannelFull",
-            "remove what nobody uses (asgi-ipc list, asgi-ipc destroy), or make it larger "
+            f"{figures}: another layer does not fit, and senders get ChannelFull",
+            "remove unused layers (asgi-ipc list, asgi-ipc destroy), or enlarge it "
             "(docker run --shm-size=256m, mount -o remount,size=...)",
         )
     elif size <= _DOCKERS_DEFAULT:
@@ -77,9 +77,9 @@ def shared_memory() -> Iterator[Finding]:
             WARNING,
             "",
             subject,
-            f"{figures}, less than the 100 MiB of messages that a layer may hold by default "
-            "(Docker gives 64 MB): senders get ChannelFull when it is used up",
-            "docker run --shm-size=256m, or give the layers a smaller message_memory",
+            f"{figures}: less than the 100 MiB of messages that a layer may hold by default "
+            "(Docker's default is 64 MB); senders get ChannelFull when it is full",
+            "docker run --shm-size=256m, or lower message_memory",
         )
     else:
         yield Finding(OK, "", subject, figures)
@@ -88,18 +88,18 @@ def shared_memory() -> Iterator[Finding]:
             PROBLEM,
             "",
             subject,
-            f"{SHM} cannot be written by {user_name(os.geteuid())}",
+            f"{user_name(os.geteuid())} cannot write to {SHM}",
             f"chmod 1777 {SHM}",
         )
 
 
 def remove_ipc(uid: int, root: Path = Path("/")) -> Finding:
-    """Whether systemd removes the shared memory of a user at the end of the last session."""
+    """Whether systemd removes the shared memory of a user when the last session ends."""
     subject = f"RemoveIPC for {user_name(uid)}"
     if not (root / "run/systemd/system").is_dir():
-        return Finding(OK, "", subject, "systemd does not run here")
+        return Finding(OK, "", subject, "systemd is not running here")
     if uid <= _last_system_uid(root):
-        return Finding(OK, "", subject, "systemd leaves the memory of system users alone")
+        return Finding(OK, "", subject, "systemd keeps the shared memory of system users")
     value = "yes"  # systemd's default
     for file in _logind_files(root):
         parser = configparser.ConfigParser(strict=False, interpolation=None, allow_no_value=True)
@@ -109,25 +109,25 @@ def remove_ipc(uid: int, root: Path = Path("/")) -> Finding:
     if value.strip().lower() in ("no", "false", "off", "0", "n", "f"):
         return Finding(OK, "", subject, "it is off")
     if (root / "var/lib/systemd/linger" / user_name(uid)).exists():
-        return Finding(OK, "", subject, "it is on, and this user lingers")
+        return Finding(OK, "", subject, "it is on, but lingering is enabled for this user")
     return Finding(
         WARNING,
         "",
         subject,
-        f"systemd removes the shared memory of {user_name(uid)} at the end of the last session, "
-        "also under processes that go on running",
-        "RemoveIPC=no in /etc/systemd/logind.conf, or loginctl enable-linger "
-        f"{user_name(uid)}, or run them as a system user",
+        f"systemd removes the shared memory of {user_name(uid)} when the last session of that user "
+        "ends, even if processes still use it",
+        "set RemoveIPC=no in /etc/systemd/logind.conf, or loginctl enable-linger "
+        f"{user_name(uid)}, or run the processes as a system user",
     )
 
 
 def _logind_files(root: Path) -> list[Path]:
-    """The configuration of logind, what counts last at the end."""
-    dropped: dict[str, Path] = {}
+    """The configuration files of logind; later ones override earlier ones."""
+    drop_ins: dict[str, Path] = {}
     for folder in ("usr/lib", "run", "etc"):
         for file in (root / folder / "systemd/logind.conf.d").glob("*.conf"):
-            dropped[file.name] = file
-    return [root / "etc/systemd/logind.conf", *(dropped[name] for name in sorted(dropped))]
+            drop_ins[file.name] = file
+    return [root / "etc/systemd/logind.conf", *(drop_ins[name] for name in sorted(drop_ins))]
 
 
 def _last_system_uid(root: Path) -> int:
@@ -140,39 +140,39 @@ def _last_system_uid(root: Path) -> int:
 
 
 def descriptors() -> Finding:
-    """How many descriptors a process may have."""
+    """How many files a process may open."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= limit < _FEW_DESCRIPTORS:
         return Finding(
             WARNING,
             "",
             "descriptors",
-            f"a process started here may open {limit} files: it needs one for each thread or loop "
-            "that waits, and one for each that it wakes",
-            f"ulimit -n {_FEW_DESCRIPTORS * 4}, or LimitNOFILE= in its unit",
+            f"a process started here may open {limit} files: it needs one for each of its threads "
+            "and loops that wait, and one for each that it wakes",
+            f"ulimit -n {_FEW_DESCRIPTORS * 4}, or LimitNOFILE= in its systemd unit",
         )
     return Finding(OK, "", "descriptors", f"a process started here may open {limit} files")
 
 
 def container() -> Finding:
-    """Whether this is a container, which sees no other's layers unless that is arranged."""
+    """Whether this is a container, which by default does not share layers with others."""
     inside = os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv")
     if not inside:
         with contextlib.suppress(OSError), open("/proc/1/cgroup") as file:
             inside = bool(re.search(r"docker|kubepods|containerd|lxc", file.read()))
     if not inside:
-        return Finding(OK, "", "container", "this is none, as far as can be seen")
+        return Finding(OK, "", "container", "this does not look like one")
     return Finding(
         OK,
         "",
         "container",
-        "this is one: it talks to other containers only if they share /dev/shm and the PID "
+        f"this is one: it shares layers only with containers that share {SHM} and the PID "
         "namespace (docker run --ipc=container:NAME --pid=container:NAME)",
     )
 
 
 def leftovers() -> Iterator[Finding]:
-    """Objects in shared memory that nobody will use again."""
+    """Objects in shared memory that no process will use again."""
     with contextlib.suppress(OSError):
         names = set(os.listdir(SHM))
         old = [
@@ -187,8 +187,8 @@ def leftovers() -> Iterator[Finding]:
                 WARNING,
                 prefix,
                 "leftovers",
-                "asgi_ipc 1.x has left its shared memory behind",
-                f"once its processes have ended: rm {pair}",
+                "asgi_ipc 1.x left this shared memory behind",
+                f"after its processes have ended: rm {pair}",
             )
         for name in sorted(names):
             if name.startswith("asgi_ipc.") and name.endswith(".d") and name[:-2] not in names:
@@ -198,11 +198,12 @@ def leftovers() -> Iterator[Finding]:
                         WARNING,
                         prefix,
                         "leftovers",
-                        "somebody has removed the segment and left the directory beside it",
-                        f"the next process mends that; or asgi-ipc destroy --prefix {prefix}",
+                        "the segment was removed, but not the directory beside it",
+                        "the next process repairs that; to remove it now: "
+                        f"asgi-ipc destroy --prefix {prefix}",
                     )
 
 
 def mib(count: int) -> str:
-    """Bytes as people read them."""
+    """Bytes as text."""
     return f"{count / (1 << 20):.1f} MiB"

@@ -1,10 +1,10 @@
-"""Watches messages pass, without taking any: a reader of the log that runs beside its users.
+"""Watches messages pass without taking any: it reads the log while others write to it.
 
-A record stays where it was written, also when it has been taken, until its place is used again. So
-whoever looks often enough sees nearly all of them; those that came and went between two looks are
-counted and not seen. A record that is being overwritten does not bear its checksum any more.
+A record stays where it was written, even after it is taken, until its place is used again. A tap
+that looks often therefore sees nearly all messages. Those that came and went between two looks are
+counted as missed. A record that is being overwritten no longer matches its checksum.
 
-It reads like `view` does: no lock is taken and nothing is written.
+It reads as `view` does: it takes no lock and must not write.
 """
 
 from __future__ import annotations
@@ -14,32 +14,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..segment.procfs import printable
-from ..store.layout import (
-    DEAD,
-    H_NONCE,
-    HALF_HEAD,
-    HALF_TAIL,
-    LIVE,
-    LOCAL_SEPARATOR,
-    PAGE,
-    Q_NAME,
-    QUEUE_WORDS,
-    R_GENERATION,
-    R_KEY,
-    RECORD,
-    RECORD_WORDS,
-    S_MARK,
-    S_SEQ,
-    WORD,
-    record_words,
-)
+from ..store import layout as at
 from ..store.queues import checksum
-from .view import View
+from .view import View, name_in
 
-_AT_ONCE = 2000  # records looked at in one look
-_OLDER_AT_ONCE = 64  # records that were seen before, after which nothing new is expected
+_RECORDS_AT_ONCE = 2000  # records read in one look
 _BYTES_AT_ONCE = 16 << 20  # bytes of them
-_SEPARATOR = LOCAL_SEPARATOR.decode("ascii")
+_OLDER_AT_ONCE = 64  # records seen before, after which nothing new is expected
+_NAMES_KEPT = 2000
+_SEPARATOR = at.LOCAL_SEPARATOR.decode("ascii")
 
 
 class Seen(NamedTuple):
@@ -47,10 +30,10 @@ class Seen(NamedTuple):
 
     seq: int
     queue: str
-    local_parts: tuple[str, ...]  # of a process-specific channel: whom in that process it is for
+    local_parts: tuple[str, ...]  # of a process-specific channel: the readers in that process
     sent: float  # time, CLOCK_MONOTONIC
     expires: float  # time
-    waiting: bool  # whether nobody had taken it yet
+    pending: bool  # whether it was not taken yet
     body: bytes  # packed, maybe encrypted
 
     @property
@@ -65,34 +48,32 @@ class Tap:
     def __init__(self, view: View) -> None:
         self.view = view
         self._log, self._end = view.layout.log, view.layout.log_end
-        header = view.words(0, PAGE // WORD)
-        self._nonce = header[H_NONCE]
-        self._seq = header[S_SEQ]
-        self._next = header.cast("B").cast("I")[HALF_HEAD]  # where the next record should begin
+        header = view.words(0, at.PAGE // at.WORD)
+        self._seq = header[at.S_SEQ]
+        self._next = header.cast("B").cast("I")[at.HALF_HEAD]  # where the next record should begin
         self._names: dict[int, tuple[int, str]] = {}  # row → generation, name
         self.passed = 0  # messages that were sent since it was made
         self.missed = 0  # those of them that came and went unseen
 
     def look(self) -> list[Seen]:
-        """The messages that were sent since the last look, in order, as far as they can be seen."""
-        newest = self.view.words(S_SEQ, 1)[0]
+        """The messages that were sent since the last look and can still be seen, in order."""
+        newest = self.view.words(at.S_SEQ, 1)[0]
         if newest == self._seq:
             return []
-        header = self.view.words(0, PAGE // WORD)
-        halves = header.cast("B").cast("I")
-        newest, mark = header[S_SEQ], header[S_MARK]
+        header = self.view.words(0, at.PAGE // at.WORD)
+        newest, tail = header[at.S_SEQ], header.cast("B").cast("I")[at.HALF_TAIL]
         found: dict[int, Seen] = {}
-        budget = [_AT_ONCE, _BYTES_AT_ONCE]
-        # The next ones follow the last one, unless the log was empty in between, and began anew.
-        for start in dict.fromkeys((self._next, self._log, halves[HALF_TAIL])):
+        budget = _Budget()
+        # New records follow the last one, unless the log was empty in between: then it starts over.
+        for start in dict.fromkeys((self._next, self._log, tail)):
             if len(found) == newest - self._seq:
                 break
             older = 0
-            for at, size, seen in self._walk(start, mark, budget):
+            for following, seen in self._walk(start, header[at.S_MARK], budget):
                 if self._seq < seen.seq <= newest:
                     found[seen.seq] = seen
                     if seen.seq == newest:
-                        self._next = at + size
+                        self._next = following
                         break
                 else:
                     older += 1  # moved to make room, or left from an earlier round
@@ -103,32 +84,32 @@ class Tap:
         self._seq = newest
         return [found[seq] for seq in sorted(found)]
 
-    def _walk(self, at: int, mark: int, budget: list[int]) -> Iterator[tuple[int, int, Seen]]:
-        """The whole records from `at` on: where, words, message."""
-        turned = False
-        while budget[0] > 0 and budget[1] > 0:
-            if at >= mark:
-                if turned:
+    def _walk(self, record: int, mark: int, budget: _Budget) -> Iterator[tuple[int, Seen]]:
+        """The messages in whole records from `record` on, each with where the next one begins."""
+        wrapped = False
+        while budget.records > 0 and budget.bytes > 0:
+            if record >= mark:
+                if wrapped:
                     return
-                at, turned = self._log, True
-            if not self._log <= at <= self._end - RECORD_WORDS:
+                record, wrapped = self._log, True
+            if not self._log <= record <= self._end - at.RECORD_WORDS:
                 return
-            head = self.view.read(at * WORD, RECORD.size)
-            size, state, seq, _, _, row, length, expires, sent, parts, check = RECORD.unpack(head)
-            if state not in (LIVE, DEAD) or size < 2 or size % 2 or at + size > self._end:
+            found = at.RECORD.unpack(self.view.read(record * at.WORD, at.RECORD.size))
+            size, state, seq, _, _, row, length, expires, sent, parts, check = found
+            if state not in (at.LIVE, at.DEAD) or size < 2 or size % 2 or record + size > self._end:
                 return
-            budget[0] -= 1
-            if size < RECORD_WORDS or size != record_words(length, parts):
-                at += size  # it fills a gap
+            budget.records -= 1
+            following = record + size
+            if size < at.RECORD_WORDS or size != at.record_words(length, parts):
+                record = following  # this one only fills a gap
                 continue
-            budget[1] -= size * WORD
-            rest = self.view.read(at * WORD + RECORD.size, parts + length)
+            budget.bytes -= size * at.WORD
+            rest = self.view.read(record * at.WORD + at.RECORD.size, parts + length)
             local_parts, body = rest[:parts], rest[parts:]
             if check != checksum(seq, local_parts, body):
-                return  # another is being written over it
+                return  # another record is being written over it
             yield (
-                at,
-                size,
+                following,
                 Seen(
                     seq,
                     self._name(row),
@@ -137,23 +118,29 @@ class Tap:
                     else (),
                     sent,
                     expires,
-                    state == LIVE and expires > time.monotonic(),
+                    state == at.LIVE and expires > time.monotonic(),
                     body,
                 ),
             )
-            at += size
+            record = following
 
     def _name(self, row: int) -> str:
-        """The name of a queue; looked up again if another took its row."""
+        """The name of a queue; looked up again if another queue got its row."""
         table = self.view.layout.queues
-        if (row - table.base) % QUEUE_WORDS or not table.base <= row < table.end:
+        if (row - table.base) % at.QUEUE_WORDS or not table.base <= row < table.end:
             return "?"
-        words = self.view.words(row, QUEUE_WORDS)
+        words = self.view.words(row, at.QUEUE_WORDS)
         known = self._names.get(row)
-        if known is None or known[0] != words[R_GENERATION]:
-            name = words[Q_NAME:].tobytes()[: words[R_KEY] & 0xFF].decode("ascii", "replace")
-            name = printable(name)
-            if len(self._names) > _AT_ONCE:
+        if known is None or known[0] != words[at.R_GENERATION]:
+            if len(self._names) > _NAMES_KEPT:
                 self._names.clear()
-            known = self._names[row] = (words[R_GENERATION], name)
+            known = self._names[row] = (words[at.R_GENERATION], name_in(words, at.Q_NAME))
         return known[1]
+
+
+class _Budget:
+    """What one look may still read."""
+
+    def __init__(self) -> None:
+        self.records = _RECORDS_AT_ONCE
+        self.bytes = _BYTES_AT_ONCE

@@ -1,59 +1,41 @@
-"""A segment that is open for looking: read without being attached to it.
+"""A segment that is open for reading, by a process that is not attached to it.
 
-It writes nothing and takes no lock: the running processes do not notice (`locked` has what does).
-What it reads is copied out with `pread`, which also touches no memory that the segment has not
-reserved. Single words are whole, because each is stored at once; a row counts if it bears the same
-generation in two readings, because no generation is given twice.
+Must not write or take the lock (`locked` does that): the running processes do not notice it. It
+copies with `pread`, which touches no memory that the segment has not reserved. Single words are
+whole, because each is written by one store. A row counts if two readings of it show the same
+generation, because no generation is used twice.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from typing import Any
 
-from ..attachment.attachment import Attachment, holders
-from ..errors import CorruptHeader, CorruptStore, IncompatibleSegment, IPCError
-from ..segment.files import Descriptor
-from ..segment.segment import Paths, full_prefix, look
-from ..store.layout import (
-    H_GROUP_MEMORY,
-    H_LOCK_KIND,
-    H_MAGIC,
-    H_MAX_MESSAGE,
-    H_MESSAGE_MEMORY,
-    H_MODE,
-    H_SIZE,
-    H_VERSION,
-    LOCK_FILE,
-    MAGIC,
-    PAGE,
-    R_GENERATION,
-    S_MARK,
-    T_HIGH,
-    T_RESERVED,
-    VERSION,
-    WORD,
-    Layout,
-    TableMap,
-)
+from ..attachment.attachment import Attachment
+from ..attachment.process import attached_processes
+from ..errors import CorruptStore, IPCError
+from ..segment.header import Header
+from ..segment.opening import open_existing
+from ..segment.paths import Paths, full_prefix
+from ..segment.procfs import printable
+from ..store import layout as at
 
 _ROWS_AT_ONCE = 1024
 
 
 class View:
-    """A segment that is open for looking. Raises NoSuchLayer, ForeignSegment, IncompatibleSegment
+    """A segment that is open for reading. Raises NoSuchLayer, ForeignSegment, IncompatibleSegment
     (another layout version) or CorruptStore."""
 
     def __init__(self, prefix: str, attachment: Attachment | None = None) -> None:
-        """`prefix` as the processes give it. Of an `attachment` of this process: what that has
-        open, be it shared memory or not."""
+        """`prefix` as the processes give it. With an `attachment` of this process: the segment that
+        it has open, whether that is shared memory or not."""
         self.prefix = prefix
         self._segment = attachment.segment if attachment is not None else None
         self._memory: mmap.mmap | None = None  # instead of the descriptor
         if self._segment is None:
             self.paths = Paths(full_prefix(prefix))
-            self._descriptor = Descriptor(look(self.paths))
+            self._descriptor = open_existing(self.paths)
             self.fd = self._descriptor.number
         else:
             self.paths = self._segment.paths
@@ -68,25 +50,11 @@ class View:
             self._inode = status.st_ino
             if not self.paths.shows:  # macOS cannot pread shared memory
                 self._memory = mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ)
-        self.layout = self._check()
-
-    def _check(self) -> Layout:
-        what = f"the segment of prefix {self.prefix!r}"
-        if self.size < PAGE:
-            raise CorruptHeader(f"{what} is too short to be one of ours")
-        header = self.words(0, PAGE // WORD)
-        if header[H_MAGIC] != MAGIC:
-            raise CorruptHeader(f"{what} is not one of ours, or was never finished")
-        if header[H_VERSION] != VERSION:
-            raise IncompatibleSegment(
-                f"{what} has layout version {header[H_VERSION]}, this package has version "
-                f"{VERSION}: use the asgi-ipc of the processes that made it"
-            )
-        sizes = header[H_MESSAGE_MEMORY], header[H_GROUP_MEMORY], header[H_MAX_MESSAGE]
-        layout = Layout(*sizes) if max(sizes) <= self.size else None
-        if layout is None or not layout.size == header[H_SIZE] == self.size:
-            raise CorruptHeader(f"the header of prefix {self.prefix!r} contradicts itself")
-        return layout
+        self.header = Header(self.read(0, at.PAGE), self.size)
+        fault = self.header.fault()
+        if fault is not None:
+            raise fault.error_for(prefix)
+        self.layout = self.header.layout
 
     def read(self, offset: int, length: int) -> bytes:
         """A copy of bytes of the segment; shorter where it ends."""
@@ -95,7 +63,7 @@ class View:
         return os.pread(self.fd, length, offset)
 
     def read_into(self, target: memoryview[int], offset: int) -> None:
-        """Fill `target` with bytes of the segment, as far as there are any."""
+        """Fill `target` with bytes of the segment, up to where that ends."""
         if self._memory is not None:
             read = self._memory[offset : offset + len(target)]
             target[: len(read)] = read
@@ -109,8 +77,8 @@ class View:
 
     def words(self, first: int, count: int) -> memoryview[int]:
         """A copy of words of the segment."""
-        read = self.read(first * WORD, count * WORD)
-        if len(read) != count * WORD:
+        read = self.read(first * at.WORD, count * at.WORD)
+        if len(read) != count * at.WORD:
             raise CorruptStore(f"the segment of prefix {self.prefix!r} was cut short")
         return memoryview(read).cast("Q")
 
@@ -119,7 +87,7 @@ class View:
         if self._segment is not None:
             return self._segment.vanished()
         try:
-            other = Descriptor(look(self.paths))
+            other = open_existing(self.paths)
         except IPCError:
             return True
         return os.fstat(other.number).st_ino != self._inode
@@ -128,47 +96,54 @@ class View:
         """Bytes of the machine's memory that the segment has taken."""
         if self.fd >= 0:
             return os.fstat(self.fd).st_blocks * 512
-        header, layout = self.words(0, PAGE // WORD), self.layout
+        header, layout = self.words(0, at.PAGE // at.WORD), self.layout
         tables = (layout.queues, layout.groups, layout.members)
-        log: int = (header[S_MARK] - layout.log) * WORD
-        return layout.fixed_bytes + sum(header[one.state + T_RESERVED] for one in tables) + log
+        log: int = (header[at.S_MARK] - layout.log) * at.WORD
+        return layout.fixed_bytes + sum(header[one.state + at.T_RESERVED] for one in tables) + log
 
-    def options(self) -> dict[str, Any]:
-        """The constructor options of a layer that agrees with this segment."""
-        header = self.words(0, PAGE // WORD)
-        return {
-            "message_memory": self.layout.message_memory,
-            "group_memory": self.layout.group_memory,
-            "max_message_size": self.layout.max_message_size,
-            "mode": header[H_MODE],
-            "lock": "file" if header[H_LOCK_KIND] == LOCK_FILE else "mutex",
-        }
+    def options(self) -> dict[str, int | str]:
+        """The constructor options of a layer that fits this segment."""
+        header = self.header
+        return {**header.sizes._asdict(), "mode": header.mode, "lock": header.lock}
 
     def attached(self) -> dict[int, int]:
         """Who is attached: index → process id, 0 for a process of another PID namespace."""
         if self._segment is not None and self.fd < 0:
             return dict.fromkeys(self._segment.members.claimed, os.getpid())
-        try:
-            return holders(self.paths.members)
-        except OSError:
-            return {}
+        return attached_to(self.paths)
 
-    def table(self, header: memoryview[int], table: TableMap) -> dict[int, memoryview[int]]:
-        """A copy of the rows in use: reference → its words."""
-        high, width = header[table.state + T_HIGH], table.words
-        reserved = header[table.state + T_RESERVED]
-        # Whoever made it might claim any number; what is not there need not be read.
+    def table(self, header: memoryview[int], table: at.TableMap) -> dict[int, memoryview[int]]:
+        """A copy of the rows in use: reference → words."""
+        high, width = header[table.state + at.T_HIGH], table.words
+        reserved = header[table.state + at.T_RESERVED]
+        # The header might claim any number. What is not reserved is not read.
         there = self.reserved() if self._memory is None else self.size
-        if high > table.rows or high * width * WORD > reserved or reserved > there:
+        if high > table.rows or high * width * at.WORD > reserved or reserved > there:
             raise CorruptStore(f"the tables of prefix {self.prefix!r} contradict themselves")
         found = {}
         for first in range(0, high, _ROWS_AT_ONCE):
             rows = min(_ROWS_AT_ONCE, high - first)
             base = table.base + first * width
             words, again = self.words(base, rows * width), self.words(base, rows * width)
-            before = words[R_GENERATION::width].tolist()
-            after = again[R_GENERATION::width].tolist()
+            before = words[at.R_GENERATION :: width].tolist()
+            after = again[at.R_GENERATION :: width].tolist()
             for i, generation in enumerate(before):
                 if generation and generation == after[i]:
                     found[base + i * width] = words[i * width : (i + 1) * width]
         return found
+
+
+def attached_to(paths: Paths) -> dict[int, int]:
+    """Who is attached to the segment at `paths`: index → process id, 0 for a process of another PID
+    namespace. Empty if that cannot be read."""
+    try:
+        return attached_processes(paths.members)
+    except OSError:
+        return {}
+
+
+def name_in(row: memoryview[int], first: int) -> str:
+    """The name in a copy of a table's row, which begins at word `first`. It is safe to print."""
+    length = min(row[at.R_KEY] & 0xFFFFFFFF, at.NAME_WORDS * at.WORD)
+    name = row[first : first + at.NAME_WORDS].tobytes()[:length].decode("ascii", "replace")
+    return name if name.isprintable() else printable(name)

@@ -19,7 +19,7 @@ from ..aio.session import Session
 from ..base_layer import AsyncBaseChannelLayer
 from ..errors import InvalidOption, NotOwner
 from ..names import check_channel
-from ..statistics import Stats
+from ..statistics import UNREAD_AFTER, Stats
 from .directory import attached, carried, home_group, home_in, machine_id, unread_channels
 from .distributed import Backend
 from .remote import Remote
@@ -220,7 +220,7 @@ class LocalAndRemoteChannelLayer(AsyncBaseChannelLayer):
         ``duplicates`` that were dropped, and those that were ``undeliverable``."""
         return dict(self._remote.figures.counts)
 
-    async def unread_channels(self, seconds: float = 10) -> list[str]:
+    async def unread_channels(self, seconds: float = UNREAD_AFTER) -> list[str]:
         """The normal channels of this machine in which a message has waited for so many seconds,
         and on which nobody waits: each machine needs a worker for every normal channel."""
         return unread_channels(await attached(self._local), seconds)

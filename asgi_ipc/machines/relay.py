@@ -25,9 +25,10 @@ from typing import Any
 from ..aio.layer import IPCChannelLayer
 from ..aio.loop import timeout
 from ..aio.session import Session
-from ..attachment.attachment import register
+from ..attachment.process import register
 from ..errors import IPCError, SegmentError
 from ..segment.files import open_file
+from ..statistics import UNREAD_AFTER
 from .directory import (
     HOME,
     OWN_NAMES,
@@ -56,7 +57,6 @@ _TRIES = 5  # to get an answer out of a layer that may heal by itself, before it
 _TIDY_EVERY = 10.0  # seconds between two looks for groups without members here; see `Remote.join`
 _BEATS = 8  # groups for each shard that the beat goes to in turn, so that each very likely has one
 _AT_ONCE = 16  # joins under way at a time
-_UNREAD = 10.0  # seconds after which a channel that nobody reads is named in the log
 
 
 class Relay:
@@ -101,7 +101,7 @@ class Relay:
         self.elected = self.up = False
 
     def detach(self, attachment: object = None) -> None:
-        """For `attachment.register`; what is attached is the local layer."""
+        """For `process.register`; what is attached is the local layer."""
 
     # -- election ---------------------------------------------------------------------------------
 
@@ -349,7 +349,7 @@ class Relay:
                 if group not in here and now - asked > _TIDY_EVERY:
                     del self._joined[group]
                     await self._within(remote.group_discard, group, address)
-        names = unread_channels(session, _UNREAD)
+        names = unread_channels(session, UNREAD_AFTER)
         if names and now >= self._unread_at:
             self._unread_at = now + 6 * _TIDY_EVERY
             logger.warning(
@@ -357,7 +357,7 @@ class Relay:
                 "each machine needs a worker for every normal channel",
                 self._local,
                 ", ".join(map(repr, names[:10])),
-                _UNREAD,
+                UNREAD_AFTER,
             )
 
     async def _within(self, call: Callable[..., Awaitable[Any]], *args: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ..aio.layer import IPCChannelLayer
 from ..aio.loop import timeout
 from ..aio.session import CACHED, Session
-from ..attachment.attachment import register
+from ..attachment.process import register
 from ..errors import RemoteUnavailable
 from .directory import address_of, attached, machine_group, machine_id, reader_group, set_home
 from .distributed import Backend, Caller, Figures, described
@@ -64,7 +64,7 @@ class Remote:
         self._number = 0
 
     def detach(self, attachment: object = None) -> None:
-        """For `attachment.register`; what is attached is the local layer."""
+        """For `process.register`; what is attached is the local layer."""
 
     # -- running ----------------------------------------------------------------------------------
 

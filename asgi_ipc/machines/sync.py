@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from ..aio.session import CACHED
 from ..base_layer import BaseChannelLayer
 from ..names import check_channel, check_receive
-from ..statistics import Stats
+from ..statistics import UNREAD_AFTER, Stats
 from ..sync import IPCChannelLayer
 from .aio import LocalAndRemoteChannelLayer as Shared
 from .aio import local_options
@@ -131,7 +131,7 @@ class LocalAndRemoteChannelLayer(BaseChannelLayer):
         """As `asgi_ipc.aio.LocalAndRemoteChannelLayer.remote_statistics`."""
         return self._shared.remote_statistics()
 
-    def unread_channels(self, seconds: float = 10) -> list[str]:
+    def unread_channels(self, seconds: float = UNREAD_AFTER) -> list[str]:
         """As `asgi_ipc.aio.LocalAndRemoteChannelLayer.unread_channels`."""
         return self._wait(self._shared.unread_channels(seconds))
 

@@ -1,5 +1,8 @@
-"""The operating system: shared memory, its files, its lock, its doorbells."""
+"""The operating system: shared memory, the files beside it, the lock and the doorbells.
 
-from .segment import destroy
+Nothing outside this folder talks to the operating system about a segment.
+"""
+
+from .opening import destroy
 
 __all__ = ["destroy"]

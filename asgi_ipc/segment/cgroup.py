@@ -1,4 +1,7 @@
-"""How much memory the cgroup of this process still has. Containers are limited by one."""
+"""Whether the memory cgroup of this process, by which containers are limited, has room left.
+
+It only reads what the kernel shows: it must not know what the memory is for.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,13 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-_MARGIN = 16 << 20  # bytes that growth leaves free, at the most
+_MARGIN = 16 << 20  # bytes that stay free; in a small cgroup, a tenth of its limit
 
 
 def cgroup_allows(length: int) -> bool:
-    """Whether the memory cgroup has room for `length` bytes more, less a margin.
+    """Whether the memory cgroup has room for `length` more bytes and a margin.
 
-    It does not answer "no" as tmpfs does: it sends the OOM killer, so one has to ask first.
+    A cgroup refuses nothing, unlike tmpfs: it sends the OOM killer, so one has to ask first.
     """
     for limit_file, used_file in _cgroup_files():
         try:
@@ -30,6 +33,10 @@ def cgroup_allows(length: int) -> bool:
 
 
 def _cgroup_files() -> Iterator[tuple[str, str]]:
+    """The files with the limit and the use of each cgroup that this process is in, innermost first.
+
+    Both versions of cgroups.
+    """
     try:
         with open("/proc/self/cgroup") as file:
             lines = [line.strip().split(":", 2) for line in file]

@@ -1,12 +1,12 @@
-"""Doorbells: how a sender wakes a process that waits. A FIFO for each waiting thread or loop.
+"""Doorbells: how a sender wakes a waiter. Each waiter, a thread or a loop, has a FIFO.
 
-What wakes is apart from what is known: *that* there is a message stands in the queue and in its
-waiter set; the doorbell only makes somebody look. Each ring is the row of a queue in 4 bytes, so
-that a loop with thousands of tasks looks at one queue and not at all of them; 0 means all.
+What wakes is apart from what is known: the queue and its waiter set say *that* there is a message;
+the doorbell only makes its waiter look. Each ring is the row of a queue in 4 bytes, so that a loop
+with thousands of tasks looks at one queue and not at all of them; 0 means all.
 
 Why a FIFO: it has a name, so that an unrelated process can open it (an eventfd has none); it has a
 descriptor, so that a loop or poll can wait on it (a semaphore has none); it has permissions; and it
-tells the sender when nobody is there any more.
+tells the sender when nobody reads it any more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import stat
 import struct
 from array import array
 from collections.abc import Callable
-from typing import Any
 
 from ..errors import ForeignSegment
 from .files import Descriptor, check_owner
@@ -28,19 +27,19 @@ from .files import Descriptor, check_owner
 logger = logging.getLogger("asgi_ipc")
 
 # Without the enum that signal.getsignal makes of its answer, which costs more than the write.
-_getsignal: Callable[[int], Any] = getattr(signal, "_signal", signal).getsignal
+_getsignal: Callable[[int], object] = getattr(signal, "_signal", signal).getsignal
 _SIGPIPE, _SIG_IGN = int(signal.SIGPIPE), int(signal.SIG_IGN)
 _pack_ring, _unpack_ring = struct.Struct("=I").pack, struct.Struct("=I").unpack
 
 _ROOM = 4096  # bytes read at once; more rings than that mean: look at everything
 ALL = 0
-# Nobody has it open, it is no more, or it never was a doorbell.
+# Nobody has it open, it was removed, or it never was a doorbell.
 _GONE = (errno.EPIPE, errno.ENXIO, errno.ENOENT, errno.ELOOP)
 
 
-def path_of(directory: str, nonce: int, waiter: int, generation: int) -> str:
-    """Where the doorbell of a waiter lies: a name that is never used again."""
-    return os.path.join(directory, f"{nonce:016x}.{waiter}.{generation}")
+def path_of(directory: str, nonce: int, waiter_id: int, generation: int) -> str:
+    """The path of a waiter's doorbell, which is never used again."""
+    return os.path.join(directory, f"{nonce:016x}.{waiter_id}.{generation}")
 
 
 class Doorbell:
@@ -50,7 +49,7 @@ class Doorbell:
         self._path = path
         os.mkfifo(path, mode)
         try:
-            os.chmod(path, mode)  # whatever the umask
+            os.chmod(path, mode)  # the umask may have taken bits away
             self._open: Descriptor | None = Descriptor(
                 os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             )
@@ -64,7 +63,7 @@ class Doorbell:
         return self._open.number
 
     def answer(self) -> list[int]:
-        """Take all rings that have come; [ALL] when some may have been lost, [] for none."""
+        """Take all rings that have arrived; [ALL] if some may have been lost, [] for none."""
         fd = self.fileno()
         try:
             read = os.read(fd, _ROOM)
@@ -83,10 +82,11 @@ class Doorbell:
         """Ring this bell from a thread of its own process."""
         bell = self._open
         if bell is not None:
-            with contextlib.suppress(OSError):  # full of rings: it has been told
+            with contextlib.suppress(OSError):  # full of rings: the waiter knows
                 os.write(bell.number, _pack_ring(row))
 
     def close(self) -> None:
+        """Close the descriptor and remove the name. May be called twice."""
         if self._open is not None:
             self._open = None
             with contextlib.suppress(OSError):
@@ -103,16 +103,16 @@ class Ringer:
     def __init__(self, directory: str, nonce: int) -> None:
         self._directory = directory
         self._nonce = nonce
-        self._open: dict[int, tuple[int, Descriptor]] = {}  # waiter → generation, its bell
+        self._open: dict[int, tuple[int, Descriptor]] = {}  # waiter id → generation, its bell
 
-    def ring(self, waiter: int, generation: int, row: int) -> bool:
+    def ring(self, waiter_id: int, generation: int, row: int) -> bool:
         """Wake a waiter for the queue at `row`; False if it is gone."""
-        known = self._open.get(waiter)
+        known = self._open.get(waiter_id)
         if known is None or known[0] != generation:
             try:
-                known = self._connect(waiter, generation)
+                known = self._connect(waiter_id, generation)
             except OSError as error:
-                # Out of descriptors, say: that is this process's trouble, not the waiter's end.
+                # Out of descriptors, say: that is a problem of this process, not the waiter's end.
                 return error.errno not in _GONE
             if known is None:
                 return False
@@ -122,38 +122,39 @@ class Ringer:
             else:
                 _write_without_sigpipe(known[1].number, _pack_ring(row))
         except BlockingIOError:
-            return True  # full of rings: it has been told
+            return True  # full of rings: the waiter knows
         except OSError as error:
-            self._open.pop(waiter, None)
+            self._open.pop(waiter_id, None)
             return error.errno not in _GONE
         return True
 
-    def _connect(self, waiter: int, generation: int) -> tuple[int, Descriptor] | None:
-        self._open.pop(waiter, None)
-        path = path_of(self._directory, self._nonce, waiter, generation)
+    def _connect(self, waiter_id: int, generation: int) -> tuple[int, Descriptor] | None:
+        self._open.pop(waiter_id, None)
+        path = path_of(self._directory, self._nonce, waiter_id, generation)
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         bell = Descriptor(os.open(path, flags))
         try:
             # Members of the group that the segment is open to ring each other.
             check_owner(path, os.fstat(bell.number), 0o660, stat.S_ISFIFO)
         except ForeignSegment as error:
-            logger.warning("not rung: %s", error)
+            logger.warning("did not ring a doorbell: %s", error)
             return None
         if not generation:
             return None
-        known = self._open[waiter] = (generation, bell)
+        known = self._open[waiter_id] = (generation, bell)
         return known
 
-    def forget(self, waiter: int) -> None:
+    def forget(self, waiter_id: int) -> None:
         """Close the bell of a waiter that is known to be gone."""
-        self._open.pop(waiter, None)
+        self._open.pop(waiter_id, None)
 
     def close(self) -> None:
+        """Close all bells."""
         self._open.clear()
 
 
 def _write_without_sigpipe(fd: int, data: bytes) -> None:
-    """Write where a broken pipe would otherwise end a process that does not ignore SIGPIPE."""
+    """Write without the SIGPIPE by which a broken pipe would end this process."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
     try:
         os.write(fd, data)

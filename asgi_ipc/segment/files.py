@@ -1,27 +1,33 @@
-"""Files beside a segment: opened with exactly the mode that was asked for, and only if they are
-ours. And the byte locks that tell which processes live."""
+"""The files beside a segment: opened with exactly the wanted mode, and only if they are ours.
+
+Two of them are locks: the flock under which everything beside a segment is created and removed, and
+the byte locks that tell which processes live. This module must not open the segment itself.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
 import struct
 import sys
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
 
-from ..errors import ForeignSegment
+from ..errors import ForeignSegment, LockTimeout, SegmentError
 from ..store.layout import MAX_PROCESSES
+from .paths import Paths
 
+_HALF_MADE = 5.0  # seconds to wait for the holder of attach.lock
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 
 
 class Descriptor:
-    """A file descriptor that is closed when nobody refers to it any more.
+    """A file descriptor that is closed when nothing refers to it any more.
 
-    One thread may drop it while another is about to use it: the number must not come to mean
-    another file in between.
+    One thread may drop it while another is about to use it: the number must not mean another file
+    in between.
     """
 
     __slots__ = ("number",)
@@ -34,11 +40,11 @@ class Descriptor:
 
 
 def open_file(path: str, mode: int) -> int:
-    """Open or create a file of ours, with exactly `mode`, whatever the umask."""
+    """Open or create a file of ours, with exactly `mode`. Raises ForeignSegment."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
-        os.fchmod(fd, mode)  # whatever the umask
+        os.fchmod(fd, mode)  # the umask may have taken bits away
         return fd
     except FileExistsError:
         pass
@@ -47,13 +53,19 @@ def open_file(path: str, mode: int) -> int:
     except FileNotFoundError:
         return open_file(path, mode)
     except PermissionError as error:
-        raise ForeignSegment(f"{path} cannot be opened: {error.strerror}") from None
+        raise ForeignSegment(f"cannot open {path}: {error.strerror}") from None
     check_owner(path, os.fstat(fd), mode, stat.S_ISREG)
     return fd
 
 
-def check_owner(path: str, status: os.stat_result, mode: int, kind: Any) -> None:
-    """Refuse what somebody else made, unless `mode` opens the layer to a group that we share."""
+def check_owner(
+    path: str, status: os.stat_result, mode: int, kind: Callable[[int], bool] | None = None
+) -> None:
+    """Refuse what another user made, unless `mode` opens the layer to a group that we share.
+
+    Also refuses what everybody can write, and what is not of this `kind` (`stat.S_ISREG`, say).
+    Raises ForeignSegment.
+    """
     ours = status.st_uid == os.geteuid() or (
         mode & 0o060 == 0o060
         and status.st_mode & 0o060 == 0o060
@@ -65,15 +77,86 @@ def check_owner(path: str, status: os.stat_result, mode: int, kind: Any) -> None
             "Another user made it: choose another prefix, or, to share it with a group, give every "
             "process mode=0o660 and a common group"
         )
-    if not kind(status.st_mode):
-        raise ForeignSegment(f"{path} is not what this package makes there; remove it")
+    if kind is not None and not kind(status.st_mode):
+        raise ForeignSegment(f"{path} is of another type than this package creates; remove it")
     if status.st_mode & 0o002:
-        raise ForeignSegment(f"{path} can be written by everybody; remove it, or mend its mode")
+        raise ForeignSegment(f"everybody can write to {path}; remove it, or correct its mode")
+
+
+@contextlib.contextmanager
+def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterator[None]:
+    """Hold the flock under which everything beside a segment is created and removed.
+
+    Creates the directory if there is none. Raises LockTimeout after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            _make_directory(paths.directory, mode)
+            opened = Descriptor(open_file(paths.attach_lock, mode))
+        except FileNotFoundError:
+            continue  # another process removed the directory in between
+        try:
+            try:
+                while not _flocked(opened.number):
+                    if time.monotonic() > deadline:
+                        raise LockTimeout(
+                            f"another process has been attaching to prefix {paths.prefix!r} for "
+                            f"{timeout:g} s (it holds {paths.attach_lock}). It is probably "
+                            "stopped: resume it (SIGCONT) or end it"
+                        )
+                    time.sleep(0.001)
+                # If the file was removed while we waited, this lock excludes nobody.
+                ours = _is_at(opened.number, paths.attach_lock)
+                if ours:
+                    yield
+            finally:
+                # Not only closed: a child that was forked meanwhile has it open too.
+                fcntl.flock(opened.number, fcntl.LOCK_UN)
+        finally:
+            # Again: an exception out of a signal handler may have come in between.
+            fcntl.flock(opened.number, fcntl.LOCK_UN)
+        if ours:
+            return
+
+
+def _flocked(fd: int) -> bool:
+    """Try to take the flock; whether that worked."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(fd: int, path: str) -> bool:
+    """Whether the open file `fd` is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _make_directory(path: str, mode: int) -> None:
+    mode |= (mode & 0o444) >> 2  # who may read may also look inside
+    if mode & 0o060:
+        mode |= stat.S_ISGID  # files in it belong to the group, whoever creates them
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        check_owner(path, os.lstat(path), mode, stat.S_ISDIR)
+        return
+    except OSError as error:
+        raise SegmentError(f"cannot create {path}: {error.strerror}") from error
+    os.chmod(path, mode)  # the umask may have taken bits away
 
 
 class Members:
-    """The file of byte locks. One object for a process and file, because closing any descriptor
-    of a file drops all locks that the process holds on it. Callers take turns (`attachment`)."""
+    """The file of byte locks; see `paths`.
+
+    A process has one object for each file, because closing any descriptor of a file drops all locks
+    that the process holds on it. Callers must take turns (`attachment`).
+    """
 
     _open: dict[tuple[int, int], Members] = {}
 
@@ -82,10 +165,11 @@ class Members:
         self._key = key
         self.inode = key[1]
         self._users = 0
-        self.claimed: set[int] = set()  # what this process holds, which F_GETLK does not tell it
+        self.claimed: set[int] = set()  # held by this process, which F_GETLK does not say
 
     @classmethod
     def open(cls, path: str, mode: int) -> Members:
+        """Open or create the file at `path`; `close` it once for each `open`."""
         try:
             found = os.stat(path, follow_symlinks=False)
             members = cls._open.get((found.st_dev, found.st_ino))
@@ -106,12 +190,13 @@ class Members:
 
     @classmethod
     def forget_all(cls) -> None:
-        """In a forked child: its parent's locks are not its own."""
+        """In a forked child: close the files, because the parent's locks are not its own."""
         for members in cls._open.values():
             os.close(members._fd)
         cls._open.clear()
 
     def claim(self, index: int) -> bool:
+        """Take the byte at `index`; False if a process, or an attachment of this one, has it."""
         if index in self.claimed:
             return False
         try:
@@ -126,7 +211,7 @@ class Members:
         fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, index)
 
     def pids(self) -> set[int]:
-        """The processes that hold a byte, but for this one."""
+        """The other processes that hold a byte."""
         found: set[int] = set()
         at, end = 0, MAX_PROCESSES
         while at < end:
@@ -140,7 +225,7 @@ class Members:
     @classmethod
     def glance(cls, path: str) -> dict[int, int]:
         """Who holds which byte, this process included: index → process id, 0 for a process of
-        another PID namespace. Neither makes the file nor needs the right to write it."""
+        another PID namespace. Does not create the file, and only needs to read it."""
         status = os.stat(path, follow_symlinks=False)
         members = cls._open.get((status.st_dev, status.st_ino))
         if members is not None:
@@ -165,7 +250,7 @@ class Members:
         return found
 
     def held(self, index: int, count: int = 1) -> bool:
-        """Whether another process holds one of the bytes. Its own a process never sees held."""
+        """Whether another process holds one of the bytes. The kernel does not report our own."""
         return self._ask(index, count)[0] != fcntl.F_UNLCK
 
     def _ask(self, index: int, count: int) -> tuple[int, int, int, int]:

@@ -1,13 +1,17 @@
-"""What /proc and the user database tell of other processes. It answers and never raises: a process
-may end at any time, and macOS has no /proc. A leaf."""
+"""What /proc and the user database say about processes and namespaces.
+
+Every function answers and never raises: a process may end at any time, and macOS has no /proc.
+This module must not import the rest of the package.
+"""
 
 from __future__ import annotations
 
+import os
 import pwd
 
 
 def command_line(pid: int) -> str:
-    """The command line of a process of this PID namespace; "" if it cannot be told."""
+    """The command line of a process of this PID namespace; "" if it is unknown."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return printable(file.read().replace(b"\0", b" ").decode(errors="replace").strip())
@@ -24,12 +28,58 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
+def process_of(thread: int) -> int:
+    """Process id of a thread id; 0 if there is no such thread."""
+    try:
+        with open(f"/proc/{thread}/status") as file:
+            for line in file:
+                if line.startswith("Tgid:"):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
+def thread_exists(thread: int) -> bool:
+    """Whether a thread with this id lives, of any process."""
+    try:
+        os.kill(thread, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def flock_holder(path: str) -> int:
+    """Process id of the holder of the flock on a file; 0 if there is none or it is unknown."""
+    try:
+        wanted = os.stat(path).st_ino
+        with open("/proc/locks") as file:
+            for line in file:
+                parts = line.split()
+                if parts[1] == "FLOCK" and parts[5].endswith(f":{wanted}"):
+                    return int(parts[4])
+    except (OSError, IndexError, ValueError):
+        pass
+    return 0
+
+
+def namespace(kind: str) -> int:
+    """Inode of the namespace that this process is in ("pid", "time"); 0 where there are none."""
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
+    except OSError:
+        return 0
+
+
 def printable(text: str) -> str:
-    """`text` without what would control a terminal: others chose it."""
+    """Return `text` without characters that control a terminal: other users chose it."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def user_name(uid: int) -> str:
+    """The name of a user; its number as text if it has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -1,7 +1,7 @@
-"""The front of a queue, read without the lock: how many messages wait there, and for how long.
+"""The front of a queue, read without the lock: how many messages are pending, and since when.
 
-`inspection` reads it from copies of a segment, the operations from the memory itself. Both may meet
-a record that is being taken or overwritten, so this trusts nothing that it reads. Must not write.
+It must not write, nor trust what it reads: a record may be taken or overwritten at the same time.
+`inspection` reads copies of a segment, and the operations read the memory itself.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _EXPIRED_AT_ONCE = 1000  # expired messages at the front of a queue that are ski
 
 
 class Front(NamedTuple):
-    """What waits in a queue, without the messages at its front that have expired."""
+    """What is pending in a queue, without the messages at its front that have expired."""
 
     pending: int
-    sent: float  # time when the oldest of them was sent; 0.0 if none waits or it cannot be told
+    sent: float  # time when the oldest message was sent; 0.0 if none is pending or it is not known
 
     def age(self, now: float) -> float:
-        """Seconds that the oldest message has waited; 0.0 if none waits or it cannot be told."""
+        """Return the age of the oldest message in seconds; 0.0 if there is none, or not known."""
         return max(now - self.sent, 0.0) if self.sent else 0.0
 
 
@@ -32,7 +32,7 @@ def read_front(
     words: memoryview[int],
     now: float,
 ) -> Front:
-    """The front of the queue at `row`, whose words are `words`.
+    """Return the front of the queue at `row`, whose words are `words`.
 
     ``read(offset, length)`` returns bytes of the segment.
     """
@@ -43,7 +43,7 @@ def read_front(
         found = at.RECORD.unpack(read(record * at.WORD, at.RECORD.size))
         _, state, _, following, _, queue, _, expires, sent, _, _ = found
         if queue != row or state != at.LIVE:
-            return Front(pending - expired, 0.0)  # it was taken this very moment
+            return Front(pending - expired, 0.0)  # it has just been taken
         if expires > now:
             return Front(pending - expired, sent)
         record = following

@@ -47,11 +47,11 @@ class Groups:
         store.require(queue, now)
         words[at.S_DIRTY] = at.DIRTY
         if member:
-            # The row of a queue with members is never reused, so it is the same queue. If the
-            # membership was a ghost, or had expired, senders must learn that it is back.
-            dead = not self.alive(member, now)
+            # The row of a queue with members is never reused, so it is the same queue. Senders must
+            # learn if the membership was a ghost or had expired and is back, or ends sooner now.
+            changed = not self.alive(member, now) or expires < store.doubles[member + at.M_EXPIRES]
             store.doubles[member + at.M_EXPIRES] = expires
-            if dead:
+            if changed:
                 words[member + at.M_QUEUE_GENERATION] = queue.generation
                 self._note_change(row, member, joined=True)
         else:

@@ -190,8 +190,6 @@ LOCAL_SEPARATOR = b","  # occurs in no name
 MAX_LOCALS = 1 << 20  # bytes of local parts in one record; a larger broadcast takes several
 
 FIRST_MARK = 64 * 1024  # bytes of log that a fresh segment reserves
-MIN_MEMORY = 64 * 1024
-MAX_MEMORY = 8 << 30  # bytes
 MAX_WORDS = (1 << 32) - 1  # of a segment: the ends of the log are halves
 
 

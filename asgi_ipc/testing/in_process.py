@@ -1,11 +1,11 @@
-"""A segment in anonymous memory of one process: the engine is that of shared memory, its place is
-not. Nothing is in ``/dev/shm``, and no other process takes part, not even a forked child.
+"""A segment in anonymous memory of one process, for tests. Nothing is in ``/dev/shm``, and no other
+process takes part, not even a forked child.
 
 Only what a segment asks of the operating system is different here: memory comes from an anonymous
-`mmap`, who lives is known (this process), and a doorbell is a pipe that both its ends hold. Queues,
-groups, recovery and the lock are the same code, so that a test sees the behaviour of the real
-layer. The name must not contain "inmemory": Channels 1 takes such a layer for one that needs no
-workers.
+`mmap`, the only process that lives is this one, and a doorbell is a pipe of which both sides have
+both ends. Queues, groups, recovery and the lock are the same code, so that a test sees the
+behaviour of the real layer. The name must not contain "inmemory": Channels 1 takes such a layer for
+one that needs no workers.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from ..options import Options
 from ..segment.cgroup import cgroup_allows
 from ..segment.doorbell import Doorbell, Ringer
 from ..segment.files import Descriptor, Members
-from ..segment.segment import Paths, Segment, Wanted, write_header
-from ..store.layout import H_LOCK, H_NONCE, LOCK_FILE, WORD, Layout
+from ..segment.header import format_segment
+from ..segment.paths import Paths
+from ..segment.segment import Segment
+from ..segment.wanted import Wanted
+from ..store.layout import LOCK_FILE
 
 logger = logging.getLogger("asgi_ipc")
 
 
 class _Pipe(Descriptor):
-    """Both ends of a pipe, closed when nobody refers to it any more; `number` is the reading one.
+    """Both ends of a pipe, closed when nothing refers to it any more; `number` is the reading end.
 
-    Whoever rings holds both: a pipe whose reader is gone would kill with SIGPIPE.
+    A sender has both: writing to a pipe whose reader is gone would kill it with SIGPIPE.
     """
 
     __slots__ = ("writing",)
@@ -46,7 +49,7 @@ class _Pipe(Descriptor):
 
 
 class _Bell(Doorbell):
-    """A doorbell without a name: whoever rings it is in this process."""
+    """A doorbell without a name: only this process rings it."""
 
     def __init__(self) -> None:
         self._open: _Pipe | None = _Pipe()
@@ -54,7 +57,7 @@ class _Bell(Doorbell):
     def ring(self, row: int) -> None:
         pipe = self._open
         if pipe is not None:
-            with contextlib.suppress(BlockingIOError):  # full of rings: it has been told
+            with contextlib.suppress(BlockingIOError):  # full of rings: the waiter knows
                 os.write(pipe.writing.number, row.to_bytes(4, sys.byteorder))
 
     def close(self) -> None:
@@ -67,14 +70,14 @@ class _Ringer(Ringer):
     def __init__(self, bells: weakref.WeakValueDictionary[tuple[int, int], _Bell]) -> None:
         self._bells = bells
 
-    def ring(self, waiter: int, generation: int, row: int) -> bool:
-        bell = self._bells.get((waiter, generation))
+    def ring(self, waiter_id: int, generation: int, row: int) -> bool:
+        bell = self._bells.get((waiter_id, generation))
         if bell is None:
             return False
         bell.ring(row)
         return True
 
-    def forget(self, waiter: int) -> None:
+    def forget(self, waiter_id: int) -> None:
         pass  # nothing is kept
 
     def close(self) -> None:
@@ -82,7 +85,7 @@ class _Ringer(Ringer):
 
 
 class _Members(Members):
-    """Who lives: the attachments of this process, and nobody else."""
+    """The only ones that live: the attachments of this process."""
 
     def __init__(self) -> None:
         self.inode = 0
@@ -106,54 +109,45 @@ class _Members(Members):
 
 
 class PrivateSegment(Segment):
-    """A segment that no other process can see. It is made empty; `exclusively` is for whoever
-    attaches, who takes turns anyway (`attachment`)."""
+    """A segment that no other process can see. It is empty at first."""
 
     def __init__(self, wanted: Wanted) -> None:
-        self.paths = Paths(wanted.prefix)
+        paths, members = Paths(wanted.prefix), _Members()
         # Where the kernel has no robust mutexes the lock is a file, here as well.
-        self.paths.directory = self.paths.section_lock = ""
+        paths.directory = paths.section_lock = ""
         self._remove = lambda: None
         if wanted.lock_kind == LOCK_FILE:
-            file, self.paths.section_lock = tempfile.mkstemp(prefix="asgi_ipc.")
+            file, paths.section_lock = tempfile.mkstemp(prefix="asgi_ipc.")
             os.close(file)
-            self._remove = weakref.finalize(self, _unlink, self.paths.section_lock, os.getpid())
-        self.layout = Layout(wanted.message_memory, wanted.group_memory, wanted.max_message_size)
-        # A shared mapping, which a forked child has as well, and never touches. Of a private one
-        # the kernel would want to be able to copy all of it, address space that is not used too.
-        self.memory = mmap.mmap(-1, self.layout.size)
-        self.fd = -1
-        self.members = _Members()
-        self.lock_kind = wanted.lock_kind
-        self.mode = wanted.mode
-        write_header(self.memory, self.layout, wanted, self.members.inode)
-        self._header = self.memory[: H_LOCK * WORD]
-        nonce = self.memory[H_NONCE * WORD : (H_NONCE + 1) * WORD]
-        self.nonce = int.from_bytes(nonce, sys.byteorder)
+            self._remove = weakref.finalize(self, _unlink, paths.section_lock, os.getpid())
+        layout = wanted.layout()
+        # A shared mapping, which a forked child has too, and never touches. For a private one the
+        # kernel would reserve memory to copy all of it, unused address space included.
+        memory = mmap.mmap(-1, layout.size)
+        header = format_segment(memory, layout, wanted, members.inode)
+        super().__init__(paths, -1, memory, header, members)
         self._bells: weakref.WeakValueDictionary[tuple[int, int], _Bell] = (
             weakref.WeakValueDictionary()
         )
 
     def suits(self, wanted: Wanted) -> bool:
         """Whether it is what a layer asks for."""
-        layout = self.layout
-        sizes = (layout.message_memory, layout.group_memory, layout.max_message_size)
-        return sizes == wanted[1:4] and self.lock_kind == wanted.lock_kind
+        return self.sizes == wanted.sizes and self.lock_kind == wanted.lock_kind
 
     def reserve(self, offset: int, length: int) -> bool:
         return cgroup_allows(length)
 
-    def new_bell(self, waiter: int, generation: int) -> Doorbell:
-        bell = self._bells[waiter, generation] = _Bell()
+    def new_bell(self, waiter_id: int, generation: int) -> Doorbell:
+        bell = self._bells[waiter_id, generation] = _Bell()
         return bell
 
     def ringer(self) -> Ringer:
         return _Ringer(self._bells)
 
     def exclusively(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+        return contextlib.nullcontext()  # the attachments of a process take turns anyway
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         pass  # nobody else can damage it
 
     def warn_of_mode(self, wanted: Wanted) -> None:
@@ -172,18 +166,18 @@ def _unlink(path: str, pid: int) -> None:
             os.unlink(path)
 
 
-class Home:
+class InProcessProvider:
     """What the layers of one prefix in this process share. It lives as long as one of them."""
 
     def __init__(self) -> None:
         self._segment: PrivateSegment | None = None
 
     def attach(self, wanted: Wanted) -> tuple[Segment, int]:
-        """Like `segment.attach`. Called when no other attachment to it is in use."""
+        """Like `opening.attach`. Called when no other attachment to it is in use."""
         segment = self._segment
         if segment is not None and not segment.suits(wanted):
             logger.warning(
-                "prefix %r: replacing a segment of this process, which has other sizes or another "
+                "prefix %r: replacing a segment of this process that has other sizes or another "
                 "lock",
                 wanted.prefix,
             )
@@ -197,31 +191,31 @@ class Home:
         return segment, index
 
     def forked(self) -> None:
-        """In a child: what is there belongs to the parent, whose threads may hold the lock."""
+        """In a child: give up the parent's segment, whose lock the parent's threads may hold."""
         self._segment = None
 
 
-_homes: weakref.WeakValueDictionary[str, Home] = weakref.WeakValueDictionary()
-_homes_lock = threading.Lock()
+_providers: weakref.WeakValueDictionary[str, InProcessProvider] = weakref.WeakValueDictionary()
+_providers_lock = threading.Lock()
 
 
 class InProcessOptions(Options):
     """The options of a layer that stays in this process."""
 
     @property
-    def provider(self) -> Home:
-        with _homes_lock:
-            found = _homes.get(self.prefix)
+    def provider(self) -> InProcessProvider:
+        with _providers_lock:
+            found = _providers.get(self.prefix)
             if found is None:
-                found = _homes[self.prefix] = Home()
+                found = _providers[self.prefix] = InProcessProvider()
             return found
 
 
 def _after_fork_in_child() -> None:
-    global _homes_lock
-    _homes_lock = threading.Lock()
-    for home in list(_homes.values()):
-        home.forked()
+    global _providers_lock
+    _providers_lock = threading.Lock()
+    for provider in list(_providers.values()):
+        provider.forked()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

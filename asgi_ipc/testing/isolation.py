@@ -16,9 +16,12 @@ import re
 import secrets
 import time
 
-from ..attachment.attachment import Attachment, forget_all
+from ..attachment.attachment import Attachment
+from ..attachment.process import detach_all
 from ..segment.files import Members
-from ..segment.segment import SHM, SUFFIX, Paths, remove
+from ..segment.opening import remove
+from ..segment.paths import SHM, SUFFIX, Paths
+from ..segment.procfs import command_line
 
 PATIENCE = 2.0  # seconds that processes which are about to end are given for it
 
@@ -36,14 +39,14 @@ class Isolation:
 
     def begin(self) -> None:
         """From now on layers have prefixes of the run's own, those that exist included."""
-        forget_all()
+        detach_all()
         self._before = os.environ.get(SUFFIX)
         os.environ[SUFFIX] = self.suffix
 
     def end(self) -> list[str]:
         """Remove everything that is left of the run, and let layers be what they were."""
         leaks = self.clean()
-        forget_all()
+        detach_all()
         if self._before is None:
             os.environ.pop(SUFFIX, None)
         else:
@@ -53,7 +56,7 @@ class Isolation:
     def clean(self) -> list[str]:
         """Remove everything that layers of the run have made. They begin anew when next called."""
         leaks = []
-        for attachment in forget_all():
+        for attachment in detach_all():
             if self.suffix in attachment.prefix:
                 self._prefixes.add(attachment.prefix)
                 leaks += _waiting(attachment)
@@ -78,7 +81,7 @@ def isolate_worker() -> None:
 
     They are removed by the `Isolation` of the process that started it.
     """
-    forget_all()
+    detach_all()
     os.environ[SUFFIX] = f"{os.environ.get(SUFFIX, '')}-{os.getpid()}"
 
 
@@ -105,16 +108,7 @@ def _processes(prefix: str) -> list[str]:
     finally:
         members.close()
     return [
-        f"prefix {prefix!r}: process {pid} ({_command(pid)}) still uses it. Whoever started it has "
-        "to end it, and to wait for its end"
+        f"prefix {prefix!r}: process {pid} ({command_line(pid)[:100] or 'of unknown name'}) still "
+        "uses it. Whoever started it has to end it, and to wait for its end"
         for pid in sorted(pids)
     ]
-
-
-def _command(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            command = file.read().replace(b"\0", b" ").decode(errors="replace")
-            return " ".join(command.split())[:100]
-    except OSError:
-        return "of unknown name"

@@ -20,4 +20,4 @@ def has_reader(core: Core, channel: str) -> bool:
     target = Target(split(check_channel(channel))[0].encode("ascii"))
     session = core.attach()
     reader = session.section(session.store.find_reader, target)
-    return bool(reader) and session.attachment.alive(reader)
+    return bool(reader) and session.attachment.is_alive(reader)

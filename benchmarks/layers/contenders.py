@@ -1,15 +1,14 @@
 """The layers that are measured: what each is, how it is opened, and where it runs.
 
-To add a layer: a function that makes it, and an entry in `CONTENDERS`.
+To add a layer, write a function that makes it, and an entry in `CONTENDERS`.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
@@ -20,13 +19,15 @@ from benchmarks.layers import byhand, redis_server
 from benchmarks.processes import OURS_FIRST, OURS_LAST
 
 # The two contracts: `layer.receive(channels, block)` and `await layer.receive(channel)`.
-BLOCKING = "blocking"
-ASYNCIO = "asyncio"
+BLOCKING, ASYNCIO = "blocking", "asyncio"
 
 EXPIRY = 3600  # seconds; nothing may expire while it is measured
 PAUSE = 0.01  # seconds that a worker of Channels 1 sleeps between two receives without a message
 
 PEERS_OF_CHANNELS_1 = "channels1-peers"  # the environment in tests/environments.py
+
+Place = Any  # where layers meet: a prefix, a folder, or queues to inherit
+Connect = Callable[[Any, "tuple[str, ...]", "tuple[str, ...]"], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,25 @@ class Contender:
     """A channel layer.
 
     `store` is what it is made on: contenders with the same store and place talk to each other.
-    `make(place, capacity)` opens it in this process, `destroy(place)` removes what that left on
-    the machine; a place is a prefix, or what `meet(prefix)` made of it. `needs`: modules without
-    which it is left out. `environment` is the one that it runs in; if none is named, this very
+    `make(place, capacity)` opens it in this process, and `destroy(place)` removes what that left on
+    the machine. A place is a prefix, or what `meet(prefix)` made of it. `connect(layer, listens,
+    sends)` is for layers that have to find each other first. `needs` are the modules without which
+    the layer is left out. `environment` is the one that it runs in; without a name it is this
     interpreter's.
 
-    `ours`: it is what this repository is about. `local`: it works inside one process only. `floor`:
-    it carries no message. `queues`: messages wait for a receiver that is not there yet, and several
-    receivers may share a channel. `groups`: it has them. `connects`: its two ends have to find each
-    other first. `slow`: it takes a millisecond for what takes others microseconds, so that fewer
-    samples of it will do.
+    `ours`: this repository is about it. `local`: it works inside one process only. `floor`: it
+    carries no message. `queues`: messages wait for a receiver that is not there yet, and several
+    receivers may share a channel. `groups`: it has them. `slow`: it takes a millisecond for what
+    takes others microseconds, so that fewer samples of it will do.
     """
 
     name: str
     contract: str
     store: str
-    make: Callable[[Any, int], Any]
-    destroy: Callable[[Any], None]
-    meet: Callable[[str], Any] = str
+    make: Callable[..., Any]
+    destroy: Callable[[Place], None]
+    meet: Callable[[str], Place] = str
+    connect: Connect | None = None
     needs: tuple[str, ...] = ()
     environment: str = ""
     ours: bool = False
@@ -59,19 +61,18 @@ class Contender:
     floor: bool = False
     queues: bool = True
     groups: bool = True
-    connects: bool = False
     slow: bool = False
 
     def python(self) -> tuple[str, str]:
-        """The interpreter that it runs in, and where our repository stands on its path."""
+        """The interpreter that it runs in, and where this repository comes on its path."""
         if not self.environment:
             return sys.executable, OURS_FIRST
         return str(_environment(self.environment)), OURS_LAST
 
     def missing(self) -> str:
         """What it lacks here to be measured; "" if nothing."""
-        if self.store == "redis" and shutil.which("redis-server") is None:
-            return "redis-server is not installed (on Debian: apt-get install redis-server)"
+        if self.store == "redis" and redis_server.missing():
+            return redis_server.missing()
         if self.environment:
             try:
                 _environment(self.environment)
@@ -126,6 +127,26 @@ def _channels_redis_pubsub(prefix: str, capacity: int) -> Any:
     return RedisPubSubChannelLayer(hosts=[("127.0.0.1", redis_server.port())], prefix=prefix)
 
 
+async def _subscribe(layer: Any, listens: tuple[str, ...], sends: tuple[str, ...]) -> None:
+    """With pub/sub nothing is kept for a receiver that has not begun to receive."""
+    for channel in listens:
+        await layer._get_layer()._subscribe_to_channel(channel)
+
+
+def _local_and_remote(prefix: str, capacity: int) -> Any:
+    from asgi_ipc.aio import LocalAndRemoteChannelLayer
+
+    options = {"prefix": prefix, "capacity": capacity, "expiry": EXPIRY}
+    config = {"hosts": [f"redis://127.0.0.1:{redis_server.port()}"], **options}
+    remote = {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": config}
+    return LocalAndRemoteChannelLayer(remote, options)
+
+
+def _local_and_remote_destroy(prefix: str) -> None:
+    _asgi_ipc_destroy(prefix)
+    redis_server.forget(prefix)
+
+
 def _asgi_redis(prefix: str, capacity: int) -> Any:
     from asgi_redis import RedisChannelLayer
 
@@ -134,10 +155,10 @@ def _asgi_redis(prefix: str, capacity: int) -> Any:
 
 
 def _asgi_ipc_1(prefix: str, capacity: int) -> Any:
-    """Its blocking receive returned at once; whoever called it slept, and tried again."""
+    """Its blocking receive returned at once; programs slept, and tried again."""
     from asgi_ipc import IPCChannelLayer
 
-    class Polling(IPCChannelLayer):  # type: ignore[misc]
+    class Polling(IPCChannelLayer):
         def receive(self, channels: Any, block: bool = False) -> Any:
             found = super().receive(channels)
             while block and found[0] is None:
@@ -153,129 +174,83 @@ def _asgi_ipc_1_destroy(prefix: str) -> None:
         path.unlink()
 
 
+_ours = partial(
+    Contender, store="asgi_ipc", destroy=_asgi_ipc_destroy, needs=("asgi_ipc",), ours=True
+)
+_redis = partial(Contender, store="redis", destroy=redis_server.forget, slow=True)
+_by_hand = partial(Contender, meet=byhand.make_folder, destroy=byhand.remove_folder, groups=False)
+
 IN_MEMORY = "InMemory"  # what `pair` compares with
 
-CONTENDERS = {
-    contender.name: contender
-    for contender in (
-        Contender(
-            "asgi_ipc-blocking",
-            BLOCKING,
-            "asgi_ipc",
-            _asgi_ipc_blocking,
-            _asgi_ipc_destroy,
-            needs=("asgi_ipc",),
-            ours=True,
-        ),
-        Contender(
-            "asgi_ipc-asyncio",
-            ASYNCIO,
-            "asgi_ipc",
-            _asgi_ipc_asyncio,
-            _asgi_ipc_destroy,
-            needs=("asgi_ipc",),
-            ours=True,
-        ),
-        Contender(
-            IN_MEMORY,
-            ASYNCIO,
-            "memory",
-            _in_memory,
-            lambda prefix: None,
-            needs=("channels",),
-            local=True,
-        ),
-        Contender(
-            "channels_redis",
-            ASYNCIO,
-            "redis",
-            _channels_redis,
-            redis_server.forget,
-            needs=("channels_redis",),
-            slow=True,
-        ),
-        Contender(
-            "channels_redis-pubsub",
-            ASYNCIO,
-            "redis",
-            _channels_redis_pubsub,
-            redis_server.forget,
-            needs=("channels_redis",),
-            queues=False,
-            slow=True,
-        ),
-        Contender(
-            "asgi_redis-1.4.3",
-            BLOCKING,
-            "redis",
-            _asgi_redis,
-            redis_server.forget,
-            environment=PEERS_OF_CHANNELS_1,
-            slow=True,
-        ),
-        Contender(
-            "asgi_ipc-1.4.2",
-            BLOCKING,
-            "asgi_ipc 1",
-            _asgi_ipc_1,
-            _asgi_ipc_1_destroy,
-            environment=PEERS_OF_CHANNELS_1,
-            slow=True,
-        ),
-        Contender(
-            "multiprocessing.Queue",
-            BLOCKING,
-            "multiprocessing",
-            lambda queues, capacity: byhand.Queues(queues),
-            lambda queues: None,
-            meet=byhand.make_queues,
-            groups=False,
-        ),
-        Contender(
-            "zmq-ipc",
-            BLOCKING,
-            "zmq",
-            byhand.ZmqSockets,
-            byhand.remove_folder,
-            meet=byhand.make_folder,
-            needs=("zmq", "msgpack"),
-            groups=False,
-            connects=True,
-        ),
-        Contender(
-            "FIFO-blocking",
-            BLOCKING,
-            "fifo",
-            lambda folder, capacity: byhand.BlockingFifos(folder),
-            byhand.remove_folder,
-            meet=byhand.make_folder,
-            floor=True,
-            groups=False,
-        ),
-        Contender(
-            "FIFO-asyncio",
-            ASYNCIO,
-            "fifo",
-            lambda folder, capacity: byhand.AsyncFifos(folder),
-            byhand.remove_folder,
-            meet=byhand.make_folder,
-            floor=True,
-            groups=False,
-        ),
-    )
-}
+_CONTENDERS = (
+    _ours("asgi_ipc-blocking", BLOCKING, make=_asgi_ipc_blocking),
+    _ours("asgi_ipc-asyncio", ASYNCIO, make=_asgi_ipc_asyncio),
+    Contender(
+        IN_MEMORY, ASYNCIO, "memory", _in_memory, lambda _: None, needs=("channels",), local=True
+    ),
+    _redis("channels_redis", ASYNCIO, make=_channels_redis, needs=("channels_redis",)),
+    _redis(
+        "channels_redis-pubsub",
+        ASYNCIO,
+        make=_channels_redis_pubsub,
+        connect=_subscribe,
+        needs=("channels_redis",),
+        queues=False,
+    ),
+    _redis("asgi_redis-1.4.3", BLOCKING, make=_asgi_redis, environment=PEERS_OF_CHANNELS_1),
+    Contender(
+        "asgi_ipc-1.4.2",
+        BLOCKING,
+        "asgi_ipc 1",
+        _asgi_ipc_1,
+        _asgi_ipc_1_destroy,
+        environment=PEERS_OF_CHANNELS_1,
+        slow=True,
+    ),
+    Contender(
+        "multiprocessing.Queue",
+        BLOCKING,
+        "multiprocessing",
+        lambda queues, _: byhand.Queues(queues),
+        lambda _: None,
+        meet=byhand.make_queues,
+        groups=False,
+    ),
+    _by_hand(
+        "zmq-ipc",
+        BLOCKING,
+        "zmq",
+        byhand.ZmqSockets,
+        connect=byhand.ZmqSockets.connect,
+        needs=("zmq", "msgpack"),
+    ),
+    _by_hand(
+        "FIFO-blocking",
+        BLOCKING,
+        "fifo",
+        lambda folder, _: byhand.BlockingFifos(folder),
+        floor=True,
+    ),
+    _by_hand(
+        "FIFO-asyncio", ASYNCIO, "fifo", lambda folder, _: byhand.AsyncFifos(folder), floor=True
+    ),
+)
+CONTENDERS = {one.name: one for one in _CONTENDERS}
 
-
-# Our layers without `spin`, as they are where messages come slowly: who waits sleeps.
+# Our layers without `spin`, as they are where messages come slowly: a receiver sleeps.
 ASLEEP = {
     one.name: replace(one, name=f"{one.name}-asleep", make=partial(one.make, spin=0))
-    for one in CONTENDERS.values()
+    for one in _CONTENDERS
     if one.ours
 }
 
+LOCAL_AND_REMOTE = _ours(
+    "local-and-remote", ASYNCIO, make=_local_and_remote, destroy=_local_and_remote_destroy
+)
+
 
 def with_asleep(contenders: list[Contender]) -> list[Contender]:
-    """These, each of ours followed by its like that sleeps."""
+    """These contenders, each of ours followed by the one that sleeps."""
     found = []
     for one in contenders:
         found += [one, ASLEEP[one.name]] if one.ours else [one]
@@ -283,13 +258,14 @@ def with_asleep(contenders: list[Contender]) -> list[Contender]:
 
 
 def contender(name: str) -> Contender:
-    """The one of that name, those asleep included."""
-    return next(one for one in [*CONTENDERS.values(), *ASLEEP.values()] if one.name == name)
+    """The one of that name, including those asleep and the one for several machines."""
+    known = [*_CONTENDERS, *ASLEEP.values(), LOCAL_AND_REMOTE]
+    return next(one for one in known if one.name == name)
 
 
 def floor_of(contract: str) -> Contender:
     """The bare FIFOs that a layer of this contract is compared with."""
-    return next(one for one in CONTENDERS.values() if one.floor and one.contract == contract)
+    return next(one for one in _CONTENDERS if one.floor and one.contract == contract)
 
 
 def new_prefix(name: str) -> str:

@@ -8,14 +8,21 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+from tests.clients import processes
 
 VARIABLE = "BENCHMARK_REDIS_PORT"
-PATIENCE = 30.0  # seconds
+
+
+def missing() -> str:
+    """Why there is no Redis here; "" if there can be one."""
+    if shutil.which("redis-server") is None:
+        return "redis-server is not installed (on Debian: apt-get install redis-server)"
+    return ""
 
 
 def port() -> int:
@@ -26,59 +33,25 @@ def port() -> int:
 @contextmanager
 def running() -> Iterator[None]:
     """It runs inside the block, if it is installed at all."""
-    program = shutil.which("redis-server")
-    if program is None or VARIABLE in os.environ:
+    if missing() or VARIABLE in os.environ:
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="bench-redis-") as folder:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ[VARIABLE] = free = str(probe.getsockname()[1])
-        options = ("--bind", "127.0.0.1", "--port", free, "--dir", folder)
-        server = subprocess.Popen(
-            [program, *options, "--save", "", "--appendonly", "no"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            _wait_for(server)
-            yield
-        finally:
-            del os.environ[VARIABLE]
-            server.terminate()
-            server.wait()
-
-
-def _wait_for(server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            command("PING")
-            return
-        except OSError:
-            time.sleep(0.02)
-    raise RuntimeError("redis-server does not answer")
-
-
-def command(line: str) -> str:
-    """The server's raw answer to one simple command."""
-    with socket.create_connection(("127.0.0.1", port()), timeout=PATIENCE) as connection:
-        connection.sendall(line.encode() + b"\r\nQUIT\r\n")
-        answer = b""
-        while chunk := connection.recv(65536):
-            answer += chunk
-    return answer.decode()
-
-
-def memory() -> int:
-    """Bytes that it holds for keys and values."""
-    return next(
-        int(line.partition(":")[2])
-        for line in command("INFO memory").splitlines()
-        if line.startswith("used_memory:")
-    )
+    with tempfile.TemporaryDirectory(prefix="bench-redis-") as name:
+        free, folder = processes.free_port(), Path(name)
+        options = ("--bind", "127.0.0.1", "--port", str(free), "--save", "", "--appendonly", "no")
+        command = ["redis-server", *options]
+        with processes.running(command, log=folder / "log", folder=folder) as server:
+            server.wait_for_port(free)
+            os.environ[VARIABLE] = str(free)
+            try:
+                yield
+            finally:
+                del os.environ[VARIABLE]
 
 
 def forget(prefix: str) -> None:
     """Remove everything: one layer is measured at a time, and nobody else uses this server."""
-    command("FLUSHALL")
+    with socket.create_connection(("127.0.0.1", port()), timeout=30) as connection:
+        connection.sendall(b"FLUSHALL\r\nQUIT\r\n")
+        while connection.recv(65536):
+            pass

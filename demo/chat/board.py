@@ -37,7 +37,7 @@ class Board:
         return {
             "rate": round(stats.rates.sent, 1),
             "count": stats.sent,
-            "waiting": stats.messages,
+            "waiting": stats.pending,
             "oldest": round(stats.oldest, 1),
             "drops": stats.dropped,
             "rooms": people,
@@ -53,7 +53,7 @@ class Board:
             "channels": [
                 {
                     "name": channel.name,
-                    "waiting": channel.messages,
+                    "waiting": channel.pending,
                     "capacity": channel.capacity or self._layer.capacity,
                     "sent": channel.sent,
                     "dropped": sum(channel.dropped.values()),

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc.segment import segment
+from asgi_ipc import segment
+from asgi_ipc.segment.paths import Paths
 from tests.clients import processes
 from tests.clients.demo import Site
 
@@ -209,7 +210,7 @@ async def test_a_second_start_leaves_the_first_alone(site: Site) -> None:
 async def test_stopping_leaves_nothing(site: Site, prefix: str, number: signal.Signals) -> None:
     async with site.connect(0) as first, site.connect(1) as second:
         await assert_nothing_else([first, second])
-        assert Path(segment.Paths(prefix).directory).is_dir()
+        assert Path(Paths(prefix).directory).is_dir()
         os.kill(site.supervisor.pid, number)
         await asyncio.to_thread(site.supervisor.wait)
     assert not segment.destroy(prefix), "something was left to remove"

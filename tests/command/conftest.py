@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.procfs import is_stopped
+from asgi_ipc.store.layout import WORD
 
 from ..clients.processes import Process, running, wait_until
 from ..environments import child_environment
@@ -43,7 +45,7 @@ async def main():
 asyncio.run(main())
 """
 
-# A blocking process that answers whoever asks.
+# A blocking process that answers each job.
 WORKER = """
 import sys
 from asgi_ipc import IPCChannelLayer
@@ -71,7 +73,7 @@ class Live(NamedTuple):
 
 
 def stop(*processes: Process) -> None:
-    """Stop processes, as a debugger would, and wait until they are."""
+    """Stop processes, as a debugger would, and wait until they are stopped."""
     for process in processes:
         os.kill(process.pid, signal.SIGSTOP)
     wait_until(lambda: all(is_stopped(process.pid) for process in processes), "them to stop")
@@ -82,8 +84,16 @@ def resume(*processes: Process) -> None:
         os.kill(process.pid, signal.SIGCONT)
 
 
+def write_word(prefix: str, at: int, value: int) -> None:
+    """Change one word of a segment behind the back of its users."""
+    with open(f"/dev/shm/asgi_ipc.{prefix}", "r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+        memory[at * WORD : at * WORD + WORD] = value.to_bytes(8, "little")
+        memory.close()
+
+
 class Ran(NamedTuple):
-    """What a command came to."""
+    """The result of a command."""
 
     code: int
     output: str
@@ -143,8 +153,8 @@ def live(prefix: str, tmp_path: Path) -> Iterator[Live]:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Programs that are started can be ended by Ctrl-C, also if the tests run in the background of
-    a shell, which ignores it for all that it starts there."""
+    """Let Ctrl-C end the programs that a test starts, even if the tests run in the background of a
+    shell, which ignores SIGINT there."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -18,7 +18,7 @@ def _segments() -> set[str]:
 
 
 def test_it_measures_beside_the_floor(run: Run) -> None:
-    before = _segments()  # of somebody who measures, too, or was killed when he did
+    before = _segments()  # of other runs, which may have been killed
     ran = run("bench", "--seconds", "0.5", "--json")
     found = ran.json
     assert found["pair_us"] > 0 and found["messages_per_second"] > 0
@@ -34,8 +34,8 @@ def test_it_measures_beside_the_floor(run: Run) -> None:
 
 @pytest.mark.parametrize(("over", "code"), [(3.0, 0), (1000.0, 1)])
 def test_the_verdict(over: float, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    trip = {"cores": 1, "floor_us": 10.0, "layer_us": 10.0 + over, "pairs_over_floor": over}
-    measured = {"pair_us": 1.0, "round_trips": [trip], "messages_per_second": 1e5}
+    trip = bench_module.RoundTrip(1, floor_us=10.0, layer_us=10.0 + over, pairs_over_floor=over)
+    measured = bench_module.Measured(1.0, [trip], messages_per_second=1e5)
     monkeypatch.setattr(bench_module, "_measure", lambda prefix, seconds: measured)
     ran = CliRunner().invoke(cli, ["bench"])
     assert ran.exit_code == code

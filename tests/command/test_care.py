@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import signal
 from pathlib import Path
@@ -18,19 +17,11 @@ from asgi_ipc.store.layout import (
     S_MARK,
     S_SEQ,
     S_SEQ_BASE,
-    WORD,
 )
 
 from ..contract import until
 from ..unit.processes import NOBODY, in_child, is_root
-from .conftest import Live, Run
-
-
-def write_word(prefix: str, at: int, value: int) -> None:
-    with open(f"/dev/shm/asgi_ipc.{prefix}", "r+b") as file:
-        memory = mmap.mmap(file.fileno(), 0)
-        memory[at * WORD : at * WORD + WORD] = value.to_bytes(8, "little")
-        memory.close()
+from .conftest import Live, Run, write_word
 
 
 def test_verify_says_that_all_is_well(live: Live, run: Run) -> None:
@@ -118,7 +109,7 @@ def test_a_lock_that_stays_busy_is_exit_status_4_and_names_the_holder(
 def test_flush_forgets_and_the_processes_go_on(live: Live, run: Run) -> None:
     assert run("flush").code == 0
     found = run("stats", "--interval", "0", "--json").json
-    assert (found["messages"], found["groups"], found["processes"]) == (0, 0, 2)
+    assert (found["pending"], found["groups"], found["processes"]) == (0, 0, 2)
     run("send", "jobs", '{"job": 1, "reply_to": "answers"}')
     assert run("receive", "answers", "--timeout", "30").json["message"] == {"done": 1}
 
@@ -164,7 +155,7 @@ def test_destroy_with_force(live: Live, run: Run) -> None:
     )
 
 
-def test_destroy_of_what_nobody_uses(prefix: str, run: Run) -> None:
+def test_destroy_of_an_unused_layer(prefix: str, run: Run) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
     layer.close()
@@ -186,7 +177,7 @@ def test_destroy_of_leftovers(prefix: str, run: Run) -> None:
 
 @is_root
 def test_only_the_owner_flushes_and_destroys(prefix: str, run: Run) -> None:
-    """Also root does not, who would leave files of his own among those of another user."""
+    """Not even root, who would leave files of its own among those of another user."""
 
     def make() -> None:
         os.setuid(NOBODY)
@@ -196,10 +187,10 @@ def test_only_the_owner_flushes_and_destroys(prefix: str, run: Run) -> None:
     in_child(make)
     try:
         assert run("verify").code == 0
-        assert run("stats", "--interval", "0", "--json").json["messages"] == 1
+        assert run("stats", "--interval", "0", "--json").json["pending"] == 1
         for command in ("flush", "destroy"):
             ran = run(command)
             assert ran.code == 3 and "belongs to" in ran.errors, ran
-        assert run("stats", "--interval", "0", "--json").json["messages"] == 1
+        assert run("stats", "--interval", "0", "--json").json["pending"] == 1
     finally:
         in_child(lambda: (os.setuid(NOBODY), segment.destroy(prefix)))

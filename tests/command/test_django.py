@@ -16,7 +16,7 @@ from asgi_ipc.store.layout import H_VERSION, VERSION
 
 from ..environments import REPOSITORY, child_environment
 from ..unit.processes import is_root, mount_small_shared_memory, on_linux, or_skip
-from .test_care import write_word
+from .conftest import write_word
 
 AIO = "asgi_ipc.aio.IPCChannelLayer"
 
@@ -49,7 +49,7 @@ def test_nothing_to_complain_of(prefix: str, tmp_path: Path, backend: str) -> No
     assert code == 0 and "no issues" in output
 
 
-def test_other_layers_are_none_of_its_business(prefix: str, tmp_path: Path) -> None:
+def test_layers_of_other_packages_are_ignored(prefix: str, tmp_path: Path) -> None:
     backend = "channels.layers.InMemoryChannelLayer"
     assert "asgi_ipc" not in check(tmp_path, prefix, backend, nonsense=1)[1]
     assert "asgi_ipc" not in check(tmp_path, prefix, "no.such.Layer")[1]
@@ -113,7 +113,7 @@ def test_shared_memory_that_is_too_small(tmp_path: Path) -> None:
 
 
 def test_the_package_does_not_import_it() -> None:
-    """Nothing of it is imported with the package."""
+    """Importing the package does not import the checks."""
     source = "import asgi_ipc.aio, sys; print(sorted(n for n in sys.modules if 'django' in n))"
     ran = subprocess.run(
         [sys.executable, "-c", source], env=child_environment(), capture_output=True, text=True

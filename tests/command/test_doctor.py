@@ -34,13 +34,12 @@ from ..unit.processes import (
     rests,
     unshare_pids,
 )
-from .conftest import Live, Run, resume, stop
+from .conftest import Live, Run, resume, stop, write_word
 from .conftest import asgi_ipc as run_command
-from .test_care import write_word
 
 
 def of(prefix: str, findings: list[Finding]) -> dict[str, Finding]:
-    """The findings for a layer by subject; what is wrong before what is well."""
+    """The findings for a layer by subject; the worst one of each."""
     order = (OK, WARNING, PROBLEM)
     mine = [finding for finding in findings if finding.prefix == prefix]
     return {one.subject: one for one in sorted(mine, key=lambda one: order.index(one.level))}
@@ -58,10 +57,10 @@ def test_all_is_well_with_a_layer_in_use(prefix: str, run: Run) -> None:
 
 
 def test_full_and_unread_channels(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asgi_ipc.inspection.diagnosis._UNREAD", 0)
+    monkeypatch.setattr("asgi_ipc.inspection.diagnosis.UNREAD_AFTER", 0)
     found = [one for one in diagnose(live.prefix) if one.subject == "channels"]
     assert {one.level for one in found} == {WARNING}
-    assert any("full: full" in one.text for one in found)
+    assert any("at capacity: full" in one.text for one in found)
     (unread,) = (one for one in found if "backlog" in one.text)
     assert "jobs" not in unread.text and live.mine not in unread.text
 
@@ -72,7 +71,7 @@ def test_a_stale_layer_and_how_to_remove_it(prefix: str, run: Run) -> None:
     layer.close()
     del layer
     found = of(prefix, diagnose(prefix))["processes"]
-    assert found.level == WARNING and "1 messages wait" in found.text
+    assert found.level == WARNING and "1 messages pending" in found.text
     assert found.remedy.endswith(f"asgi-ipc destroy --prefix {prefix}")
     assert run("doctor").code == 0
 
@@ -99,7 +98,7 @@ def rests_attached(prefix: str):  # type: ignore[no-untyped-def]
     return attached
 
 
-def test_whoever_is_stopped_with_the_lock_in_hand(prefix: str) -> None:
+def test_a_stopped_holder_of_the_lock(prefix: str) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
     pid = os.fork()
@@ -180,7 +179,8 @@ def test_another_pid_namespace(prefix: str) -> None:
         return in_child(lambda: of(prefix, diagnose(prefix))["namespaces"])
 
     found = or_skip(contained)
-    assert found.level == WARNING and "--pid=container:" in found.text
+    assert found.level == WARNING and "PID namespace" in found.text
+    assert "--pid=container:" in found.remedy
 
 
 @is_root
@@ -226,7 +226,7 @@ def test_a_shared_memory_that_may_not_be_written() -> None:
         return [one for one in shared_memory() if one.level == PROBLEM]
 
     (found,) = or_skip(inside)
-    assert "cannot be written" in found.text and found.remedy == "chmod 1777 /dev/shm"
+    assert "cannot write to /dev/shm" in found.text and found.remedy == "chmod 1777 /dev/shm"
 
 
 def test_few_descriptors() -> None:

@@ -58,17 +58,17 @@ def test_a_scrape_of_a_live_layer(live: Live, exporter: tuple[Process, str]) -> 
         found = samples(answer.read().decode(), live.prefix)
     queue = live.mine.partition(".")[0] + ".*!"
     assert found[("asgi_ipc_up",)] == 1
-    assert found[("asgi_ipc_messages",)] == 8
+    assert found[("asgi_ipc_messages_pending",)] == 8
     assert found[("asgi_ipc_processes",)] == 2
     assert found[("asgi_ipc_messages_sent_total",)] == 8
-    assert found[("asgi_ipc_refused_total",)] == 1
+    assert found[("asgi_ipc_messages_refused_total",)] == 1
     assert found[("asgi_ipc_messages_dropped_total", "expired")] == 0
     assert 0 < found[("asgi_ipc_memory_in_use_bytes",)] < found[("asgi_ipc_memory_limit_bytes",)]
     assert found[("asgi_ipc_channel_fill_ratio", "full")] == 1
     assert found[("asgi_ipc_channel_fill_ratio", "backlog")] == pytest.approx(0.6)
-    assert found[("asgi_ipc_channel_messages", "full")] == 5
+    assert found[("asgi_ipc_channel_messages_pending", "full")] == 5
     assert found[("asgi_ipc_channel_messages_sent_total", "full")] == 5
-    assert found[("asgi_ipc_channel_refused_total", "full")] == 1
+    assert found[("asgi_ipc_channel_messages_refused_total", "full")] == 1
     assert found[("asgi_ipc_channel_queues", queue)] == 1
     process._child.send_signal(signal.SIGTERM)
     assert process.wait_for_end() == 0
@@ -111,13 +111,17 @@ def test_labels_do_not_explode(prefix: str) -> None:
     registry = CollectorRegistry()
     registry.register(IPCCollector([prefix], max_channels=10))
     found = scraped(registry, prefix)
-    sent = {key[1]: value for key, value in found.items() if key[0].endswith("nnel_messages")}
-    assert len(sent) == 13 and sum(sent.values()) == 150
-    assert sent["specific.*!"] == sent["reply?*"] == 50 and sent[OTHER] == 40
+    pending = {
+        key[1]: value
+        for key, value in found.items()
+        if key[0] == "asgi_ipc_channel_messages_pending"
+    }
+    assert len(pending) == 13 and sum(pending.values()) == 150
+    assert pending["specific.*!"] == pending["reply?*"] == 50 and pending[OTHER] == 40
 
 
 def test_folded_counters_do_not_fall_when_channels_go(prefix: str) -> None:
-    """Else Prometheus would take that for a restart, and count all of it once more."""
+    """Otherwise Prometheus would see a restart and count everything again."""
     layer = IPCChannelLayer(prefix)
     registry = CollectorRegistry()
     registry.register(IPCCollector([prefix]))

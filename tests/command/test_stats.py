@@ -12,7 +12,7 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc import aio as asgi_ipc_aio
-from asgi_ipc.attachment.attachment import holders
+from asgi_ipc.attachment.process import attached_processes
 from asgi_ipc.errors import SegmentVanished
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
@@ -31,7 +31,7 @@ def test_both_layers_and_the_command_say_the_same(live: Live, run: Run) -> None:
     blocking = dataclasses.asdict(IPCChannelLayer(live.prefix).stats())
     waiting = dataclasses.asdict(asyncio.run(asgi_ipc_aio.IPCChannelLayer(live.prefix).stats()))
     assert blocking.keys() == printed.keys() == waiting.keys()
-    for name in ("messages", "sent", "refused", "dropped", "groups", "memberships", "recoveries"):
+    for name in ("pending", "sent", "refused", "dropped", "groups", "memberships", "recoveries"):
         assert blocking[name] == waiting[name] == printed[name]
     assert blocking["memory"] == waiting["memory"]
     # The two layers here share an attachment.
@@ -41,7 +41,7 @@ def test_both_layers_and_the_command_say_the_same(live: Live, run: Run) -> None:
 def test_of_a_new_layer(prefix: str) -> None:
     found = IPCChannelLayer(prefix).stats()
     assert isinstance(found, Stats)
-    assert (found.messages, found.sent, found.oldest, found.channels) == (0, 0, 0.0, 0)
+    assert (found.pending, found.sent, found.oldest, found.channels) == (0, 0, 0.0, 0)
     assert found.dropped == dict.fromkeys(DROP_REASONS, 0)
     assert found.memory.in_use == 0 and found.processes == 1
 
@@ -89,7 +89,7 @@ def test_a_lock_that_was_waited_for_is_counted(
         slept.set()
         sleep(seconds)
 
-    monkeypatch.setattr("asgi_ipc.segment.lock.time.sleep", noted)
+    monkeypatch.setattr("asgi_ipc.segment.section.time.sleep", noted)
 
     def holder(line) -> None:  # type: ignore[no-untyped-def]
         own = IPCChannelLayer(prefix)
@@ -112,7 +112,7 @@ def test_a_lock_that_was_waited_for_is_counted(
 
 
 def test_it_needs_no_lock(prefix: str) -> None:
-    """Also when somebody is stopped while he holds it."""
+    """It works while a stopped process holds the lock."""
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
     pid = os.fork()
@@ -123,25 +123,25 @@ def test_it_needs_no_lock(prefix: str) -> None:
         os.waitid(os.P_PID, pid, os.WSTOPPED)
         with bounded(5):
             found = layer.stats()
-        assert (found.messages, found.lock.holder) == (1, pid)
+        assert (found.pending, found.lock.holder) == (1, pid)
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
 def test_looking_does_not_drop_the_locks_that_tell_who_lives(prefix: str) -> None:
-    """To close a file drops all locks that a process has on it, whoever opened it."""
+    """Closing a file drops all locks that the process has on it."""
     layer = IPCChannelLayer(prefix)
     for _ in range(3):
         layer.stats()
         Snapshot(View(prefix)).processes()
     members = layer._core.attach().attachment.segment.paths.members
-    with child(lambda line: line.say(holders(members))) as process:
+    with child(lambda line: line.say(attached_processes(members))) as process:
         assert list(process.hear().values()) == [os.getpid()]
 
 
 def test_a_layer_that_was_removed_says_so(prefix: str) -> None:
-    from asgi_ipc.segment import segment
+    from asgi_ipc import segment
 
     layer = IPCChannelLayer(prefix)
     layer.stats()
@@ -166,7 +166,7 @@ def test_rates_begin_with_the_last_look_that_is_a_second_ago(
 
 
 def test_a_snapshot_under_traffic_is_never_absurd(prefix: str) -> None:
-    """Rows come and go, the log wraps, and all of it is read without the lock."""
+    """Rows come and go and the log wraps while they are read without the lock."""
     layer = IPCChannelLayer(prefix, capacity=20)
 
     def traffic(line) -> None:  # type: ignore[no-untyped-def]
@@ -196,31 +196,31 @@ def test_a_snapshot_under_traffic_is_never_absurd(prefix: str) -> None:
             snapshot = Snapshot(view)
             channels = snapshot.channels()
             assert {channel.name for channel in channels} <= names
-            assert all(0 <= channel.messages <= 21 for channel in channels)
+            assert all(0 <= channel.pending <= 21 for channel in channels)
             assert all(0 <= channel.oldest < 60 for channel in channels)
             assert {group.name for group in snapshot.groups()} <= {f"g{n}" for n in range(9)}
             stats = snapshot.stats()
-            assert 0 <= stats.messages <= 50 * 21 and 0 <= stats.oldest < 60
+            assert 0 <= stats.pending <= 50 * 21 and 0 <= stats.oldest < 60
             assert stats.memory.in_use < stats.memory.limit
 
 
 def test_a_layer_within_one_process_has_them_too() -> None:
-    """One that lies in no shared memory: nothing is looked for there."""
+    """Its segment is not in shared memory, so nothing is looked for there."""
     from asgi_ipc.testing.sync import InProcessChannelLayer
 
     layer = InProcessChannelLayer()
     layer.send("a", {})
     found = layer.stats()
-    assert (found.messages, found.sent, found.processes, found.channels) == (1, 1, 1, 1)
+    assert (found.pending, found.sent, found.processes, found.channels) == (1, 1, 1, 1)
     assert 0 < found.memory.in_use < found.memory.reserved < found.memory.size
 
 
 def test_where_the_environment_adds_to_prefixes(prefix: str, run: Run) -> None:
-    """As it does under test: whoever looks sees the layers of the run, and those alone."""
+    """As it does in tests: the command sees the layers of this run only."""
     suffix = {"ASGI_IPC_PREFIX_SUFFIX": "-run"}
     layer = IPCChannelLayer(f"{prefix}-run")
     layer.send("a", {})
-    assert run("stats", "--interval", "0", "--json", **suffix).json["messages"] == 1
+    assert run("stats", "--interval", "0", "--json", **suffix).json["pending"] == 1
     assert [one["prefix"] for one in run("list", "--json", **suffix).json] == [prefix]
     assert run("receive", "a", "--timeout", "0", **suffix).code == 0
     assert run("stats", "--interval", "0").code == 3

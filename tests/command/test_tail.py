@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 
 from asgi_ipc import IPCChannelLayer
-from asgi_ipc.inspection.tap import Tap
-from asgi_ipc.inspection.view import View
 
 from ..clients.processes import Process, running
 from ..environments import child_environment
@@ -56,7 +54,7 @@ def test_messages_are_seen_and_not_taken(layer: IPCChannelLayer, tail: Tail) -> 
         layer.send("a", {"secret": 2})
         watching.wait()
         first, second = lines(watching)
-    assert (first["queue"], first["channels"], first["waiting"]) == ("a", ["a"], True)
+    assert (first["queue"], first["channels"], first["pending"]) == ("a", ["a"], True)
     assert second["seq"] == first["seq"] + 2
     assert first["bytes"] == 9 and first["expiry"] == pytest.approx(60)
     assert "secret" not in watching.output()
@@ -115,37 +113,3 @@ def test_it_says_when_the_layer_is_removed(
 def test_channels_or_all(layer: IPCChannelLayer, run: Run) -> None:
     assert run("tail").code == 2
     assert run("tail", "a", "--all").code == 2
-
-
-def test_a_tap_counts_what_came_and_went(prefix: str, layer: IPCChannelLayer) -> None:
-    """Each message that was sent is either seen once or counted as missed, in any traffic."""
-    tap = Tap(View(prefix))
-    seen: list[int] = []
-    sent = 0
-    for turn in range(300):
-        for i in range(turn % 7):  # some wait, some are taken at once, the log empties and wraps
-            layer.send(f"c{i % 3}", {"n": sent, "text": "x" * (turn * 37 % 900)})
-            sent += 1
-            if i % 3 != turn % 3:
-                layer.receive([f"c{i % 3}"])
-        if turn % 50 == 0:
-            while layer.receive(["c0", "c1", "c2"])[0] is not None:
-                pass
-        seen += [message.seq for message in tap.look()]
-    assert seen == sorted(set(seen))
-    assert tap.passed == sent
-    assert len(seen) + tap.missed == sent
-    assert len(seen) > sent / 3
-
-
-def test_a_tap_that_looks_after_each_message_misses_none(
-    prefix: str, layer: IPCChannelLayer
-) -> None:
-    tap = Tap(View(prefix))
-    bodies = []
-    for number in range(500):
-        layer.send("a", {"n": number, "text": "x" * (number * 31 % 4000)})
-        if number % 9:
-            layer.receive(["a"])
-        bodies += [layer._core.codec.decode(seen.body)["n"] for seen in tap.look()]
-    assert bodies == list(range(500)) and tap.missed == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc.attachment import attachment
+from asgi_ipc.attachment import upkeep
 from asgi_ipc.store.layout import CLEAN, S_BURY_AT, S_DIRTY, S_SWEEP_AT
 from asgi_ipc.store.store import Store
 
@@ -76,7 +76,7 @@ class Blocking:
     def idle(self) -> None:
         """Attach, and see to it that no upkeep comes in between; after `without_upkeep`."""
         session, later = self.session, time.monotonic() + NEVER
-        session.attachment._check_at = session.attachment.due = later
+        session.attachment.upkeep.check_at = session.attachment.due = later
         session.store.doubles[S_BURY_AT] = session.store.doubles[S_SWEEP_AT] = later
 
     def drain(self, channel: str) -> list[Any]:
@@ -119,4 +119,4 @@ CLIENTS = {"blocking": Blocking, "asyncio": Asyncio}
 
 def without_upkeep() -> None:
     """For the rest of this process: what is due later than usual is not taken for damage."""
-    attachment.CHECK_EVERY = attachment.SWEEP_EVERY = NEVER
+    upkeep.CHECK_EVERY = upkeep.SWEEP_EVERY = NEVER

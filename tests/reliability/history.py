@@ -39,7 +39,8 @@ from typing import Any, NamedTuple
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc.segment import segment
+from asgi_ipc import segment
+from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import BUFFER, DROP_REASONS, EXPIRED, MEMORY, S_DROPS, S_RECOVERIES
 
 KINDS = ("blocking", "asyncio", "forked")
@@ -583,7 +584,7 @@ def _outside(begin: float, end: float, windows: list[tuple[float, float]]) -> fl
 
 def left_behind(prefix: str) -> list[str]:
     """What lies beside the segment that belongs to nobody who lives."""
-    folder = Path(segment.Paths(prefix).directory)
+    folder = Path(Paths(prefix).directory)
     return sorted(path.name for path in folder.iterdir() if path.is_fifo())
 
 

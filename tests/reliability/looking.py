@@ -26,7 +26,7 @@ def bury_all(survivor: Blocking) -> None:
     store, attachment, now = session.store, session.attachment, time.monotonic()
     for index in range(MAX_PROCESSES):
         row = store.process_row(index)
-        if store.words[row + P_GENERATION] and not attachment.alive(row):
+        if store.words[row + P_GENERATION] and not attachment.is_alive(row):
             while not session.section(store.bury, row, now, 0.0):
                 pass
 

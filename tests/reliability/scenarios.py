@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from asgi_ipc.segment import segment
+from asgi_ipc import segment
 from asgi_ipc.store.layout import (
     DIRTY,
     HALF_HEAD,
@@ -393,7 +393,7 @@ class Upkeep(Sweep):
 
     def operate(self, victim: Blocking) -> None:
         attachment, doubles = victim.session.attachment, victim.store.doubles
-        attachment._check_at = attachment.due = 0.0
+        attachment.upkeep.check_at = attachment.due = 0.0
         doubles[S_BURY_AT] = doubles[S_SWEEP_AT] = 0.0
         victim.core.upkeep(victim.session, time.monotonic())
 
@@ -426,7 +426,7 @@ class Bury(Scenario):
 
     def operate(self, victim: Blocking) -> None:
         session = victim.session
-        session.attachment._bury_the_dead(time.monotonic(), 0.0, session.section)
+        session.attachment.upkeep.bury_the_dead(time.monotonic(), 0.0, session.section)
 
     def restore(self, survivor: Blocking) -> None:
         bury_all(survivor)

@@ -1,9 +1,9 @@
-"""Bits that flip under a live layer, and segments that cannot be right when somebody attaches.
+"""Bits that flip under a live layer, and segments that are already wrong when a process attaches.
 
-Whatever stands in memory: a call returns or raises an error of this package within a second,
-never hangs, never crashes the interpreter, and never returns what was not a message. Flushing (or
-removing, where the header itself is gone) brings the layer back. Left alone are the bytes of the
-mutex, which libc follows, and everything is done in children that a watchdog kills.
+Whatever bytes are in memory, a call returns or raises an error of this package within a second. It
+never hangs, never crashes the interpreter, and never returns what was not sent. Flushing (or
+removing, if the header itself is gone) repairs the layer. The tests do not touch the bytes of the
+mutex, which libc follows. Everything runs in children that a watchdog kills.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import IPCChannelLayer
+from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.errors import (
     CorruptHeader,
@@ -37,7 +37,7 @@ from asgi_ipc.errors import (
     LockTimeout,
     SegmentError,
 )
-from asgi_ipc.segment import segment
+from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import (
     DIRTY,
     EXPIRED,
@@ -90,7 +90,7 @@ pytestmark = pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="lacking: 
 
 
 def in_child(work: Callable[[Callable[[str], None]], Any]) -> Any:
-    """Run `work(alive)` in a forked child and return what it does, which must be JSON.
+    """Run `work(alive)` in a forked child and return its result, which must be JSON.
 
     Fails if the child dies, raises, or does not call `alive` for too long.
     """
@@ -117,7 +117,7 @@ def in_child(work: Callable[[Callable[[str], None]], Any]) -> Any:
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while True:
             if not select.select([pipe], [], [], 0.5 if hung else HANGS)[0]:
-                # It says first where it is.
+                # First it prints where it is.
                 os.kill(pid, signal.SIGKILL if hung else signal.SIGUSR1)
                 if hung:
                     break
@@ -141,7 +141,7 @@ def in_child(work: Callable[[Callable[[str], None]], Any]) -> Any:
 
 @contextmanager
 def attached_child(prefix: str) -> Iterator[None]:
-    """Another process is attached to `prefix`, idle, as long as this lasts."""
+    """Keep another, idle process attached to `prefix`."""
     ready, tell = os.pipe()
     pid = os.fork()
     if not pid:
@@ -181,7 +181,7 @@ def memory_of(prefix: str) -> Iterator[mmap.mmap]:
 
 
 def write(prefix: str, content: bytes) -> None:
-    """Make the segment of a prefix by hand."""
+    """Write the segment of a prefix by hand."""
     fd = os.open(path_of(prefix), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(content)
@@ -191,7 +191,7 @@ def write(prefix: str, content: bytes) -> None:
 
 
 class Victim:
-    """A layer that is used while its memory is damaged, and knows what it has been given."""
+    """A layer that is used while its memory is damaged, and knows what it has sent."""
 
     channels = ["a", "b", "c?d", "x!1", "x!2", "y!1"]
     sources = ["a", "b", "c?d", "x!", "y!"]
@@ -214,7 +214,7 @@ class Victim:
         return {"n": self.number, "body": body}
 
     def one_call(self) -> None:
-        """Any call of the layer; an error of this package is an answer too."""
+        """Make any call of the layer; an error of this package is a valid result."""
         chance, layer = self.chance, self.layer
         kind = chance.randrange(10)
         began = time.perf_counter()
@@ -251,7 +251,7 @@ class Victim:
             assert (message["n"], message["body"]) in self.sent, "not a message that was sent"
 
     def works(self, own: str = "x!1") -> bool:
-        """Whether the layer does all that a fresh one does; `own` is a channel of this process."""
+        """Whether the layer works like a fresh one; `own` is a channel of this process."""
         layer = self.layer
         try:
             for channel in ("a", "new?" + os.urandom(4).hex(), own):
@@ -270,7 +270,7 @@ class Victim:
             return False
 
     def heal(self) -> None:
-        """Flush; if that is not enough, remove and attach anew. Then all is as in the beginning."""
+        """Flush, or if that is not enough, remove the segment and attach to another one."""
         try:
             self.layer.flush()
             flushed = self.works()
@@ -285,7 +285,7 @@ class Victim:
 
 
 def damage(memory: mmap.mmap, layout: Layout, chance: random.Random) -> str:
-    """One bit or one page, mostly where something is. Says where."""
+    """Damage one bit or one page, mostly where something is stored. Returns where."""
     if chance.random() < 0.05:
         page = chance.choice(
             [
@@ -360,15 +360,15 @@ def live_under_damage(prefix: str, seed: int, alive: Callable[[str], None]) -> d
 def test_damage_under_a_live_layer(prefix: str, seed: int) -> None:
     result = in_child(lambda alive: live_under_damage(prefix, seed, alive))
     assert result["flips"] >= FLIPS
-    assert result["errors"] > 50, "the damage did not do anything"
-    assert result["received"] > 100, "nothing came through in spite of it"
-    assert result["unhealed"] == 0, "flush did not mend it"
+    assert result["errors"] > 50, "the damage had no effect"
+    assert result["received"] > 100, "too few messages arrived in spite of the damage"
+    assert result["unhealed"] == 0, "flush did not repair it"
 
 
 def work_beside(prefix: str, seed: int, stop: int, alive: Callable[[str], None]) -> dict[str, int]:
-    """Use the layer, whatever is done to it, until there is something to read in `stop`."""
+    """Use the layer, whatever happens to it, until there is something to read in `stop`."""
     victim = Victim(prefix, random.Random(seed))
-    # Others send as well: a message proves itself.
+    # Other processes send too, so each message carries a proof that it was sent.
     victim.message = lambda: proven(victim.chance)  # type: ignore[method-assign]
     victim.check = lambda found: check_proof(victim, found)  # type: ignore[method-assign]
     while not select.select([stop], [], [], 0)[0]:
@@ -391,7 +391,7 @@ def check_proof(victim: Victim, found: Any) -> None:
 
 
 def test_damage_while_another_process_is_in_the_middle_of_its_calls(prefix: str) -> None:
-    """Also between any two steps of one: bits flip while it writes, links and looks."""
+    """Bits also flip between two steps of a call: while it writes, links and looks."""
     stop, tell = os.pipe()
 
     def damage_and_flush(alive: Callable[[str], None]) -> dict[str, int]:
@@ -404,12 +404,12 @@ def test_damage_while_another_process_is_in_the_middle_of_its_calls(prefix: str)
             with memory_of(prefix) as memory:
                 where = damage(memory, layout, chance)
             alive(f"damage {number}: {where}")
-            time.sleep(0.001)  # for the other one to get on
+            time.sleep(0.001)  # lets the other process continue
             layer.flush()
             try:
                 layer.send("a", proven(chance))
             except IPCError:
-                refused += 1  # by damage that the other process did meanwhile, having met ours
+                refused += 1  # by damage that the other process made because of ours
         os.write(tell, b"1")
         return {"refused": refused}
 
@@ -429,7 +429,7 @@ def test_damage_while_another_process_is_in_the_middle_of_its_calls(prefix: str)
 
 
 class Loop:
-    """The asyncio layer with receives that wait on every channel while its memory is damaged."""
+    """An asyncio layer with receives that wait on every channel while its memory is damaged."""
 
     def __init__(self, prefix: str, chance: random.Random) -> None:
         self.prefix, self.chance = prefix, chance
@@ -455,7 +455,7 @@ class Loop:
                 self.got.add(message["n"])
 
     async def call(self, calling: Awaitable[Any]) -> bool:
-        """Whether a call that never waits went well. It ends within the limit in any case."""
+        """Whether a call that never waits succeeds. In any case it ends within the limit."""
         began = time.perf_counter()
         try:
             await calling
@@ -485,7 +485,7 @@ class Loop:
         await asyncio.sleep(0)
 
     async def arrives(self, channels: list[str]) -> bool:
-        """Whether those who wait get what is sent to them now, whatever they were told before."""
+        """Whether the waiting receives get what is sent to them now, whatever happened before."""
         wanted = set()
         for channel in channels:
             message = self.message()
@@ -512,7 +512,7 @@ class Loop:
                     done += 1
             await self.some_calls(channels)
             assert await self.call(self.layer.flush()), "it cannot be flushed"
-            assert await self.arrives(channels), "flush did not mend it"
+            assert await self.arrives(channels), "flush did not repair it"
         for receive in receives:
             assert not receive.done(), receive
             receive.cancel()
@@ -524,26 +524,26 @@ class Loop:
 
 @pytest.mark.parametrize("seed", range(CHILDREN // 5))
 def test_damage_under_a_loop_that_waits(prefix: str, seed: int) -> None:
-    """What waits goes on: it raises, or waits; and once that is mended it gets what is sent."""
+    """A waiting receive raises or goes on waiting, and gets what is sent after a flush."""
 
     def work(alive: Callable[[str], None]) -> dict[str, int]:
         return asyncio.run(Loop(prefix, random.Random(seed)).live(FLIPS // 4, alive))
 
     result = in_child(work)
-    assert result["errors"] > 0, "the damage did not do anything"
-    assert result["got"] > FLIPS // 4, "nothing came through in spite of it"
+    assert result["errors"] > 0, "the damage had no effect"
+    assert result["got"] > FLIPS // 4, "too few messages arrived in spite of the damage"
 
 
 def doorbells(prefix: str) -> set[str]:
-    folder = segment.Paths(prefix).directory
+    folder = Paths(prefix).directory
     return {name for name in os.listdir(folder) if name.count(".") == 2}
 
 
 def lose_doorbell(prefix: str, store: Any, how: str) -> None:
-    """Make the only one who waits deaf: by its row, or by removing its FIFO and ringing there."""
+    """Make the only waiter deaf: damage its row, or remove its FIFO."""
     (bell,) = doorbells(prefix)
     if how == "removed":
-        os.unlink(os.path.join(segment.Paths(prefix).directory, bell))
+        os.unlink(os.path.join(Paths(prefix).directory, bell))
         return
     row = store.layout.waiters + int(bell.split(".")[1]) * WAITER_WORDS
     store.words[row + {"row of the doorbell": W_GENERATION, "row of the id": W_TAKEN}[how]] ^= 64
@@ -552,7 +552,7 @@ def lose_doorbell(prefix: str, store: Any, how: str) -> None:
 @pytest.mark.parametrize("how", ["removed", "row of the doorbell", "row of the id"])
 @pytest.mark.parametrize("kind", ["loop", "thread"])
 async def test_whoever_lost_its_doorbell_makes_another(prefix: str, kind: str, how: str) -> None:
-    """Or it would be told of each message a second late from then on."""
+    """Otherwise it would notice each message a second late from then on."""
     layer: Any = IPCChannelLayer(prefix, receive_timeout=HANGS)
     waiting: Any
     if kind == "loop":
@@ -584,8 +584,7 @@ async def test_whoever_lost_its_doorbell_makes_another(prefix: str, kind: str, h
     layer.close()
 
 
-# All but the lock, and the rows of processes and waiters, which know better who they are.
-MENDED = {
+REPAIRED = {
     "the header": lambda layout: (0, H_LOCK),
     "the state": lambda layout: (S_DIRTY, PAGE // WORD),
     "all queues": lambda layout: (layout.queues.base, layout.queues.end),
@@ -598,10 +597,10 @@ MENDED = {
 
 
 @pytest.mark.parametrize("filler", [b"\x00", b"\xff", b"\x5a"])
-@pytest.mark.parametrize("region", MENDED)
+@pytest.mark.parametrize("region", REPAIRED)
 def test_flush_mends_a_region_that_is_all_wrong(prefix: str, region: str, filler: bytes) -> None:
-    """For who did it, and for who comes later."""
-    first, last = MENDED[region](Layout(*SIZES.values()))
+    """It does so for the process that flushes, and for one that attaches later."""
+    first, last = REPAIRED[region](Layout(*SIZES.values()))
 
     def work(alive: Callable[[str], None]) -> dict[str, Any]:
         victim = Victim(prefix, random.Random(1))
@@ -621,7 +620,7 @@ def test_flush_mends_a_region_that_is_all_wrong(prefix: str, region: str, filler
 
 
 def words_of_statistics(layer: IPCChannelLayer) -> list[int]:
-    """The state, the row of a queue, and its first record."""
+    """The words of the state, of a queue's row, and of its first record."""
     store = layer._core.attach().store
     row = store.queues.find(b"a")
     first = store.words[row + Q_FIRST]
@@ -633,7 +632,7 @@ def words_of_statistics(layer: IPCChannelLayer) -> list[int]:
 
 
 def test_statistics_of_damaged_memory(prefix: str) -> None:
-    """They are read without the lock, in part: whatever is there, they are figures, or an error."""
+    """They are partly read without the lock. Whatever is there, they are figures or an error."""
     values = [0, 1, 5, 1 << 31, 1 << 40, 1 << 63, (1 << 64) - 1]
     values += [
         struct.unpack("=Q", struct.pack("=d", value))[0]
@@ -678,7 +677,7 @@ def test_statistics_of_damaged_memory(prefix: str) -> None:
 
 @pytest.mark.parametrize("when", ["never", "long ago", "not a number", "at once"])
 def test_upkeep_goes_on_whatever_its_time_says(prefix: str, when: str) -> None:
-    """The words that say when upkeep is due are only believed while they can be right."""
+    """The words that say when upkeep is due are only trusted if they can be right."""
     value = {"never": 1e300, "long ago": -1e300, "not a number": float("nan"), "at once": 0.0}[when]
 
     def work(alive: Callable[[str], None]) -> dict[str, Any]:
@@ -701,7 +700,7 @@ def test_upkeep_goes_on_whatever_its_time_says(prefix: str, when: str) -> None:
 
 
 def test_a_body_that_is_altered_never_arrives(prefix: str) -> None:
-    """Each byte of a body in turn: the checksum covers bodies up to 64 KiB whole."""
+    """Each byte of a body is altered in turn: the checksum covers all of a body up to 64 KiB."""
 
     def work(alive: Callable[[str], None]) -> dict[str, Any]:
         layer = IPCChannelLayer(prefix, **OPTIONS)
@@ -729,7 +728,7 @@ def test_a_body_that_is_altered_never_arrives(prefix: str) -> None:
 
 
 def unrecoverable(prefix: str) -> None:
-    """Leave a segment that is dirty, and whose log makes no sense."""
+    """Make a segment dirty, and its log impossible."""
     with memory_of(prefix) as memory:
         struct.pack_into("=I", memory, HALF_HEAD * 4, 7)
         struct.pack_into("=Q", memory, S_DIRTY * WORD, DIRTY)
@@ -763,7 +762,8 @@ def test_flush_brings_back_what_recovery_gives_up_on(prefix: str) -> None:
 
 
 def test_flush_brings_it_back_for_a_process_that_comes_later(prefix: str) -> None:
-    """The same when whoever flushes has to attach first: a restart, or a management command."""
+    """This is the same if the process that flushes attaches first, as after a restart, or in a
+    management command."""
 
     def use(alive: Callable[[str], None]) -> None:
         assert Victim(prefix, random.Random(1)).works()
@@ -782,7 +782,7 @@ def test_flush_brings_it_back_for_a_process_that_comes_later(prefix: str) -> Non
 
 
 def whole_segment(prefix: str) -> bytes:
-    """The bytes of a segment that was used and left in good order, its file removed."""
+    """The bytes of a segment after normal use; its file is removed."""
 
     def use(alive: Callable[[str], None]) -> None:
         victim = Victim(prefix, random.Random(3))
@@ -797,10 +797,10 @@ def whole_segment(prefix: str) -> bytes:
 
 
 def attach_and_use(prefix: str, what: str, alive: Callable[[str], None]) -> dict[str, Any]:
-    """A layer meets a segment at its first call."""
+    """Use a layer, which finds a segment at its first call."""
     alive(what)
     victim = Victim(prefix, random.Random(what))
-    # What a stranger left may be anything; messages that were sent long ago included.
+    # What it finds may be anything, even messages that were sent long ago.
     victim.check = lambda found: None  # type: ignore[method-assign]
     for _ in range(5):
         victim.one_call()
@@ -923,7 +923,8 @@ def refused(prefix: str) -> list[str]:
 
 
 def test_sizes_in_the_header_that_contradict_each_other(prefix: str) -> None:
-    """They decide where everything lies: refused while others live, replaced when none does."""
+    """They decide where everything is. The segment is refused while other processes are alive, and
+    replaced when none is."""
     with attached_child(prefix):
         with memory_of(prefix) as memory:
             memory[H_MESSAGE_MEMORY * WORD + 3] ^= 1
@@ -934,7 +935,7 @@ def test_sizes_in_the_header_that_contradict_each_other(prefix: str) -> None:
 
 @pytest.mark.parametrize("mode", [0, 0o666, 0o777, 1 << 40, (1 << 64) - 1])
 def test_a_mode_in_the_header_that_none_is_made_with(prefix: str, mode: int) -> None:
-    """What is made beside the segment gets this mode: the world is not let in by a wrong bit."""
+    """Files beside the segment get this mode, and a wrong bit must not open them to everybody."""
     with attached_child(prefix):
         with memory_of(prefix) as memory:
             struct.pack_into("=Q", memory, H_MODE * WORD, mode)
@@ -944,7 +945,7 @@ def test_a_mode_in_the_header_that_none_is_made_with(prefix: str, mode: int) -> 
 
 
 def test_a_segment_that_ends_before_its_mark(prefix: str) -> None:
-    """A mark beyond the log is refused by whoever sends next, not followed."""
+    """The next sender refuses a mark outside the log, and does not follow it."""
 
     def work(alive: Callable[[str], None]) -> dict[str, Any]:
         victim = Victim(prefix, random.Random(1))

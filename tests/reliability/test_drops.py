@@ -51,14 +51,14 @@ def store_of(layer: Any) -> Any:
 
 
 def drops(layer: Any) -> dict[str, int]:
-    """By reason, those that are not 0."""
+    """The counters by reason, without those that are 0."""
     words = store_of(layer).words
     counts = {reason: words[S_DROPS + i] for i, reason in enumerate(DROP_REASONS)}
     return {reason: count for reason, count in counts.items() if count}
 
 
 def drops_of(layer: Any, queue: str) -> int:
-    """Those of one queue. By reason they are those of the layer, where there is but one queue."""
+    """The sum of one queue's counters. If it is the only queue, those of the layer tell why."""
     store = store_of(layer)
     row = store.queues.find(queue.encode())
     assert row, f"there is no queue {queue}"
@@ -77,9 +77,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 def upkeep(layer: IPCChannelLayer) -> None:
-    """What any call does when it is due, now."""
+    """Do the upkeep now that any call does when it is due."""
     session = layer._core.attach()
-    session.attachment._check_at = session.attachment.due = 0.0
+    session.attachment.upkeep.check_at = session.attachment.due = 0.0
     session.store.doubles[S_SWEEP_AT] = session.store.doubles[S_BURY_AT] = 0.0
     layer.receive(["nobody.sends.here"])
 
@@ -120,7 +120,7 @@ def test_memory_in_a_group_send(
 
 
 def test_a_refused_send_is_not_a_drop(make: Callable[..., IPCChannelLayer]) -> None:
-    """Its sender knows."""
+    """The sender knows of it."""
     layer = make(capacity=1)
     layer.send("a", {})
     with pytest.raises(ChannelFull):
@@ -177,7 +177,7 @@ async def test_expiry_in_the_buffer_of_a_local_part(prefix: str, how: str) -> No
             await asyncio.wait_for(layer.receive(slow), 0.01)
     else:
         session = layer._core.attach()
-        session.attachment._check_at = session.attachment.due = 0.0
+        session.attachment.upkeep.check_at = session.attachment.due = 0.0
         await layer.group_channels("nobody")
     assert drops(layer) == {DROP_REASONS[EXPIRED]: 5}
     assert drops_of(layer, slow.partition("!")[0] + "!") == 5
@@ -185,7 +185,7 @@ async def test_expiry_in_the_buffer_of_a_local_part(prefix: str, how: str) -> No
 
 
 async def test_a_full_buffer_of_a_local_part(prefix: str) -> None:
-    """One slow socket; M7 counts what waits in the shared queue, the buffer has its own bound."""
+    """One slow socket: its buffer has a bound of its own, apart from that of the shared queue."""
     layer = AsyncLayer(prefix, capacity=3)
     slow, other = await layer.new_channel(), await layer.new_channel()
     sent = 0
@@ -202,7 +202,7 @@ async def test_a_full_buffer_of_a_local_part(prefix: str) -> None:
 
 
 async def test_a_buffer_that_has_expired_takes_messages_again(prefix: str) -> None:
-    """Upkeep empties the buffer of a socket that did not read; then it reads again."""
+    """Upkeep empties the buffer of a socket that did not read. Later the socket reads again."""
     layer = AsyncLayer(prefix, capacity=3, channel_capacity={"*.slow": 2}, expiry=0.1)
     other = await layer.new_channel()
     slow = other + ".slow"
@@ -212,7 +212,7 @@ async def test_a_buffer_that_has_expired_takes_messages_again(prefix: str) -> No
     await layer.receive(other)  # drains what is there for both
     await asyncio.sleep(0.12)
     session = layer._core.attach()
-    session.attachment._check_at = session.attachment.due = 0.0
+    session.attachment.upkeep.check_at = session.attachment.due = 0.0
     await layer.group_channels("nobody")
     for number in range(5):
         await layer.send(slow, {"again": number})
@@ -282,7 +282,7 @@ def test_counters_are_for_all_processes_and_go_with_a_flush(
 
 
 class Clock:
-    """`time` for the module that logs; the rest of the package goes on with the real one."""
+    """`time` for the module that logs. The rest of the package uses the real one."""
 
     def __init__(self) -> None:
         self.ahead = 0.0
@@ -316,7 +316,7 @@ def test_at_most_one_line_in_ten_seconds(
 
 
 class Reasons:
-    """Drops a message for any reason, as often as asked; says what the line of the log names."""
+    """Drops a message for any reason, as often as asked. Returns what the log line must name."""
 
     def __init__(self, prefix: str, make: Callable[..., IPCChannelLayer]) -> None:
         self.prefix = prefix
@@ -370,9 +370,8 @@ class Reasons:
             self.layer.send("y!slow", {"n": number})
             session = self.layer._core.attach()
             session.section(
-                session.attachment.drain,
+                inbox.drain,
                 session.store.queues.find(b"y!"),
-                inbox,
                 lambda local: 1,
                 time.monotonic(),
             )

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import IPCChannelLayer
+from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
-from asgi_ipc.attachment.attachment import Attachment
 from asgi_ipc.errors import IncompatibleSegment, LockTimeout, Reentered
-from asgi_ipc.segment import segment
+from asgi_ipc.segment import header, paths, wanted
 from asgi_ipc.segment.lock import FileLock
+from asgi_ipc.segment.paths import Paths
 
 POSSIBLE = ["no robust mutexes", "no /dev/shm", "no posix_fallocate", "no namespaces"]
 PLATFORMS = [*POSSIBLE, "none of them"]
@@ -30,18 +30,18 @@ PLATFORMS = [*POSSIBLE, "none of them"]
 
 def take_away(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if what in ("no robust mutexes", "none of them"):
-        monkeypatch.setattr(segment, "robust_mutexes", lambda: False)
+        monkeypatch.setattr(wanted, "robust_mutexes", lambda: False)
     if what in ("no /dev/shm", "none of them"):
-        monkeypatch.setattr(segment, "SHM", "/nonexistent/shm")
+        monkeypatch.setattr(paths, "SHM", "/nonexistent/shm")
     if what in ("no posix_fallocate", "none of them"):
         monkeypatch.delattr(os, "posix_fallocate")
     if what in ("no namespaces", "none of them"):
-        monkeypatch.setattr(segment, "namespace", lambda kind: 0)
+        monkeypatch.setattr(header, "namespace", lambda kind: 0)
 
 
 @pytest.fixture(params=PLATFORMS)
 def platform(request: pytest.FixtureRequest, prefix: str) -> Iterator[str]:
-    """One thing is missing, or all; what is made meanwhile is removed while it still is."""
+    """One thing is missing, or all; what a test creates is removed under the same condition."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         take_away(request.param, monkeypatch)
         yield request.param
@@ -176,10 +176,10 @@ def test_without_dev_shm_names_are_short_and_their_own(
     prefix_: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take_away("no /dev/shm", monkeypatch)
-    paths = segment.Paths(prefix_)
+    paths = Paths(prefix_)
     assert len(paths.segment) <= 31 and re.fullmatch(r"/[a-zA-Z0-9._-]+", paths.segment)
     assert paths.directory.startswith("/tmp/")
-    others = {segment.Paths(other).segment for other in ("asgi", "b", "a" * 99, "A", "a", "x")}
+    others = {Paths(other).segment for other in ("asgi", "b", "a" * 99, "A", "a", "x")}
     assert len(others) == 6
 
 
@@ -189,7 +189,7 @@ def test_without_dev_shm_the_files_lie_under_tmp(
     take_away("no /dev/shm", monkeypatch)
     layer = IPCChannelLayer(prefix, receive_timeout=0.01)
     layer.receive(["a"], block=True)
-    paths = segment.Paths(prefix)
+    paths = Paths(prefix)
     directory = Path(paths.directory)
     assert os.stat(directory).st_mode & 0o777 == 0o700
     names = {path.name for path in directory.iterdir()}
@@ -228,14 +228,14 @@ def test_without_robust_mutexes_the_lock_is_a_file(
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
     assert isinstance(lock_of(layer), FileLock)
-    assert os.path.exists(segment.Paths(prefix).section_lock)
+    assert os.path.exists(Paths(prefix).section_lock)
     layer.close()
 
 
 def test_who_has_mutexes_is_refused_by_those_who_have_none(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both on one segment would exclude nobody."""
+    """Two kinds of lock on one segment would exclude nobody."""
     with pytest.MonkeyPatch.context() as context:
         take_away("no robust mutexes", context)
         layer = IPCChannelLayer(prefix)
@@ -263,14 +263,8 @@ def test_a_stopped_holder_of_the_file_is_named(prefix: str) -> None:
         with os.fdopen(ready, "rb") as pipe:
             assert pipe.read(1) == b"1"
         layer = IPCChannelLayer(prefix, lock="file", lock_timeout=0.3)
-        # Attaching has a patience of its own, ten seconds.
-        real = Attachment.make_section
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(
-                Attachment, "make_section", lambda self, patience, timeout: real(self, 0.3, 0.3)
-            )
-            with pytest.raises(LockTimeout, match=str(pid)) as caught:
-                layer.send("a", {})
+        with pytest.raises(LockTimeout, match=str(pid)) as caught:
+            layer.send("a", {})
         assert "SIGCONT" in str(caught.value)
     finally:
         os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Forks of every kind, and two PID namespaces: each child is a process of its own to the layer."""
+"""Forks of every kind, and two PID namespaces: each child attaches as a process of its own."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make(prefix: str) -> Iterator[Callable[..., Any]]:
 
 
 class Child:
-    """A fork of this process that runs `work`. It never comes back from there."""
+    """A fork of this process that runs `work` and never returns from it."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         read, write = os.pipe()
@@ -54,7 +54,7 @@ class Child:
             code, said = 1, ""
             try:
                 os.close(read)
-                signal.alarm(int(3 * LIVENESS))  # whatever becomes of its parent
+                signal.alarm(int(3 * LIVENESS))  # whatever happens to its parent
                 said = repr(work())
                 code = 0
             except BaseException:
@@ -67,7 +67,7 @@ class Child:
         self._status: int | None = None
 
     def result(self) -> str:
-        """What `work` returned, as it is written; fails with what it raised."""
+        """The repr of what `work` returned; fails with what it raised."""
         with open(self._read, "rb", closefd=False) as file:
             said = file.read().decode()
         assert self.wait() == 0, said
@@ -87,7 +87,7 @@ class Child:
 
 @pytest.fixture
 def fork() -> Iterator[Callable[[Callable[[], object]], Child]]:
-    """Forks this process; whoever is left at the end is killed, and all are reaped."""
+    """Forks this process. Children that are left at the end are killed, and all are reaped."""
     children: list[Child] = []
 
     def fork(work: Callable[[], object]) -> Child:
@@ -228,7 +228,7 @@ def test_child_holds_nothing_of_its_parent(
 
     assert held()
     assert fork(held).result() == "[]"
-    # And what it closed there was only its own: the parent is rung as before.
+    # What the child closed was its own: the parent is rung as before.
     child = fork(lambda: layer.send("c", MESSAGE))
     peer = make(lock=lock, receive_timeout=LIVENESS)
     assert peer.receive(["c"], block=True) == ("c", MESSAGE)
@@ -271,13 +271,13 @@ def test_preload_as_gunicorn_does(
     assert sorted(answers) == list(range(workers * each))
     assert sorted(number for share in shares for number in share) == list(range(workers * each))
     assert all(share == sorted(share) for share in shares)
-    # What the parent had drained is still the parent's.
+    # What the parent had drained still belongs to the parent.
     assert layer.receive(["own!"]) == ("own!b", {"to": "parent"})
     assert layer.receive(["own!", "work", "answers"]) == (None, None)
 
 
 def test_preload_as_uvicorn_does(prefix: str, fork: Callable[..., Child]) -> None:
-    """The same with asyncio: each worker runs a loop of its own and makes channels of its own."""
+    """The same with asyncio: each worker has its own loop and makes its own channels."""
     layer = asgi_ipc.aio.IPCChannelLayer(prefix)
 
     async def use() -> None:
@@ -426,7 +426,7 @@ def test_other_pid_namespace_is_refused_with_the_remedy(prefix: str, tmp_path: P
         assert "pid 1\n" in output
         assert "refused" in output and "PID namespace" in output and 'lock="file"' in output
         assert first.alive(), first.describe()
-        os.kill(first.pid, signal.SIGKILL)  # process 1 of a namespace is deaf to SIGTERM
+        os.kill(first.pid, signal.SIGKILL)  # process 1 of a namespace ignores SIGTERM
 
 
 @pytest.mark.usefixtures("namespaces")
@@ -468,7 +468,7 @@ def test_moments_between_forks_and_calls(
             layer.send("c", {"number": sent[which], "by": which})
             sent[which] += 1
             if sent[which] % 10 == 0:
-                layer.close()  # so that it attaches anew, all the time
+                layer.close()  # so that it attaches again and again
                 time.sleep(0)
 
     threads = [threading.Thread(target=keep_sending, args=(which,)) for which in range(2)]

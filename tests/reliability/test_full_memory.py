@@ -1,7 +1,7 @@
 """When memory is used up: ChannelFull or LimitReached, and nothing is lost, killed or stuck.
 
-A tmpfs that is full kills with SIGBUS whoever touches a page that it has no memory for, so each of
-these runs in a child that has a small tmpfs of its own mounted as shared memory.
+A full tmpfs kills a process with SIGBUS that touches a page for which it has no memory. So each of
+these tests runs in a child that has mounted a small tmpfs as its shared memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def mount(source: bytes, at: bytes, kind: bytes, flags: int, options: bytes = b"
 
 
 def private_shared_memory(size: str) -> bool:
-    """Mount a tmpfs of its own over /dev/shm, for this process and its children only."""
+    """Mount a small tmpfs over /dev/shm, for this process and its children only."""
     return (
         _libc.unshare(_CLONE_NEWNS) == 0
         and mount(b"none", b"/", b"none", _MS_REC | _MS_PRIVATE)
@@ -94,7 +94,7 @@ def test_full_shared_memory(prefix: str, size: str, body: int, least: int) -> No
             accepted, error = fill(layer, channels, lambda: body)
             assert "no memory" in error and "--shm-size" in error
             alive(f"full, {turn}")
-            # Full stays full, and hurts nobody.
+            # It stays full, and nothing else breaks.
             for _ in range(100):
                 with pytest.raises(ChannelFull):
                     layer.send("a", {"n": -1, "pad": b"x" * body})

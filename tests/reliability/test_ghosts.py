@@ -1,5 +1,5 @@
-"""A process dies that had many channels in groups: its messages and memberships go with it, within
-the expiry, and nobody sends to the dead meanwhile."""
+"""A process with many channels in groups dies: its messages and memberships go within the expiry,
+and nobody sends to the dead meanwhile."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import asgi_ipc
-from asgi_ipc.attachment.attachment import CHECK_EVERY
-from asgi_ipc.segment import segment
+from asgi_ipc.attachment.upkeep import CHECK_EVERY
+from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import DEAD_OWNER, S_DROPS
 
 from ..clients.processes import Process, running
@@ -25,7 +25,7 @@ from ..contract import LIVENESS, MESSAGE, until
 from ..environments import child_environment
 
 EXPIRY = 1.5  # seconds
-NOTICED = EXPIRY + 3 * CHECK_EVERY + 1.0  # it takes a look to see the death, and one to see it over
+NOTICED = EXPIRY + 3 * CHECK_EVERY + 1.0  # one look sees the death, another that the expiry is over
 CHANNELS = 1000
 
 # A server with many sockets: all in one group, some in another.
@@ -82,7 +82,7 @@ def started(source: str, layer: Any, log: Path, channels: int) -> Iterator[tuple
 
 
 def plan_of(layer: Any, group: str) -> list[Any]:
-    """The records that a broadcast would be."""
+    """The targets of a broadcast: each gets one record."""
     session = layer._core.attach()
     targets: list[Any] = session.section(
         layer._core._plan, session, group.encode(), time.monotonic()
@@ -113,14 +113,14 @@ def test_memberships_go_with_their_process(layer: Any, tmp_path: Path) -> None:
         before = layer.global_statistics()["messages_count"]
         layer.send_group("all", MESSAGE)
         assert layer.global_statistics()["messages_count"] == before
-        # The rows come back too, not only what is seen of them.
+        # The rows are freed too, not only hidden.
         members = layer._core.session.store.members
         until(lambda: (layer.receive(["none"]), members.used == 0)[1])
         assert plan_of(layer, "all") == []
 
 
 def test_queue_of_the_dead_is_dropped_and_counted(layer: Any, tmp_path: Path) -> None:
-    """However much is in it, and long before the messages expire by themselves."""
+    """However long it is, and long before its messages expire."""
     count = 2000
     sender = asgi_ipc.IPCChannelLayer(layer.prefix, capacity=10_000)
     with started(SERVER, layer, tmp_path / "log", 10) as (process, names):
@@ -137,7 +137,7 @@ def test_queue_of_the_dead_is_dropped_and_counted(layer: Any, tmp_path: Path) ->
 
 
 def test_doorbells_of_the_dead_are_removed(layer: Any, tmp_path: Path) -> None:
-    directory = Path(segment.Paths(layer.prefix).directory)
+    directory = Path(Paths(layer.prefix).directory)
     with started(SERVER, layer, tmp_path / "log", 1) as (process, names):
         layer.send(names[0], MESSAGE)
         assert layer.receive(["got"], block=True) == ("got", {})
@@ -155,8 +155,8 @@ def test_doorbells_of_the_dead_are_removed(layer: Any, tmp_path: Path) -> None:
 
 
 def test_broadcasts_do_not_slow_down_because_of_the_dead(layer: Any, tmp_path: Path) -> None:
-    """Five processes die one after another. A broadcast is never more records than processes that
-    live, or died within the expiry; and in the end as many as live."""
+    """Five processes die one after another. A broadcast never makes more records than there are
+    processes that live or died within the expiry; in the end, as many as live."""
     with started(SERVER, layer, tmp_path / "alive", 100) as (alive, names):
         for number in range(5):
             with started(SERVER, layer, tmp_path / f"log{number}", 100) as (process, _):
@@ -174,8 +174,8 @@ def test_broadcasts_do_not_slow_down_because_of_the_dead(layer: Any, tmp_path: P
 
 
 def test_sender_with_a_plan_of_its_own_learns_of_the_death(layer: Any, tmp_path: Path) -> None:
-    """A plan is kept while the group does not change. A death ends it, however many broadcasts
-    go to the dead meanwhile."""
+    """A plan is kept while the group does not change. A death ends it, however many broadcasts are
+    sent to the dead meanwhile."""
     with started(SERVER, layer, tmp_path / "log", CHANNELS) as (process, _):
         layer.send_group("all", MESSAGE)
         kill(process)
@@ -192,7 +192,7 @@ def test_sender_with_a_plan_of_its_own_learns_of_the_death(layer: Any, tmp_path:
 
 
 def test_many_queues_of_one_process(layer: Any, tmp_path: Path) -> None:
-    """A thousand queues, where the sockets of a server are one."""
+    """A thousand queues; the sockets of a server share one."""
     with started(WORKER, layer, tmp_path / "log", CHANNELS) as (process, names):
         assert len(layer.group_channels("all")) == CHANNELS
         os.kill(process.pid, signal.SIGSTOP)
@@ -201,13 +201,13 @@ def test_many_queues_of_one_process(layer: Any, tmp_path: Path) -> None:
         died = kill(process)
         until(lambda: gone(layer), NOTICED)
         print(f"{CHANNELS} queues were gone {time.monotonic() - died:.2f} s after the death")
-        # One message in each queue: dropped because of the death, or because its time was over.
+        # One message in each queue: dropped because of the death, or because it expired.
         until(lambda: layer.global_statistics()["messages_pending"] == 0)
         assert sum(words[S_DROPS : S_DROPS + 8].tolist()) >= CHANNELS
 
 
 def test_name_of_a_dead_process_is_free_again(layer: Any, tmp_path: Path) -> None:
-    """A worker that is started anew takes up the name of the one that died, at once."""
+    """A restarted worker can use the name of the one that died at once."""
     with started(WORKER, layer, tmp_path / "log", 1) as (process, names):
         with pytest.raises(AssertionError):  # NotOwner
             layer.receive(["own0!"])
@@ -218,7 +218,7 @@ def test_name_of_a_dead_process_is_free_again(layer: Any, tmp_path: Path) -> Non
 
 
 def test_dead_process_is_seen_without_any_call(layer: Any, tmp_path: Path) -> None:
-    """A process that only waits looks after the dead too."""
+    """A process that only waits clears up after the dead, too."""
 
     async def wait() -> None:
         from asgi_ipc.aio import IPCChannelLayer

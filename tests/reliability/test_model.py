@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 import types
-import weakref
 from collections import Counter, deque
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -34,15 +33,16 @@ import asgi_ipc.aio.operations
 import asgi_ipc.aio.receiving
 import asgi_ipc.attachment.attachment
 import asgi_ipc.attachment.drops
+import asgi_ipc.attachment.resources
 from asgi_ipc import errors
 from asgi_ipc.aio.operations import Core
 from asgi_ipc.aio.session import Session
 from asgi_ipc.aio.waiter import Waiter
 from asgi_ipc.attachment.attachment import Attachment
-from asgi_ipc.attachment.drops import DropLog
+from asgi_ipc.attachment.resources import Resources
 from asgi_ipc.errors import LimitReached, NotAChannel, NotOwner
 from asgi_ipc.options import Options
-from asgi_ipc.store.groups import Groups
+from asgi_ipc.segment.section import Waits
 from asgi_ipc.store.layout import (
     BUFFER,
     CAPACITY,
@@ -61,7 +61,6 @@ from asgi_ipc.store.layout import (
     WORD,
     record_words,
 )
-from asgi_ipc.store.store import Store
 
 from ..unit.support import FULL_LENGTH, KIB, NOW, Reserve, assert_whole, examples, make_store
 
@@ -69,6 +68,7 @@ EXPIRY = 60.0
 GROUP_EXPIRY = 200.0
 CAPACITIES = {"tiny": 1, "x.A!2": 2, "y.*": 3}
 CAPACITY_OF_ALL_OTHERS = 4
+WAITS = Waits(10.0, 10.0)
 MAX_MESSAGE = 6 * KIB
 
 NORMAL = ["n0", "n1", "n2", "tiny", "r?a", "r?b"]
@@ -112,43 +112,22 @@ class FreeLock:
         return 0
 
 
-class Place(Attachment):
-    """The attachment of a process that is only pretended, in a memory that others share."""
+class Pretended(Resources):
+    """What a process that is only pretended has of a memory that others share."""
 
     def __init__(self, world: Model, index: int) -> None:
         self.world = world
-        self.index = index
-        self.prefix = "model"
-        self.store = Store(world.store.buffer, world.store.layout, world.reserve)
-        self.groups = Groups(self.store)
-        self.log_drop = DropLog(self.prefix, self.store.dropped)
-        self.inboxes = {}
-        self.hubs = weakref.WeakKeyDictionary()
-        self.broken = None
-        self.due = float("inf")
-        self.lock = FreeLock()  # type: ignore[assignment]
-        self._orphans = []
-        self._gone = []
-        self._counted, self._in_use = 0, []
-        self._check_at = 0.0
-        self._tidy_at = float("inf")
-        nowhere = types.SimpleNamespace(directory="/nonexistent")  # it has no files beside it
-        self.segment = types.SimpleNamespace(  # type: ignore[assignment]
-            vanished=lambda: False, mend=lambda: None, paths=nowhere, nonce=0
+        segment = types.SimpleNamespace(
+            memory=world.store.buffer,
+            layout=world.store.layout,
+            reserve=world.reserve,
+            ringer=lambda: types.SimpleNamespace(ring=self.rings),
+            vanished=lambda: False,
+            repair=lambda: None,
+            paths=types.SimpleNamespace(prefix="model", directory="/nonexistent"),
+            nonce=0,
         )
-        self.section = self.make_section(10.0, 10.0)
-        self._ringer = types.SimpleNamespace(ring=self.rings)  # type: ignore[assignment]
-        self.process = self.section(self.store.attach, index, 100 + index, 0, world.now)
-        self.waiters = [self.new_waiter() for _ in range(3)]
-
-    def _remove_stale_bells(self) -> None:
-        """There are none: whoever is rung is told so by `rings`."""
-
-    def new_waiter(self) -> int:
-        waiter, generation = self.section(self.store.add_waiter, self.process)
-        self.section(self.store.publish_waiter, waiter, generation)
-        self.world.waiters[waiter] = self.index
-        return int(waiter)
+        super().__init__("model", segment, index, FreeLock())  # type: ignore[arg-type]
 
     def rings(self, waiter: int, generation: int, row: int) -> bool:
         """In place of a doorbell: noted, if there is somebody who hears it."""
@@ -161,8 +140,29 @@ class Place(Attachment):
     def ring_everyone(self) -> None:
         self.world.parked.clear()
 
-    def alive(self, process: int) -> bool:
+    def is_alive(self, process: int) -> bool:
         return process not in self.world.dead
+
+
+class Place(Attachment):
+    """The attachment of such a process."""
+
+    due = float("inf")
+
+    def __init__(self, world: Model, index: int) -> None:
+        self.world = world
+        self.index = index
+        super().__init__(Pretended(world, index), WAITS, self.vanished)
+        self.waiters = [self.new_waiter() for _ in range(3)]
+
+    def vanished(self, attachment: Attachment) -> None:
+        raise AssertionError("nobody removed the segment")
+
+    def new_waiter(self) -> int:
+        waiter, generation = self.section(self.store.add_waiter, self.process)
+        self.section(self.store.publish_waiter, waiter, generation)
+        self.world.waiters[waiter] = self.index
+        return int(waiter)
 
 
 class Parked(Waiter):
@@ -203,11 +203,12 @@ class Model(RuleBasedStateMachine):
             asgi_ipc.aio.session,
             asgi_ipc.aio.operations,
             asgi_ipc.aio.receiving,
+            asgi_ipc.attachment.attachment,
+            asgi_ipc.attachment.resources,
             asgi_ipc.attachment.drops,
         ):
             if hasattr(module, "time"):
                 self.patches.enter_context(mock.patch.object(module, "time", clock))
-        self.patches.enter_context(mock.patch.object(asgi_ipc.attachment.attachment, "time", clock))
         # Log lines are not what this is about, and there are many.
         self.patches.enter_context(mock.patch.object(asgi_ipc.attachment.drops, "logger"))
         self.reserve = Reserve(72 * KIB if scarce else 1 << 40)
@@ -297,7 +298,7 @@ class Model(RuleBasedStateMachine):
         core = Core(options)
         self.places.add(index)
         place = Place(self, index)
-        of_three = place.make_section_of_three(10.0, 10.0)
+        of_three = place.make_section_of_three(WAITS)
         core.session = Session(place, of_three, core.capacity_of)
         self.cores[place.process] = core
 
@@ -727,9 +728,9 @@ class Model(RuleBasedStateMachine):
 
     def upkeep_of(self, core: Core) -> None:
         place = self.place(core)
-        place._check_at = 0.0
+        place.upkeep.check_at = 0.0
         place.store.doubles[S_BURY_AT] = place.store.doubles[S_SWEEP_AT] = 0.0
-        place.upkeep(self.now, EXPIRY, place.section)
+        place.do_upkeep(self.now, EXPIRY, place.section)
         place.due = float("inf")  # only ever when a rule says so
 
     def upkeep_boxes(self, core: Core) -> set[tuple[str, str]]:

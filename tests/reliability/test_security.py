@@ -1,4 +1,4 @@
-"""Who may open a layer, and what somebody who may not can do to it: nothing.
+"""Who may open a layer, and that others can do nothing to it.
 
 Tests with a second user run as root, in children that give it up.
 """
@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 import asgi_ipc
-from asgi_ipc import IPCChannelLayer
+from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.errors import ForeignSegment, InvalidOption, IPCError
-from asgi_ipc.segment import segment
+from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import Q_DROPS, S_DROPS, UNDECODABLE
 
 from .test_corruption import in_child
@@ -70,7 +70,7 @@ def umask(mask: int) -> Iterator[None]:
 
 def remove(prefix: str) -> None:
     """What another user made, which `segment.destroy` refuses to touch."""
-    paths = segment.Paths(prefix)
+    paths = Paths(prefix)
     with suppress(FileNotFoundError):
         os.unlink("/dev/shm" + paths.segment)
     with suppress(FileNotFoundError, IsADirectoryError):
@@ -86,8 +86,8 @@ def foreign(prefix: str) -> Iterator[str]:
 
 
 def modes(prefix: str) -> dict[str, int]:
-    """The permission bits of all there is of a prefix; doorbells as one."""
-    paths = segment.Paths(prefix)
+    """The permission bits of all files of a prefix; the doorbells as one."""
+    paths = Paths(prefix)
     found = {
         "segment": os.stat("/dev/shm" + paths.segment).st_mode,
         "directory": os.stat(paths.directory).st_mode,
@@ -100,7 +100,7 @@ def modes(prefix: str) -> dict[str, int]:
 
 
 def bells(prefix: str) -> list[Path]:
-    directory = Path(segment.Paths(prefix).directory)
+    directory = Path(Paths(prefix).directory)
     if not directory.is_dir():
         return []
     return [path for path in directory.iterdir() if stat.S_ISFIFO(path.stat().st_mode)]
@@ -155,7 +155,7 @@ def test_no_other_mode(prefix: str, mode: int) -> None:
 def test_another_mode_than_that_of_the_segment_is_warned_of(
     prefix: str, made: int, asked: int, still: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who made it has decided; whoever believes to have opened or closed it is told."""
+    """The mode of its creator holds; a process that asks for another one is warned."""
     first = IPCChannelLayer(prefix, mode=made)
     first.send("b", {})
     if not still:
@@ -164,7 +164,9 @@ def test_another_mode_than_that_of_the_segment_is_warned_of(
     assert use(prefix, mode=asked)
     (line,) = caplog.messages
     assert prefix in line and f"{made:#o}" in line and f"{asked:#o}" in line
-    assert ("shut out" if asked == 0o660 else "group can still") in line and "destroy()" in line
+    assert (
+        "have no access" if asked == 0o660 else "group can still"
+    ) in line and "destroy()" in line
     assert modes(prefix)["segment"] == made
     first.close()
 
@@ -240,14 +242,14 @@ def test_users_of_one_group_share_a_layer(foreign: str) -> None:
 
 
 def squat_segment(prefix: str, mode: int) -> None:
-    path = "/dev/shm" + segment.Paths(prefix).segment
+    path = "/dev/shm" + Paths(prefix).segment
     with open(path, "wb") as file:
         file.truncate(1 << 20)
     os.chmod(path, mode)
 
 
 def squat_directory(prefix: str, mode: int) -> None:
-    path = segment.Paths(prefix).directory
+    path = Paths(prefix).directory
     os.mkdir(path)
     os.chmod(path, mode)
 
@@ -255,7 +257,7 @@ def squat_directory(prefix: str, mode: int) -> None:
 def squat_real_segment(prefix: str, mode: int) -> None:
     """A whole working layer, opened to everybody."""
     assert use(prefix)
-    paths = segment.Paths(prefix)
+    paths = Paths(prefix)
     os.chmod("/dev/shm" + paths.segment, mode)
     os.chmod(paths.directory, mode | 0o111)
     for name in os.listdir(paths.directory):
@@ -263,8 +265,8 @@ def squat_real_segment(prefix: str, mode: int) -> None:
 
 
 def squat_fifos(prefix: str, mode: int) -> None:
-    """Whoever opens one of these must not hang in it."""
-    paths = segment.Paths(prefix)
+    """To open one of these must not block."""
+    paths = Paths(prefix)
     for path in ("/dev/shm" + paths.segment, paths.directory):
         os.mkfifo(path)
         os.chmod(path, mode)
@@ -295,7 +297,7 @@ def test_a_link_to_our_own_files_is_not_followed(foreign: str, tmp_path: Path) -
     mine.write_bytes(b"precious")
     folder = tmp_path / "folder"
     folder.mkdir()
-    paths = segment.Paths(foreign)
+    paths = Paths(foreign)
 
     def link() -> None:
         os.symlink(mine, "/dev/shm" + paths.segment)
@@ -317,7 +319,7 @@ def test_what_the_world_can_write_is_refused(prefix: str, what: str) -> None:
     layer = IPCChannelLayer(prefix, lock="file")
     layer.send("a", {"n": 1})
     layer.close()
-    paths = segment.Paths(prefix)
+    paths = Paths(prefix)
     path = {"segment": "/dev/shm" + paths.segment, "directory": paths.directory}.get(
         what, os.path.join(paths.directory, what)
     )
@@ -335,7 +337,7 @@ def test_what_the_world_can_write_is_refused(prefix: str, what: str) -> None:
 def test_a_file_of_another_kind_is_refused(
     prefix: str, what: str, kind: str, tmp_path: Path
 ) -> None:
-    paths = segment.Paths(prefix)
+    paths = Paths(prefix)
     os.mkdir(paths.directory, 0o700)
     path = os.path.join(paths.directory, what)
     target = tmp_path / "target"
@@ -562,7 +564,7 @@ def test_no_body_is_legible_in_memory(prefix: str, keyed: Callable[..., IPCChann
     secret = b"correct horse battery staple"
     plain = IPCChannelLayer(prefix)
     plain.send("a", {"text": secret})
-    content = Path("/dev/shm" + segment.Paths(prefix).segment)
+    content = Path("/dev/shm" + Paths(prefix).segment)
     assert secret in content.read_bytes()  # so that the next says something
     plain.flush()
     plain.close()

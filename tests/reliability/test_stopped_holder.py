@@ -1,5 +1,5 @@
-"""The holder of the lock is stopped, not dead: others say so, by its pid, and go on by themselves
-once it continues or dies. Nobody may take the lock from it: it may go on at any moment."""
+"""The holder of the lock is stopped, not dead: other processes report it by its pid, and continue
+by themselves once it continues or dies. Nobody may take its lock: it may continue at any moment."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_loop_goes_on_meanwhile(layer: Any, lock: str, tmp_path: Path) -> None:
     with stopped(layer.prefix, lock, tmp_path) as holder:
         asyncio.run(live())
         end(holder, "killed")
-    print(f"lock={lock}: the loop was held up for {longest * 1000:.0f} ms at the most")
+    print(f"lock={lock}: the loop was held up for {longest * 1000:.0f} ms at most")
     assert longest < DEFAULT / 4
 
 

@@ -24,9 +24,9 @@ import asgi_ipc.aio
 from asgi_ipc.aio import operations as core
 from asgi_ipc.aio import session as base
 from asgi_ipc.aio import waiter as waiter_module
-from asgi_ipc.attachment import attachment
+from asgi_ipc.attachment import attachment, resources, upkeep
 from asgi_ipc.errors import Reentered
-from asgi_ipc.segment import segment
+from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import CLEAN, Q_PENDING, Q_WAITING, S_DIRTY
 from asgi_ipc.store.queues import Taken
 
@@ -169,7 +169,7 @@ def test_a_new_loop_for_every_call(aio: Any) -> None:
     send("c", MESSAGE)
     receive("c")
     before = descriptors()
-    directory = segment.Paths(aio.prefix).directory
+    directory = Paths(aio.prefix).directory
     for number in range(1200):
         assert wait(["c"], timeout=0.0005) == (None, None)
         send("c", {"number": number})
@@ -258,7 +258,7 @@ def test_thousand_layers_dropped_without_close(prefix: str) -> None:
     assert descriptors() == before
     assert threading.active_count() == threads
     assert prefix not in Path("/proc/self/maps").read_text(encoding="utf-8")
-    left = os.listdir(segment.Paths(prefix).directory)
+    left = os.listdir(Paths(prefix).directory)
     assert sorted(left) == ["attach.lock", "members"]
 
 
@@ -299,7 +299,7 @@ def test_receive_looks_by_itself_after_a_flush_that_rang_nobody(
 
     def flush_and_send() -> None:
         until(lambda: session.store.words[row + Q_WAITING])
-        monkeypatch.setattr(attachment, "_ring_everyone", lambda *args: None)
+        monkeypatch.setattr(resources.Resources, "ring_everyone", lambda self: None)
         layer.flush()
         layer.send("other", MESSAGE)  # which gets the row
         assert layer.receive(["other"]) == ("other", MESSAGE)
@@ -742,7 +742,7 @@ async def test_receive_cancelled_at_every_await(prefix: str, kind: int) -> None:
     number, cancelled = 0, 0
     await aio.receive_async(["warm"], 0.0001)  # the doorbell of this loop
     await aio.send("warm", MESSAGE)
-    with open(segment.Paths(prefix).section_lock, "rb") as file:
+    with open(Paths(prefix).section_lock, "rb") as file:
         while True:
             number += 1
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -815,4 +815,4 @@ async def test_receive_cancelled_at_every_turn_of_the_loop(aio: Any, kind: int) 
 
 def test_threads_are_told_within_the_safety_check() -> None:
     """The two shells look at the same interval, which the tests here rely on."""
-    assert waiter_module.CHECK_EVERY == attachment.CHECK_EVERY == 1.0
+    assert waiter_module.CHECK_EVERY == upkeep.CHECK_EVERY == 1.0

@@ -1,9 +1,9 @@
-"""A machine word is written whole, a copy of several is not: what an operation leaves if it is
-killed between any two of its writes, or in the middle of one that is wider than a word.
+"""What an operation leaves if it is killed between any two of its writes, or in the middle of one
+that is wider than a word: a machine word is written whole, but a copy of several words is not.
 
-The writes of an operation on a store in plain memory are taken down, each with the instruction that
-made it. Every prefix of that sequence is a death, and so is every prefix that ends in the first few
-words of a wide write, or in zeros where `pack_into` has not got further: it zeroes its range first.
+The tests record the writes of an operation on a store in plain memory, each with the instruction
+that made it. Every prefix of that sequence is a death, and so is every prefix that ends in the
+first few words of a wide write, or in the zeros that `pack_into` first writes to its range.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Operation = Callable[[Store], Any]
 
 
 class Write(NamedTuple):
-    """What one instruction has changed. `zeroed`: the range that it set to zero before."""
+    """What one instruction has changed. `zeroed` is the range that it first set to zero."""
 
     where: str
     offset: int
@@ -65,12 +65,12 @@ class Write(NamedTuple):
 class Case(NamedTuple):
     made: Callable[[], Store]
     operation: Operation
-    whole: bool = True  # all of it has happened, or nothing
-    repeated: bool = False  # done once more after a death, it comes to the same end
+    whole: bool = True  # either all of it has happened, or nothing
+    repeated: bool = False  # it can be repeated after a death, with the same result
 
 
 class Packing:
-    """In place of a Struct: notes where it packs."""
+    """Replaces a Struct, and notes where it packs."""
 
     def __init__(self, packed: struct.Struct, notes: list[tuple[int, int]]) -> None:
         self._notes = notes
@@ -111,7 +111,7 @@ def writes_of(store: Store, operation: Operation) -> list[Write]:
 
 
 def differing(old: bytearray, new: bytearray, step: int = 4 * KIB) -> tuple[int, int]:
-    """The first and the last word that differ, in bytes."""
+    """The range in bytes from the first word that differs to the last."""
     chunks = [at for at in range(0, len(new), step) if old[at : at + step] != new[at : at + step]]
     words = [
         at
@@ -123,7 +123,7 @@ def differing(old: bytearray, new: bytearray, step: int = 4 * KIB) -> tuple[int,
 
 
 def images(before: bytes, writes: list[Write]) -> Iterator[tuple[str, bytearray]]:
-    """Everything that a death can leave, each with where it struck."""
+    """The memory that each possible death leaves, and where the death was."""
     memory = bytearray(before)
     yield "before the first write", memory
     for write in writes:
@@ -143,18 +143,18 @@ def images(before: bytes, writes: list[Write]) -> Iterator[tuple[str, bytearray]
 
 
 def check(image: bytearray, layout: Any, before: Contents, after: Contents, case: Case) -> str:
-    """What is wrong with what a death has left, once it was recovered; "" for nothing."""
+    """What is wrong with what a death has left, after it was recovered; "" for nothing."""
     left = Store(bytearray(image), layout)
     state = left.words[S_DIRTY]
     found = verify(left, LATER)
     if not all(line.startswith(INTERRUPTED) for line in found):
-        return f"not even primary words are right: {found}"
+        return f"primary words are wrong: {found}"
     if state != CLEAN:
         recovery.recover(left, LATER)
     wrong = amiss(left, before, after, case.whole)
     if wrong:
         return wrong
-    # Recovery is the same when it was not needed, and a second time.
+    # Recovery has the same result a second time, or if it was not needed.
     if state != FLUSHING:
         for _ in range(2):
             left.words[S_DIRTY] = DIRTY
@@ -202,7 +202,7 @@ def amiss(store: Store, before: Contents, after: Contents, whole: bool) -> str:
 
 
 def store_with(**sizes: Any) -> Store:
-    """A little of everything."""
+    """A store with a little of everything."""
     store = make_store(**{"queues": 40, "group_memory": 4000, **sizes})
     groups = Groups(store)
     owner, other = process(store, 0), process(store, 1)
@@ -366,7 +366,7 @@ def test_whatever_a_death_leaves_of_the_writes_is_made_whole(name: str) -> None:
     writes = writes_of(store, case.operation)
     assert verify(store, LATER) == []
     after = contents(store).living(LATER)
-    assert len(writes) >= 2, "it changes too little for a death in the middle of it"
+    assert len(writes) >= 2, "the operation writes too little to die in the middle of it"
 
     failures = []
     count = 0

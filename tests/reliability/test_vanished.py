@@ -1,5 +1,5 @@
-"""Somebody removes the segment under everybody: each process says so, within a second, with the
-cause; the next call makes another one; and the two never mix."""
+"""Somebody removes the segment while processes are attached: each process says so within a second,
+with the cause; the next call makes a new segment; and the two never mix."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import posix_ipc
 import pytest
 
 import asgi_ipc
+from asgi_ipc import segment
 from asgi_ipc.errors import SegmentVanished
-from asgi_ipc.segment import segment
+from asgi_ipc.segment.paths import Paths
 
 from ..clients.processes import Process, running
 from ..contract import LIVENESS, MESSAGE, until
@@ -149,11 +150,11 @@ def sequence(*steps: Callable[[], Any]) -> None:
 
 
 def unlink(prefix: str) -> None:
-    posix_ipc.unlink_shared_memory(segment.Paths(prefix).segment)
+    posix_ipc.unlink_shared_memory(Paths(prefix).segment)
 
 
 def remove_directory(prefix: str) -> None:
-    shutil.rmtree(segment.Paths(prefix).directory)
+    shutil.rmtree(Paths(prefix).directory)
 
 
 WAYS: dict[str, Callable[[str], Any]] = {
@@ -166,7 +167,7 @@ WAYS: dict[str, Callable[[str], Any]] = {
 
 
 def noticed(process: Process, how_many: int = 1) -> list[tuple[float, str]]:
-    """When and in what words a process said that the segment is gone."""
+    """When a process said that the segment is gone, and its words."""
     process.wait_until(
         lambda: process.output().count("vanished ") >= how_many, "it to notice", 2 * BOUND
     )
@@ -181,7 +182,7 @@ def test_everybody_says_so_and_the_next_call_heals_it(
     layer: Any, prefix: str, tmp_path: Path, way: str
 ) -> None:
     with started(list(KINDS), prefix, tmp_path) as processes:
-        ready = len(KINDS) + THREADS - 1  # one of them is so many threads
+        ready = len(KINDS) + THREADS - 1  # one of them has that many threads
         for _ in range(ready):
             assert layer.receive(["ready"], block=True) == ("ready", {})
         begin = time.monotonic()
@@ -192,7 +193,7 @@ def test_everybody_says_so_and_the_next_call_heals_it(
                 print(f"{way}: {kind}: {when - begin:.2f} s")
                 assert when - begin < BOUND
                 assert prefix in said and "removed" in said and "RemoveIPC" in said
-        # This process notices too, and says so once.
+        # This process notices it too, and says so once.
         with pytest.raises(SegmentVanished, match="RemoveIPC"):
             until(lambda: layer.send("own", MESSAGE), BOUND)
         for number, _ in enumerate(processes):
@@ -205,7 +206,7 @@ def test_everybody_says_so_and_the_next_call_heals_it(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_restart_heals_it(layer: Any, prefix: str, tmp_path: Path, way: str) -> None:
-    """A process that starts right after finds a new segment, whoever is still on the old one."""
+    """A process that starts right after it gets a new segment, even if others use the old one."""
     layer.send("old", MESSAGE)
     WAYS[way](prefix)
     source = COMMON + "layer.send('new', {}); assert layer.receive(['new', 'old']) == ('new', {})"
@@ -222,7 +223,7 @@ def test_a_restart_heals_it(layer: Any, prefix: str, tmp_path: Path, way: str) -
 
 @pytest.mark.parametrize("way", WAYS)
 def test_generations_never_mix(layer: Any, prefix: str, tmp_path: Path, way: str) -> None:
-    """Old senders go on for a moment; a new reader never sees what they sent there."""
+    """Old senders go on for a moment; a new reader never sees what they send."""
     kinds = ["blocking, sending", "asyncio, sending", "blocking, waiting"]
     with started(kinds, prefix, tmp_path) as processes:
         for _ in kinds:
@@ -230,7 +231,7 @@ def test_generations_never_mix(layer: Any, prefix: str, tmp_path: Path, way: str
         layer.receive(["stream"], block=True)
         layer.close()
         WAYS[way](prefix)
-        # Attached anew at once, while the others have not noticed.
+        # It attaches again at once, while the others have not noticed yet.
         layer.send("stream", {"generation": 2})
         assert layer.receive(["stream"]) == ("stream", {"generation": 2})
         received = []
@@ -238,7 +239,7 @@ def test_generations_never_mix(layer: Any, prefix: str, tmp_path: Path, way: str
             received.append(layer.receive(["stream", "quiet"])[1])
             time.sleep(0.005)
         assert received and not any(received)
-        # And all of them are on the new one, with every kind of wakeup, and on one only.
+        # All of them now use the new segment, with every kind of wakeup, and only one.
         layer.send("stream", {"generation": 2})
         for number, _ in enumerate(kinds):
             layer.send("go", {"number": number})
@@ -250,11 +251,11 @@ def test_generations_never_mix(layer: Any, prefix: str, tmp_path: Path, way: str
 
 
 def test_removal_of_the_files_beside_the_segment(layer: Any, prefix: str, tmp_path: Path) -> None:
-    """With them go the byte locks that tell who lives, and the doorbells: it is as if all were
-    gone. A newcomer must not take those who live for dead."""
+    """The byte locks that tell who lives are lost, and so are the doorbells. A new process must not
+    believe that the others are dead."""
     with started(["blocking, waiting for its own"], prefix, tmp_path) as (process,):
         layer.receive(["ready"], block=True)
-        directory = Path(segment.Paths(prefix).directory)
+        directory = Path(Paths(prefix).directory)
         until(lambda: sum(path.is_fifo() for path in directory.iterdir()) == 2)  # it sleeps
         layer.group_add("group", "own!member")
         remove_directory(prefix)
@@ -269,8 +270,7 @@ def test_removal_of_the_files_beside_the_segment(layer: Any, prefix: str, tmp_pa
 
 @pytest.mark.parametrize("way", ["segment and files", "destroy"])
 def test_first_receive_of_a_thread_that_comes_after_it(layer: Any, prefix: str, way: str) -> None:
-    """Its doorbell has no folder to lie in: that has the same cause, and is said in the same
-    words."""
+    """There is no directory for its doorbell: the cause is the same, and so are the words."""
     layer.send("c", MESSAGE)
     WAYS[way](prefix)
     with pytest.raises(SegmentVanished, match="RemoveIPC"):

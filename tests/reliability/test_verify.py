@@ -1,4 +1,4 @@
-"""`verify` finds every kind of damage and says what it is, and nothing where there is none."""
+"""`verify` finds every kind of damage and says what it is, and finds nothing in an intact store."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ from .stepping import FULL_LENGTH
 
 
 class Whole:
-    """A store with some of everything, and where it lies."""
+    """A store with some of everything, and where it is."""
 
     def __init__(self) -> None:
         self.store = store = make_store()
@@ -407,7 +407,8 @@ def test_what_recovery_relies_on_is_looked_at_in_a_dirty_store() -> None:
 
 
 def test_garbage_does_not_hold_it_up() -> None:
-    """Every byte of a region at random, and then the worst: words that look like references."""
+    """Words of a region are replaced by random ones, or by the worst: those that look like
+    references."""
     whole = Whole()
     chance = random.Random(1)
     layout = whole.store.layout

@@ -183,7 +183,7 @@ def test_other_sizes_replace_a_store_that_nobody_uses(
 def test_with_a_file_as_its_lock(prefix: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on macOS, whose mutexes are not robust."""
     if why == "platform":
-        monkeypatch.setattr("asgi_ipc.segment.robust_mutexes", lambda: False)
+        monkeypatch.setattr("asgi_ipc.segment.wanted.robust_mutexes", lambda: False)
     layer = BlockingLayer(prefix, lock="file" if why == "option" else "mutex")
     session = layer._core.attach()
     assert isinstance(session.attachment.lock, lock.FileLock)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from asgi_ipc import IPCChannelLayer
+from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.aio import IPCChannelLayer as AsyncioLayer
-from asgi_ipc.segment import segment
+from asgi_ipc.segment.paths import SUFFIX
 from asgi_ipc.testing import isolation
 from asgi_ipc.testing.isolation import Isolation, isolate_worker
 from tests import environments
@@ -29,7 +29,7 @@ def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Isolation]:
     isolated.begin()
     yield isolated
     isolated.end()
-    assert segment.SUFFIX not in os.environ
+    assert SUFFIX not in os.environ
 
 
 def shown(prefix: str) -> list[str]:
@@ -107,11 +107,11 @@ async def test_a_receive_that_still_waits_is_told(prefix: str, isolated: Isolati
 def test_a_worker_is_apart_and_is_cleaned_up_after(prefix: str, isolated: Isolation) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("c", MESSAGE)
-    before = os.environ[segment.SUFFIX]
+    before = os.environ[SUFFIX]
     isolate_worker()
     assert layer.receive(["c"]) == NOTHING
     layer.send("c", MESSAGE)
-    os.environ[segment.SUFFIX] = before
+    os.environ[SUFFIX] = before
     assert len(shown(prefix)) == 4
     isolated.clean()
     assert shown(prefix) == []

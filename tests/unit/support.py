@@ -1,5 +1,5 @@
-"""What the unit tests share: a store on a bytearray, what it holds as plain values, what must be
-true of it at all times, and a store that dies at the n-th write. Time is an argument everywhere.
+"""What the unit tests share: a store on a bytearray, its contents as plain values, a check of what
+must always be true of it, and a store that dies at the n-th write. Time is always an argument.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 
 
 def examples(number: int, **options: Any) -> settings:
-    """So many examples, always the same ones; ten times as many in a run at full length."""
+    """Run `number` examples, always the same ones; ten times as many in a run at full length."""
     return settings(
         max_examples=number * 10 if FULL_LENGTH else number,
         derandomize=True,
@@ -87,7 +87,7 @@ def small_layout(
     max_locals: int = 256,
     queues: int | None = None,
 ) -> Layout:
-    """The map of a segment so small that a test can fill it; `queues` is how many it can have."""
+    """The map of a segment that a test can fill; `queues` is the most queues that it can have."""
     with mock.patch.object(asgi_ipc.store.layout, "MAX_LOCALS", max_locals):
         layout = Layout(message_memory, group_memory, max_message_size)
     if queues is not None:
@@ -96,7 +96,7 @@ def small_layout(
 
 
 class Reserve:
-    """What a store asks for memory: grants `limit` bytes in all, and knows what it has granted."""
+    """What a store asks for memory. Grants `limit` bytes in all, and lists what it has granted."""
 
     def __init__(self, limit: int = 1 << 60) -> None:
         self.limit = limit
@@ -152,29 +152,29 @@ def take(store: Store, name: str, now: float = NOW) -> bytes | None:
 
 
 def drain(store: Store, name: str, now: float = NOW) -> list[bytes]:
-    """All that `take` gives, in its order."""
+    """Take all messages of a channel, in order."""
     return list(iter(lambda: take(store, name, now), None))
 
 
 def row_of(store: Store, name: str) -> int:
-    """The row of the queue that `name` is kept in, made if there is none."""
+    """The row of the queue of `name`, made if there is none."""
     return store.bind(target(name), NOW)
 
 
 def process(store: Store, index: int, now: float = NOW) -> int:
-    """Attach a process, whose pid is 100 more than its index."""
+    """Attach a process. Its pid is its index plus 100."""
     return store.attach(index, 100 + index, 0, now)
 
 
 def owned(store: Store, name: str, owner: int) -> int:
-    """The row of a process-specific queue that belongs to `owner`."""
+    """The row of a process-specific queue; `owner` becomes its owner."""
     row = row_of(store, name)
     assert store.own(row, owner) == 0
     return row
 
 
 def planned(groups: Groups, group: str, now: float = NOW) -> set[str]:
-    """The channels that a broadcast reaches, by a plan made for it alone."""
+    """The channels that a broadcast reaches, by a new plan."""
     return reached(groups, Planner(groups, lambda channel: 100).plan(group.encode(), now))
 
 
@@ -190,7 +190,7 @@ def reached(groups: Groups, plan: Plan | None) -> set[str]:
 
 
 def sweep_all(store: Store, now: float) -> None:
-    """Rounds of upkeep until every row of every table has been looked at."""
+    """Do upkeep until it has looked at every row of every table."""
     groups = Groups(store)
     for _ in range(max(store.queues.high, store.members.high) + 1):
         store.sweep(now)
@@ -198,7 +198,7 @@ def sweep_all(store: Store, now: float) -> None:
 
 
 def busy_store() -> Store:
-    """Queues with messages and without, groups, owners, waiters, and things that end soon."""
+    """Queues with and without messages, groups, owners, waiters, and things that expire soon."""
     store = make_store(first_mark=8192)
     first, second = process(store, 0), process(store, 1)
     groups = Groups(store)
@@ -228,14 +228,14 @@ class Message(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a store holds, as plain values. Two stores with the same of it are the same to users."""
+    """What a store holds, as plain values. If it is the same, two stores are the same to users."""
 
     messages: dict[bytes, list[Message]]
     groups: dict[bytes, dict[bytes, float]]  # group → channel → when the membership ends
     owners: dict[bytes, int]  # queue → pid
 
     def living(self, now: float) -> Contents:
-        """Without what has expired, which may be there still or not."""
+        """The contents without what has expired, which may or may not have been dropped."""
         messages = {
             queue: [message for message in waiting if message.expires > now]
             for queue, waiting in self.messages.items()
@@ -272,12 +272,12 @@ def _filled(things: dict[bytes, Any]) -> dict[bytes, Any]:
 
 
 def bodies(store: Store, name: str) -> list[bytes]:
-    """What waits in a channel, which is left there."""
+    """The bodies that are pending in a channel, without taking them."""
     return [message.body for message in contents(store).messages.get(name.encode(), [])]
 
 
 def records_of(store: Store, row: int) -> list[int]:
-    """Where the records of the queue at `row` lie; its links are checked both ways."""
+    """Where the records of the queue at `row` are. Checks its links both ways."""
     words = store.words
     found = chain(words, words[row + Q_FIRST], L_NEXT, L_PREV)
     assert words[row + Q_LAST] == (found[-1] if found else 0)
@@ -289,7 +289,7 @@ def chain(words: Any, at: int, following: int, before: int | None = None) -> lis
     """The references of a linked list."""
     found: list[int] = []
     while at:
-        assert at not in found[-1:] and len(found) < 100_000, "a list goes round in a circle"
+        assert at not in found[-1:] and len(found) < 100_000, "a list forms a loop"
         if before is not None:
             assert words[at + before] == (found[-1] if found else 0)
         found.append(at)
@@ -298,7 +298,7 @@ def chain(words: Any, at: int, following: int, before: int | None = None) -> lis
 
 
 def assert_whole(store: Store) -> None:
-    """All that is derived agrees with what is primary."""
+    """Check that all derived words agree with the primary ones."""
     words = store.words
     assert words[S_DIRTY] == CLEAN
     _assert_messages_whole(store)
@@ -366,15 +366,15 @@ def _assert_owners_whole(store: Store) -> None:
 
 
 class Killed(BaseException):
-    """The process is gone: nothing that it had still to do happens."""
+    """The process was killed: nothing that it still had to do happens."""
 
 
 class Endless(BaseException):
-    """An operation has touched the memory so often that it will not come to an end."""
+    """An operation has accessed the memory so often that it will never end."""
 
 
 class Watch:
-    """Counts what is done to a store's memory, and kills at write number `fatal` (from 0)."""
+    """Counts the accesses to a store's memory, and kills at write number `fatal` (from 0)."""
 
     limit = 1_000_000
 
@@ -389,14 +389,14 @@ class Watch:
             raise Endless
 
     def kills(self) -> bool:
-        """Whether the write that is about to happen does not. After that, none does."""
+        """Count a write; whether it, and each one after it, must not happen."""
         self.touch()
         self.writes += 1
         return self.fatal is not None and self.writes > self.fatal
 
 
 class _Words:
-    """A cast view of the memory, under watch."""
+    """A cast view of watched memory."""
 
     def __init__(self, view: memoryview, watch: Watch) -> None:
         self._view = view
@@ -414,7 +414,7 @@ class _Words:
 
 
 class _View:
-    """What `memoryview` gives a store that is under watch."""
+    """What `memoryview` returns to a store that is watched."""
 
     def __init__(self, buffer: Any, watch: Watch) -> None:
         self._view = memoryview(buffer)
@@ -425,7 +425,7 @@ class _View:
 
 
 class _Buffer(bytearray):
-    """The memory as bytes, under watch. A copy that is interrupted is half done."""
+    """Watched memory as bytes. A copy that is interrupted is half done."""
 
     watch: Watch
 
@@ -440,7 +440,7 @@ class _Buffer(bytearray):
 def under_watch(
     store: Store, fatal: int | None = None, reserve: Callable[[int, int], bool] | None = None
 ) -> tuple[Store, Watch]:
-    """A copy of `store` whose every access is counted, and whose owner dies at one write."""
+    """A copy of `store` that counts every access, and dies at the write `fatal`."""
     watch = Watch(fatal)
     buffer = _Buffer(store.buffer)
     buffer.watch = watch
@@ -456,8 +456,8 @@ def _memoryview_is(replacement: Any) -> Iterator[None]:
 
 
 def deaths(store: Store, operation: Callable[[Store], Any], every: int = 1) -> Iterator[Store]:
-    """The memory that is left when `operation` is killed at its first write, its second, and so
-    on (or at `every` so-manyth) until it comes to its end, which must take more than one."""
+    """The memory that is left if `operation` is killed at its first write, its second, and so on
+    (or only at every `every`-th), until it ends. It must make more than one write."""
     fatal = 0
     while True:
         watched, watch = under_watch(store, fatal)
@@ -467,12 +467,12 @@ def deaths(store: Store, operation: Callable[[Store], Any], every: int = 1) -> I
             yield copy_of(watched)
             fatal += every
             continue
-        assert watch.writes > 1, "the operation does too little to die in the middle of it"
+        assert watch.writes > 1, "the operation writes too little to die in the middle of it"
         return
 
 
 def touches(store: Store, operation: Callable[[Store], Any]) -> int:
-    """How many loads and stores `operation` takes."""
+    """How many loads and stores `operation` needs."""
     watched, watch = under_watch(store)
     operation(watched)
     assert watch.touches
@@ -480,7 +480,7 @@ def touches(store: Store, operation: Callable[[Store], Any]) -> int:
 
 
 def next_holder(store: Store, now: float = NOW) -> Store:
-    """What whoever takes the lock next does before anything else."""
+    """Do what the next holder of the lock does first: recover a dirty store."""
     if store.words[S_DIRTY] != CLEAN:
         recovery.recover(store, now)
     return store

@@ -1,5 +1,5 @@
-"""Whatever bytes stand in the memory: an operation comes to its end, delivers nothing that was not
-sent, fails with CorruptStore if it fails, and writes nothing where the store is not."""
+"""Whatever bytes are in memory, an operation ends, delivers nothing that was not sent, fails only
+with an error of this package, and writes nothing outside the store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc.errors import IPCError
-from asgi_ipc.segment.lock import make_section
+from asgi_ipc.segment.section import Waits, make_section
 from asgi_ipc.store import layout, recovery
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import Q_FIRST, RECORD_WORDS, S_DIRTY, S_TABLES, TABLE_WORDS, WORD
@@ -66,7 +66,7 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
 
 
 def fields(prefix: str) -> Iterator[int]:
-    """The constants of the memory map that begin so, but for names."""
+    """The constants of the memory map with a prefix, except names."""
     for name, value in vars(layout).items():
         if name.startswith(prefix) and isinstance(value, int) and not name.endswith("_NAME"):
             yield value
@@ -110,7 +110,7 @@ def wrong_values(store: Store) -> list[int]:
 
 
 def damaged() -> Iterator[tuple[str, Store]]:
-    """A store with one wrong word, for every kind of word and many kinds of wrong."""
+    """A store with one wrong word, for every kind of word and many wrong values."""
     whole = busy_store()
     for at, what in places(whole).items():
         for value in wrong_values(whole):
@@ -121,7 +121,7 @@ def damaged() -> Iterator[tuple[str, Store]]:
 
 
 class NoLock:
-    """In place of a lock, for a section that nobody else wants to enter."""
+    """Replaces the lock of a section that nobody else enters."""
 
     handle = None
 
@@ -135,12 +135,13 @@ class NoLock:
 
 
 def in_section(store: Store, operation: Callable[[Store], Any]) -> Any:
-    section = make_section(NoLock(), store.words, lambda: None, 1.0, lambda holder: False, 1.0)
+    section = make_section(NoLock(), store.words, lambda: None, Waits(1.0, 1.0))
     return section(operation, store)
 
 
 def attempts(name: str) -> Iterator[tuple[str, Store, Any]]:
-    """Run an operation on every damaged store: what was wrong, what is left, and the answer."""
+    """Run an operation on every damaged store: what was wrong, the store after it, and the result
+    or error."""
     tried = 0
     for what, store in damaged():
         watched, _ = under_watch(store)

@@ -1,4 +1,4 @@
-"""Doorbells: a ring arrives, says for which queue it is, and tells when nobody is there."""
+"""Doorbells: a ring arrives, says for which queue it is, and tells when nobody reads it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def folder(tmp_path: Path) -> str:
 
 
 @contextlib.contextmanager
-def bell_of(folder: str, waiter: int = 5, generation: int = 7) -> Iterator[Doorbell]:
-    made = Doorbell(path_of(folder, NONCE, waiter, generation), 0o600)
+def bell_of(folder: str, waiter_id: int = 5, generation: int = 7) -> Iterator[Doorbell]:
+    made = Doorbell(path_of(folder, NONCE, waiter_id, generation), 0o600)
     try:
         yield made
     finally:
@@ -107,7 +107,7 @@ def test_half_a_ring_means_all(folder: str) -> None:
         assert bell.answer() == [ALL]
 
 
-# -- nobody there ---------------------------------------------------------------------------------
+# -- nobody reads it ------------------------------------------------------------------------------
 
 
 def test_a_bell_that_never_was_is_gone(folder: str) -> None:
@@ -267,12 +267,12 @@ def test_a_bell_that_cannot_be_opened_leaves_nothing(
 
 def test_a_ringer_that_is_closed_leaves_no_descriptor(folder: str) -> None:
     with contextlib.ExitStack() as stack:
-        for waiter in range(20):
-            stack.enter_context(bell_of(folder, waiter))
+        for waiter_id in range(20):
+            stack.enter_context(bell_of(folder, waiter_id))
         before = len(os.listdir("/dev/fd"))
         ringer = Ringer(folder, NONCE)
-        for waiter in range(20):
-            ringer.ring(waiter, 7, 8)
+        for waiter_id in range(20):
+            ringer.ring(waiter_id, 7, 8)
         assert len(os.listdir("/dev/fd")) == before + 20
         ringer.forget(3)
         ringer.forget(3)

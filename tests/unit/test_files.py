@@ -1,4 +1,4 @@
-"""Files beside a segment, and the byte locks that tell who lives."""
+"""The files beside a segment, the byte locks that tell who lives, and the flock for attaching."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc.errors import ForeignSegment
-from asgi_ipc.segment.files import Members, check_owner, open_file
+from asgi_ipc.errors import ForeignSegment, LockTimeout
+from asgi_ipc.segment.files import Members, attach_lock, check_owner, open_file
+from asgi_ipc.segment.paths import Paths
 
-from .processes import NOBODY, Line, child, in_child, is_root, rests
+from .processes import NOBODY, Line, child, in_child, is_root, on_linux, rests
 
 
 @pytest.fixture
@@ -204,10 +205,49 @@ def test_closing_one_of_two_users_keeps_the_claims(path: str, members: Members) 
     assert in_child(look)
 
 
-def test_a_file_that_was_made_anew_has_members_of_its_own(path: str, members: Members) -> None:
+def test_a_file_that_was_replaced_has_its_own_members(path: str, members: Members) -> None:
     members.claim(3)
     os.unlink(path)
     other = Members.open(path, 0o600)
     assert other is not members
     assert other.claim(3)
     other.close()
+
+
+# -- the flock under which everything is created and removed --------------------------------------
+
+
+def test_one_process_attaches_at_a_time(prefix: str) -> None:
+    def hold(line: Line) -> None:
+        with attach_lock(Paths(prefix), 0o600):
+            rests(line)
+
+    with child(hold) as process:
+        process.hear()
+        with pytest.raises(LockTimeout, match="attach.lock"):
+            with attach_lock(Paths(prefix), 0o600, timeout=0.02):
+                pass
+        process.kill()
+        with attach_lock(Paths(prefix), 0o600, timeout=0.02):
+            pass
+
+
+@on_linux
+def test_who_waited_for_a_lock_that_was_removed_meanwhile_takes_the_new_one(prefix: str) -> None:
+    def hold(line: Line) -> None:
+        with attach_lock(Paths(prefix), 0o600):
+            rests(line)
+            os.unlink(Paths(prefix).attach_lock)
+
+    def wait(line: Line) -> bool:
+        line.say("waits")
+        with attach_lock(Paths(prefix), 0o600):
+            locks = Path("/proc/locks").read_text().splitlines()
+            inode = Path(Paths(prefix).attach_lock).stat().st_ino
+            return any(line.split()[5].endswith(f":{inode}") for line in locks)
+
+    with child(hold) as holder, child(wait) as waiter:
+        holder.hear()
+        waiter.hear()
+        holder.say()
+        assert waiter.hear()

@@ -1,4 +1,4 @@
-"""Groups: who is a member, for how long, and where a broadcast has to go."""
+"""Groups: who is a member, for how long, and where a broadcast goes."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_queue_with_members_keeps_its_row() -> None:
 
 @pytest.mark.parametrize("number", [1, 7, 64])
 def test_the_limit_is_of_memberships_however_they_are_spread(number: int) -> None:
-    """4,000 to the megabyte, whether in one group or each in its own."""
+    """4,000 fit in a megabyte, whether in one group or each in its own."""
     groups = make_groups(group_memory=64 * KIB)
     limit = 64 * KIB // BYTES_A_MEMBER
     for i in range(limit):
@@ -231,7 +231,7 @@ def test_without_a_row_for_its_queue_a_join_is_refused_and_changes_nothing() -> 
 
 
 def haunted(*channels: str) -> Groups:
-    """A group with members of a process that is gone, and one that lives."""
+    """A group with members of a process that is gone, and one living member."""
     groups = make_groups()
     store = groups.store
     dead = process(store, 0)
@@ -286,7 +286,7 @@ def test_ghosts_stay_ghosts_after_recovery() -> None:
 
 
 def discard_local(groups: Groups, queue: str, *gone: str) -> int:
-    """Until it is done; how many calls that took."""
+    """Discard until it is done; how many calls that took."""
     store = groups.store
     row = row_of(store, queue)
     at, calls = 0, 0
@@ -361,7 +361,7 @@ class AgainstDicts(RuleBasedStateMachine):
         self.groups = make_groups()
         self.store: Store = self.groups.store
         self.planner = Planner(self.groups, len)
-        self.plans: dict[str, Plan] = {}  # that a sender keeps
+        self.plans: dict[str, Plan] = {}  # those that a sender keeps
         self.now = NOW
         self.model: dict[str, dict[str, float]] = {group: {} for group in GROUPS}
         for queue, index in OWNERS.items():
@@ -379,7 +379,7 @@ class AgainstDicts(RuleBasedStateMachine):
 
     @rule(queue=st.sampled_from(list(OWNERS)))
     def die(self, queue: str) -> None:
-        """The owner of a queue dies, long ago, and another takes its place."""
+        """The owner of a queue has died, long ago, and another process takes its place."""
         row = self.store.process_row(OWNERS[queue])
         while not self.store.bury(row, self.now, 0.0):
             pass
@@ -418,7 +418,7 @@ class AgainstDicts(RuleBasedStateMachine):
             found = members(self.groups, group, self.now)
             assert len(found) == len(set(found)) and set(found) == expected
             assert planned(self.groups, group, self.now) == expected
-            # One that is kept and brought up to date comes to the same.
+            # A plan that is kept and updated leads to the same channels.
             kept = self.planner.plan(group.encode(), self.now, self.plans.get(group))
             assert reached(self.groups, kept) == expected
             if kept is not None:
@@ -432,7 +432,7 @@ TestAgainstDicts.settings = examples(60, stateful_step_count=50)
 # -- what cannot be right -------------------------------------------------------------------------
 
 
-def test_members_that_go_round_are_corrupt() -> None:
+def test_a_loop_of_members_is_corrupt() -> None:
     groups = make_groups()
     join(groups, "g", "a", "b")
     first, second = groups.store.members.rows()

@@ -1,4 +1,4 @@
-"""What a process has drained and not handed over yet: routed by local part, bounded, in order."""
+"""What a process has drained and not yet delivered: routed by local part, bounded, in order."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc.attachment.inbox import _LONG, ANY, Inbox
+from asgi_ipc.store import recovery
+from asgi_ipc.store.layout import BUFFER, EXPIRED, S_DROPS
 from asgi_ipc.store.queues import Taken
 
 from ..contract import in_threads
-from .support import FOREVER, NOW, examples
+from .support import FOREVER, NOW, contents, examples, make_store, put, row_of
 
 SOON = NOW + 60
 
@@ -36,10 +38,11 @@ def hundred(local: str) -> int:
 
 
 class Feeder:
-    """Feeds an inbox with messages in their order."""
+    """Feeds an inbox with messages, in order."""
 
     def __init__(self) -> None:
-        self.inbox = Inbox("x!")
+        self.store = make_store()
+        self.inbox = Inbox("x!", self.store)
         self.seq = 0
 
     def __call__(
@@ -55,7 +58,7 @@ class Feeder:
         return self.inbox.feed(taken, capacity)
 
     def interrupted(self, *local_parts: str) -> None:
-        """Feed with a message to these, and raise KeyboardInterrupt before it is complete."""
+        """Feed a message for these, and raise KeyboardInterrupt before all of it is routed."""
 
         class Interrupting(list[str]):
             def __iter__(self) -> Iterator[str]:
@@ -81,7 +84,7 @@ def feed() -> Feeder:
 
 
 def bodies(inbox: Inbox, local: str | None) -> list[bytes]:
-    """All that `take` gives, in its order."""
+    """All that `take` returns, in its order."""
     return [drained.body for _, drained in iter(lambda: inbox.take(local), None)]
 
 
@@ -208,6 +211,58 @@ def test_local_parts_that_have_nothing_take_no_memory(feed: Feeder) -> None:
         feed.inbox.take(f"socket{i}")
     assert len(feed.inbox._by_local) < 200
     assert bodies(feed.inbox, ANY) == [b"there"]
+
+
+# -- draining -------------------------------------------------------------------------------------
+
+
+def test_draining_moves_what_is_pending_and_drops_what_expired(feed: Feeder) -> None:
+    put(feed.store, "x!a", b"expired", expires=SOON)
+    put(feed.store, "x!a", b"1")
+    put(feed.store, "x!b", b"2")
+    feed.inbox.drain(row_of(feed.store, "x!"), hundred, SOON)
+    assert bodies(feed.inbox, ANY) == [b"1", b"2"]
+    assert contents(feed.store).messages == {}
+    assert feed.store.words[S_DROPS + EXPIRED] == 1
+
+
+def test_draining_counts_what_a_full_buffer_refuses(feed: Feeder) -> None:
+    for number in range(3):
+        put(feed.store, "x!a", b"%d" % number)
+    feed.inbox.drain(row_of(feed.store, "x!"), lambda local: 1, NOW)
+    assert bodies(feed.inbox, ANY) == [b"0"]
+    assert feed.store.words[S_DROPS + BUFFER] == 2
+
+
+def test_draining_takes_a_bounded_number_in_one_section(feed: Feeder) -> None:
+    for _ in range(200):
+        put(feed.store, "x!a")
+    row = row_of(feed.store, "x!")
+    feed.inbox.drain(row, lambda local: 1000, NOW)
+    assert len(feed.inbox) == 128
+    feed.inbox.drain(row, lambda local: 1000, NOW)
+    assert len(feed.inbox) == 200
+
+
+def test_an_inbox_is_fresh_until_a_flush(feed: Feeder) -> None:
+    feed.inbox.refresh()
+    feed("a", b"1")
+    assert feed.inbox.is_fresh() and feed.inbox.has("a")
+    recovery.flush(feed.store, NOW)
+    assert not feed.inbox.is_fresh()
+    feed.inbox.refresh()
+    assert feed.inbox.is_fresh() and not feed.inbox.has("a")
+
+
+def test_an_inbox_outlives_the_store_of_its_attachment(feed: Feeder) -> None:
+    feed.inbox.refresh()
+    feed("a", b"1")
+    feed.inbox.leave()
+    feed.store.close()
+    assert feed.inbox.lives(NOW)
+    feed.inbox.enter(make_store())
+    assert feed.inbox.is_fresh()
+    assert bodies(feed.inbox, "a") == [b"1"]
 
 
 # -- expiry ---------------------------------------------------------------------------------------

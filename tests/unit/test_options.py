@@ -1,4 +1,4 @@
-"""The constructor options: their defaults, what is allowed, and what is said to all else."""
+"""The constructor options: their defaults, what is allowed, and the errors for everything else."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc.errors import InvalidOption
-from asgi_ipc.options import Options
-from asgi_ipc.store.layout import MAX_MEMORY, MIN_MEMORY
+from asgi_ipc.options import MAX_MEMORY, MIN_MEMORY, Options
 
 
 def read(**given: Any) -> Options:
@@ -125,7 +124,7 @@ def test_a_mode_that_lets_a_group_in_by_half_is_refused(mode: int) -> None:
         read(mode=mode)
 
 
-def test_an_unknown_option_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_option_is_refused_and_the_known_ones_are_listed() -> None:
     with pytest.raises(InvalidOption, match=r"'capcity'.*capacity, channel_capacity"):
         read(capcity=5)
 
@@ -138,11 +137,6 @@ def test_the_option_of_another_layer_gets_a_hint() -> None:
 def test_prefix_is_no_option() -> None:
     with pytest.raises(InvalidOption, match="prefix"):
         read(prefix="again")
-
-
-def test_all_memory_together_has_a_limit() -> None:
-    with pytest.raises(InvalidOption, match="too large together"):
-        read(message_memory=MAX_MEMORY, group_memory=MAX_MEMORY)
 
 
 def test_the_old_name_of_message_memory_works_with_a_warning() -> None:
@@ -178,7 +172,7 @@ def test_a_glob_matches_the_whole_name() -> None:
 
 
 def test_a_compiled_pattern_matches_from_the_start() -> None:
-    """The example of the documentation that this option had from the beginning."""
+    """The first example in the documentation of this option."""
     patterns = {re.compile(r"^websocket.send\!.+"): 20}
     assert capacity_of("websocket.send!abc", patterns) == 20
     assert capacity_of("websocket.send", patterns) == 100

@@ -1,4 +1,4 @@
-"""The plan of a broadcast: where it leads, how long it holds, and how it is brought up to date."""
+"""The plan of a broadcast: where it leads, how long it holds, and how it is updated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SOON = NOW + 60
 
 
 class Broadcasts:
-    """Groups, and a sender that keeps its plan of one of them."""
+    """Groups, and a sender that keeps its plan for one of them."""
 
     def __init__(self, **sizes: int) -> None:
         self.groups = Groups(make_store(**sizes))
@@ -45,7 +45,7 @@ class Broadcasts:
             self.groups.discard(b"g", channel.encode())
 
     def send(self, now: float = NOW) -> set[str]:
-        """Which channels a broadcast reaches, by the plan that is kept."""
+        """The channels that a broadcast reaches by the plan that is kept."""
         self.plan = self.planner.plan(b"g", now, self.plan)
         found = reached(self.groups, self.plan)
         assert found == planned(self.groups, "g", now)
@@ -130,7 +130,19 @@ def test_renewing_keeps_it(broadcasts: Broadcasts) -> None:
     assert broadcasts.holds()
 
 
-def test_it_does_not_hold_for_a_group_that_was_made_anew(broadcasts: Broadcasts) -> None:
+def test_it_does_not_hold_longer_than_a_membership_that_was_cut_short(
+    broadcasts: Broadcasts,
+) -> None:
+    """As by another process, whose ``group_expiry`` is lower."""
+    broadcasts.join("a", expires=SOON)
+    assert broadcasts.send(NOW) == {"a"}
+    broadcasts.join("a", expires=NOW + 1)
+    assert not broadcasts.holds()
+    assert broadcasts.send(NOW) == {"a"}
+    assert broadcasts.send(NOW + 1) == set()
+
+
+def test_it_does_not_hold_for_a_group_that_was_made_again(broadcasts: Broadcasts) -> None:
     broadcasts.join("a")
     broadcasts.send()
     broadcasts.leave("a")
@@ -140,7 +152,7 @@ def test_it_does_not_hold_for_a_group_that_was_made_anew(broadcasts: Broadcasts)
 
 
 def test_recovery_ends_it(broadcasts: Broadcasts) -> None:
-    """Somebody may have died between a change and its note."""
+    """A process may have died between a change and the note of it."""
     broadcasts.join("a", "b")
     broadcasts.send()
     before = broadcasts.plan
@@ -150,7 +162,7 @@ def test_recovery_ends_it(broadcasts: Broadcasts) -> None:
     assert broadcasts.send() == {"a", "b"} and broadcasts.plan is not before
 
 
-# -- brought up to date ---------------------------------------------------------------------------
+# -- how it is updated ----------------------------------------------------------------------------
 
 
 def test_joins_and_leaves_are_followed(broadcasts: Broadcasts) -> None:
@@ -175,7 +187,7 @@ def test_who_comes_and_goes_in_between_is_followed(broadcasts: Broadcasts) -> No
     assert broadcasts.send() == {"stays"}
 
 
-def test_who_comes_back_to_life_is_followed(broadcasts: Broadcasts) -> None:
+def test_an_expired_member_that_joins_again_is_followed(broadcasts: Broadcasts) -> None:
     broadcasts.join("a")
     broadcasts.join("b", expires=SOON)
     assert broadcasts.send(SOON) == {"a"}
@@ -198,7 +210,7 @@ def test_ghosts_go_when_another_takes_over_their_queue(broadcasts: Broadcasts) -
 
 
 @pytest.mark.parametrize("changes", [RECENT_CHANGES, RECENT_CHANGES + 1, 3 * RECENT_CHANGES])
-def test_who_is_far_behind_makes_it_anew(broadcasts: Broadcasts, changes: int) -> None:
+def test_a_plan_that_is_far_behind_is_made_again(broadcasts: Broadcasts, changes: int) -> None:
     broadcasts.join("x!first")
     broadcasts.send()
     before = broadcasts.plan
@@ -221,8 +233,8 @@ def test_what_changed_is_told_once(broadcasts: Broadcasts) -> None:
 
 
 def test_an_interruption_in_the_middle_changes_nothing(broadcasts: Broadcasts) -> None:
-    """A signal handler that raises: the plan is still of the old version, and following again
-    comes to the same."""
+    """A signal handler raises: the plan still has the old version, and the update can be repeated
+    with the same result."""
     broadcasts.join("a", "x!1")
     broadcasts.send()
     broadcasts.join("x!2", "x!3")

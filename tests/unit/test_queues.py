@@ -1,5 +1,5 @@
-"""Channels: messages come out once and in order, capacity and expiry hold, and nothing that stands
-in the memory is followed unchecked."""
+"""Channels: each message comes out once and in order, capacity and expiry hold, and no reference in
+memory is followed unchecked."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_channels_do_not_mix() -> None:
 
 
 def test_two_processes_share_the_channels() -> None:
-    """Each knows rows from before; the bytes are the same."""
+    """Each has its own objects over the same bytes."""
     store = make_store()
     other = Store(store.buffer, store.layout)
     for i in range(10):
@@ -139,7 +139,7 @@ def test_a_target_is_found_again_after_its_row_went_to_another_queue() -> None:
 
 
 class Interrupted(Target):
-    """A target whose holder is interrupted by a signal after some stores to it."""
+    """A target that a signal interrupts after `left` stores to it."""
 
     left: float = float("inf")
 
@@ -281,7 +281,7 @@ def test_messages_of_a_queue_that_nobody_reads_expire() -> None:
 
 
 def test_messages_behind_one_that_lives_expire_too() -> None:
-    """The sweep of the log stops at it; that of the queues comes by."""
+    """The sweep of the log stops there, but the sweep of the queues does not."""
     store = make_store()
     put(store, "c", b"lives")
     for i in range(5):
@@ -301,7 +301,7 @@ def test_a_sweep_does_a_bounded_part_of_the_work() -> None:
     assert cost(4000) < cost(400) + 100
 
 
-def test_find_unexpired_lets_go_of_what_is_over() -> None:
+def test_find_unexpired_drops_expired_messages() -> None:
     store = make_store()
     put(store, "c", expires=SOON)
     row = store.find_unexpired(target("c"), SOON)
@@ -313,7 +313,7 @@ def test_find_unexpired_lets_go_of_what_is_over() -> None:
 # -- figures --------------------------------------------------------------------------------------
 
 
-def test_accepted_messages_are_counted() -> None:
+def test_sent_messages_are_counted() -> None:
     store = make_store()
     for _ in range(5):
         put(store, "c", capacity=3)
@@ -391,7 +391,7 @@ def test_when_rows_run_out_new_channels_are_refused_and_the_others_go_on() -> No
     for i in range(8):
         put(store, f"c{i}", b"%d" % i)
     assert put(store, "new") == NO_MEMORY
-    with pytest.raises(LimitReached, match="8 channels are in use"):
+    with pytest.raises(LimitReached, match="no room for channel 'new': 8 channels are in use"):
         store.take(target("new"), NOW, waiter_id=3)
     assert take(store, "new") is None
     assert_whole(store)
@@ -427,7 +427,7 @@ def test_a_receive_that_finds_nothing_costs_the_same_however_many_channels_there
     assert cost(1000) == cost(10)
 
 
-def test_a_full_queue_of_expired_messages_is_let_go_in_bounded_parts() -> None:
+def test_a_full_queue_of_expired_messages_is_dropped_in_bounded_parts() -> None:
     def cost(number: int) -> int:
         store = make_store(message_memory=1024 * KIB, first_mark=512 * KIB)
         for _ in range(number):
@@ -480,7 +480,7 @@ class AgainstDeques(RuleBasedStateMachine):
 
     @rule()
     def drain(self) -> None:
-        """As the owner of a process-specific queue does, which looks at expiry for itself."""
+        """As the owner of a process-specific queue does, which checks the expiry itself."""
         row = self.store.find(target("x!"))
         taken = []
         while row and (message := self.store.peek(row)) is not None:
@@ -542,7 +542,7 @@ TestAgainstDeques.settings = examples(60, stateful_step_count=50)
 
 
 def of_one_message(name: str = "c") -> tuple[Store, int, int]:
-    """A store with one message, its row and its record."""
+    """A store with one message, the row of its queue, and its record."""
     store = make_store()
     put(store, name, b"a message that is long enough to be altered")
     row = row_of(store, name)

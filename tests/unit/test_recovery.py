@@ -1,6 +1,6 @@
-"""Whoever is killed, wherever it is killed: the next holder of the lock finds every other message
-in its queue, in order and once, and every membership. Most tests kill an operation at its first
-write, at its second, and so on until it gets through."""
+"""Wherever a process is killed, the next holder of the lock finds every other message in its queue,
+in order and once, and every membership. Most tests kill an operation at its first write, at its
+second, and so on until it ends."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ from .support import (
 
 
 def crowded_store() -> Store:
-    """The next large record has to wrap, and those at the tail to be moved out of its way."""
+    """A store where the next large record wraps, and records at the tail must be moved for it."""
     store = make_store(first_mark=4096)
     process(store, 0)
     put(store, "stuck", b"stuck" * 20)
@@ -133,7 +133,7 @@ def full_table() -> Store:
 
 
 def expired_at_the_limit() -> Store:
-    """As much lives as ever can, and some of it is over at LATER."""
+    """As much is live as possible, and some of it expires at LATER."""
     store = make_store(first_mark=64 * 1024)
     while store.words[S_LIVE] + 150 < store.layout.max_live:
         put(store, "brief", b"b" * 1000, expires=LATER)
@@ -143,7 +143,7 @@ def expired_at_the_limit() -> Store:
 
 OPERATIONS: dict[str, tuple[Callable[[], Store], Callable[[Store], Any]]] = {
     "send": (busy_store, lambda store: put(store, "work", b"new")),
-    "send to somebody who waits": (busy_store, lambda store: put(store, "empty", b"new")),
+    "send to a waiter": (busy_store, lambda store: put(store, "empty", b"new")),
     "send to a new channel": (busy_store, lambda store: put(store, "new", b"new")),
     "send of local parts": (busy_store, lambda store: put(store, "specific.b!one", b"new")),
     "send at capacity": (busy_store, lambda store: put(store, "brief", b"new", LATER, capacity=4)),
@@ -168,7 +168,7 @@ OPERATIONS: dict[str, tuple[Callable[[], Store], Callable[[Store], Any]]] = {
         lambda store: Groups(store).add(b"new", b"unheard-of", NOW, FOREVER),
     ),
     "renewal": (busy_store, lambda store: Groups(store).add(b"chat", b"work", NOW, 2 * FOREVER)),
-    "return of a lapsed member": (
+    "return of an expired member": (
         busy_store,
         lambda store: Groups(store).add(b"chat", b"specific.b!socket1", LATER, FOREVER),
     ),
@@ -265,7 +265,7 @@ def store_of_two() -> Store:
 
 
 def run(store: Store, history: list[Step]) -> None:
-    """One of eight things for each step; the number says how large, or which."""
+    """Do one of eight things for each step; the number is a size, or selects something."""
     groups = Groups(store)
     for kind, name, number in history:
         group = b"group%d" % (number % 3)
@@ -294,7 +294,7 @@ DERIVED = {
 
 
 def ruin(store: Store, value: int) -> None:
-    """Overwrite all that is derived."""
+    """Overwrite all derived words."""
     words = store.words
     for at in (S_LIVE, S_BIGGEST, S_LIMIT):
         words[at] = value
@@ -389,7 +389,7 @@ def test_recovery_empties_the_waiter_sets() -> None:
 
 
 def test_recovery_gives_every_group_another_version() -> None:
-    """The rows of a plan made before may mean other queues now."""
+    """The rows in a plan that was made before may belong to other queues now."""
     store = busy_store()
     planner = Planner(Groups(store), len)
     plan = planner.plan(b"chat", NOW)
@@ -418,7 +418,7 @@ def test_a_half_done_move_leaves_one_message() -> None:
         next_holder(left)
         assert_whole(left)
         assert contents(left).messages[b"stuck"] == expected
-    assert halves_done, "nothing was killed between the copy and the death of the original"
+    assert halves_done, "no death came between the copy and the end of the original"
 
 
 # -- what cannot be right -------------------------------------------------------------------------
@@ -470,7 +470,7 @@ def test_recovery_of_what_cannot_be_right_says_so_and_stays_due(damage: Any) -> 
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_flush_mends_what_recovery_cannot(damage: Any) -> None:
+def test_flush_repairs_what_recovery_cannot(damage: Any) -> None:
     store = busy_store()
     damage(store)
     recovery.flush(store, NOW)
@@ -571,7 +571,7 @@ def test_a_flush_that_is_killed_is_finished_by_recovery() -> None:
             assert contents(left) == contents(busy_store())
 
 
-def test_a_flush_that_is_killed_again_and_again_comes_to_an_end() -> None:
+def test_a_flush_that_is_killed_again_and_again_ends() -> None:
     for once in deaths(single_message(), lambda store: recovery.flush(store, NOW), every=100):
         if once.words[S_DIRTY] == FLUSHING:
             for twice in deaths(once, lambda store: recovery.recover(store, NOW), every=100):

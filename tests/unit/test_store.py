@@ -1,4 +1,4 @@
-"""Processes: whose queues are whose, what happens when they end, and the upkeep."""
+"""Processes: which queues they own, what happens when they die or detach, and upkeep."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ EXPIRY = 60.0
 
 
 def bury(store: Store, dead: int, now: float, expiry: float = EXPIRY) -> bool:
-    """As many calls as it takes; whether the row is free then."""
+    """Bury until there is no more to do now; whether the row is then free."""
     for _ in range(1000):
         if store.bury(dead, now, expiry):
             return True
@@ -53,7 +53,7 @@ def bury(store: Store, dead: int, now: float, expiry: float = EXPIRY) -> bool:
             continue
         if now - store.doubles[dead + P_DEAD_SINCE] < expiry:
             return False
-    raise AssertionError("the burial does not come to an end")
+    raise AssertionError("the burial does not end")
 
 
 # -- attaching ------------------------------------------------------------------------------------
@@ -129,6 +129,28 @@ def test_a_process_that_came_later_with_the_same_id_does_not_own_what_the_first_
     assert row == row_of(store, "x!")
 
 
+def test_the_reader_of_a_queue_is_its_living_owner() -> None:
+    store = make_store()
+    owner, other = process(store, 0), process(store, 1)
+    assert store.find_reader(target("x!")) == 0
+    row_of(store, "x!")
+    assert store.find_reader(target("x!")) == 0
+    owned(store, "x!", owner)
+    owned(store, "y!", other)
+    assert store.find_reader(target("x!1")) == owner
+    store.bury(owner, NOW, EXPIRY)
+    assert store.find_reader(target("x!1")) == 0
+    store.leave(other, NOW)
+    assert store.find_reader(target("y!1")) == 0
+
+
+def test_an_owner_whose_row_belongs_to_another_process_is_none() -> None:
+    store = make_store()
+    row = owned(store, "x!", process(store, 0))
+    process(store, 0)
+    assert store.owner(row) == store.find_reader(target("x!")) == 0
+
+
 # -- death ----------------------------------------------------------------------------------------
 
 
@@ -147,7 +169,7 @@ def test_what_waits_for_a_dead_process_is_dropped_at_once() -> None:
 
 
 def test_the_memberships_of_a_dead_process_last_until_expiry() -> None:
-    """A6: at least until a message to them expires unread."""
+    """They last at least until a message to them expires unread (A6)."""
     store = make_store()
     groups = Groups(store)
     dead = process(store, 0)
@@ -289,7 +311,7 @@ def test_a_time_of_death_that_cannot_be_is_taken_for_now(since: float) -> None:
     assert not store.words[dead + P_GENERATION]
 
 
-def test_a_list_of_queues_that_goes_round_in_a_circle_is_a_corrupt_store() -> None:
+def test_a_loop_in_the_list_of_queues_is_a_corrupt_store() -> None:
     store = make_store()
     dead = process(store, 0)
     first, second = owned(store, "x!", dead), owned(store, "y!", dead)
@@ -304,7 +326,7 @@ def test_a_row_that_is_free_is_buried_already() -> None:
     assert store.bury(store.process_row(3), NOW, EXPIRY)
 
 
-# -- leaving in good order ------------------------------------------------------------------------
+# -- leaving --------------------------------------------------------------------------------------
 
 
 def test_a_process_that_leaves_owning_nothing_frees_its_row() -> None:
@@ -366,11 +388,11 @@ def test_a_sweep_says_whether_more_is_over() -> None:
     assert not store.sweep(NOW + 1)
 
 
-def test_after_close_the_memory_is_let_go() -> None:
+def test_after_close_the_memory_is_released() -> None:
     store = make_store()
     put(store, "c")
     buffer = store.buffer
     store.close()
-    buffer.extend(b"refused while anybody still looks at it")
+    buffer.extend(b"impossible while a view of it exists")
     with pytest.raises(ValueError, match="released"):
         store.find(target("c"))

@@ -65,7 +65,7 @@ READERS = {
 # TEMPORARY: these still import store.layout, and are to ask sources and sessions instead. When one
 # no longer does, remove it here; when none is left, remove the list.
 STILL_READERS = {
-    *("options", "machines.sync", "machines.remote", "machines.directory", "wsgi.readers"),
+    *("machines.sync", "machines.remote", "machines.directory", "wsgi.readers"),
 }
 
 
@@ -119,7 +119,6 @@ def test_imports_never_go_upward() -> None:
         for one in ours()
         if floor(one.imported) > floor(one.importer) and (one.at_once or one.importer not in PUBLIC)
     }
-    upward -= {("options", "store.layout")} if "options" in STILL_READERS else set()
     assert upward == set()
 
 

@@ -51,7 +51,7 @@ def word(table: Table, at: int) -> int:
 
 
 def whole(table: Table) -> set[bytes]:
-    """The names in the table, after a look at all that is derived."""
+    """The names in the table. Checks all derived words."""
     rows = list(table.rows())
     free = chain(table._words, word(table, table.state + T_FREE), R_CHAIN)
     assert table.used == len(rows)
@@ -235,8 +235,8 @@ def test_clear_frees_every_row() -> None:
     assert whole(table) == {b"name 5"}
 
 
-def test_clear_believes_nothing_about_what_is_reserved() -> None:
-    """It is also what mends a damaged table: memory is asked for again, which costs nothing."""
+def test_clear_does_not_trust_what_is_reserved() -> None:
+    """It also repairs a damaged table. Memory that is reserved is asked for again."""
     reserve = Reserve()
     table = filled(100, reserve=reserve)
     reserved = word(table, table.state + T_RESERVED)
@@ -250,7 +250,7 @@ def test_clear_believes_nothing_about_what_is_reserved() -> None:
 
 
 def test_clear_ends_rows_that_the_count_of_rows_does_not_tell_of() -> None:
-    """Whoever has looked one up before sees by its generation that it is gone."""
+    """A process that has looked such a row up sees by its generation that it is gone."""
     table = filled(100)
     row = table.find(b"name 99")
     table._words[table.state + T_HIGH] = 3
@@ -259,7 +259,7 @@ def test_clear_ends_rows_that_the_count_of_rows_does_not_tell_of() -> None:
 
 
 def test_a_generation_left_beyond_the_rows_ever_used_is_no_row() -> None:
-    """An insert that was killed may have left anything there."""
+    """An insert that was killed may have left any bytes there."""
     table = filled(3)
     table._words[BASE + 3 * ROW_WORDS + R_GENERATION] = 9
     table._words[BASE + 3 * ROW_WORDS + R_BUCKET] = BASE
@@ -270,7 +270,7 @@ def test_a_generation_left_beyond_the_rows_ever_used_is_no_row() -> None:
 # -- sweeps ---------------------------------------------------------------------------------------
 
 
-def test_sweeps_come_by_every_row_in_turn() -> None:
+def test_sweeps_visit_every_row_in_turn() -> None:
     table = filled(50)
     seen = []
     for _ in range(10):
@@ -300,8 +300,8 @@ def test_a_sweep_of_nothing() -> None:
 
 @pytest.mark.parametrize("operation", ["find", "insert"])
 def test_work_does_not_grow_with_the_number_of_rows(operation: str) -> None:
-    """Chains stay short, because buckets grow with the rows. A sum over many names, so that one
-    long chain says nothing."""
+    """Chains stay short, because there are as many buckets as rows. The work is summed over many
+    names, so that a single long chain does not matter."""
 
     def work(number: int) -> int:
         table = filled(number, rows=10_000)
@@ -354,7 +354,7 @@ def test_a_chain_that_leads_out_of_the_table_is_corrupt(wrong: int) -> None:
             insert(table, b"another %d" % i)
 
 
-def test_a_chain_that_goes_round_is_corrupt() -> None:
+def test_a_chain_that_forms_a_loop_is_corrupt() -> None:
     table = filled(10)
     for i in range(10):
         row = BASE + i * ROW_WORDS

@@ -1,4 +1,4 @@
-"""Waiter ids, and the sets that say who is to be rung for which queue."""
+"""Waiter ids, and the waiter set of each queue, which says whom to ring."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .support import (
 )
 
 
-def queue_with(*waiters: int) -> tuple[Store, int]:
-    """A store, and the row of a queue at which these are parked."""
+def queue_with(*waiter_ids: int) -> tuple[Store, int]:
+    """A store, and the row of a queue where these waiter ids are parked."""
     store = make_store()
     row = row_of(store, "c")
-    for waiter in waiters:
-        store.park(row, waiter)
+    for waiter_id in waiter_ids:
+        store.park(row, waiter_id)
     return store, row
 
 
@@ -46,7 +46,7 @@ def test_every_id_but_0_can_be_taken_and_0_stands_for_nobody() -> None:
     store = make_store()
     owner = process(store, 0)
     ids = [add(store, owner) for _ in range(MAX_WAITERS - 1)]
-    assert {index for index, _ in ids} == set(range(1, MAX_WAITERS))
+    assert {waiter_id for waiter_id, _ in ids} == set(range(1, MAX_WAITERS))
     assert len({generation for _, generation in ids}) == MAX_WAITERS - 1
     assert store.add_waiter(owner) is None
 
@@ -54,11 +54,11 @@ def test_every_id_but_0_can_be_taken_and_0_stands_for_nobody() -> None:
 def test_an_id_that_was_given_back_is_taken_again_with_another_generation() -> None:
     store = make_store()
     owner = process(store, 0)
-    index, generation = add(store, owner)
-    store.remove_waiter(index, generation)
-    assert store.waiter_generation(index) == 0
+    waiter_id, generation = add(store, owner)
+    store.remove_waiter(waiter_id, generation)
+    assert store.waiter_generation(waiter_id) == 0
     again, another = add(store, owner)
-    assert again == index and another != generation
+    assert again == waiter_id and another != generation
 
 
 def test_an_id_is_taken_from_the_moment_it_is_asked_for() -> None:
@@ -82,23 +82,23 @@ def test_a_waiter_has_no_generation_before_its_bell_is_open() -> None:
 def test_an_id_that_has_gone_to_somebody_else_is_not_given_back() -> None:
     store = make_store()
     owner = process(store, 0)
-    index, old = add(store, owner)
-    store.remove_waiter(index, old)
+    waiter_id, old = add(store, owner)
+    store.remove_waiter(waiter_id, old)
     _, new = add(store, owner)
-    store.remove_waiter(index, old)
-    assert store.waiter_generation(index) == new
+    store.remove_waiter(waiter_id, old)
+    assert store.waiter_generation(waiter_id) == new
 
 
 def test_an_id_that_somebody_else_is_about_to_publish_is_not_given_back() -> None:
     store = make_store()
     owner = process(store, 0)
-    index, old = add(store, owner)
-    store.remove_waiter(index, old)
+    waiter_id, old = add(store, owner)
+    store.remove_waiter(waiter_id, old)
     taken = store.add_waiter(owner)
-    assert taken is not None and taken[0] == index
-    store.remove_waiter(index, old)
+    assert taken is not None and taken[0] == waiter_id
+    store.remove_waiter(waiter_id, old)
     other = store.add_waiter(owner)
-    assert other is not None and other[0] != index
+    assert other is not None and other[0] != waiter_id
 
 
 def test_the_ids_of_a_dead_process_are_free() -> None:
@@ -109,7 +109,7 @@ def test_the_ids_of_a_dead_process_are_free() -> None:
     unpublished = store.add_waiter(dead)
     assert unpublished is not None
     store.bury(dead, NOW, 60.0)
-    assert [store.waiter_generation(index) for index, _ in gone] == [0, 0]
+    assert [store.waiter_generation(waiter_id) for waiter_id, _ in gone] == [0, 0]
     assert store.waiter_generation(stays[0]) == stays[1]
     ids = {add(store, alive)[0] for _ in range(3)}
     assert ids == {gone[0][0], gone[1][0], unpublished[0]}
@@ -123,10 +123,10 @@ def test_nobody_is_picked_from_an_empty_set() -> None:
     assert store.pick(row) == 0
 
 
-@pytest.mark.parametrize("waiter", [1, 63, 64, 65, MAX_WAITERS - 1])
-def test_who_is_parked_is_picked_once(waiter: int) -> None:
-    store, row = queue_with(waiter)
-    assert store.pick(row) == waiter
+@pytest.mark.parametrize("waiter_id", [1, 63, 64, 65, MAX_WAITERS - 1])
+def test_who_is_parked_is_picked_once(waiter_id: int) -> None:
+    store, row = queue_with(waiter_id)
+    assert store.pick(row) == waiter_id
     assert store.pick(row) == 0
     assert store.words[row + Q_WAITING] == 0
 
@@ -175,7 +175,7 @@ def test_waiters_that_park_again_take_turns(number: int) -> None:
 
 
 def test_a_bit_that_leads_nowhere_is_passed_over() -> None:
-    """Whoever is killed while it parks leaves the summary without the bit."""
+    """A process that is killed while it parks leaves the summary bit without a waiter."""
     store, row = queue_with(700)
     store.words[row + Q_WAITING] |= 0b111
     assert store.pick(row) == 700
@@ -200,13 +200,13 @@ def test_a_summary_of_words_that_there_are_not_is_passed_over() -> None:
 def test_a_set_is_a_set(steps: list[tuple[str, int]]) -> None:
     store, row = queue_with()
     model: set[int] = set()
-    for step, waiter in steps:
+    for step, waiter_id in steps:
         if step == "park":
-            store.park(row, waiter)
-            model.add(waiter)
+            store.park(row, waiter_id)
+            model.add(waiter_id)
         elif step == "unpark":
-            assert store.unpark(row, waiter) == (waiter in model)
-            model.discard(waiter)
+            assert store.unpark(row, waiter_id) == (waiter_id in model)
+            model.discard(waiter_id)
         else:
             picked = store.pick(row)
             assert (picked in model) if model else picked == 0
@@ -263,6 +263,15 @@ def test_a_message_that_is_refused_wakes_nobody() -> None:
     assert store.pick(row) == 3
 
 
+def test_a_queue_is_awaited_while_a_waiter_is_parked() -> None:
+    store, row = queue_with()
+    assert not store.is_awaited(row)
+    store.park(row, 700)
+    assert store.is_awaited(row)
+    put(store, "c")
+    assert not store.is_awaited(row)
+
+
 def test_park_if_empty() -> None:
     store, row = queue_with()
     assert not store.park_if_empty(row, 3)
@@ -271,7 +280,7 @@ def test_park_if_empty() -> None:
     assert put(store, "c") == 0
 
 
-def test_a_ring_is_passed_on_only_while_there_is_something() -> None:
+def test_a_ring_is_passed_on_only_while_a_message_is_pending() -> None:
     store, row = queue_with(3, 4)
     assert store.pick_if_pending(row) == 0
     first = put(store, "c")
@@ -282,7 +291,7 @@ def test_a_ring_is_passed_on_only_while_there_is_something() -> None:
     assert store.pick_if_pending(row) == 0
 
 
-def test_a_ring_for_a_queue_that_is_gone_is_for_nobody() -> None:
+def test_a_ring_for_a_queue_that_is_gone_is_passed_on_to_nobody() -> None:
     store, row = queue_with()
     store.reclaim(NOW, 0.0, 10)
     assert store.pick_if_pending(row) == 0
@@ -291,18 +300,18 @@ def test_a_ring_for_a_queue_that_is_gone_is_for_nobody() -> None:
 def test_a_queue_at_which_somebody_waits_is_not_reclaimed() -> None:
     store, row = queue_with()
     owner = process(store, 0)
-    index, _ = add(store, owner)
-    store.park(row, index)
+    waiter_id, _ = add(store, owner)
+    store.park(row, waiter_id)
     for _ in range(3):
         store.sweep(NOW + 1000)
-    assert put(store, "c") == index
+    assert put(store, "c") == waiter_id
 
 
 def test_a_queue_at_which_only_the_dead_wait_is_reclaimed() -> None:
     store, row = queue_with()
     dead = process(store, 0)
-    index, _ = add(store, dead)
-    store.park(row, index)
+    waiter_id, _ = add(store, dead)
+    store.park(row, waiter_id)
     store.bury(dead, NOW, 60.0)
     for _ in range(3):
         store.sweep(NOW + 1000)

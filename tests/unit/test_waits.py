@@ -26,6 +26,8 @@ from asgi_ipc.segment.doorbell import ALL, Doorbell
 from asgi_ipc.store.layout import Q_PENDING, QUEUE_WORDS, R_GENERATION, WORD
 from asgi_ipc.store.queues import Taken
 
+from .support import make_store
+
 ROW, OTHER_ROW = 1000, 2000
 
 
@@ -104,6 +106,10 @@ def source(name: str = "c", row: int = ROW, inbox: Inbox | None = None) -> Sourc
     return found
 
 
+def inbox_of(queue: str) -> Inbox:
+    return Inbox(queue, make_store())
+
+
 def feed(inbox: Inbox, local: str) -> None:
     inbox.feed(Taken(1, float("inf"), local.encode(), b"body"), lambda _: 100)
 
@@ -170,7 +176,7 @@ def test_rings_that_a_thread_has_not_read_are_read_before_it_parks_again(
 
 
 def test_a_thread_is_woken_by_another_that_drained(thread: ThreadWaiter, around: Any) -> None:
-    inbox = Inbox("x!")
+    inbox = inbox_of("x!")
     one = source("x!", inbox=inbox)
 
     def drain() -> None:
@@ -189,7 +195,7 @@ def test_a_thread_is_woken_by_another_that_drained(thread: ThreadWaiter, around:
 def test_a_thread_does_not_sleep_beside_a_message_that_was_drained(
     thread: ThreadWaiter, around: Any
 ) -> None:
-    inbox = Inbox("x!")
+    inbox = inbox_of("x!")
     feed(inbox, "local")
     assert wait(thread, around, source("x!", inbox=inbox), seconds=0.0)
 
@@ -297,7 +303,7 @@ async def test_a_loop_looks_where_nobody_rang(around: Any, often: None) -> None:
 
 async def test_a_ring_for_a_process_specific_queue_drains_it(around: Any) -> None:
     hub = asyncio_hub(around)
-    inbox = Inbox("x!")
+    inbox = inbox_of("x!")
     socket, other = source("x!a", inbox=inbox), source("x!b", inbox=inbox)
     waiting, idle = start(hub, around, socket), start(hub, around, other)
     await asyncio.sleep(0)
@@ -365,7 +371,7 @@ async def test_a_loop_renews_a_doorbell_that_nobody_can_ring(around: Any, often:
 
 async def test_a_thread_may_wake_a_receive_of_a_loop(around: Any) -> None:
     hub = asyncio_hub(around)
-    inbox = Inbox("x!")
+    inbox = inbox_of("x!")
     task = start(hub, around, source("x!a", inbox=inbox))
     await asyncio.sleep(0)
     feed(inbox, "a")
@@ -461,7 +467,7 @@ def test_a_look_goes_on_where_a_receive_that_it_woke_has_left_the_next_queue(aro
 
 def test_a_look_goes_on_where_a_receive_that_it_woke_let_go_of_the_loop(around: Any) -> None:
     hub = HubOfNow(around)
-    inboxes = [Inbox("x!"), Inbox("y!")]
+    inboxes = [inbox_of("x!"), inbox_of("y!")]
     woken: list[bool] = []
 
     async def receive(name: str, row: int, inbox: Inbox) -> None:
@@ -558,7 +564,7 @@ def test_damage_is_raised_in_a_receive_of_the_reactor(around: Any, often: None) 
 
 
 def test_another_thread_may_wake_a_receive_of_the_reactor(around: Any) -> None:
-    inbox = Inbox("x!")
+    inbox = inbox_of("x!")
 
     def wake() -> None:
         feed(inbox, "a")

@@ -1,0 +1,282 @@
+"""This process: which attachments it has, one for each prefix, and who uses them.
+
+`attach` finds or makes one. It is released when no layer refers to it any more; a forked child
+begins with none. This module must not know what an attachment does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Protocol, TypeVar
+
+from ..errors import IncompatibleSegment, Reentered
+from ..segment.files import Members
+from ..segment.opening import attach as attach_segment
+from ..segment.paths import full_prefix
+from ..segment.section import Waits
+from ..segment.wanted import Provider, Wanted
+from .attachment import Attachment
+from .inbox import Inbox
+from .resources import Resources, close_inherited, lock_of
+from .upkeep import listed
+
+logger = logging.getLogger("asgi_ipc")
+
+R = TypeVar("R")
+
+
+class User(Protocol):
+    """What is told about attachments: see `register`."""
+
+    def detach(self, attachment: Attachment) -> None:
+        """An attachment must not be used any more."""
+
+    def forked(self) -> None:
+        """This object has become another process's."""
+
+
+# By prefix, or by provider where it is not shared memory.
+_attachments: weakref.WeakValueDictionary[Provider | str, Attachment] = (
+    weakref.WeakValueDictionary()
+)
+# Of every attachment, also to a segment that was removed.
+_finalizers: weakref.WeakKeyDictionary[Attachment, weakref.finalize[Any, Any]] = (
+    weakref.WeakKeyDictionary()
+)
+_users: weakref.WeakSet[User] = weakref.WeakSet()
+_gone: list[Resources] = []  # of attachments that are gone, still to be released
+# Inboxes of attachments that are gone, by prefix and nonce of the segment. What was drained into
+# them and not delivered yet is for the next attachment of this process.
+_kept: dict[tuple[str, int], dict[str, Inbox]] = {}
+
+
+class _Guard:
+    """Held while this process attaches or leaves a segment. Finalizers run at any time, also in a
+    thread that holds it: they only try to enter, and leave their work to the holder.
+
+    As with a section, a signal handler may raise an exception anywhere: each method enters in a
+    `try` whose `except` leaves again, and both can be done twice.
+    """
+
+    def __init__(self) -> None:
+        self._lock: Any = threading.RLock()
+
+    def run(self, call: Callable[..., R], *args: Any) -> R:
+        """Return ``call(*args)``, which is made while this thread holds the guard."""
+        try:
+            self._enter()
+            result = call(*args)
+            self._leave()
+        except BaseException:
+            self._leave()
+            raise
+        return result
+
+    def _enter(self) -> None:
+        if self._lock._is_owned() and _guarded(sys._getframe(2)):
+            raise Reentered(
+                "the layer was called by a signal handler or __del__ while the same thread was "
+                "attaching it. Set a flag there, or call from another thread"
+            )
+        self._lock.acquire()  # it may be ours already: an earlier call lost track of it
+
+    def _leave(self) -> None:
+        """Release the lock, if this thread holds it and no call further out needs it."""
+        if not _guarded(sys._getframe(2)):
+            while self._lock._is_owned():
+                self._lock.release()
+
+    def release_gone(self) -> None:
+        """Leave the segments of attachments that are gone, unless a thread holds the guard, which
+        then does it."""
+        try:
+            while _gone and not self._lock._is_owned() and self._lock.acquire(False):
+                while _gone:
+                    _release(_gone.pop())
+                self._leave()
+        except BaseException:
+            self._leave()
+            raise
+
+    def before_fork(self) -> None:
+        self._lock.acquire()
+
+    def after_fork(self) -> None:
+        self._lock.release()
+        self.release_gone()
+
+
+def _guarded(frame: FrameType | None) -> bool:
+    """Whether a call at `frame` or further out has entered the guard."""
+    codes = _Guard.run.__code__, _Guard.release_gone.__code__
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_guard = _Guard()
+
+# -- attaching ------------------------------------------------------------------------------------
+
+
+def attach(wanted: Wanted, waits: Waits, flush: bool = False) -> Attachment:
+    """Return this process's attachment to a prefix, made if there is none.
+
+    `flush` is for an attachment that is made: see there.
+    """
+    if wanted.provider is None:
+        wanted = wanted._replace(prefix=full_prefix(wanted.prefix))
+    try:
+        return _guard.run(_find_or_make, wanted, waits, flush)
+    finally:
+        _guard.release_gone()
+
+
+def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
+    key = wanted.provider or wanted.prefix
+    found = _attachments.get(key)
+    if found is not None and (found.broken is not None or found.segment.vanished()):
+        # Layers that were attached before notice it for themselves, and raise SegmentVanished.
+        found = None
+    if found is None:
+        found = _attachments[key] = _make(wanted, waits, flush)
+    elif found.segment.lock_kind != wanted.lock_kind:
+        raise IncompatibleSegment(
+            f"prefix {wanted.prefix!r}: this process already uses it, with another lock= option; "
+            "give all of its layers the same"
+        )
+    else:
+        found.segment.warn_of_mode(wanted)
+        if found.segment.sizes != wanted.sizes:
+            logger.warning(
+                "prefix %r: this process already uses it, with %s; these sizes hold for all of its "
+                "layers",
+                wanted.prefix,
+                found.segment.sizes,
+            )
+    return found
+
+
+def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
+    open_segment = attach_segment if wanted.provider is None else wanted.provider.attach
+    segment, index = open_segment(wanted)
+    try:
+        resources = Resources(wanted.prefix, segment, index, lock_of(segment))
+        made = Attachment(resources, waits, detach, flush)
+    except BaseException:
+        segment.leave(index)
+        raise
+    _finalizers[made] = weakref.finalize(made, _release_later, resources)
+    resources.adopt(_kept.get(resources.identity, {}))
+    _kept.pop(resources.identity, None)
+    return made
+
+
+def attached_processes(members: str) -> dict[int, int]:
+    """Return who is attached, read from the file of byte locks at `members`: index → process id."""
+    try:
+        return _guard.run(Members.glance, members)
+    finally:
+        _guard.release_gone()
+
+
+# -- users ----------------------------------------------------------------------------------------
+
+
+def register(user: User) -> None:
+    """Tell `user` from now on when an attachment must not be used any more, and of a fork."""
+    _users.add(user)
+
+
+def detach(attachment: Attachment) -> None:
+    """Make the next call of every layer of this process attach again."""
+    for key in listed(_attachments):
+        if _attachments.get(key) is attachment:
+            _attachments.pop(key, None)
+    for user in listed(_users):
+        user.detach(attachment)
+
+
+def detach_all() -> list[Attachment]:
+    """Do the same for all prefixes, because what the environment adds to them changes. Returns the
+    attachments that were in use."""
+    found = list(_attachments.values())
+    for attachment in found:
+        detach(attachment)
+    return found
+
+
+# -- releasing ------------------------------------------------------------------------------------
+
+
+def _release_later(resources: Resources) -> None:
+    """Leave the segment of an attachment that is gone; called by its finalizer."""
+    _gone.append(resources)
+    _guard.release_gone()
+
+
+def _release(resources: Resources) -> None:
+    """Leave a segment, and keep what was drained from it and can still be received."""
+    if resources.pid != os.getpid():
+        return  # forked without fork handlers: all of this is the parent's
+    now = time.monotonic()
+    for identity, kept in list(_kept.items()):
+        if identity[0] == resources.identity[0] or not _any_live(kept, now):
+            del _kept[identity]
+    if _any_live(resources.inboxes, now):
+        for inbox in resources.inboxes.values():
+            inbox.leave()
+        _kept[resources.identity] = resources.inboxes
+    resources.release()
+
+
+def _any_live(inboxes: dict[str, Inbox], now: float) -> bool:
+    return any(inbox.lives(now) for inbox in inboxes.values())
+
+
+# -- fork -----------------------------------------------------------------------------------------
+
+
+def _before_fork() -> None:
+    _guard.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    _guard.after_fork()
+
+
+def _after_fork_in_child() -> None:
+    """Let go of the parent's attachments: the child attaches for itself with its first call."""
+    global _guard
+    _guard = _Guard()
+    directories = set()
+    for attachment in listed(_finalizers):
+        _finalizers.pop(attachment).detach()
+        attachment.disown()
+        directories.add(attachment.segment.paths.directory)
+        for user in listed(_users):
+            user.detach(attachment)
+    _attachments.clear()
+    _kept.clear()
+    _gone.clear()
+    for user in listed(_users):
+        user.forked()
+    Members.forget_all()
+    for directory in directories:
+        close_inherited(directory)
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

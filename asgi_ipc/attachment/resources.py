@@ -1,0 +1,159 @@
+"""What an attachment holds of the operating system and of the store, and how that is released.
+
+It is apart from `Attachment`, and must not refer to it: a finalizer of the attachment releases it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+
+from ..errors import IPCError
+from ..segment.doorbell import ALL
+from ..segment.files import open_file
+from ..segment.lock import FileLock, Mutex, init_mutex
+from ..segment.procfs import process_of, thread_exists
+from ..segment.section import (
+    Section,
+    SectionOfThree,
+    Waits,
+    make_section,
+    make_section_of_three,
+)
+from ..segment.segment import Segment
+from ..store import recovery
+from ..store.layout import H_LOCK, LOCK_MUTEX, MAX_WAITERS, P_PID, PROCESS_WORDS, WORD
+from ..store.store import Store
+from .drops import DropLog
+from .inbox import Inbox
+
+
+class Resources:
+    """An open segment: the store in it, its lock, what rings its waiters, and the row of this
+    process, which has claimed the byte at `index`."""
+
+    process = 0  # the row, once `enter` has made it
+
+    def __init__(self, prefix: str, segment: Segment, index: int, lock: Mutex | FileLock) -> None:
+        self.prefix = prefix
+        self.segment = segment
+        self.lock = lock
+        self.store = Store(segment.memory, segment.layout, segment.reserve)
+        self.ringer = segment.ringer()
+        self.log_drop = DropLog(prefix, self.store.dropped)
+        self.inboxes: dict[str, Inbox] = {}
+        self.identity = segment.paths.prefix, segment.nonce
+        self.pid = os.getpid()
+        self._index = index
+
+    def enter(self, section: Section, now: float) -> None:
+        """Make the row of this process, after clearing up what a dead process left in it."""
+        store, index = self.store, self._index
+        row = store.process_row(index)
+        while not section(store.bury, row, now, 0.0):
+            pass
+        self.process = section(store.attach, index, self.pid, os.geteuid(), now)
+
+    def adopt(self, inboxes: dict[str, Inbox]) -> None:
+        """Take over the inboxes of an earlier attachment of this process."""
+        for inbox in inboxes.values():
+            inbox.enter(self.store)
+        self.inboxes.update(inboxes)
+
+    def is_alive(self, process: int) -> bool:
+        """Whether the process of a row still holds its byte."""
+        if process == self.process:
+            return True
+        members = self.segment.members
+        index = (process - self.store.layout.processes) // PROCESS_WORDS
+        if members.held(index):
+            return True
+        # Another attachment of this process: the kernel does not report a process its own locks.
+        return self.store.words[process + P_PID] == self.pid and index in members.claimed
+
+    # -- sections ---------------------------------------------------------------------------------
+
+    def make_section_of_three(
+        self, waits: Waits, recover: Callable[[], None] | None = None
+    ) -> SectionOfThree:
+        """Return a section for operations of three arguments. `recover` is called when the store is
+        dirty, in place of `recovery.recover`."""
+        recover = recover or self._recover
+        return make_section_of_three(self.lock, self.store.words, recover, waits, self.renew_lock)
+
+    def _recover(self) -> None:
+        recovery.recover(self.store, time.monotonic())
+        self.ring_everyone()
+
+    def ring_everyone(self) -> None:
+        """Wake all waiters. Recovery and flush empty the waiter sets: all have to park again."""
+        for waiter_id in range(1, MAX_WAITERS):
+            generation = self.store.waiter_generation(waiter_id)
+            if generation:
+                self.ringer.ring(waiter_id, generation, ALL)
+
+    def renew_lock(self, holder: int) -> bool:
+        """Make the mutex new if its holder is dead; `holder` 0 means that it cannot be recovered.
+
+        Some deaths are not reported: before Linux 5.18, victims of the OOM killer leave their
+        robust mutexes locked. The kernel says who lives: a thread of that id, in a process that
+        holds one of the bytes (which it claims before it ever takes the lock).
+        """
+        segment, lock = self.segment, self.lock
+        if not isinstance(lock, Mutex):
+            return False
+        if holder and thread_exists(holder):
+            pid = process_of(holder)
+            if not pid or pid == os.getpid() or pid in segment.members.pids():
+                return False
+        with segment.exclusively():
+            # Unless another process was quicker:
+            if lock.holder() == holder if holder else lock.lost():
+                init_mutex(segment.memory, H_LOCK * WORD)
+        return True
+
+    # -- leaving ----------------------------------------------------------------------------------
+
+    def release(self) -> None:
+        """Leave the segment: clear up what this process has in it, and close everything."""
+        self.log_drop.tell()
+        with contextlib.suppress(IPCError, OSError):
+            section = make_section(self.lock, self.store.words, self._recover, Waits(1.0, 1.0))
+            section(self.store.leave, self.process, time.monotonic())
+        self.ringer.close()
+        self.segment.leave(self._index)
+        if isinstance(self.lock, FileLock):
+            self.lock.close()
+        self.store.close()
+
+    def disown(self) -> None:
+        """In a forked child: close what belongs to the parent, and do not touch the segment."""
+        if isinstance(self.lock, FileLock):
+            self.lock.close()  # or the child would hold the lock while its parent does
+        self.ringer.close()
+        with contextlib.suppress(OSError):
+            os.close(self.segment.fd)
+
+
+def lock_of(segment: Segment) -> Mutex | FileLock:
+    """The lock of a segment."""
+    if segment.lock_kind == LOCK_MUTEX:
+        return Mutex(segment.memory, H_LOCK * WORD)
+    path, mode = segment.paths.section_lock, segment.mode
+    return FileLock(path, lambda: open_file(path, mode))
+
+
+def close_inherited(directory: str) -> None:
+    """In a forked child: close what is still open of the files in `directory`.
+
+    Another thread of the parent was just opening them, and no object knew their descriptors yet.
+    """
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        device, files = os.stat(directory).st_dev, {entry.inode() for entry in entries}
+        for name in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):
+                status = os.fstat(int(name))
+                if status.st_dev == device and status.st_ino in files:
+                    os.close(int(name))

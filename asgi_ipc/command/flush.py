@@ -1,0 +1,21 @@
+"""``flush``: forget what is in a layer."""
+
+from __future__ import annotations
+
+import click
+
+from .. import IPCChannelLayer
+from ..inspection.view import View
+from .common import prefix_option, timeout_option
+
+
+@click.command()
+@prefix_option
+@timeout_option
+def flush(prefix: str, timeout: float) -> None:
+    """Forget all messages and groups of a layer.
+
+    Its processes go on and wait for new messages. This also repairs a damaged layer.
+    """
+    IPCChannelLayer(prefix, **View(prefix).options(), lock_timeout=timeout).flush()
+    click.echo(f"Flushed prefix {prefix!r}.")

@@ -1,0 +1,45 @@
+"""``groups``: the groups of a layer and their members."""
+
+from __future__ import annotations
+
+import click
+
+from ..inspection.snapshot import Snapshot
+from ..inspection.view import View
+from .common import (
+    complete_group,
+    json_option,
+    prefix_option,
+    print_json,
+    print_table,
+    selected,
+    span,
+)
+
+
+@click.command()
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1, shell_complete=complete_group)
+@prefix_option
+@json_option
+def groups(patterns: tuple[str, ...], prefix: str, as_json: bool) -> None:
+    """Show all groups, or those whose names match a PATTERN (a glob), with their members."""
+    found = Snapshot(View(prefix)).groups()
+    names = selected([group.name for group in found], patterns)
+    found = [group for group in found if group.name in names]
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ["GROUP", "MEMBERS", "CHANNEL", "EXPIRES IN"],
+        [
+            [
+                group.name if first else "",
+                str(len(group.members)) if first else "",
+                member.channel,
+                span(member.expires),
+            ]
+            for group in found
+            for first, member in zip([True] + [False] * len(group.members), group.members)
+        ],
+        right="MEMBERS",
+    )

@@ -1,0 +1,37 @@
+"""``processes``: the processes of a layer."""
+
+from __future__ import annotations
+
+import click
+
+from ..inspection.snapshot import Snapshot
+from ..inspection.view import View
+from ..segment.procfs import user_name
+from .common import first_few, json_option, prefix_option, print_json, print_table, span
+
+
+@click.command()
+@prefix_option
+@json_option
+def processes(prefix: str, as_json: bool) -> None:
+    """Show the processes that are attached, and dead ones that are not cleared up after yet."""
+    found = Snapshot(View(prefix)).processes()
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ["PID", "STATE", "USER", "ATTACHED", "WAITS FOR", "OWNS", "COMMAND"],
+        [
+            [
+                str(process.pid),
+                process.state + (" (holds the lock)" if process.holds_lock else ""),
+                user_name(process.uid),
+                span(process.attached),
+                first_few(process.waiting) or "-",
+                first_few(process.owns) or "-",
+                process.command or "?",
+            ]
+            for process in found
+        ],
+        right="PID ATTACHED",
+    )

@@ -1,0 +1,71 @@
+"""``stats``: the figures of a layer as a whole."""
+
+from __future__ import annotations
+
+import click
+
+from ..statistics import Stats
+from .common import (
+    interval_option,
+    json_option,
+    prefix_option,
+    print_json,
+    print_table,
+    rate,
+    size,
+    span,
+    two_snapshots,
+)
+
+
+@click.command()
+@prefix_option
+@interval_option
+@json_option
+def stats(prefix: str, interval: float, as_json: bool) -> None:
+    """Show the figures of a layer as a whole.
+
+    Counters start when the layer is created or flushed.
+    """
+    now, before = two_snapshots(prefix, interval)
+    found = now.stats(None if before is None else before.totals())
+    if as_json:
+        print_json(found)
+        return
+    print_table(["", ""], _described(found))
+
+
+def _described(found: Stats) -> list[tuple[str, str]]:
+    memory, lock, rates = found.memory, found.lock, found.rates
+    dropped = [f"{reason} {count}" for reason, count in found.dropped.items() if count]
+    return [
+        ("prefix", f"{found.prefix} (layout version {found.layout_version})"),
+        ("counted since", f"{span(found.since)} ago"),
+        ("pending", f"{found.pending}, the oldest for {span(found.oldest)}"),
+        ("sent", f"{found.sent} ({rate(rates.sent)}/s)"),
+        ("received or expired", f"{rate(rates.left)}/s"),
+        ("refused", f"{found.refused} ({rate(rates.refused)}/s)"),
+        (
+            "dropped",
+            f"{sum(found.dropped.values())} ({rate(rates.dropped)}/s)"
+            + (f": {', '.join(dropped)}" if dropped else ""),
+        ),
+        ("rates over", span(rates.period)),
+        (
+            "memory of messages",
+            f"{size(memory.in_use)} in use, {size(memory.high_water)} high-water, "
+            f"{size(memory.limit)} limit",
+        ),
+        ("memory of the segment", f"{size(memory.reserved)} reserved of {size(memory.size)}"),
+        ("channels", str(found.channels)),
+        ("groups", str(found.groups)),
+        ("memberships", f"{found.memberships} of {found.memberships_limit}"),
+        ("processes", str(found.processes)),
+        (
+            "lock",
+            f"{lock.kind}; {lock.waits} calls slept for it, {span(lock.waited)} in total, "
+            f"{span(lock.longest)} at most; "
+            + (f"held by process {lock.holder}" if lock.holder else "free"),
+        ),
+        ("recoveries", str(found.recoveries)),
+    ]

@@ -1,0 +1,37 @@
+"""``verify``: check the invariants of a layer."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ..errors import CorruptStore
+from ..inspection import locked
+from ..inspection.view import View
+from .common import json_option, prefix_option, print_json, timeout_option
+from .exits import NOT_WELL
+
+
+@click.command()
+@prefix_option
+@timeout_option
+@json_option
+def verify(prefix: str, timeout: float, as_json: bool) -> None:
+    """Check every invariant of a layer, and say in words which do not hold.
+
+    Checks a copy. Takes the lock only if something seems wrong, because a copy made under traffic
+    is not of one moment, and only while it makes another copy. Exit status 1: something is wrong;
+    `asgi-ipc flush` repairs it.
+    """
+    try:
+        found = locked.complaints(View(prefix), timeout)
+    except CorruptStore as error:
+        found = [str(error)]
+    if as_json:
+        print_json({"prefix": prefix, "well": not found, "problems": found})
+    elif not found:
+        click.echo(f"All invariants of prefix {prefix!r} hold.")
+    else:
+        click.echo("\n".join(found))
+    sys.exit(NOT_WELL if found else 0)

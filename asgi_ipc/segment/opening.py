@@ -1,0 +1,227 @@
+"""Shared memory as a whole: created, attached to, replaced when stale, opened to read, removed.
+
+Everything that changes names happens under the flock of `files.attach_lock`. This module must not
+touch what is stored in a segment, except in one that it has just created.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import stat
+from itertools import chain
+
+import posix_ipc
+
+from ..errors import ForeignSegment, LimitReached, NoSuchLayer, SegmentError
+from ..store.layout import (
+    FIRST_MARK,
+    H_LOCK,
+    LOCK_MUTEX,
+    MAX_PROCESSES,
+    P_GENERATION,
+    PAGE,
+    PROCESS_WORDS,
+    WORD,
+)
+from .files import Descriptor, Members, attach_lock, check_owner
+from .header import Header, format_segment
+from .lock import init_mutex
+from .paths import SHM, Paths, full_prefix, prefixes
+from .segment import Segment, allocate
+from .wanted import Wanted
+
+logger = logging.getLogger("asgi_ipc")
+
+
+# -- attaching ------------------------------------------------------------------------------------
+
+
+def attach(wanted: Wanted) -> tuple[Segment, int]:
+    """Open the segment of a prefix and claim a process id; create or replace it first if need be.
+
+    Returns the segment and the index whose byte this process now holds. Raises
+    IncompatibleSegment, ForeignSegment, CorruptHeader, or SegmentError when shared memory cannot be
+    used at all.
+    """
+    paths = Paths(wanted.prefix)
+    with attach_lock(paths, wanted.mode):
+        members = Members.open(paths.members, wanted.mode)
+        segment = None
+        try:
+            alive = bool(members.claimed) or members.held(0, MAX_PROCESSES)
+            segment = _open(paths, wanted, members, alive) or _create(paths, wanted, members)
+            segment.warn_of_mode(wanted)
+            if not alive and segment.lock_kind == LOCK_MUTEX:
+                # Nobody else is attached, so nobody holds it, whatever state it was left in.
+                init_mutex(segment.memory, H_LOCK * WORD)
+            return segment, _claim_index(segment)
+        except BaseException:
+            members.close()
+            if segment is not None:
+                os.close(segment.fd)
+            raise
+
+
+def _claim_index(segment: Segment) -> int:
+    """Claim a process id: one whose row is free, or else one of a process that died."""
+    first = segment.layout.processes + P_GENERATION
+    rows = memoryview(segment.memory).cast("Q")[first : first + MAX_PROCESSES * PROCESS_WORDS]
+    free = (index for index in range(MAX_PROCESSES) if not rows[index * PROCESS_WORDS])
+    for index in chain(free, range(MAX_PROCESSES)):
+        if segment.members.claim(index):
+            return index
+    raise LimitReached(
+        f"{MAX_PROCESSES} processes are attached to prefix {segment.paths.prefix!r}, which is the "
+        "limit; use several prefixes"
+    )
+
+
+def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segment | None:
+    """Open the segment if it exists and can be used.
+
+    If it cannot, and no process is `alive` in it, it is stale: then remove it and return None.
+    """
+    try:
+        fd = posix_ipc.SharedMemory(paths.segment).fd  # never with a size: that would resize it
+    except posix_ipc.ExistentialError:
+        return None
+    except posix_ipc.PermissionsError:
+        raise ForeignSegment(
+            f"the segment of prefix {paths.prefix!r} belongs to another user; choose another prefix"
+        ) from None
+    try:
+        status = os.fstat(fd)
+        check_owner(f"the segment of prefix {paths.prefix!r}", status, wanted.mode)
+        header = Header(_first_page(fd, status.st_size), status.st_size)
+        fault = header.attach_fault(wanted, members.inode)
+        if fault is not None:
+            if alive:
+                raise fault.error_for(paths.prefix)
+            stale = fault.reason
+        elif header.sizes != wanted.sizes:
+            stale = f"has other sizes: {header.sizes}"
+        else:
+            stale = ""
+        if alive or not stale:
+            if stale:
+                logger.warning(
+                    "prefix %r: the live segment %s; they hold for all", paths.prefix, stale
+                )
+            return Segment(paths, fd, mmap.mmap(fd, header.size), header, members)
+        logger.warning(
+            "prefix %r: replacing a stale segment, which no process uses and which %s",
+            paths.prefix,
+            stale,
+        )
+        _unlink(paths)
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
+def _first_page(fd: int, size: int) -> bytes:
+    """A copy of the first page of a segment; shorter if the segment is. macOS cannot pread it."""
+    if not size:
+        return b""
+    with mmap.mmap(fd, min(size, PAGE)) as page:
+        return page[:]
+
+
+def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
+    layout = wanted.layout()
+    try:
+        fd = posix_ipc.SharedMemory(
+            paths.segment, posix_ipc.O_CREX, mode=wanted.mode, size=layout.size
+        ).fd
+    except OSError as error:
+        raise SegmentError(
+            f"cannot create shared memory of {layout.size} bytes: {error}"
+        ) from error
+    try:
+        os.fchmod(fd, wanted.mode)
+        if wanted.mode & 0o060:
+            with contextlib.suppress(PermissionError):
+                os.fchown(fd, -1, os.stat(paths.directory).st_gid)
+        memory = mmap.mmap(fd, layout.size)
+        first = allocate(fd, 0, layout.fixed_bytes)
+        if not first or not allocate(fd, layout.log * WORD, FIRST_MARK):
+            raise SegmentError(
+                f"no room for the segment of prefix {paths.prefix!r} in {SHM}. Make {SHM} larger "
+                "(Docker: --shm-size) or free some of it"
+            )
+        header = format_segment(memory, layout, wanted, members.inode)
+        return Segment(paths, fd, memory, header, members)
+    except BaseException:
+        os.close(fd)
+        _unlink(paths)
+        raise
+
+
+# -- reading without attaching --------------------------------------------------------------------
+
+
+def open_existing(paths: Paths, write: bool = False) -> Descriptor:
+    """Open a segment without attaching: creates and replaces nothing, whoever owns the segment.
+
+    Raises NoSuchLayer, which names the layers that exist, and ForeignSegment if this process may
+    not read it (or, with `write`, write to it).
+    """
+    try:
+        return Descriptor(posix_ipc.SharedMemory(paths.segment, read_only=not write).fd)
+    except posix_ipc.ExistentialError:
+        others = ", ".join(prefixes())
+        raise NoSuchLayer(
+            f"there is no layer with prefix {paths.prefix!r} on this machine; "
+            + (f"there are: {others}" if others else "there are no layers at all")
+        ) from None
+    except posix_ipc.PermissionsError:
+        raise ForeignSegment(
+            f"the segment of prefix {paths.prefix!r} belongs to another user: run this as its "
+            "owner or as root"
+        ) from None
+
+
+# -- removing -------------------------------------------------------------------------------------
+
+
+def destroy(prefix: str) -> bool:
+    """Remove the segment of `prefix` and the files beside it. True if there was anything.
+
+    Processes that are attached notice within a second, and raise SegmentVanished.
+    """
+    return remove(Paths(full_prefix(prefix)))
+
+
+def remove(paths: Paths) -> bool:
+    """`destroy`, given the paths."""
+    found = _unlink(paths)
+    if not os.path.isdir(paths.directory):
+        return found
+    with attach_lock(paths, 0o600):
+        _unlink(paths)
+        check_owner(paths.directory, os.lstat(paths.directory), 0o600, stat.S_ISDIR)
+        for name in os.listdir(paths.directory):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(paths.directory, name))
+        with contextlib.suppress(OSError):
+            os.rmdir(paths.directory)
+    return True
+
+
+def _unlink(paths: Paths) -> bool:
+    """Remove a segment's name. True if it existed. Raises ForeignSegment."""
+    try:
+        posix_ipc.unlink_shared_memory(paths.segment)
+    except posix_ipc.ExistentialError:
+        return False
+    except posix_ipc.PermissionsError:
+        raise ForeignSegment(
+            f"the segment of prefix {paths.prefix!r} belongs to another user, and only that user "
+            "can remove it"
+        ) from None
+    return True
