@@ -1,10 +1,11 @@
-"""Messages to bytes and back: msgpack, what may travel, and optional encryption. A leaf.
+"""Turns messages into bytes and back, by msgpack, and encrypts them if asked to. Must not know
+where they go.
 
-What may travel is the list of M1 and nothing else, so that what a sender may do never depends on
-who receives. msgpack itself is more generous (ints to 2**64, any map key, bytearray, timestamps),
-so types are checked first: of a flat message one by one, of a nested one by set operations. Only
-what these do not know (a subclass, or a value that cannot travel) is walked, which finds the path
-that the error names.
+Messages may hold the types that both contracts list and no others, so that what a sender may send
+never depends on the receiver. msgpack accepts more (ints up to 2**64, any map key, bytearray,
+timestamps), so types are checked first: one by one in a flat message, by set operations in a nested
+one. Only a message with another type (a subclass, or a value that cannot be sent) is walked value
+by value, which finds the path that the error names.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgpack
 
 from .errors import InvalidMessage, InvalidOption
 
-MAX_DEPTH = 200  # nested lists and dicts; msgpack's own stacks end between 511 and 1024
+MAX_DEPTH = 200  # nested lists and dicts; msgpack itself stops between 511 and 1024
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 
 _PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
@@ -26,17 +27,17 @@ _CONTAINERS = frozenset({dict, list, tuple})
 _all_plain = _PLAIN.issuperset
 _all_allowed = (_PLAIN | _CONTAINERS).issuperset
 _all_str = frozenset({str}).issuperset
-_UINT64 = 0xCF  # how msgpack opens every int from 2**32 up, the too large ones included
-_MANY = 100_000  # containers on one level, from which on a message may be one that holds itself
+_UINT64 = 0xCF  # the first byte of every int of 2**32 or more, too large ones included
+_MANY = 100_000  # containers on one level; with more, a message may contain itself
 
-# Bytes to whatever they hold. Since msgpack 1.0 text comes as str without being asked for.
-_unpack: Callable[[bytes], Any] = msgpack.unpackb
+# msgpack 1.0 and later return text as str by default.
+_unpack: Callable[[bytes], object] = msgpack.unpackb
 if msgpack.version < (1,):
     _unpack = lambda body: msgpack.unpackb(body, raw=False)  # noqa: E731
 
 
 class DecodeError(Exception):
-    """A body that does not decode: wrong key, or not a message. The receiver drops and counts."""
+    """A body that does not decode: wrong key, or no message. The receiver drops and counts it."""
 
 
 class Codec:
@@ -49,7 +50,7 @@ class Codec:
         self.unpack = _unpack if self._fernet is None else self._decrypt_and_unpack
 
     def encode(self, message: dict[str, Any]) -> bytes:
-        """Return `message` as bytes; raises InvalidMessage naming the path to a bad value."""
+        """Return `message` as bytes; InvalidMessage names the path to a value that is refused."""
         if type(message) is not dict:
             message = _plain_copy(message)
         pack = self._pack_flat
@@ -60,10 +61,10 @@ class Codec:
                 pack = self._pack
                 break
         try:
-            # No Python code runs in there and the GIL is kept: one packer serves all threads.
+            # One packer serves all threads: packing runs no Python code and keeps the GIL.
             body: bytes = pack(message)
         except (TypeError, ValueError, OverflowError):
-            body = self._pack(_plain_copy(message))  # unless that says what was refused, and where
+            body = self._pack(_plain_copy(message))  # unless the copy raises, and says why
         if _UINT64 in body and _has_uint64(message.values()):
             _plain_copy(message)
         if self._fernet is not None:
@@ -71,7 +72,7 @@ class Codec:
         return body
 
     def decode(self, body: bytes) -> dict[str, Any]:
-        """Return the message in `body`, a new dict; raises DecodeError."""
+        """Return the message in `body`, as a new dict, or raise DecodeError."""
         try:
             message = self.unpack(body)
         except Exception as error:
@@ -80,20 +81,20 @@ class Codec:
             raise DecodeError(f"a {type(message).__name__}, not a dict")
         return message
 
-    def _decrypt_and_unpack(self, body: bytes) -> Any:
+    def _decrypt_and_unpack(self, body: bytes) -> object:
         assert self._fernet is not None
         return _unpack(self._fernet.decrypt(bytes(body)))
 
 
 def is_flat(message: dict[str, Any]) -> bool:
-    """Whether a decoded message holds no lists or dicts, so that its copies share nothing."""
+    """Return whether a decoded message has no lists or dicts, so that its copies share nothing."""
     return _all_plain(map(type, message.values()))
 
 
 def _is_plain(message: dict[Any, Any]) -> bool:
-    """Whether a nested message holds nothing but exact types that may travel.
+    """Return whether all values of a nested message have exactly a type that may be sent.
 
-    Level by level, with set operations: a walk in Python takes many times as long as packing.
+    It goes level by level, with set operations: a walk in Python takes far longer than packing.
     """
     level: list[Any] = [message]
     for _ in range(MAX_DEPTH):
@@ -117,7 +118,7 @@ def _is_plain(message: dict[Any, Any]) -> bool:
 
 
 def _has_uint64(values: Iterable[Any]) -> bool:
-    """Whether a plain message holds an int that msgpack takes and signed 64 bits do not."""
+    """Return whether a plain message has an int that fits in 64 bits only without a sign."""
     for value in values:
         kind = type(value)
         if kind is int:
@@ -128,7 +129,7 @@ def _has_uint64(values: Iterable[Any]) -> bool:
     return False
 
 
-def _plain_copy(message: Any) -> dict[str, Any]:
+def _plain_copy(message: object) -> dict[str, Any]:
     """Copy `message` with every value as its base type, or raise InvalidMessage."""
     if not isinstance(message, dict):
         raise InvalidMessage(f"a message must be a dict, not {_named(message)}")
@@ -137,7 +138,7 @@ def _plain_copy(message: Any) -> dict[str, Any]:
     return copied
 
 
-def _plain(value: Any, path: str, depth: int) -> Any:
+def _plain(value: object, path: str, depth: int) -> Any:
     kind = type(value)
     if isinstance(value, str):
         value = value if kind is str else str.__str__(value)
@@ -177,13 +178,13 @@ def _plain(value: Any, path: str, depth: int) -> Any:
     )
 
 
-def _named(value: Any) -> str:
+def _named(value: object) -> str:
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _fernet(keys: Iterable[str | bytes]) -> Any:
-    """A MultiFernet: the first key encrypts, all decrypt. Each key goes through SHA-256."""
+    """Return a MultiFernet: the first key encrypts, all decrypt. Each key is hashed by SHA-256."""
     if isinstance(keys, (str, bytes)):
         raise InvalidOption(
             "symmetric_encryption_keys must be a list of keys, not one string: write [key]"

@@ -1,4 +1,5 @@
-"""Every error the package raises, in one place.
+"""All errors of the package, in one tree. Must not import a peer (Channels, asgiref) before it is
+needed.
 
 ::
 
@@ -6,28 +7,28 @@
     ├── ChannelFull            capacity or memory is used up        (also that of the peers)
     ├── MessageTooLarge        over max_message_size                (also that of the peers)
     ├── InvalidName            a channel or group name              (TypeError)
-    ├── InvalidMessage         a value that cannot travel           (TypeError, ValueError)
+    ├── InvalidMessage         a value that cannot be sent          (TypeError, ValueError)
     ├── InvalidOption          a constructor argument               (ValueError, TypeError)
-    ├── NotAChannel            a group's name where a channel's is meant (ValueError)
+    ├── NotAChannel            a send to the name of a group        (ValueError)
     ├── NotOwner               a receive on another process's name  (AssertionError)
-    ├── LimitReached           a named limit (groups, names, processes) is used up
-    ├── LockTimeout            the lock's holder is alive but does not move (TimeoutError)
-    │   └── LockBusy           for so short a time that asyncio tries again; callers never see it
-    ├── ReplyLost              an HTTP response broke off in the middle
+    ├── LimitReached           a limit (groups, names, processes) is used up
+    ├── LockTimeout            the holder of the lock is alive but stuck (TimeoutError)
+    │   └── LockBusy           for a short time only; asyncio tries again, callers never see it
+    ├── ReplyLost              an HTTP response broke off
     ├── RemoteUnavailable      another machine cannot be reached    (ConnectionError)
-    ├── Reentered              a call from inside a call of the same thread (RuntimeError)
+    ├── Reentered              a call within a call of the same thread (RuntimeError)
     └── SegmentError           the shared memory itself             (OSError)
         ├── IncompatibleSegment    another layout, machine, libc or namespace
-        ├── ForeignSegment         made by somebody else, or open to the world
+        ├── ForeignSegment         owned by another user, or open to all users
         ├── SegmentVanished        removed while in use
-        ├── NoSuchLayer            nothing of that prefix to look at  (FileNotFoundError)
+        ├── NoSuchLayer            no shared memory of that prefix    (FileNotFoundError)
         └── CorruptStore           bytes that no version of this package wrote
-            ├── CorruptHeader          in the header that an attaching process finds
-            └── LockLost               those of the lock itself
+            ├── CorruptHeader          in the header, found while attaching
+            └── LockLost               in the lock
 
-``ChannelFull`` and ``MessageTooLarge`` are made when first needed, because each derives from the
-class of the same name of every peer that is installed (Channels 2 and later, asgiref 1): code
-written against a peer catches ours. Importing this module imports no peer.
+``ChannelFull`` and ``MessageTooLarge`` are made when first needed. Each derives from the class of
+the same name in every peer that is installed (Channels 2 and later, asgiref 1): code written for a
+peer catches ours.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class InvalidName(IPCError, TypeError):
 
 
 class InvalidMessage(IPCError, TypeError, ValueError):
-    """A message that is not a dict of values that can travel; names the path to the value."""
+    """A message that is not a dict of values that can be sent; names the path to the value."""
 
 
 class InvalidOption(IPCError, ValueError, TypeError):
@@ -54,7 +55,7 @@ class InvalidOption(IPCError, ValueError, TypeError):
 
 
 class NotAChannel(IPCError, ValueError):
-    """A send to the name of a group, which no channel bears."""
+    """A send to a name that only a group has."""
 
 
 class NotOwner(IPCError, AssertionError):
@@ -62,15 +63,15 @@ class NotOwner(IPCError, AssertionError):
 
 
 class LimitReached(IPCError):
-    """A named limit of the segment is used up; nothing was half done."""
+    """A limit of the segment, which the text names, is used up; nothing was changed."""
 
 
 class LockTimeout(IPCError, TimeoutError):
-    """The lock was not released within ``lock_timeout`` seconds; names the holder."""
+    """The lock was not released within ``lock_timeout`` seconds; the text names the holder."""
 
 
 class LockBusy(LockTimeout):
-    """The lock was not released within one stretch of waiting; the asyncio shell tries again."""
+    """The lock was not released within one short wait; the asyncio layer tries again."""
 
     def __init__(self, holder: int) -> None:
         super().__init__(f"the lock is busy (held by thread {holder})")
@@ -78,11 +79,11 @@ class LockBusy(LockTimeout):
 
 
 class ReplyLost(IPCError):
-    """An HTTP response that had begun will not be completed; the connection has to end."""
+    """An HTTP response that has begun cannot be completed; the connection has to end."""
 
 
 class RemoteUnavailable(IPCError, ConnectionError):
-    """The layer between machines does not answer; what stays on this machine goes on."""
+    """The layer between machines does not answer; messages within this machine continue."""
 
 
 class Reentered(IPCError, RuntimeError):
@@ -94,19 +95,19 @@ class SegmentError(IPCError, OSError):
 
 
 class IncompatibleSegment(SegmentError):
-    """The live segment was made by another layout version, libc, word size or namespace."""
+    """The live segment is of another layout version, libc, word size or namespace."""
 
 
 class ForeignSegment(SegmentError, PermissionError):
-    """The segment, its directory or its lock is owned by somebody else or open to the world."""
+    """The segment, its directory or its lock is owned by another user or open to all users."""
 
 
 class SegmentVanished(SegmentError):
-    """The segment was unlinked while this process was attached."""
+    """The segment was removed while this process was attached."""
 
 
 class NoSuchLayer(SegmentError, FileNotFoundError):
-    """There is no shared memory of that prefix to look at; names those that exist."""
+    """There is no shared memory of that prefix; the text names the prefixes that exist."""
 
 
 class CorruptStore(SegmentError):
@@ -121,18 +122,18 @@ class CorruptStore(SegmentError):
 
 
 class CorruptHeader(CorruptStore):
-    """The header contradicts itself, or the segment was cut short, while processes use it."""
+    """The header contradicts itself, or the segment is too short, while processes use it."""
 
     _REMEDY = ". Stop the processes of this prefix and remove it with asgi_ipc.segment.destroy()"
 
 
 class LockLost(CorruptStore):
-    """The bytes of the lock itself cannot be right."""
+    """The lock itself holds bytes that cannot be right."""
 
     _REMEDY = CorruptHeader._REMEDY
 
 
-# Where each peer keeps its class of the same name.
+# Where each peer has its class of the same name.
 _PEERS = {
     "ChannelFull": (
         ("channels.exceptions", "ChannelFull"),
@@ -166,7 +167,7 @@ def __getattr__(name: str) -> Any:
         if base is not None and not any(issubclass(known, base) for known in bases):
             bases.append(base)
     made = type(name, tuple(bases), {"__doc__": _DOCS[name], "__module__": __name__})
-    # Two threads may both come here: the first class stored is the one that everybody uses.
+    # Two threads may both get here: all use the class that is stored first.
     return globals().setdefault(name, made)
 
 
@@ -178,7 +179,7 @@ def _peer_class(module: str, path: str) -> type[BaseException] | None:
         for part in path.split("."):
             found = getattr(found, part)
     except Exception:
-        # Not installed, another major version, or a peer that cannot be imported as the process
-        # is set up: then nobody here can be catching its class.
+        # Not installed, another major version, or a peer that cannot be imported in this process,
+        # which then cannot catch its class either.
         return None
     return found if isinstance(found, type) and issubclass(found, BaseException) else None

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Django's command line for the chat: `say ROOM TEXT`, `runworker word-count`."""
+"""Django's command line for the chat, with `say ROOM TEXT` and `runworker word-count`."""
 
 import os
 import sys

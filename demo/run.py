@@ -1,8 +1,8 @@
-"""Runs the chat: two server processes, one worker process, no other service.
+"""Run the chat: two server processes, one worker process, no other service.
 
-Used by `make demo`. Stops on Ctrl-C, SIGTERM or SIGHUP; the processes are stopped by their ids and
-the shared memory is removed. When one of them ends by itself, or is killed, the others go on; it
-stops when no server is left, or when they cannot even be started.
+`make demo` uses this. It stops on Ctrl-C, SIGTERM or SIGHUP; then it stops the processes by their
+ids and removes the shared memory. If one process ends or is killed, the others continue. If no
+server is left, or one cannot start, it stops.
 """
 
 import argparse
@@ -25,41 +25,41 @@ One chat, two server processes, no Redis:
 
     http://{host}:{ports[0]}/room/lobby/?name=ada      (process {pids[0]})
     http://{host}:{ports[1]}/room/lobby/?name=grace    (process {pids[1]})
-    http://{host}:{ports[0]}/board/                    what the layer does
+    http://{host}:{ports[0]}/board/                    what the layer is doing
 
-Open the rooms side by side: what is said in one appears in the other.
+Open the rooms side by side: what you say in one appears in the other.
 Say "/count some words": a third process counts them and answers.
-Speak from a fourth, in another terminal:
+Speak from a fourth process, in another terminal:
 
     CHAT_PREFIX={prefix} {python} {manage} say lobby "Good morning"
 
-Kill a server, and see who disappears from the list on the other:
+Kill a server, and watch its people disappear from the list on the other:
 
     kill -9 {pids[1]}
 
-Ctrl-C stops it all and leaves nothing behind.
+Ctrl-C stops everything and removes the shared memory.
 """
 
 
 def require_free(port):
-    """End at once, before anything is started or removed, where another program has the port."""
+    """Exit if another program uses the port, before anything is started or removed."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            sys.exit(f"Port {port}: {error.strerror}. Name two others with --ports.")
+            sys.exit(f"Port {port}: {error.strerror}. Choose two others with --ports.")
 
 
 def commands(ports):
-    """The processes: a server for each port, and the worker."""
+    """Yield the commands of the processes: a server for each port, and the worker."""
     for port in ports:
         yield ("-m", "daphne", "-p", str(port), "-b", HOST, "-v", "0", "chat.asgi:application")
     yield ("manage.py", "runworker", "word-count")
 
 
 async def answer(ports):
-    """Return when every port takes connections."""
+    """Wait until every port accepts connections."""
     for port in ports:
         while True:
             try:
@@ -72,7 +72,7 @@ async def answer(ports):
 
 
 async def stop(children):
-    """Ask every process to end, and see to it that it does."""
+    """Ask every process to end; kill those that do not."""
     for child in children:
         if child.returncode is None:
             child.terminate()
@@ -85,14 +85,14 @@ async def stop(children):
 
 
 async def start(command):
-    # In a session of its own, so that Ctrl-C comes here alone and the processes stop in order.
+    # In a separate session, so that Ctrl-C reaches only this process, which stops the others.
     return await asyncio.create_subprocess_exec(
         sys.executable, *command, cwd=HERE, start_new_session=True
     )
 
 
 async def watch_over(children, servers, told):
-    """Return when told to stop, or when no server is left."""
+    """Wait until told to stop, or until no server is left."""
     ends = {asyncio.ensure_future(child.wait()): child for child in children}
     stop = asyncio.ensure_future(told.wait())
     while not stop.done() and any(server.returncode is None for server in servers):
@@ -103,7 +103,7 @@ async def watch_over(children, servers, told):
 
 
 async def run(ports):
-    """Run until told to stop (returns 0), or until nothing serves any more (returns 1)."""
+    """Run until told to stop (and return 0), or until no server is left (and return 1)."""
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, told.set)

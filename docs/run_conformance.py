@@ -1,11 +1,11 @@
-"""Runs the contract suites for our layers and for those of others, and writes the results into
+"""Run the contract suites for our layers and for those of others, and write the results into
 docs/conformance.rst, between its two marks.
 
-    python docs/run_conformance.py                  runs all of them, and writes the tables
-    python docs/run_conformance.py asgi_redis       runs those whose name contains this, and prints
+    python docs/run_conformance.py                  runs all, and writes the tables
+    python docs/run_conformance.py asgi_redis       runs layers with this in their name, and prints
 
-The others are installed in environments of their own (tests/environments.py); redis-server is
-started where it is needed. What fails is run twice more: what then passes "sometimes" fails.
+The others are installed in separate environments (tests/environments.py). redis-server is started
+where it is needed. A test that fails is run twice more; one that then passes fails "sometimes".
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ LAYERS: dict[type[Contract], list[Layer]] = {
 
 
 def run(layer: Layer, only: Iterable[str] = (), timeout: float = 1500) -> Results:
-    """Run the suite for a layer, or some cases of it. Expected failures count as failures."""
+    """Run the suite, or some of its cases, for a layer. Expected failures count as failures."""
     file = ROOT / layer.file
     cases = [f"{file.name}::{layer.case}" + (f"::{case}" if case else "") for case in only or [""]]
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +120,7 @@ def _results(cases: Iterable[ElementTree.Element]) -> Iterable[tuple[str, Result
 
 
 def run_thoroughly(layer: Layer) -> Results:
-    """The same, with what failed run twice more by itself."""
+    """Run the suite, then run the cases that failed twice more by themselves."""
     results = run(layer)
     failed = [name for name, result in results.items() if result.outcome == FAILED]
     if failed:
@@ -135,16 +135,24 @@ def run_thoroughly(layer: Layer) -> Results:
 
 
 def sentences(contract: type[Contract]) -> dict[str, str]:
-    """The tests of a suite, in its order, each with the sentence of the contract that it proves."""
-    return {
-        name: " ".join((function.__doc__ or "").split())
-        for name, function in vars(contract).items()
-        if name.startswith("test_")
-    }
+    """Return the tests of a suite, in the order of the sentences that they prove, with these."""
+    letters = "MB" if contract is Channels4Contract else "MA"
+    found = {}
+    for name in (name for base in contract.__mro__[::-1] for name in vars(base)):
+        if name.startswith("test_"):
+            codes, _, sentence = " ".join(getattr(contract, name).__doc__.split()).partition(": ")
+            (code,) = (code for code in codes.split(", ") if code[0] in letters)
+            found[name] = f"{code}: {sentence}"
+    return dict(sorted(found.items(), key=lambda item: _place(item[1], letters)))
+
+
+def _place(sentence: str, letters: str) -> tuple[int, int]:
+    code = sentence.partition(":")[0]
+    return letters.index(code[0]), int(code[1:])
 
 
 def tables(contract: type[Contract], found: dict[str, Results]) -> str:
-    """The results of all layers for one contract."""
+    """Show the results of all layers for one contract."""
     title = "Channels 4" if contract is Channels4Contract else "Channels 1"
     lines = [f"The contract of {title}", "-" * len(f"The contract of {title}"), ""]
     lines += _table(
@@ -180,7 +188,7 @@ def _count(results: Results, outcome: str) -> str:
 
 
 def _cell(results: list[Result]) -> str:
-    """A word for all cases of a test."""
+    """Sum up all cases of a test in a word."""
     outcomes = {result.outcome for result in results}
     if outcomes <= {PASSED}:
         return "yes" if results else "–"

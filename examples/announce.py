@@ -1,4 +1,4 @@
-"""Any script reaches who is connected: python announce.py We close in five minutes."""
+"""A script that reaches everybody who is connected: python announce.py We close in five minutes."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""A Celery task that tells the browsers when it is done. Celery has no event loop, and needs none.
+"""A Celery task that tells the browsers when it is done. It needs no event loop.
 
 celery --app celery_tasks worker
 """

@@ -28,7 +28,7 @@ async def chat(websocket: WebSocket, room: str) -> None:
     await layer.group_add(room, channel)
     sending = None
     try:
-        await websocket.accept()  # only now: who is connected hears everything
+        await websocket.accept()  # only now, so that the socket misses nothing
         sending = asyncio.create_task(to_browser(websocket, channel))
         await from_browser(websocket, room)
     finally:
@@ -39,5 +39,5 @@ async def chat(websocket: WebSocket, room: str) -> None:
 
 @app.get("/rooms/{room}")
 async def who_is_there(room: str) -> list[str]:
-    """The sockets in a room, of all processes; those of a process that was killed are not."""
+    """Return the sockets in a room, of all processes, but not those of killed processes."""
     return await layer.group_channels(room)

@@ -17,7 +17,7 @@ backend = IPCChannelsBackend(prefix=os.environ.get("CHAT_PREFIX", "chat"))
 plugin = ChannelsPlugin(
     backend=backend,
     arbitrary_channels_allowed=True,
-    create_ws_route_handlers=True,  # a WebSocket at /rooms/NAME hears what is said in NAME
+    create_ws_route_handlers=True,  # a WebSocket at /rooms/NAME gets what is said in NAME
     ws_handler_base_path="/rooms",
 )
 app = Litestar([say], plugins=[plugin])

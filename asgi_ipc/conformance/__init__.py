@@ -18,8 +18,8 @@ need pytest, and the second one pytest-asyncio. A subclass makes the layer::
             return MyChannelLayer(**self.options)
 
 The letters and numbers in the docstrings name the sentences: M for messages and channels, A for the
-layer of Channels 1, B for that of Channels 4. Nothing is timed: a bound says only that something
-comes at all. The suites know no layer, and nothing of the package around them.
+layer of Channels 1, B for that of Channels 4. Nothing is timed: a time limit only proves that
+something happens at all. The suites know no layer and import nothing of the package around them.
 """
 
 from .base import Contract

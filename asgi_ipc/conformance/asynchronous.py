@@ -1,4 +1,5 @@
-"""What the tests of asynchronous layers do with them."""
+"""What the tests of asynchronous layers do with them. Must not import anything of the package
+around `conformance`."""
 
 from __future__ import annotations
 
@@ -8,34 +9,49 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
-from .base import LIVENESS, MESSAGE, patience
+from .base import LIVENESS, MESSAGE, Layer, Message, T, patience
+from .shared import Client, numbers
+
+__all__ = ["numbers"]
 
 END = {"text": "nothing came before this"}
 
 
-async def receive(layer: Any, channel: str) -> Any:
-    """A receive that fails where nothing comes."""
+class AsyncioLayer(Layer, Protocol):
+    """A layer of Channels 4, as the suite calls it."""
+
+    async def send(self, channel: str, message: Message) -> object: ...
+    async def receive(self, channel: str) -> Message: ...
+    async def new_channel(self, prefix: str = ...) -> str: ...
+    async def group_add(self, group: str, channel: str) -> None: ...
+    async def group_discard(self, group: str, channel: str) -> None: ...
+    async def group_send(self, group: str, message: Message) -> None: ...
+    async def flush(self) -> None: ...
+
+
+class Errors(Protocol):
+    """What knows the errors of a layer, which has no attributes for them: its contract."""
+
+    @property
+    def ChannelFull(self) -> type[Exception]: ...
+    @property
+    def MessageTooLarge(self) -> type[Exception]: ...
+
+
+async def receive(layer: AsyncioLayer, channel: str) -> Message:
+    """Receive, and fail if nothing comes."""
     return await asyncio.wait_for(layer.receive(channel), patience())
 
 
-async def round_trip(layer: Any, message: Any) -> Any:
-    await layer.send("c", message)
-    return await receive(layer, "c")
-
-
-async def send_numbers(layer: Any, channel: str, numbers: Iterable[int]) -> None:
+async def send_numbers(layer: AsyncioLayer, channel: str, numbers: Iterable[int]) -> None:
     for number in numbers:
         await layer.send(channel, {"number": number})
 
 
-def numbers(received: Iterable[Any]) -> list[int]:
-    return [message["number"] for message in received]
-
-
-async def drain(layer: Any, channel: str) -> list[Any]:
-    """All that is waiting on `channel`, which must have room for one more."""
+async def drain(layer: AsyncioLayer, channel: str) -> list[Message]:
+    """Return all messages that are pending on `channel`, which must have room for one more."""
     await layer.send(channel, END)
     received = []
     while (message := await receive(layer, channel)) != END:
@@ -43,44 +59,44 @@ async def drain(layer: Any, channel: str) -> list[Any]:
     return received
 
 
-async def members_of(layer: Any, group: str, channels: list[str]) -> set[str]:
-    """Those of `channels` where a message to `group` arrives; nothing else may wait there."""
+async def members_of(layer: AsyncioLayer, group: str, channels: list[str]) -> set[str]:
+    """Return those of `channels` where a message to `group` arrives; no other may be pending."""
     await remind_of_the_time(layer)
     await layer.group_send(group, MESSAGE)
     return {channel for channel in channels if MESSAGE in await drain(layer, channel)}
 
 
-async def remind_of_the_time(layer: Any) -> None:
-    """Some layers look for what expired only when somebody does something."""
+async def remind_of_the_time(layer: AsyncioLayer) -> None:
+    """Send to no member: some layers look for what expired only when somebody does something."""
     if "groups" in layer.extensions:
         await layer.group_send("nobody", MESSAGE)
 
 
 async def turns(count: int) -> None:
-    """Lets everything else in the event loop have `count` turns."""
+    """Let everything else in the event loop have `count` turns."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
-async def together(calls: Iterable[Awaitable[Any]], bound: float | None = None) -> list[Any]:
-    """The results of all `calls`, made at once."""
+async def together(calls: Iterable[Awaitable[T]], bound: float | None = None) -> list[T]:
+    """Make all `calls` at once, and return their results."""
     return await asyncio.wait_for(asyncio.gather(*calls), bound or patience())
 
 
-async def eventually(condition: Callable[[], Awaitable[Any]], bound: float = LIVENESS) -> Any:
-    """Polls `condition` until it is true, and returns its value; fails after `bound` seconds."""
+async def eventually(condition: Callable[[], Awaitable[T | None]], bound: float = LIVENESS) -> T:
+    """Poll `condition` until it is true, and return its value; fail after `bound` seconds."""
     deadline = time.monotonic() + bound
     while not (value := await condition()):
-        assert time.monotonic() < deadline, f"nothing came of it within {bound} seconds"
+        assert time.monotonic() < deadline, f"still waiting after {bound} seconds"
         await asyncio.sleep(0.005)
     return value
 
 
-async def cancel(task: asyncio.Task[Any], after: int) -> list[Any]:
-    """Cancels `task` after so many turns; its result, if it had one by then."""
+async def cancel(task: asyncio.Task[T], after: int) -> list[T]:
+    """Cancel `task` after this many turns, and return its result if it had one by then."""
     await turns(after)
     task.cancel()
-    result: Any = (await asyncio.gather(task, return_exceptions=True))[0]
+    (result,) = await asyncio.gather(task, return_exceptions=True)
     if isinstance(result, asyncio.CancelledError):
         return []
     if isinstance(result, BaseException):
@@ -88,14 +104,14 @@ async def cancel(task: asyncio.Task[Any], after: int) -> list[Any]:
     return [result]
 
 
-def in_loop(loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, Any]) -> Future[Any]:
-    """Starts `call` in a loop of another thread."""
+def in_loop(loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start `call` in a loop of another thread."""
     return asyncio.run_coroutine_threadsafe(call, loop)
 
 
 @contextlib.contextmanager
 def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop that runs in a thread of its own; what still waits in the end is cancelled."""
+    """Run an event loop in a thread of its own; at the end, cancel what still waits."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -113,3 +129,54 @@ def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(patience())
         loop.close()
+
+
+class AsyncioClient(Client):
+    """An asynchronous layer as the shared cases call it."""
+
+    def __init__(self, layer: AsyncioLayer, errors: Errors) -> None:
+        self._layer = layer
+        self._errors = errors
+
+    @property
+    def ChannelFull(self) -> type[Exception]:
+        return self._errors.ChannelFull
+
+    @property
+    def MessageTooLarge(self) -> type[Exception]:
+        return self._errors.MessageTooLarge
+
+    async def send(self, channel: str, message: Message) -> None:
+        await self._layer.send(channel, message)
+
+    async def receive(self, channel: str) -> Message:
+        return await receive(self._layer, channel)
+
+    async def drain(self, channel: str) -> list[Message]:
+        return await drain(self._layer, channel)
+
+    async def is_accepted(self, channel: str, message: Message) -> bool:
+        await remind_of_the_time(self._layer)
+        try:
+            await self._layer.send(channel, message)
+        except self.ChannelFull:
+            return False
+        return True
+
+    async def group_add(self, group: str, channel: str) -> None:
+        await self._layer.group_add(group, channel)
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        await self._layer.group_discard(group, channel)
+
+    async def group_send(self, group: str, message: Message) -> None:
+        await self._layer.group_send(group, message)
+
+    async def members_of(self, group: str, candidates: list[str]) -> set[str]:
+        return await members_of(self._layer, group, candidates)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def together(self, calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        return await together(calls)

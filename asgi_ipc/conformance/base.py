@@ -1,15 +1,19 @@
-"""What both suites are made of. Must not import anything of the package around `conformance`."""
+"""What both suites are built on. Must not import anything of the package around `conformance`."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import pytest
+
+T = TypeVar("T")
+
+Message = dict[str, Any]
 
 # Seconds until something that must happen counts as not happening, if a layer does not set its own.
 LIVENESS = 20.0
@@ -20,31 +24,31 @@ SHORT = 0.2
 # The contracts do not say how a bad argument is refused, only that it is.
 REFUSED = (AssertionError, TypeError, ValueError)
 
-MESSAGE = {"text": "hello"}
+MESSAGE: Message = {"text": "hello"}
 
 
 _patience = LIVENESS
 
 
 def patience() -> float:
-    """Seconds that the layer under test is given: its `Contract.liveness`."""
+    """Return the seconds that the layer under test is given: its `Contract.liveness`."""
     return _patience
 
 
-def until(condition: Callable[[], Any], bound: float | None = None) -> Any:
-    """Polls `condition` until it is true, and returns its value; fails after `bound` seconds."""
+def until(condition: Callable[[], T | None], bound: float | None = None) -> T:
+    """Poll `condition` until it is true, and return its value; fail after `bound` seconds."""
     bound = bound or patience()
     deadline = time.monotonic() + bound
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"nothing came of it within {bound} seconds"
+        assert time.monotonic() < deadline, f"still waiting after {bound} seconds"
         time.sleep(0.005)
     return value
 
 
-def in_threads(functions: Iterable[Callable[[], Any]]) -> list[Any]:
-    """Calls each function in a thread of its own, all at once; their results."""
+def in_threads(functions: Iterable[Callable[[], T]]) -> list[T]:
+    """Call each function in a thread of its own, all at once, and return their results."""
 
-    def run(function: Callable[[], Any], future: Future[Any]) -> None:
+    def run(function: Callable[[], T], future: Future[T]) -> None:
         try:
             future.set_result(function())
         except BaseException as error:
@@ -52,14 +56,25 @@ def in_threads(functions: Iterable[Callable[[], Any]]) -> list[Any]:
 
     futures = []
     for function in functions:
-        futures.append(future := Future[Any]())
+        futures.append(future := Future[T]())
         threading.Thread(target=run, args=(function, future), daemon=True).start()
     return [future.result(timeout=patience()) for future in futures]
 
 
+class Layer(Protocol):
+    """What the suites read of a layer of either kind."""
+
+    @property
+    def extensions(self) -> Sequence[str]: ...
+    @property
+    def expiry(self) -> float: ...
+    @property
+    def group_expiry(self) -> float: ...
+
+
 class Contract:
-    """What both suites share. A subclass for a layer gives the fixture ``make_layer`` and
-    ``make_peer``.
+    """The base of both suites. A subclass for a layer gives the fixture ``make_layer`` and the
+    method ``make_peer``.
 
     ``make_layer``
         a fixture: a function that takes any of the options expiry and group_expiry (seconds, also
@@ -77,12 +92,15 @@ class Contract:
     # Seconds that this layer is given where it may never answer.
     liveness: ClassVar[float] = LIVENESS
 
+    # Seconds to which the layer rounds times.
+    granularity: ClassVar[float] = 0.0
+
     # The options of the layer that was made last in this test.
     options: dict[str, Any]
 
     def make_peer(self, layer: Any) -> Any:
-        """Another client of the store of `layer`, with the same `options`; `layer` itself where a
-        store cannot have two."""
+        """Return another client of the store of `layer`, with the same `options`; `layer` itself
+        if a store cannot have two."""
         raise NotImplementedError(f"{type(self).__name__} lacks make_peer(layer): see its base")
 
     def __init_subclass__(cls) -> None:
@@ -105,10 +123,10 @@ class Contract:
         monkeypatch.setattr(sys.modules[__name__], "_patience", self.liveness)
 
     @pytest.fixture
-    def make(self, make_layer: Callable[..., Any]) -> Callable[..., Any]:
-        """make_layer, which skips the test where the layer lacks one of the named extensions."""
+    def make(self, make_layer: Callable[..., Layer]) -> Callable[..., Layer]:
+        """make_layer, which skips the test if the layer lacks one of the named extensions."""
 
-        def make(*extensions: str, **options: Any) -> Any:
+        def make(*extensions: str, **options: Any) -> Layer:
             self.options = options
             layer = make_layer(**options)
             for extension in extensions:
@@ -119,10 +137,10 @@ class Contract:
         return make
 
     @pytest.fixture
-    def layer(self, make: Callable[..., Any]) -> Any:
+    def layer(self, make: Callable[..., Layer]) -> Layer:
         return make()
 
     @pytest.fixture
-    def groups(self, make: Callable[..., Any]) -> Any:
+    def groups(self, make: Callable[..., Layer]) -> Layer:
         """A layer that has groups."""
         return make("groups")

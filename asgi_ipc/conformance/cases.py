@@ -1,10 +1,15 @@
-"""The values and names that the contracts speak of, as parameters of tests."""
+"""The values and names that the contracts speak of, as parameters of tests. Must not import
+anything of the package around `conformance`."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from _pytest.mark import ParameterSet
 
 VALUES = [
     pytest.param(value, id=name)
@@ -68,6 +73,6 @@ BAD_CHANNEL_NAMES = {
 BAD_GROUP_NAMES = {**BAD_NAMES, "with ?": "a?b", "with !": "a!b"}
 
 
-def each(cases: dict[str, Any]) -> list[Any]:
-    """Parameters for parametrize, with the keys as their names."""
+def each(cases: Mapping[str, object]) -> list[ParameterSet]:
+    """Return parameters for parametrize, with the keys as their names."""
     return [pytest.param(value, id=name) for name, value in cases.items()]

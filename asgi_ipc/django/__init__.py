@@ -1,2 +1,2 @@
-"""The Django application ``asgi_ipc.django``: in INSTALLED_APPS it adds checks of CHANNEL_LAYERS to
-``manage.py check``. It has no models and no templates, and the layer works without it."""
+"""The Django application ``asgi_ipc.django``. In INSTALLED_APPS, it adds checks of CHANNEL_LAYERS
+to ``manage.py check``. Must not be needed: the layer works without it."""

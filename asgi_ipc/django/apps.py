@@ -1,4 +1,5 @@
-"""What Django reads when ``asgi_ipc.django`` stands in INSTALLED_APPS."""
+"""The configuration that Django reads if ``asgi_ipc.django`` is in INSTALLED_APPS. Must not check
+anything itself: see `checks`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""System checks of CHANNEL_LAYERS: what the settings say against the machine and the live segment.
+"""System checks that compare CHANNEL_LAYERS with the machine and with the live segment. Must not
+change or create anything.
 
-They only look. A live segment is one that processes are attached to: without these the next one
-makes it anew, as its settings say.
+A live segment is one to which processes are attached. A segment without processes does not matter:
+the next process replaces it by one that fits its settings.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from ..store.layout import WORD, Layout
 _SIZES = ("message_memory", "group_memory", "max_message_size")
 
 
-def check_channel_layers(app_configs: Any, **kwargs: Any) -> list[CheckMessage]:
-    """The checks, as Django calls them: for every layer of ours in CHANNEL_LAYERS."""
+def check_channel_layers(app_configs: object, **kwargs: object) -> list[CheckMessage]:
+    """Check every layer of this package in CHANNEL_LAYERS, as Django calls it."""
     found: list[CheckMessage] = []
     for alias, described in (getattr(settings, "CHANNEL_LAYERS", None) or {}).items():
         try:
             backend = import_string(described["BACKEND"])
         except (ImportError, KeyError, TypeError):
-            continue  # Channels itself says so
+            continue  # Channels itself reports that
         if isinstance(backend, type) and issubclass(
             backend, (IPCChannelLayer, AsyncIPCChannelLayer)
         ):
@@ -56,7 +57,7 @@ def _check(where: str, config: dict[str, Any]) -> Iterator[CheckMessage]:
 
 
 def _room(where: str, options: Options, layout: Layout) -> Iterator[CheckMessage]:
-    """Whether the machine has as much shared memory as the limits allow."""
+    """Check that the machine has as much shared memory as the limits allow."""
     try:
         status = os.statvfs(SHM)
     except OSError:
@@ -64,16 +65,16 @@ def _room(where: str, options: Options, layout: Layout) -> Iterator[CheckMessage
     size, needed = status.f_blocks * status.f_frsize, (layout.log_end - layout.log) * WORD
     if size < needed:
         yield Warning(
-            f"{where}: message_memory={options.message_memory} can take up to {needed >> 20} MiB "
-            f"of shared memory, and {SHM} has {size >> 20} MiB: send raises ChannelFull when these "
-            "are used up.",
-            hint="Make it larger (docker run --shm-size=256m), or message_memory smaller.",
+            f"{where}: message_memory={options.message_memory} can use up to {needed >> 20} MiB of "
+            f"shared memory, but {SHM} has only {size >> 20} MiB. When these are used up, send "
+            "raises ChannelFull.",
+            hint=f"Make {SHM} larger (docker run --shm-size=256m), or message_memory smaller.",
             id="asgi_ipc.W001",
         )
 
 
 def _live(where: str, options: Options, paths: Paths) -> Iterator[CheckMessage]:
-    """Whether processes that run already agree with the settings."""
+    """Check that the segment of running processes agrees with the settings."""
     try:
         if not attached_processes(paths.members):
             return
@@ -83,7 +84,7 @@ def _live(where: str, options: Options, paths: Paths) -> Iterator[CheckMessage]:
     except IncompatibleSegment as error:
         yield Error(
             f"{where}: {error}.",
-            hint="Stop all processes of the site before you start those of another version.",
+            hint="Stop all processes of the site before you start another version.",
             id="asgi_ipc.E002",
         )
         return
@@ -92,9 +93,9 @@ def _live(where: str, options: Options, paths: Paths) -> Iterator[CheckMessage]:
         return
     if live["lock"] != options.lock:
         yield Error(
-            f"{where}: the live segment uses lock={live['lock']!r}, the settings say "
-            f"{options.lock!r}: a process with these settings is refused.",
-            hint="Give all processes the same, or stop those that run.",
+            f"{where}: the live segment uses lock={live['lock']!r}, but the settings say "
+            f"{options.lock!r}. A process with these settings cannot attach.",
+            hint="Use the same lock in all processes, or stop those that run.",
             id="asgi_ipc.E004",
         )
     other = [
@@ -104,7 +105,7 @@ def _live(where: str, options: Options, paths: Paths) -> Iterator[CheckMessage]:
     ]
     if other:
         yield Warning(
-            f"{where}: the live segment has {', '.join(other)}. Its sizes hold for all.",
-            hint="They change when all processes of the prefix are stopped at once.",
+            f"{where}: the live segment has {', '.join(other)}. All processes use its sizes.",
+            hint="To change the sizes, stop all processes of the prefix at the same time.",
             id="asgi_ipc.W002",
         )

@@ -1,1 +1,1 @@
-"""Past one machine: one layer over several machines, by way of an existing layer for Channels 4."""
+"""One layer over several machines, which uses an existing layer for Channels 4 between them."""

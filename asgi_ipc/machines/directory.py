@@ -1,9 +1,9 @@
-"""Which machine a channel belongs to. Asks the local layer alone, and never waits for another.
+"""Finds the home of a channel: the machine where it is received. Must not wait for another machine.
 
-A name that this mode makes carries its machine: ``specific.m<id>.<process>!<socket>`` and
+A name that this mode makes contains its home: ``specific.m<id>.<process>!<socket>`` and
 ``reply?m<id>.<random>``. Other names with a ``!`` or ``?`` (daphne 1.x makes up its own) are looked
-up in a directory: a group of the local layer for each such channel, whose one member names the
-machine where it is read.
+up in a directory. It is made of groups of the local layer, one for each such channel, whose one
+member names the home.
 """
 
 from __future__ import annotations
@@ -16,48 +16,51 @@ from ..aio.layer import IPCChannelLayer
 from ..aio.loop import ASYNCIO
 from ..aio.session import Session
 
-OWN_NAMES = "asgi_ipc."  # what names of this mode begin with, on both layers
-HOME = OWN_NAMES + "home."  # local groups: where a channel is read
-READER = OWN_NAMES + "reader."  # remote groups: the machine where a channel is read
+OWN_NAMES = "asgi_ipc."  # how names of this mode begin, on both layers
+DIRECTORY = OWN_NAMES + "home."  # local groups: the home of a channel
+READER = OWN_NAMES + "reader."  # remote groups: the machine that is the home of a channel
 
-_CARRIED = re.compile(r"\.m([0-9a-f]{16})\.[0-9a-f]{16}!|\?m([0-9a-f]{16})\.")
+_MACHINE = re.compile(r"\.m([0-9a-f]{16})\.[0-9a-f]{16}!|\?m([0-9a-f]{16})\.")
 
 
-async def attached(local: IPCChannelLayer) -> Session:
-    """What is known while attached, however long the lock is busy."""
+async def attach(local: IPCChannelLayer) -> Session:
+    """Return the session of the local layer; attach first if need be, however busy the lock is."""
     core = local._core
     return core.session or await core.attach_patiently(ASYNCIO)
 
 
 def machine_id(session: Session) -> str:
-    """What tells this machine from all others: the nonce of its segment."""
+    """Return the id of this machine, which is unique: the nonce of its segment."""
     return f"{session.attachment.segment.nonce:016x}"
 
 
-def carried(channel: str) -> str:
-    """The machine that the name of a channel carries; empty if it carries none."""
-    found = _CARRIED.search(channel)
+def machine_in_name(channel: str) -> str:
+    """Return the machine that the name of a channel contains; "" if it contains none."""
+    found = _MACHINE.search(channel)
     return (found[1] or found[2]) if found else ""
 
 
 def machine_group(machine: str) -> str:
-    """The remote group that has one member, the relay of a machine."""
+    """Return the remote group whose one member is the relay of a machine."""
     return f"{OWN_NAMES}machine.{machine}"
 
 
 def beat_group(machine: str, number: int) -> str:
-    """A remote group of one machine alone. Through a good hash: layers choose the shard of a group
-    by a CRC of its name, which puts names that differ in their last digit on one and the same."""
+    """Return a remote group that only one machine is in.
+
+    A layer chooses the shard of a group by a CRC of its name, which puts names that differ only in
+    their last digit on the same shard. So the name is hashed well first.
+    """
     return f"{OWN_NAMES}beat.{sha256(f'{machine}.{number}'.encode()).hexdigest()[:32]}"
 
 
 def address_of(machine: str) -> str:
-    """The remote channel of a machine, on layers where it has one for all its life."""
+    """Return the remote channel of a machine, on layers that give it one for all its life."""
     return f"{OWN_NAMES}{machine}!"
 
 
-def home_group(channel: str) -> str:
-    return HOME + _digest(channel)
+def directory_group(channel: str) -> str:
+    return DIRECTORY + _digest(channel)
 
 
 def reader_group(channel: str) -> str:
@@ -65,13 +68,13 @@ def reader_group(channel: str) -> str:
 
 
 def home_in(members: list[str]) -> str:
-    """The machine that is entered in a directory group; empty if none is."""
+    """Return the home that is entered in a directory group; "" if there is none."""
     return members[-1].rpartition(".")[2] if members else ""
 
 
 async def set_home(local: IPCChannelLayer, channel: str, machine: str) -> None:
-    """Enter the machine where a channel is read."""
-    group = home_group(channel)
+    """Enter the home of a channel into the directory."""
+    group = directory_group(channel)
     for old in await local.group_channels(group):
         if home_in([old]) != machine:
             await local.group_discard(group, old)
@@ -79,9 +82,9 @@ async def set_home(local: IPCChannelLayer, channel: str, machine: str) -> None:
 
 
 def unread_channels(session: Session, seconds: float) -> list[str]:
-    """Normal channels in which a message has waited for so long, and on which nobody waits.
+    """Return the normal channels with a message pending for `seconds` on which nobody waits.
 
-    A glance, unlocked.
+    It looks without the lock.
     """
     store = session.store
     now = time.monotonic()
@@ -96,6 +99,6 @@ def unread_channels(session: Session, seconds: float) -> list[str]:
 
 
 def _digest(channel: str) -> str:
-    """A channel's queue as part of a group's name, which has no ``!`` and a limited length."""
+    """Hash the name of a channel's queue: a group's name has no ``!`` and a limited length."""
     queue, mark, _ = channel.partition("!")
     return sha256((queue + mark).encode()).hexdigest()[:32]

@@ -1,11 +1,10 @@
-"""What a message of another machine makes happen on this one, once.
+"""Delivers the messages of other machines on this one, each once. Must not wait for the remote
+layer: the relay would receive nothing meanwhile.
 
-Nothing here waits for the remote layer: who receives from there must not.
-
-What it may not do is deliver anything twice. A remote layer may: a command that is repeated after a
-lost answer, a replica that is promoted, a relay that was killed between taking and forgetting. So
-every message has a number, and what was seen is dropped. The last one is written into the lock file
-of the relays *before* its message is delivered, for the successor.
+A remote layer may deliver a message twice: a command is repeated after a lost answer, a replica is
+promoted, a relay is killed while it delivers. So every message has a number, and a message whose
+number was seen before is dropped. The last number is written into the lock file of the relays
+*before* its message is delivered, so that the next relay knows it.
 """
 
 from __future__ import annotations
@@ -14,24 +13,25 @@ import asyncio
 import logging
 import os
 import time
-from typing import Any
 
 from ..aio.layer import IPCChannelLayer
+from ..base_layer import Message
 from ..errors import SegmentError
+from .backend import RemoteLayer
 from .directory import OWN_NAMES, machine_group, set_home
-from .distributed import Figures, described
+from .figures import Figures, described
 
 logger = logging.getLogger("asgi_ipc")
 
-REQUESTS = OWN_NAMES + "relay"  # local channel: what the machine's relay is asked to do
+REQUESTS = OWN_NAMES + "relay"  # local channel: requests to the machine's relay
 
 _SEEN = 20_000  # numbers that are remembered
 _LENGTH = 100  # bytes of one
 
 
 class Incoming:
-    """Delivers through `local`, asks the relay through `control`; `memory` is the descriptor of the
-    lock file."""
+    """Delivers through `local`, and passes requests to the relay through `control`. `memory` is the
+    descriptor of the lock file."""
 
     def __init__(self, local: IPCChannelLayer, control: IPCChannelLayer, figures: Figures) -> None:
         self._local = local
@@ -41,15 +41,15 @@ class Incoming:
         self._made = 0
         self.memory = -1
         self.heard = 0.0  # time.monotonic() of the last message
-        self.echoes: dict[str, asyncio.Future[None]] = {}  # of our own, waited for
+        self.echoes: dict[str, asyncio.Future[None]] = {}  # by number: our own, to come back
 
     def new_number(self) -> str:
-        """One for a message of the relay itself."""
+        """Return a number for a message of the relay itself."""
         self._made += 1
         return f"{self._local.client_prefix}:relay:{self._made}"
 
     def recall(self) -> None:
-        """Count what a predecessor had in its hands as delivered: drop rather than double (M3)."""
+        """Take the last message of the relay before as delivered: better lost than doubled."""
         self._seen[os.pread(self.memory, _LENGTH, 0).decode("ascii", "replace").strip()] = None
 
     def _remember(self, number: str) -> None:
@@ -58,9 +58,9 @@ class Incoming:
             del self._seen[next(iter(self._seen))]
         os.pwrite(self.memory, number.encode("ascii", "replace").ljust(_LENGTH), 0)
 
-    async def deliver(self, machine: str, envelope: Any, remote: Any) -> None:
-        """Do what a message says; nothing it says ends the relay. `remote` is where it came from,
-        for answers."""
+    async def deliver(self, machine: str, envelope: Message, remote: RemoteLayer) -> None:
+        """Do what a message says. Whatever it contains, the relay goes on. Answers go to `remote`,
+        where it came from."""
         self.heard = time.monotonic()
         try:
             number, sender = envelope["id"], envelope["from"]
@@ -79,11 +79,11 @@ class Incoming:
             raise
         except Exception as error:
             self._figures.count("undeliverable")
-            what = envelope if isinstance(envelope, dict) else {}
-            name = what.get("channel") or what.get("group")
-            self._figures.tell(f"undeliverable to {name!r} from another machine", described(error))
+            fields = envelope if isinstance(envelope, dict) else {}
+            name = fields.get("channel") or fields.get("group")
+            self._figures.warn(f"undeliverable to {name!r} from another machine", described(error))
 
-    async def _act(self, machine: str, sender: str, envelope: Any, remote: Any) -> None:
+    async def _act(self, machine: str, sender: str, envelope: Message, remote: RemoteLayer) -> None:
         local, kind = self._local, envelope["asgi_ipc"]
         if kind == "send":
             await local.send(envelope["channel"], envelope["message"])
@@ -93,12 +93,12 @@ class Incoming:
             answering = remote.group_send(
                 machine_group(sender), {**answer, "id": self.new_number()}
             )
-            # Not awaited: only a hint, which the next message will bring if this one does not.
-            asyncio.ensure_future(answering).add_done_callback(_seen_to_end)
+            # Not awaited: it is only a hint. If it fails, the next message causes another one.
+            asyncio.ensure_future(answering).add_done_callback(_log_failure)
         elif kind == "group":
             await local.group_send(envelope["group"], envelope["message"])
         elif kind in ("add", "discard"):
-            # Joining takes an answer of the remote layer: the relay does that, in this order.
+            # Joining waits for the remote layer, so the relay does it, in this order.
             request = {"do": kind, "group": envelope["group"], "channel": envelope["channel"]}
             await self._control.send(REQUESTS, request)
         elif kind == "home":
@@ -106,9 +106,9 @@ class Incoming:
         elif kind == "flush":
             await local.flush()
         else:
-            raise ValueError(f"a message of the unknown kind {kind!r}")
+            raise ValueError(f"the message is of an unknown kind: {kind!r}")
 
 
-def _seen_to_end(answering: asyncio.Future[Any]) -> None:
+def _log_failure(answering: asyncio.Future[None]) -> None:
     if not answering.cancelled() and answering.exception() is not None:
-        logger.debug("an answer was not sent: %s", answering.exception())
+        logger.debug("an answer to another machine was not sent: %s", answering.exception())

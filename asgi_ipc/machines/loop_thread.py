@@ -1,7 +1,7 @@
-"""An event loop in a thread of its own, made when it is first needed. Knows no channel layer.
+"""An event loop in a thread of its own, made when it is first needed. Must not know channel layers.
 
-What has to go on whoever calls, and whichever loops come and go around it, runs here: a library
-that belongs to one loop is then used from any thread and any loop.
+A library that belongs to one event loop runs here. So it can be used from any thread and any loop,
+and goes on when these end.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Started = Future[tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]]
 
 _PATIENCE = 5.0  # seconds that the tasks of a loop have to end when it is stopped
-_AGAIN = 0.2  # seconds until those who have not ended are cancelled once more
+_AGAIN = 0.2  # seconds until tasks that have not ended are cancelled again
 _running: weakref.WeakSet[LoopThread] = weakref.WeakSet()
-_abandoned: list[Any] = []  # loops of the parent of a forked child, which must not be finalized
+_abandoned: list[object] = []  # loops of the parent of a forked child: must not be finalized
 
 
 class LoopThread:
@@ -31,8 +32,8 @@ class LoopThread:
         self.forked()
 
     def forked(self) -> None:
-        """In a child of a fork the thread is gone; at first there is none."""
-        # Its loop has descriptors in common with the parent's: closing them would disturb that.
+        """Begin without a thread: in a forked child, which has none, and at first."""
+        # The loop shares descriptors with the parent's: closing them would disturb the parent.
         _abandoned.append(getattr(self, "_loop", None))
         self._lock = threading.RLock()  # a finalizer may stop while its thread is in `submit`
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -40,7 +41,7 @@ class LoopThread:
         self._thread: threading.Thread | None = None
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run `coroutine` there; the future has its outcome, and cancels it."""
+        """Run `coroutine` in the thread. The future gets its outcome, and cancels it."""
         with self._lock:
             if self._loop is None:
                 self._start()
@@ -48,7 +49,7 @@ class LoopThread:
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def stop(self, wait: bool = True) -> None:
-        """Cancel everything that runs there and end the thread; with `wait`, see it end."""
+        """Cancel everything that runs in the thread and end it; `wait` until it has ended."""
         with self._lock:
             loop, stopped, thread = self._loop, self._stopped, self._thread
             self._loop = self._stopped = self._thread = None
@@ -60,33 +61,33 @@ class LoopThread:
             thread.join(_PATIENCE)
 
     def _start(self) -> None:
-        started: Future[Any] = Future()
+        started: Started = Future()
         self._thread = threading.Thread(target=_run, args=(started,), name=self._name, daemon=True)
         self._thread.start()
         self._loop, self._stopped = started.result()
         if not _running:
-            # A loop that is cut off in the middle would leave its peers guessing. Registered only
-            # now, to run at exit before the finalizers of what its coroutines use.
+            # At exit a loop has to end in order, not in the middle of a call. Registered only now,
+            # so that this runs before the finalizers of what its coroutines use.
             atexit.unregister(_stop_all)
             atexit.register(_stop_all)
         _running.add(self)
 
 
-def _run(started: Future[Any]) -> None:
+def _run(started: Started) -> None:
     async def until_stopped() -> None:
         loop = asyncio.get_running_loop()
         stopped = loop.create_future()
         started.set_result((loop, stopped))
         await stopped
-        # Again and again: there are versions of asyncio, and libraries, that swallow a cancellation
-        # which comes together with a result.
+        # More than once: some versions of asyncio, and some libraries, swallow a cancellation that
+        # comes together with a result.
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in others:
                 task.cancel()
             await asyncio.wait(others, timeout=_AGAIN)
             for task in others:
                 if task.done() and not task.cancelled():
-                    task.exception()  # seen: nobody else will ask
+                    task.exception()  # nobody else will ask for it
 
     asyncio.run(until_stopped())
 

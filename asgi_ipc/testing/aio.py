@@ -1,4 +1,5 @@
-"""The asyncio layer over memory of one process, for tests: see `in_process`."""
+"""The asyncio layer over memory of one process, for tests. Must not differ from the real layer in
+anything but its options: `in_process` has the memory."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from .in_process import InProcessOptions
 class InProcessChannelLayer(IPCChannelLayer):
     """`asgi_ipc.aio.IPCChannelLayer` for tests, within one process.
 
-    Takes the same options, and behaves the same in threads and event loops. Layers of one prefix in
-    one process share a store, blocking ones (`asgi_ipc.testing.sync`) included. It lives as long as
-    one of them, closed or not. A child process begins with an empty one.
+    It takes the same options, and behaves the same in threads and event loops. All layers of one
+    prefix in a process share one store, including blocking ones (`asgi_ipc.testing.sync`). The
+    store lives as long as one of these layers exists, closed or not. A child process begins with an
+    empty store.
     """
 
     _options_class = InProcessOptions

@@ -1,12 +1,14 @@
-"""Keeps the layers of a test run apart from those of programs that run beside it.
+"""Keeps the layers of a test run apart from those of programs that run at the same time. Must not
+touch the shared memory of other runs and programs.
 
-While an `Isolation` is begun, an environment variable adds a suffix of the run's own to every
-prefix: in this process, and in every process that it starts, by fork, spawn, forkserver or as
-another program. So tests use the settings of the site, and meet neither the site that runs on the
-same machine nor another run of the same tests. Afterwards nothing of the run is left.
+While an `Isolation` is active, an environment variable adds a suffix to every prefix. Each run has
+its own suffix. It holds in this process, and in every process that it starts, by fork, spawn,
+forkserver or as another program. So tests use the settings of the site, but share nothing with the
+site that runs on the same machine, nor with another run of the same tests. Afterwards nothing of
+the run is left.
 
 The suffix stays the same for the whole run, because the server process of multiprocessing's
-"forkserver" is started once and gives its environment to all children.
+"forkserver" starts once and passes its environment on to all children.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ from ..segment.opening import remove
 from ..segment.paths import SHM, SUFFIX, Paths
 from ..segment.procfs import command_line
 
-PATIENCE = 2.0  # seconds that processes which are about to end are given for it
+PATIENCE = 2.0  # seconds to wait for processes that are about to end
 
 
 class Isolation:
     """The shared memory of one test run.
 
-    ``clean`` and ``end`` return what tests have left undone, one sentence for each, for people.
+    ``clean`` and ``end`` return what the tests have left behind, as one text for each thing.
     """
 
     def __init__(self) -> None:
@@ -38,13 +40,13 @@ class Isolation:
         self._prefixes: set[str] = set()  # those that this process used
 
     def begin(self) -> None:
-        """From now on layers have prefixes of the run's own, those that exist included."""
+        """Add the suffix to all prefixes from now on, including those of existing layers."""
         detach_all()
         self._before = os.environ.get(SUFFIX)
         os.environ[SUFFIX] = self.suffix
 
     def end(self) -> list[str]:
-        """Remove everything that is left of the run, and let layers be what they were."""
+        """Remove everything that is left of the run, and restore the prefixes."""
         leaks = self.clean()
         detach_all()
         if self._before is None:
@@ -54,7 +56,8 @@ class Isolation:
         return leaks
 
     def clean(self) -> list[str]:
-        """Remove everything that layers of the run have made. They begin anew when next called."""
+        """Remove everything that layers of the run have made. The next call of a layer attaches
+        to empty memory."""
         leaks = []
         for attachment in detach_all():
             if self.suffix in attachment.prefix:
@@ -63,13 +66,17 @@ class Isolation:
         for prefix in self._found():
             leaks += _processes(prefix)
             remove(Paths(prefix))
-        leaks += [f"shared memory of prefix {prefix!r} was made anew" for prefix in self._found()]
+        leaks += [
+            f"shared memory of prefix {prefix!r} was created again while it was removed: end all "
+            "processes and threads that use it in the test"
+            for prefix in self._found()
+        ]
         for prefix in self._found():
             remove(Paths(prefix))
         return leaks
 
     def _found(self) -> list[str]:
-        """The prefixes of the run for which something exists."""
+        """Return the prefixes of the run for which shared memory exists."""
         if not os.path.isdir(SHM):
             return [name for name in self._prefixes if os.path.isdir(Paths(name).directory)]
         pattern = re.compile(rf"asgi_ipc\.(.*{re.escape(self.suffix)}(?:-\d+)?)(?:\.d)?")
@@ -77,9 +84,9 @@ class Isolation:
 
 
 def isolate_worker() -> None:
-    """In one of several processes that run tests at once: give it prefixes of its own.
+    """Give separate prefixes to this process, one of several that run tests at the same time.
 
-    They are removed by the `Isolation` of the process that started it.
+    The `Isolation` of the process that started it removes them.
     """
     detach_all()
     os.environ[SUFFIX] = f"{os.environ.get(SUFFIX, '')}-{os.getpid()}"
@@ -91,12 +98,12 @@ def _waiting(attachment: Attachment) -> list[str]:
         return []
     return [
         f"prefix {attachment.prefix!r}: {waiting} receive(s) still wait in an event loop of this "
-        "process. Cancel them, or end the consumers (communicator.disconnect()) in the test"
+        "process. Cancel them in the test, or end its consumers (communicator.disconnect())"
     ]
 
 
 def _processes(prefix: str) -> list[str]:
-    """Who else is attached, and stays so."""
+    """Report the other processes that are attached and do not end."""
     path = Paths(prefix).members
     if not os.path.exists(path):
         return []

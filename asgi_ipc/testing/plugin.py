@@ -1,12 +1,13 @@
-"""The pytest plugin, which pytest finds by itself where this package is installed.
+"""The pytest plugin, which pytest finds by itself if this package is installed. Must not import the
+layers before a test needs them.
 
-A test run has prefixes of its own: every layer that it makes, in whatever process, is apart from
-those of programs that run with the same settings, and from those of other runs, pytest-xdist's
-workers included. What is left in the end is removed, and a process that still uses it fails the
-run. The ini option ``asgi_ipc_isolate = false`` turns that off.
+Each test run has its own prefixes. Every layer that it makes, in any process, is separate from
+those of programs with the same settings and from those of other runs, including each worker of
+pytest-xdist. At the end, the plugin removes what is left; if a process still uses it, the run
+fails. The ini option ``asgi_ipc_isolate = false`` turns this off.
 
-A layer is begun anew for each test that uses one of the fixtures `asgi_ipc_isolated`,
-`asgi_ipc_layer` and `asgi_ipc_sync_layer`; such a test fails if it leaves something behind.
+Layers are empty at the start of a test that uses one of the fixtures `asgi_ipc_isolated`,
+`asgi_ipc_layer` and `asgi_ipc_sync_layer`. Such a test fails if it leaves something behind.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ..aio import IPCChannelLayer as AsyncioLayer
     from ..sync import IPCChannelLayer as BlockingLayer
 
-# The suites' asserts are in modules that are not tests themselves.
+# The asserts of the suites are in modules that pytest does not take for tests.
 pytest.register_assert_rewrite("asgi_ipc.conformance")
 
 _PREFIX = "test"
@@ -32,7 +33,7 @@ _run = pytest.StashKey[Isolation]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini(
         "asgi_ipc_isolate",
-        "give the channel layers of a test run prefixes of their own (default: true)",
+        "give each test run separate prefixes for its channel layers (default: true)",
         type="bool",
         default=True,
     )
@@ -40,12 +41,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    # Before any conftest or other plugin can make a layer, or start a process that does.
+    # Before any conftest or plugin can make a layer, or start a process that makes one.
     _begin(early_config)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    _begin(config)  # where a conftest named this plugin, so that it came too late for the other
+    _begin(config)  # if a conftest names this plugin, it is too late for the other hook
 
 
 def _begin(config: pytest.Config) -> None:
@@ -73,7 +74,7 @@ def _fail(leaks: list[str]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _asgi_ipc_run(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fails the run, in the teardown of its last test, if a process still uses a layer of it."""
+    """Fail the run, in the teardown of its last test, if a process still uses its layers."""
     yield
     run = request.config.stash.get(_run, None)
     if run is not None:
@@ -82,9 +83,9 @@ def _asgi_ipc_run(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def asgi_ipc_isolated(request: pytest.FixtureRequest) -> Iterator[Isolation]:
-    """All layers begin empty in this test, and what is in shared memory afterwards is removed.
+    """Make all layers empty at the start of the test, and remove their shared memory at its end.
 
-    The test fails if by then another process still uses a layer of it, or if a receive still waits
+    The test fails if another process still uses one of its layers then, or if a receive still waits
     in an event loop of this process.
     """
     run = request.config.stash.get(_run, None)
@@ -99,7 +100,7 @@ def asgi_ipc_isolated(request: pytest.FixtureRequest) -> Iterator[Isolation]:
 
 @pytest.fixture
 def asgi_ipc_layer(asgi_ipc_isolated: Isolation) -> AsyncioLayer:
-    """An `asgi_ipc.aio.IPCChannelLayer`; another process reaches it by ``layer.prefix``."""
+    """Return an `asgi_ipc.aio.IPCChannelLayer`. Other processes reach it by ``layer.prefix``."""
     from ..aio import IPCChannelLayer
 
     return IPCChannelLayer(_PREFIX)
@@ -107,7 +108,7 @@ def asgi_ipc_layer(asgi_ipc_isolated: Isolation) -> AsyncioLayer:
 
 @pytest.fixture
 def asgi_ipc_sync_layer(asgi_ipc_isolated: Isolation) -> BlockingLayer:
-    """An `asgi_ipc.IPCChannelLayer`; it and `asgi_ipc_layer` exchange messages."""
+    """Return an `asgi_ipc.IPCChannelLayer`. It exchanges messages with `asgi_ipc_layer`."""
     from ..sync import IPCChannelLayer
 
     return IPCChannelLayer(_PREFIX)

@@ -1,4 +1,4 @@
-"""``python -m asgi_ipc.wsgi module:app``: see `command`."""
+"""Runs ``python -m asgi_ipc.wsgi module:app``; the code is in `command`."""
 
 import sys
 

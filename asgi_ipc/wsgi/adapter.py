@@ -1,7 +1,5 @@
-"""`WsgiToAsgiAdapter`: what a WSGI server runs so that workers in other processes do the work.
-
-It takes a request from the server, sends it over the channel layer, and hands the reply on. It must
-not know what the workers are: ours, or those of Channels 1.
+"""`WsgiToAsgiAdapter`: passes the requests of a WSGI server to workers in other processes, over a
+channel layer, and their responses back. Must not know the workers: they may be those of Channels 1.
 """
 
 from __future__ import annotations
@@ -10,20 +8,33 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
+from ..base_layer import Message
 from ..errors import InvalidOption, IPCError, ReplyLost
 from ..options import check_seconds
 from ..sync import IPCChannelLayer
-from .messages import BODY_CHUNK, DISCONNECTS, REQUESTS, has_no_body, request_of, start_of, weight
-from .replies import Replies
+from .mailboxes import Mailboxes
+from .messages import (
+    BODY_CHUNK,
+    DISCONNECTS,
+    REQUESTS,
+    Environ,
+    has_no_body,
+    request_of,
+    start_of,
+    weight,
+)
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse
 
 logger = logging.getLogger("asgi_ipc")
 
-WINDOW = 1 << 20  # bytes of a response that may be under way
-UPLOAD_WINDOW = 16  # messages of a request's body that may wait for the worker
-_PAUSE, _LONGEST_PAUSE = 0.001, 0.02  # seconds between two looks whether there is room
+WINDOW = 1 << 20  # bytes of a response that a worker may be ahead of the client
+UPLOAD_WINDOW = 16  # messages of a request's body that may be pending for the worker
+_PAUSE, _LONGEST_PAUSE = 0.001, 0.02  # seconds between two tries while there is no room
 
 
 class WsgiToAsgiAdapter:
@@ -33,35 +44,35 @@ class WsgiToAsgiAdapter:
 
         application = WsgiToAsgiAdapter(IPCChannelLayer(prefix="mysite"))
 
-    What it answers itself: 503 with Retry-After, if the channel ``http.request`` is full or the
-    layer cannot be used; 504, if no answer comes within `timeout` seconds; 502, if its beginning is
-    lost; 431, if the request without its body is larger than ``max_message_size``; 400, if the
-    client sends less than it announced. A response that has begun and does not go on raises
-    `errors.ReplyLost`, and the server ends the connection.
+    It answers by itself: with 503 and Retry-After if the channel ``http.request`` is full or the
+    layer cannot be used; with 504 if no response comes within `timeout` seconds; with 502 if the
+    beginning of the response is lost; with 431 if the request without its body is larger than
+    ``max_message_size``; with 400 if the client sends less than it announced. If a response that
+    has begun breaks off, it raises `errors.ReplyLost`, and the server ends the connection.
 
-    It may be used by many threads, and by processes that are forked after it was made.
+    Many threads may use it, and also processes that are forked after it was made.
     """
 
     def __init__(
         self, channel_layer: IPCChannelLayer, timeout: float = 25, retry_after: int = 1
     ) -> None:
         """`timeout`: seconds that a worker may be silent (gunicorn kills a sync worker of its own
-        that takes 30); `retry_after`: seconds, for clients that get 503. Raises InvalidOption."""
+        after 30); `retry_after`: seconds, for clients that get 503. Raises InvalidOption."""
         if not isinstance(channel_layer, IPCChannelLayer):
             raise InvalidOption(
                 f"channel_layer must be an asgi_ipc.IPCChannelLayer, not {channel_layer!r}"
             )
         check_seconds("timeout", timeout)
         if type(retry_after) is not int or retry_after < 0:
-            raise InvalidOption(f"retry_after must be an int of seconds, not {retry_after!r}")
+            raise InvalidOption(
+                f"retry_after must be a whole number of seconds, 0 or more, not {retry_after!r}"
+            )
         self.channel_layer = channel_layer
         self.timeout = timeout
         self.retry_after = retry_after
-        self._replies: Replies | None = None
+        self._mailboxes: Mailboxes | None = None
 
-    def __call__(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         exchange: _Exchange | None = None
         try:
             try:
@@ -70,7 +81,7 @@ class WsgiToAsgiAdapter:
             except (_ShortBody, IPCError) as error:
                 return self._refuse(start_response, environ, self._status(error, exchange), error)
             if first is None:
-                why = f"no answer within {self.timeout} seconds"
+                why = f"no response within {self.timeout} seconds"
                 return self._refuse(start_response, environ, 504, why)
             status, headers = start_of(first)
             if not exchange.has_body:
@@ -89,16 +100,16 @@ class WsgiToAsgiAdapter:
             if exchange is not None:
                 exchange.close()
 
-    def replies(self) -> Replies:
-        """The reply channel of this process."""
-        found = self._replies
-        if found is None or found.pid != os.getpid():  # or this process has been forked
-            # Two threads may both come here at first: then there are two, and both are read.
-            found = self._replies = Replies(self.channel_layer)
+    def mailboxes(self) -> Mailboxes:
+        """Return the mailboxes of this process, made when first needed."""
+        found = self._mailboxes
+        if found is None or found.pid != os.getpid():  # or this process was forked
+            # If two threads get here at the same time, there are two, and both are read.
+            found = self._mailboxes = Mailboxes(self.channel_layer)
         return found
 
     def _status(self, error: Exception, exchange: _Exchange | None) -> int:
-        """Which answer of our own an error leads to."""
+        """Return the status with which to answer an error."""
         if isinstance(error, _ShortBody):
             return 400
         if isinstance(error, self.channel_layer.MessageTooLarge):
@@ -106,11 +117,11 @@ class WsgiToAsgiAdapter:
         return 502 if exchange is not None and exchange.sent else 503
 
     def _refuse(
-        self, start_response: Callable[..., Any], environ: dict[str, Any], status: int, why: object
+        self, start_response: StartResponse, environ: Environ, status: int, why: object
     ) -> Iterable[bytes]:
-        """An answer of our own."""
+        """Answer with `status`, and log why."""
         full = isinstance(why, self.channel_layer.ChannelFull)
-        # A full channel is counted by the layer, and a flood of requests must not flood the log.
+        # The layer counts what a full channel refuses; many requests must not fill the log.
         (logger.debug if full else logger.warning)(
             "prefix %r: answered %s to %s %s: %s",
             self.channel_layer.prefix,
@@ -130,28 +141,28 @@ class WsgiToAsgiAdapter:
 
 
 class _Exchange:
-    """One request, and its response as the iterable that PEP 3333 asks for."""
+    """One request, and its response as an iterable (PEP 3333)."""
 
-    def __init__(self, adapter: WsgiToAsgiAdapter, environ: dict[str, Any]) -> None:
+    def __init__(self, adapter: WsgiToAsgiAdapter, environ: Environ) -> None:
         self._layer = adapter.channel_layer
         self._timeout = adapter.timeout
-        self._replies = adapter.replies()
+        self._mailboxes = adapter.mailboxes()
         self._request = request_of(environ)
-        self._body = _Body(environ)
-        self._chunk: dict[str, Any] | None = None  # of the body: read, and not yet sent
+        self._body = _RequestBody(environ)
+        self._chunk: Message | None = None  # of the body: read, and not yet sent
         self._chunks = 0
         self.sent = False
-        self._first: dict[str, Any] | None = None
+        self._first: Message | None = None
         self._flow = False
         self._order = 0  # messages of the response that were taken
-        self._taken = self._told = 0  # their weight, and how much of it the worker knows of
+        self._taken = self._told = 0  # their weight, and how much of it the worker knows
         self.has_body = self.complete = False
-        self._box = self._replies.open()
+        self._box = self._mailboxes.open()
 
-    def ask(self) -> dict[str, Any] | None:
-        """Send the request; the first message of the response, or None if it does not come.
+    def ask(self) -> Message | None:
+        """Send the request, and return the first message of the response; None if none comes.
 
-        Raises what `send` and `receive` of the layer do, ReplyLost, and _ShortBody.
+        Raises what `send` and `receive` of the layer raise, ReplyLost, and _ShortBody.
         """
         request, box = self._request, self._box
         request["body"] = self._body.read()
@@ -167,7 +178,7 @@ class _Exchange:
         first = self._first = self._next_message()
         if first is not None:
             if "status" not in first:
-                raise self._lost("sent a first one that expired, or the layer was flushed")
+                raise self._lost("its first message is lost (it expired, or the layer was flushed)")
             self.has_body = not has_no_body(request["method"], first["status"])
             self.complete = not first.get("more_content", False)
             self._flow = bool(first.get("flow_control"))
@@ -180,11 +191,11 @@ class _Exchange:
         while self._first is not None or not self.complete:
             message, self._first = self._first or self._next_message(), None
             if message is None:
-                raise self._lost(f"has been silent for {self._timeout} seconds")
+                raise self._lost(f"its worker was silent for {self._timeout} seconds")
             if message.get("aborted"):
-                raise self._lost("reported that the application failed, see its log")
+                raise self._lost("the application failed: see the log of its worker")
             if message.get("order", self._order) != self._order:
-                raise self._lost("sent one that is lost: it expired, or the layer was flushed")
+                raise self._lost("the next one is lost (it expired, or the layer was flushed)")
             self._order += 1
             self._taken += weight(message, WINDOW)
             self.complete = not message.get("more_content", False)
@@ -196,12 +207,12 @@ class _Exchange:
         raise StopIteration
 
     def close(self) -> None:
-        """End the exchange, for PEP 3333 also in the middle: what still comes is dropped."""
-        self._replies.close(self._box)
+        """End the exchange, possibly before its end (PEP 3333): later messages are dropped."""
+        self._mailboxes.close(self._box)
         if self.complete or not self.sent:
             return
         self.complete = True
-        # Tell who works on it. If that cannot be, it finds out by waiting in vain.
+        # Tell the worker. If that fails, the worker finds out by a time-out.
         with contextlib.suppress(IPCError):
             if self._flow:
                 self._layer.send(self._box.flow_channel, {"closed": True})
@@ -209,31 +220,31 @@ class _Exchange:
                 gone = {"reply_channel": self._box.channel, "path": self._request["path"]}
                 self._layer.send(DISCONNECTS, gone)
 
-    def _next_message(self) -> dict[str, Any] | None:
-        """The next message of the response; None if the worker is silent for too long.
+    def _next_message(self) -> Message | None:
+        """Return the next message of the response; None if the worker is silent for too long.
 
-        Until then the rest of the body goes out, as fast as the worker reads it.
+        Meanwhile, send the rest of the body, as fast as the worker reads it.
         """
         deadline, pause = time.monotonic() + self._timeout, _PAUSE
         while True:
-            owes = self._owes_word()
+            owes = not self._report_taken()
             uploads = self._chunk is not None or not self._body.complete
             if not (owes or uploads):
-                return self._replies.take(self._box, deadline)
-            message = self._replies.take(self._box, 0.0)
+                return self._mailboxes.take(self._box, deadline)
+            message = self._mailboxes.take(self._box, 0.0)
             if message is not None:
                 return message
             if uploads and self._upload():
                 deadline, pause = time.monotonic() + self._timeout, _PAUSE
                 continue
-            # Nobody rings when there is room again, so look; an answer wakes us at once.
-            message = self._replies.take(self._box, time.monotonic() + pause)
+            # Nothing rings when there is room again, so look. A response wakes this at once.
+            message = self._mailboxes.take(self._box, time.monotonic() + pause)
             if message is not None or time.monotonic() >= deadline:
                 return message
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _upload(self) -> bool:
-        """Send the next piece of the body; False if there is no room for it."""
+        """Send the next piece of the body; return False if there is no room for it."""
         channel = self._request["body_channel"]
         if self._chunk is None:
             try:
@@ -255,23 +266,22 @@ class _Exchange:
         self._chunks += 1
         return True
 
-    def _owes_word(self) -> bool:
-        """Tell the worker how much the server has taken, if it may be waiting for that; True if it
-        could not be told."""
+    def _report_taken(self) -> bool:
+        """Tell the worker how much the server has taken, if it may be waiting for that; return
+        False if there is no room for it."""
         if not self._flow or self._taken - self._told < WINDOW // 2:
-            return False
+            return True
         try:
             self._layer.send(self._box.flow_channel, {"taken": self._taken})
         except self._layer.ChannelFull:
-            return True
+            return False
         self._told = self._taken
-        return False
+        return True
 
     def _lost(self, why: str) -> ReplyLost:
         method, path = self._request["method"], self._request["path"]
         return ReplyLost(
-            f"the response to {method} {path} broke off after {self._order} messages: its worker "
-            f"{why}"
+            f"the response to {method} {path} broke off after {self._order} messages: {why}"
         )
 
 
@@ -279,10 +289,10 @@ class _ShortBody(Exception):
     """The client sent less than its Content-Length."""
 
 
-class _Body:
-    """The body of a request, in pieces as large as one message."""
+class _RequestBody:
+    """The body of a request, in pieces that fit into one message each."""
 
-    def __init__(self, environ: dict[str, Any]) -> None:
+    def __init__(self, environ: Environ) -> None:
         self._input = environ["wsgi.input"]
         self._left: int | None = None  # bytes; None: until the end of the input
         length = environ.get("CONTENT_LENGTH")
@@ -292,11 +302,11 @@ class _Body:
             environ.get("wsgi.input_terminated")
             or environ.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked"
         ):
-            self._left = 0  # the input of such a server does not end: it would wait for ever
+            self._left = 0  # the input of such a server does not end: a read would wait for ever
         self.complete = self._left == 0
 
     def read(self) -> bytes:
-        """The next piece, of BODY_CHUNK bytes but for the last. Raises _ShortBody."""
+        """Return the next piece, of BODY_CHUNK bytes except the last. Raises _ShortBody."""
         pieces = []
         room = BODY_CHUNK if self._left is None else min(BODY_CHUNK, self._left)
         while room:

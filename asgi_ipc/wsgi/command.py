@@ -1,4 +1,5 @@
-"""Starting a worker by the name of its application, for command lines."""
+"""Starts a worker by the name of its application, for command lines. Must not need click or rich:
+the command ``asgi-ipc wsgi-worker`` has these, and calls `serve`."""
 
 from __future__ import annotations
 
@@ -25,13 +26,14 @@ def serve(
 ) -> None:
     """Run a worker until SIGTERM or SIGINT.
 
-    `application` and `layer` are each ``module:name`` (the name of the application may be left out
-    if it is ``application``), looked for in the current folder first. The layer is that object, or
-    one with default options and `prefix` ("asgi"). `threads` and `timeout` (seconds) are those of
-    `AsgiToWsgiWorker`. Logs to stderr, unless logging is set up already. Raises InvalidOption.
+    `application` and `layer` are each ``module:name``, looked up in the current folder first. The
+    name of the application may be omitted if it is ``application``. Without `layer`, the worker
+    uses a layer with default options and `prefix` (default "asgi"). `threads` and `timeout`
+    (seconds) are those of `AsgiToWsgiWorker`. Logs to stderr, unless logging is already configured.
+    Raises InvalidOption.
     """
     if prefix is not None and layer is not None:
-        raise InvalidOption("give a prefix, or a layer which has one, not both")
+        raise InvalidOption("give a prefix or a layer, not both: the layer has a prefix")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -42,17 +44,17 @@ def serve(
 
 
 def load(name: str) -> Any:
-    """What ``module:name`` stands for. Raises InvalidOption if there is nothing."""
+    """Return the object that ``module:name`` names. Raises InvalidOption if there is none."""
     module, mark, path = name.partition(":")
     if not (module and mark and path):
-        raise InvalidOption(f"{name!r} should be module:name, as in mysite.wsgi:application")
+        raise InvalidOption(f"{name!r} must be module:name, as in mysite.wsgi:application")
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        # Only if it is this module that is missing, and not one that it imports.
+        # Only if this module itself is missing, and not one that it imports.
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
             raise InvalidOption(
-                f"there is no module {error.name!r}, looked for in {os.getcwd()} and sys.path"
+                f"there is no module {error.name!r} in {os.getcwd()} or on sys.path"
             ) from None
         raise
     for part in path.split("."):
@@ -64,7 +66,7 @@ def load(name: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of ``python -m asgi_ipc.wsgi``; the exit status."""
+    """Run the command line of ``python -m asgi_ipc.wsgi``, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m asgi_ipc.wsgi",
         description="Answer HTTP requests from a channel layer with a WSGI application.",
@@ -72,14 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("application", help="module:name, as in mysite.wsgi:application")
     parser.add_argument("--prefix", help='prefix of the layer (default: "asgi")')
     parser.add_argument(
-        "--layer", help="module:name of an IPCChannelLayer, for one that has other options"
+        "--layer", help="module:name of an IPCChannelLayer, for other options than the default ones"
     )
-    parser.add_argument("--threads", type=int, default=1, help="requests at once (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="requests at a time (default: 1)")
     parser.add_argument(
         "--timeout",
         type=float,
         default=60,
-        help="seconds that a client may stand still in the middle (default: 60)",
+        help="seconds that a client may neither send nor take data (default: 60)",
     )
     given = parser.parse_args(arguments)
     try:

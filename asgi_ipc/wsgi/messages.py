@@ -1,16 +1,15 @@
-"""The HTTP messages of Channels 1, made from a WSGI environ and turned into one. No I/O.
+"""Converts between a WSGI environ and the HTTP messages of Channels 1. Must not do any I/O.
 
-The keys are those of the Channels 1 message format. These are ours besides, for workers that know
-them; others leave them alone:
+The keys are those of the Channels 1 message format, and these, which other peers ignore:
 
 - ``deadline`` of a request: when its sender stops waiting, in seconds of the machine's monotonic
-  clock. A worker that comes to it later lets it be.
-- ``flow_channel`` and ``flow_window`` of a request, ``flow_control`` (True) of a response: how a
-  response is streamed to a client that may be slow. The worker is at most ``flow_window`` bytes, as
-  `weight` counts them, ahead of what was taken. On ``flow_channel`` it is told how many were:
-  ``taken``; or that nobody wants the rest: ``closed``.
+  clock. A worker that gets to the request later skips it.
+- ``flow_channel`` and ``flow_window`` of a request, ``flow_control`` (True) of a response: they
+  stream a response to a client that may be slow. The worker stays at most ``flow_window`` bytes, as
+  `weight` counts them, ahead of what the client has taken. On ``flow_channel`` it learns how many
+  bytes were ``taken``, or that the exchange is ``closed``.
 - ``order`` of the messages of a response and of a body: counts from 0, so that a loss is noticed.
-- ``aborted`` (True) of a response chunk: the application failed, the response is incomplete.
+- ``aborted`` (True) of a response chunk: the application failed, and the response is incomplete.
 """
 
 from __future__ import annotations
@@ -20,12 +19,16 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-BODY_CHUNK = 64 << 10  # bytes of the body of a request in one message: many requests may wait
+from ..base_layer import Message
+
+Environ = dict[str, Any]  # of WSGI (PEP 3333)
+
+BODY_CHUNK = 64 << 10  # bytes of a request's body in one message: many requests may be pending
 CONTENT_CHUNK = 256 << 10  # bytes of a response in one message
 REQUESTS = "http.request"
 DISCONNECTS = "http.disconnect"
 
-# PEP 3333: an application must not set these, and they mean nothing past one connection.
+# PEP 3333: an application must not set these; they concern only one connection.
 HOP_BY_HOP = {
     *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te"),
     *(b"trailer", b"trailers", b"transfer-encoding", b"upgrade"),
@@ -34,8 +37,8 @@ HOP_BY_HOP = {
 _PORTS = {"http": "80", "https": "443"}
 
 
-def request_of(environ: dict[str, Any]) -> dict[str, Any]:
-    """The ``http.request`` message for a WSGI environ, without body, channels and deadline."""
+def request_of(environ: Environ) -> Message:
+    """Return the ``http.request`` message for an environ, without body, channels and deadline."""
     root = _text(environ.get("SCRIPT_NAME", ""))
     scheme = environ.get("wsgi.url_scheme", "http")
     return {
@@ -51,10 +54,10 @@ def request_of(environ: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def environ_of(message: dict[str, Any]) -> dict[str, Any]:
-    """The part of a WSGI environ that stands in an ``http.request`` message (PEP 3333).
+def environ_of(message: Message) -> Environ:
+    """Return the part of a WSGI environ that an ``http.request`` message contains (PEP 3333).
 
-    Headers that came several times are joined, as by every WSGI server.
+    Headers that came several times are joined, as WSGI servers do it.
     """
     root = message.get("root_path") or ""
     path = message["path"]
@@ -82,7 +85,7 @@ def environ_of(message: dict[str, Any]) -> dict[str, Any]:
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client[0], str(client[1])
     for name, value in message.get("headers") or ():
         if name == b"transfer-encoding" or b"_" in name:
-            # The body was taken out of it; and X_A must not pass for X-A, which a proxy may check.
+            # The body is decoded already. And X_A must not pass for X-A, which a proxy may check.
             continue
         key = name.decode("latin-1").upper().replace("-", "_")
         if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
@@ -94,16 +97,16 @@ def environ_of(message: dict[str, Any]) -> dict[str, Any]:
     return environ
 
 
-def response_of(status: str, headers: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """The first keys of a response, for what an application gave to start_response."""
+def response_of(status: str, headers: Iterable[tuple[str, str]]) -> Message:
+    """Return the first keys of a response, for the arguments of start_response."""
     return {
         "status": int(status[:3]),
         "headers": [[_bytes(name).lower(), _bytes(value)] for name, value in headers],
     }
 
 
-def start_of(message: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
-    """What to give to start_response for the first message of a response."""
+def start_of(message: Message) -> tuple[str, list[tuple[str, str]]]:
+    """Return the arguments of start_response for the first message of a response."""
     status = message["status"]
     try:
         phrase = http.HTTPStatus(status).phrase
@@ -117,18 +120,18 @@ def start_of(message: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     return f"{status} {phrase}", headers
 
 
-def weight(message: dict[str, Any], window: int) -> int:
-    """What a message of a response counts against a window of bytes: its content, and never less
-    than a 16th of the window, so that the number of messages has a bound too."""
+def weight(message: Message, window: int) -> int:
+    """Return how much of a window of bytes a message of a response takes: the size of its content,
+    but at least a 16th of the window, so that the number of messages is limited too."""
     return max(len(message.get("content") or b""), window // 16)
 
 
 def has_no_body(method: str, status: int) -> bool:
-    """Whether a response must not have a body, whatever the application sends (RFC 9110, 6.4.1)."""
+    """Return whether a response must not have a body (RFC 9110, 6.4.1)."""
     return method == "HEAD" or status in (204, 304) or 100 <= status < 200
 
 
-def _request_headers(environ: dict[str, Any]) -> list[list[bytes]]:
+def _request_headers(environ: Environ) -> list[list[bytes]]:
     headers = []
     for key, value in environ.items():
         if key.startswith("HTTP_"):
@@ -146,23 +149,23 @@ def _version(protocol: str) -> str:
     return version[:-2] if version.endswith(".0") and version != "1.0" else version
 
 
-def _address(host: Any, port: Any) -> list[Any] | None:
-    """[host, port], or None where there is none: a server on a Unix socket has no port."""
+def _address(host: object, port: Any) -> list[object] | None:
+    """Return [host, port], or None if there is none: a server on a Unix socket has no port."""
     if not host or not str(port).isdecimal():
         return None
     return [host, int(port)]
 
 
 def _bytes(value: str) -> bytes:
-    """PEP 3333: a str of the environ, or of start_response, stands for bytes."""
+    """Return the bytes that a str of the environ, or of start_response, stands for (PEP 3333)."""
     return value.encode("latin-1")
 
 
 def _text(value: str) -> str:
-    """The path of a request as the message has it; bytes that are not UTF-8 are replaced."""
+    """Return a path as the message has it; bytes that are not UTF-8 are replaced."""
     return _bytes(value).decode("utf-8", "replace")
 
 
 def _native(value: str) -> str:
-    """And back, as the environ has it."""
+    """Return a path as the environ has it."""
     return value.encode("utf-8").decode("latin-1")

@@ -1,7 +1,7 @@
-"""Whether anybody is left to read a process-specific channel.
+"""Tells whether a process-specific channel still has a reader. Must never take a message, or create
+a queue.
 
-A sender that streams asks this while it waits for room. It must never take a message, or make a
-queue that is not there.
+A sender that streams asks this while it waits for room.
 """
 
 from __future__ import annotations

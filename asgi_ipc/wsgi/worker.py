@@ -1,6 +1,5 @@
 """`AsgiToWsgiWorker`: takes requests from a channel layer and runs a WSGI application for each.
-
-It must not know what the application is, nor which server took the request.
+Must not know the application, nor the server that accepted the request.
 """
 
 from __future__ import annotations
@@ -13,20 +12,22 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from ..base_layer import Message
 from ..errors import InvalidOption, IPCError, ReplyLost
 from ..options import check_int, check_seconds
 from ..sync import IPCChannelLayer
-from .messages import REQUESTS, environ_of
-from .reply import Body, Peer, Reply, whole
+from .exchange import Peer, RequestBody, Response, read_whole
+from .messages import REQUESTS, Environ, environ_of
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 logger = logging.getLogger("asgi_ipc")
 
 _AFTER_ERROR = 1.0  # seconds that a thread waits after an error of the layer
-
-Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class AsgiToWsgiWorker:
@@ -36,25 +37,27 @@ class AsgiToWsgiWorker:
 
         AsgiToWsgiWorker(IPCChannelLayer(prefix="mysite"), application, threads=4).run()
 
-    A process runs one of these; to use more cores start more processes. Each thread takes a
-    request only when it has nothing else to do.
+    A process runs one of these; to use more cores, start more processes. A thread takes a request
+    only when it is idle.
     """
 
     def __init__(
         self,
         channel_layer: IPCChannelLayer,
-        application: Application,
+        application: WSGIApplication,
         threads: int = 1,
         timeout: float = 60,
     ) -> None:
-        """`threads`: requests that are worked on at once; `timeout`: seconds that a client may
-        neither take more of a response, nor send more of a body. Raises InvalidOption."""
+        """`threads`: requests to work on at a time; `timeout`: seconds that a client may neither
+        take more of a response nor send more of a body. Raises InvalidOption."""
         if not isinstance(channel_layer, IPCChannelLayer):
             raise InvalidOption(
                 f"channel_layer must be an asgi_ipc.IPCChannelLayer, not {channel_layer!r}"
             )
         if not callable(application):
-            raise InvalidOption(f"application must be a WSGI application, not {application!r}")
+            raise InvalidOption(
+                f"application must be callable, as a WSGI application is, not {application!r}"
+            )
         check_int("threads", threads, 1, 1000)
         check_seconds("timeout", timeout)
         self.channel_layer = channel_layer
@@ -65,10 +68,11 @@ class AsgiToWsgiWorker:
         self._stops: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may put
 
     def run(self) -> None:
-        """Work until `stop` is called, or SIGTERM or SIGINT comes: then finish what is in hand.
+        """Work until `stop` is called, or SIGTERM or SIGINT comes; then finish the requests in
+        progress.
 
-        Signals are looked after where that is possible, in the main thread; a second one has the
-        effect that it had before. Raises what the layer raises if it cannot be attached to.
+        Signals are handled only in the main thread. A second signal has the effect that it had
+        before `run`. Raises what the layer raises if it cannot attach.
         """
         ends = f"wsgi.worker.{os.urandom(8).hex()}!"
         self.channel_layer.receive([ends])
@@ -88,15 +92,15 @@ class AsgiToWsgiWorker:
             self._stops.get()
         self._stopping = True
         for _ in threads:
-            with contextlib.suppress(IPCError):  # or it ends with its next receive_timeout
+            with contextlib.suppress(IPCError):  # else it ends at its next receive_timeout
                 self.channel_layer.send(f"{ends}end", {})
         for thread in threads:
             thread.join()
         logger.info("prefix %r: wsgi worker %s ends", self.channel_layer.prefix, os.getpid())
 
     def stop(self) -> None:
-        """Let `run` return as soon as what is in hand is finished. From any thread, or a signal
-        handler."""
+        """Make `run` return when the requests in progress are finished. May be called in any
+        thread, or in a signal handler."""
         self._stops.put(None)
 
     @contextlib.contextmanager
@@ -113,30 +117,36 @@ class AsgiToWsgiWorker:
                 signal.signal(number, handler)
 
     def _work(self, channels: list[str]) -> None:
-        """What each thread does."""
+        """Take requests, in one of the threads, until the worker stops."""
         while not self._stopping:
             try:
                 channel, message = self.channel_layer.receive(channels, block=True)
             except Exception:
-                logger.exception("prefix %r: a worker goes on after", self.channel_layer.prefix)
+                logger.exception(
+                    "prefix %r: the worker could not receive, and tries again in %g s",
+                    self.channel_layer.prefix,
+                    _AFTER_ERROR,
+                )
                 time.sleep(_AFTER_ERROR)
                 continue
             if channel == REQUESTS and message is not None:
                 try:
                     self._answer(message)
-                except BaseException:  # a thread that died would never be missed
-                    logger.exception("prefix %r: a request was lost", self.channel_layer.prefix)
+                except BaseException:  # nobody would notice that the thread has died
+                    logger.exception(
+                        "prefix %r: a request was not answered", self.channel_layer.prefix
+                    )
 
-    def _answer(self, request: dict[str, Any]) -> None:
+    def _answer(self, request: Message) -> None:
         if time.monotonic() > request.get("deadline", float("inf")):
-            return  # nobody waits any more
+            return  # nobody waits for the response
         peer = Peer(self.channel_layer, request["reply_channel"], self.timeout)
-        reply = Reply(peer, request)
+        response = Response(peer, request)
         channel = request.get("body_channel")
-        body = Body(peer, request.get("body") or b"", channel) if channel else None
+        body = RequestBody(peer, request.get("body") or b"", channel) if channel else None
         try:
             try:
-                self._call(self._environ(request, body), reply)
+                self._call(self._environ(request, body), response)
             except BaseException as error:
                 if not isinstance(error, ReplyLost):
                     logger.exception(
@@ -145,7 +155,7 @@ class AsgiToWsgiWorker:
                         request["method"],
                         request["path"],
                     )
-                    reply.fail()
+                    response.fail()
                     return
                 raise
         except ReplyLost as error:
@@ -160,19 +170,19 @@ class AsgiToWsgiWorker:
             if body is not None:
                 body.discard()
 
-    def _call(self, environ: dict[str, Any], reply: Reply) -> None:
-        blocks = self.application(environ, reply.start_response)
+    def _call(self, environ: Environ, response: Response) -> None:
+        blocks = self.application(environ, response.start_response)
         try:
-            reply.send_all(blocks)
+            response.send_all(blocks)
         finally:
             close = getattr(blocks, "close", None)
             if close is not None:
                 close()
 
-    def _environ(self, request: dict[str, Any], body: Body | None) -> dict[str, Any]:
+    def _environ(self, request: Message, body: RequestBody | None) -> Environ:
         environ = environ_of(request)
         environ["wsgi.multithread"] = self.threads > 1
-        environ["wsgi.input_terminated"] = True  # reading past the end gives b""
+        environ["wsgi.input_terminated"] = True  # a read at the end returns b""
         if body is None:
             content = request.get("body") or b""
             environ["wsgi.input"] = io.BytesIO(content)
@@ -181,7 +191,7 @@ class AsgiToWsgiWorker:
         elif "CONTENT_LENGTH" in environ:
             environ["wsgi.input"] = io.BufferedReader(body)
         else:
-            # Sent in chunks, of unknown length. To Django, for one, it would be empty.
-            environ["wsgi.input"], length = whole(body)
+            # Sent in chunks, of unknown length. Django, for one, would take it for empty.
+            environ["wsgi.input"], length = read_whole(body)
             environ["CONTENT_LENGTH"] = str(length)
         return environ

@@ -1,4 +1,4 @@
-"""What goes where: pages, WebSockets, and the channel that `manage.py runworker` reads."""
+"""The ASGI application: pages, WebSockets, and the channel of `manage.py runworker`."""
 
 import os
 

@@ -1,7 +1,7 @@
-"""What the layer does, in figures, for the board.
+"""The figures of the layer, for the board.
 
-Everything is read from shared memory, from outside, as the command ``asgi-ipc`` does it. So it is
-the same on every server, and nobody is disturbed.
+They are read from shared memory without the lock, as the command ``asgi-ipc`` reads them. So they
+are the same on every server, and no process is disturbed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from asgi_ipc.inspection.view import View
 
 from . import rooms
 
-CHANNELS = 12  # at the most, the fullest first
+CHANNELS = 12  # on the board at most, fullest first
 
 
 class Board:
-    """The figures of one layer; its rates are those since the look before."""
+    """The figures of one layer. Rates are since the previous look."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
         self._before: Snapshot | None = None
 
     async def figures(self) -> dict[str, Any]:
-        """One look, as JSON takes it. Times are in seconds."""
-        # Asked for first: this attaches, so that there is something to look at.
+        """Look once, and return the figures for JSON. Times are in seconds."""
+        # This comes first: it attaches, so that there is shared memory to look at.
         people = {
             room: len(await self._layer.group_channels(rooms.here(room)))
             for room in rooms.SUGGESTED
@@ -37,7 +37,7 @@ class Board:
         return {
             "rate": round(stats.rates.sent, 1),
             "count": stats.sent,
-            "waiting": stats.pending,
+            "pending": stats.pending,
             "oldest": round(stats.oldest, 1),
             "drops": stats.dropped,
             "rooms": people,
@@ -53,7 +53,7 @@ class Board:
             "channels": [
                 {
                     "name": channel.name,
-                    "waiting": channel.pending,
+                    "pending": channel.pending,
                     "capacity": channel.capacity or self._layer.capacity,
                     "sent": channel.sent,
                     "dropped": sum(channel.dropped.values()),
@@ -64,7 +64,7 @@ class Board:
 
 
 def command(line: str) -> str:
-    """What a process is, without the way to its interpreter: "daphne -p 8001 chat.asgi"."""
+    """Return a command line without its interpreter: "daphne -p 8001 chat.asgi"."""
     words = line.split()
     while words and (words[0].startswith("-") or "python" in words[0]):
         words.pop(0)

@@ -1,7 +1,7 @@
 """The chat itself: one consumer for each browser, one for each board, and a worker.
 
-A browser is a member of its room's group; a group send reaches every member, in whichever process
-it is. The worker reads a normal channel, so any number of worker processes could share the work.
+A browser is a member of its room's group. A group send reaches every member, in all processes. The
+worker receives from a normal channel, so any number of worker processes could share the work.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .watch import Watch
 WORD_COUNT = "word-count"
 COMMAND = "/count "
 
-# What the browsers of this process look at, by room, for as long as there is one; "" is the board.
+# What the browsers of this process watch, by room, as long as there is a browser; "" is the board.
 watches: WeakValueDictionary[str, Watch] = WeakValueDictionary()
 
 
 def people_in(layer, room):
-    """What to ask for the people in a room; ask now and then, for nobody tells of a `kill -9`."""
+    """Return a function that asks who is in a room. Ask repeatedly: nothing reports a `kill -9`."""
 
     async def look():
         return rooms.people(await layer.group_channels(rooms.here(room)))
@@ -37,7 +37,7 @@ def people_in(layer, room):
 class ChatConsumer(AsyncJsonWebsocketConsumer):
     """One browser in one room.
 
-    It says {"text": ...} and hears {"remark": {"name": ..., "text": ...}} and
+    The browser sends {"text": ...}. It gets {"remark": {"name": ..., "text": ...}} and
     {"people": [{"name": ..., "server": ...}, ...]}.
     """
 
@@ -47,7 +47,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
         port = str(self.scope["server"][1])
         self.person = rooms.Person(rooms.person_name(asked[0]), server=port)
         self.entry = rooms.entry(self.channel_name, self.person)
-        # Join first: whoever sees the connection open is already in the room.
+        # Join first, so that the browser is in the room when its connection opens.
         await self.channel_layer.group_add(rooms.group_of(self.room), self.channel_name)
         await self.channel_layer.group_add(rooms.here(self.room), self.entry)
         await self.accept()
@@ -70,7 +70,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
             await self.channel_layer.group_send(rooms.group_of(self.room), remark)
 
     async def count(self, text):
-        """Have the worker count the words of the text; it answers this browser alone."""
+        """Have the worker count the words of the text, and answer only this browser."""
         job = {"type": "words.count", "text": text, "reply_to": self.channel_name}
         try:
             await self.channel_layer.send(WORD_COUNT, job)
@@ -84,7 +84,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
     # -- who is here --------------------------------------------------------------------------
 
     async def people_have_changed(self):
-        """Tell all processes that serve this room not to wait until the second is over."""
+        """Tell all processes that serve this room to look now."""
         event = {"type": "people.changed"}
         await self.channel_layer.group_send(rooms.group_of(self.room), event)
 
@@ -96,7 +96,7 @@ class ChatConsumer(AsyncJsonWebsocketConsumer):
 
 
 class BoardConsumer(AsyncJsonWebsocketConsumer):
-    """One browser that looks at the board. It only listens."""
+    """One browser that watches the board. It sends nothing."""
 
     async def connect(self):
         await self.accept()

@@ -7,9 +7,9 @@ CHANNEL_LAYERS = {
     "default": {
         "BACKEND": "asgi_ipc.aio.IPCChannelLayer",
         "CONFIG": {
-            # Whoever names the same prefix on this machine is in the same chat.
+            # All processes of this machine with the same prefix are in the same chat.
             "prefix": os.environ.get("CHAT_PREFIX", "chat-demo"),
-            # Seconds. Whoever was served by a process that died is off the list after that.
+            # Seconds after which the people of a process that died are off the list.
             "expiry": 5,
         },
     },
@@ -21,5 +21,5 @@ ASGI_APPLICATION = "chat.asgi.application"
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
 
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
-# Django wants one; nothing here is signed, so it need not outlive the process.
+# Django requires one. Nothing here is signed, so it may change with the process.
 SECRET_KEY = secrets.token_hex()

@@ -1,7 +1,7 @@
-"""Looks at something of the layer once a second, for all browsers of this process together.
+"""Looks at the layer once a second, for all browsers of this process together.
 
-A hundred browsers in one room want to see the same list: it is asked for once, and sent on to each
-when it has changed. Nobody looks while no browser is there.
+A hundred browsers in one room need the same list. One look gets it for all, and each browser
+gets it when it has changed. Without browsers there are no looks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Show = Callable[[Any], Awaitable[None]]
 
 
 class Watch:
-    """What `look` returns, given to each `show` when it has been added and when it has changed."""
+    """Passes the result of `look` to each `show`: when the show is added, and at each change."""
 
     def __init__(self, look: Look, every: float = 1.0) -> None:
         self._look = look
@@ -34,12 +34,12 @@ class Watch:
             self._task = asyncio.create_task(self._run())
 
     def remove(self, show: Show) -> None:
-        """Without effect where it has not been added."""
+        """Remove a show; it need not have been added."""
         self._seen.pop(show, None)
         self.nudge()
 
     def nudge(self) -> None:
-        """Look now rather than when the second is over."""
+        """Look now, not only when the second is over."""
         self._nudged.set()
 
     async def _run(self) -> None:
@@ -48,7 +48,7 @@ class Watch:
             try:
                 await self._pass_on(await self._look())
             except Exception:
-                # The next look may be luckier: say so, and go on.
+                # The next look may succeed.
                 logger.exception("could not look")
             try:
                 await asyncio.wait_for(self._nudged.wait(), self._every)
@@ -63,5 +63,5 @@ class Watch:
                 try:
                     await show(found)
                 except Exception:
-                    # Its browser went, and `remove` is about to come. The others still look.
-                    logger.debug("a browser could not be shown what was seen", exc_info=True)
+                    # The browser has gone, and `remove` will follow. The others go on.
+                    logger.debug("the figures could not be sent to a browser", exc_info=True)

@@ -54,9 +54,9 @@ async def test_two_people_on_two_servers_and_one_server_is_killed(
     await expect(ada.locator("#process-count")).to_have_text("3")
 
     os.kill(site.pid(1), signal.SIGKILL)
-    await expect(grace.locator("#log")).to_contain_text("The server has gone")
+    await expect(grace.locator("#log")).to_contain_text("The server is gone")
     await expect(ada.locator("#people li")).to_have_text([f"ada{first}"])
-    await expect(ada.locator("#log")).to_contain_text(f"grace ({second}) has gone")
+    await expect(ada.locator("#log")).to_contain_text(f"grace ({second}) has left")
     await expect(ada.locator("#process-count")).to_have_text("2")
     await say(ada, "alone now")
     await expect(ada.locator("#log")).to_contain_text("alone now")

@@ -1,7 +1,7 @@
-"""The contract of Channels 1, run against our blocking layers and the layer of asgiref 1.
+"""The contract of Channels 1, run for our blocking layers and for the layer of asgiref 1.
 
-asgiref 1 cannot be installed beside the asgiref of today, so the last test here runs this file once
-more, in an environment where it is.
+asgiref 1 cannot be installed beside a current asgiref, so the last test here runs this file again,
+in an environment that has asgiref 1.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ if asgiref_inmemory is not None:
 
     @pytest.mark.parametrize("name", ["ChannelFull", "MessageTooLarge"])
     def test_errors_are_also_those_of_asgiref(prefix: str, name: str) -> None:
-        """Which asgi_redis, for one, lets through to those who catch them."""
+        """asgi_redis, for one, passes them on to code that catches them."""
         from asgiref.base_layer import BaseChannelLayer
 
         assert issubclass(getattr(IPCChannelLayer(prefix), name), getattr(BaseChannelLayer, name))
 
 
 def test_both_layers_beside_asgiref_1(tmp_path: Path) -> None:
-    """The suite is right: a layer that is not ours passes it too, but for what it is known for."""
+    """The suite is right: a layer that is not ours passes it too, except known failures."""
     report = tmp_path / "report.xml"
     run = subprocess.run(
         [

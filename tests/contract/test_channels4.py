@@ -1,4 +1,4 @@
-"""The contract of Channels 4, run against our asyncio layers and Channels' own in-memory layer."""
+"""The contract of Channels 4, run for our asyncio layers and the in-memory layer of Channels."""
 
 from __future__ import annotations
 

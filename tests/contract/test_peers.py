@@ -1,6 +1,7 @@
-"""The layers of others do in the suites what docs/conformance.rst says that they do.
+"""In the suites, the layers of others do what docs/conformance.rst says.
 
-Of the default run are those of channels_redis core; InMemory and asgiref's are in the files beside.
+The default run has only channels_redis core here; InMemory and asgiref's layer are in the other
+files.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ OTHERS = [
 
 
 def documented(layer: str) -> tuple[set[str], set[str]]:
-    """The cases that always fail, and those that sometimes do, as the page has it."""
+    """Return the cases that fail always, and those that fail sometimes, as the page says."""
     part = PAGE.partition(f"What {layer} fails:\n")[2]
     always, sometimes = set(), set()
     for line in part.strip().splitlines():
@@ -90,7 +91,7 @@ def test_the_example_on_the_page_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("contract", [Channels1Contract, Channels4Contract])
 def test_ours_fail_nothing(contract: Any) -> None:
-    """On the page; that it is so is what the other files here test."""
+    """On the page. The other files here test that it is true."""
     for layer in script.LAYERS[contract]:
         failed = re.search(rf"\* - {re.escape(layer.name)}\n     - \d+\n     - (\d+)\n", PAGE)
         assert failed is not None, layer.name

@@ -1,4 +1,4 @@
-"""The FastAPI example, on four processes: who is in a room hears what is said in any of them."""
+"""The FastAPI example on four processes: everybody in a room hears what is said in any process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORKERS = 4
 
 @pytest.fixture
 def server(prefix: str, tmp_path: Path) -> Iterator[str]:
-    """Its address."""
+    """The address of the running example."""
     port = processes.free_port()
     command = ["-m", "uvicorn", "fastapi_chat:app", "--workers", str(WORKERS), "--port", str(port)]
     with processes.running(
@@ -48,7 +48,7 @@ def who_is_there(server: str, room: str) -> list[str]:
 
 
 def processes_of(channels: list[str]) -> set[str]:
-    """Each process has a prefix of its own before the "!" of its channels."""
+    """Return the part before the "!" of the channels: each process has its own."""
     return {channel.partition("!")[0] for channel in channels}
 
 
@@ -64,7 +64,7 @@ async def test_a_room_spans_all_processes(server: str, prefix: str) -> None:
             address = f"ws://{server}/rooms/{room}"
             return await stack.enter_async_context(websockets.connect(address, proxy=None))
 
-        # Which process accepts a connection is chance: connect until several have some.
+        # Any process may accept a connection: connect until several processes have some.
         while len(sockets) < 4 or len(processes_of(who_is_there(server, "lobby"))) < 2:
             assert len(sockets) < 200, "one process has accepted all connections"
             sockets.append(await enter("lobby"))

@@ -34,7 +34,7 @@ ANY_NAME = "a room: Küche / 厨房 " + "long " * 30
 
 @asynccontextmanager
 async def running(prefix: str, **options: Any) -> AsyncIterator[ChannelsPlugin]:
-    """The plugin of an application that has started: one of several processes, as it were."""
+    """Start an application with the plugin; several of them stand for several processes."""
     plugin = ChannelsPlugin(
         backend=IPCChannelsBackend(prefix, **options), arbitrary_channels_allowed=True
     )
@@ -143,7 +143,7 @@ async def _chat(server: str, prefix: str) -> None:
     watching = IPCChannelLayer(prefix)
     async with AsyncExitStack() as stack:
         sockets: list[Any] = []
-        # Which process accepts a connection is chance: connect until several have some.
+        # Any process may accept a connection: connect until several processes have some.
         while len(await watching.group_channels("litestar.lobby")) < 2:
             assert len(sockets) < 200, "one process has accepted all connections"
             address = f"ws://{server}/rooms/lobby"
@@ -159,7 +159,7 @@ async def _chat(server: str, prefix: str) -> None:
             with urlopen(request, timeout=processes.LIVENESS) as answer:
                 assert answer.status == 202
 
-        # Litestar accepts a socket before it subscribes: it is said until everybody has heard it.
+        # Litestar accepts a socket before it subscribes: repeat until every socket has heard it.
         waiting = {asyncio.ensure_future(socket.recv()) for socket in sockets}
         deadline = time.monotonic() + processes.LIVENESS
         while waiting:

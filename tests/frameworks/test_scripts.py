@@ -1,4 +1,4 @@
-"""Sending from where there is no event loop: a script, and the tasks of a real Celery worker."""
+"""Sending without an event loop: from a script, and from the tasks of a real Celery worker."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_a_celery_task_reaches_who_is_connected(
 ) -> None:
     pytest.importorskip("celery", reason="lacking: Celery")
     (tmp_path / "broker").mkdir()
-    # Celery's broker for one machine that needs no server: a folder.
+    # A folder is Celery's broker for one machine without a server.
     (tmp_path / "celery_config.py").write_text(
         f"""
 broker_url = "filesystem://"

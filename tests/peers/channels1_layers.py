@@ -1,5 +1,5 @@
-"""Blocking layers of others, those that are installed here: of asgiref 1.1.2, asgi_ipc 1.4.2 and
-asgi_redis 1.4.3."""
+"""Blocking layers of others: of asgiref 1.1.2, asgi_ipc 1.4.2 and asgi_redis 1.4.3. Each
+environment has some of them installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asynchronous layers of others: of Channels itself, and those of channels_redis."""
+"""Asynchronous layers of others: of Channels and of channels_redis."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ class TestRedisCore(RedisContract):
 
 
 class TestRedisPubSub(RedisContract):
-    liveness = 1.0  # it forgets what is sent to a channel before the first receive: many tests wait
+    liveness = 1.0  # it drops messages sent before the first receive: many tests wait in vain
     layer_class = "RedisPubSubChannelLayer"

@@ -1,4 +1,4 @@
-"""The contract suites for peers: as ``conformance``, whichever package is called asgi_ipc here.
+"""Imports the contract suites for peers, as ``conformance``: asgi_ipc may be another package here.
 
 Must not import the package under test. Its version 1.4 is one of the peers.
 """
@@ -40,19 +40,19 @@ __all__ = ["Channels1Contract", "Channels4Contract", "new_prefix", "redis_port",
 
 
 def new_prefix() -> str:
-    """A prefix that nobody else uses."""
+    """Return a prefix that nothing else uses."""
     return f"t{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def whole_seconds(options: dict[str, Any]) -> dict[str, Any]:
-    """The options for a layer whose times are whole seconds."""
+    """Round the options up for a layer whose times are whole seconds."""
     times = ("expiry", "group_expiry")
     return {k: math.ceil(v) if k in times else v for k, v in options.items()}
 
 
 @pytest.fixture(scope="session")
 def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a Redis server on the loopback interface, which keeps nothing."""
+    """The port of a Redis server on the loopback interface, which saves nothing."""
     if shutil.which("redis-server") is None:
         pytest.skip("lacking: redis-server")
     with socket.socket() as probe:

@@ -1,1 +1,1 @@
-"""Several machines: two prefixes are two machines here, and share real servers."""
+"""Several machines. In these tests two prefixes are two machines, which share real servers."""

@@ -1,4 +1,4 @@
-"""The site of Channels 1 as it is on several machines: with asgi_redis' own local-and-remote mode.
+"""The site of Channels 1 for several machines, with the local-and-remote mode of asgi_redis.
 
 Redis is the server at SITE_REDIS. The layer is asgi_redis'; what it calls local is this package.
 """
@@ -10,8 +10,8 @@ from tests.clients.channels1_site.settings import *  # noqa: F403
 LAYER = {
     "prefix": os.environ["SITE_PREFIX"] + ":",
     "hosts": [os.environ["SITE_REDIS"]],
-    # Its group sends put one message for each socket into the one queue of a daphne, and drop in
-    # silence what goes beyond the capacity, which is 100 by default.
+    # Its group sends put one message for each socket into the single queue of a daphne. Beyond the
+    # capacity, which is 100 by default, they drop messages silently.
     "capacity": 3000,
 }
 CHANNEL_LAYERS = {

@@ -1,4 +1,4 @@
-"""What the tests of several machines share."""
+"""Fixtures for the tests of several machines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .servers import Server, servers
 
 @pytest.fixture(scope="session")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One redis-server for all tests that leave it as it is."""
+    """One redis-server for all tests that do not stop or change it."""
     with servers(tmp_path_factory.mktemp("redis")) as (server,):
         yield server
 
@@ -26,7 +26,7 @@ def server(shared_server: Server) -> Server:
 
 @pytest.fixture
 async def machine(prefix: str) -> AsyncIterator[Callable[..., Any]]:
-    """A function that makes a layer on machine `number`; called again, another client there."""
+    """Return a function that makes a layer on machine `number`, a new client with each call."""
     from asgi_ipc import segment
     from asgi_ipc.aio import LocalAndRemoteChannelLayer
 

@@ -1,4 +1,4 @@
-"""Remote layers with bad habits, made of a good one."""
+"""Remote layers that misbehave, derived from one that does not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from asgi_ipc.aio import IPCChannelLayer
 
 
 class Doubling(IPCChannelLayer):
-    """Delivers every message of a group twice, as one whose client repeats commands may."""
+    """Delivers every group message twice, as a client that repeats commands may."""
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         await super().group_send(group, message)
@@ -16,7 +16,7 @@ class Doubling(IPCChannelLayer):
 
 
 class Failing(IPCChannelLayer):
-    """Fails at every tenth receive, of which it has taken nothing."""
+    """Fails at every tenth receive, and takes nothing then."""
 
     count = 0
 
@@ -28,7 +28,7 @@ class Failing(IPCChannelLayer):
 
 
 class Unreachable(IPCChannelLayer):
-    """Fails as long as it is told to, and counts how often it was asked."""
+    """Fails while `fails` is true, and counts the calls."""
 
     fails = True
     asked = 0

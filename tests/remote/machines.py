@@ -1,4 +1,4 @@
-"""Machines for the tests: layers under prefixes of their own, over one remote layer."""
+"""Helpers for the tests of several machines: remote layers, and waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIVENESS = 30.0  # seconds until something that must happen counts as not happen
 
 
 def redis(*servers: Any, backend: str = CORE, **config: Any) -> dict[str, Any]:
-    """The CHANNEL_LAYERS entry of channels_redis, or of channels_valkey, over some servers."""
+    """Return the CHANNEL_LAYERS entry of channels_redis, or of channels_valkey, over `servers`."""
     scheme = "valkey" if "valkey" in backend else "redis"
     hosts = [f"{scheme}://127.0.0.1:{server.port}/0" for server in servers]
     return {"BACKEND": backend, "CONFIG": {"hosts": hosts, **config}}
@@ -28,7 +28,7 @@ async def receive(layer: Any, channel: str) -> Any:
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
-    """Asks until `condition` is true, and returns its value."""
+    """Poll `condition` until it is true, and return its value."""
     deadline = time.monotonic() + LIVENESS
     while not (value := await condition()):
         assert time.monotonic() < deadline, f"waited {LIVENESS:.0f} s for {what}"
@@ -37,20 +37,20 @@ async def eventually(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
 
 
 async def nothing_waits(layer: Any, channel: str) -> bool:
-    """Whether nothing is left on a channel, once all that is on its way has come: what is sent
-    last arrives first."""
+    """Return whether a channel is empty, once everything on its way has come: the message that is
+    sent last arrives first."""
     await layer.send(channel, {"last": True})
     return bool(await receive(layer, channel) == {"last": True})
 
 
 async def reaches(sender: Any, group: str, receiver: Any, channel: str) -> None:
-    """Sends to a group until one of these messages has come to a member on another machine."""
+    """Send to a group until one of these messages reaches a member on another machine."""
     token = secrets.token_hex(8)
     deadline = time.monotonic() + LIVENESS
 
     async def read() -> None:
         while (await receiver.receive(channel)).get("token") != token:
-            pass  # of an earlier call, or of the test
+            pass  # a message of an earlier call, or of the test
 
     reading = asyncio.ensure_future(read())
     while not reading.done():

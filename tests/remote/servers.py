@@ -1,4 +1,4 @@
-"""Real servers for the tests of several machines, on free loopback ports, always stopped by pid."""
+"""Real servers for the tests of several machines, on free loopback ports, stopped by pid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.clients.processes import LIVENESS, Process, free_port, wait_until
 
 
 class Server:
-    """A redis-server, or with `sentinel` lines a Sentinel, that keeps its port when restarted."""
+    """A redis-server, or with `sentinel` lines a Sentinel. It keeps its port when restarted."""
 
     def __init__(self, folder: Path, *options: str, sentinel: tuple[str, ...] = ()) -> None:
         program = shutil.which("redis-server")
@@ -42,12 +42,12 @@ class Server:
         self._process.wait_until(lambda: self._answers(), f"port {self.port} to answer PING")
 
     def kill(self) -> None:
-        """SIGKILL: what was not written down, here everything, is lost."""
+        """Send SIGKILL: all data is lost, because the server saves nothing."""
         assert self._process is not None
         self._process.kill()
 
     def pause(self) -> None:
-        """It takes connections still, and answers nothing."""
+        """Stop the process: it still accepts connections, but answers nothing."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -60,7 +60,7 @@ class Server:
             self._process.stop()
 
     def ask(self, *words: str) -> str:
-        """The raw answer to one command, without a client library in between."""
+        """Return the raw answer to one command, without a client library."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=LIVENESS) as connection:
             connection.sendall((" ".join(words) + "\r\n").encode())
             connection.shutdown(socket.SHUT_WR)
@@ -68,7 +68,7 @@ class Server:
                 return file.read().decode("ascii", "replace")
 
     def calls(self) -> dict[str, int]:
-        """How often each command was called since the server started or CONFIG RESETSTAT."""
+        """Return how often each command was called since the start, or since CONFIG RESETSTAT."""
         found = {}
         for line in self.ask("INFO", "commandstats").splitlines():
             name, _, figures = line.partition(":")
@@ -89,7 +89,7 @@ class Server:
 
 @contextlib.contextmanager
 def servers(folder: Path, count: int = 1) -> Iterator[list[Server]]:
-    """So many independent servers."""
+    """Run `count` independent servers."""
     with contextlib.ExitStack() as stack:
         made = []
         for _ in range(count):
@@ -100,7 +100,7 @@ def servers(folder: Path, count: int = 1) -> Iterator[list[Server]]:
 
 @contextlib.contextmanager
 def with_sentinel(folder: Path) -> Iterator[tuple[Server, Server, Server]]:
-    """A master, its replica, and the Sentinel that watches them as the service "chat"."""
+    """Run a master, its replica, and the Sentinel that watches them as the service "chat"."""
     with contextlib.ExitStack() as stack:
         master = Server(folder)
         stack.callback(master.stop)

@@ -1,5 +1,5 @@
-"""The blocking twin on two machines, used as daphne 1.x and its workers use a layer: they make up
-the names of their reply channels themselves, and these do not tell their machine."""
+"""The blocking layer on two machines, used as daphne 1.x and its workers use it. They make up the
+names of their reply channels themselves, and these names do not contain a machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOTHING = (None, None)
 
 @pytest.fixture
 def machine(prefix: str, server: Server) -> Iterator[Make]:
-    """A function that makes a layer on machine `number`."""
+    """Return a function that makes a layer on machine `number`."""
     made: list[Any] = []
 
     def make(number: int, backend: str = CORE, **options: Any) -> Any:
@@ -95,14 +95,14 @@ def test_what_is_read_on_this_machine_needs_no_server(machine: Make, server: Ser
 def test_a_new_channel_is_reached_from_another_machine(machine: Make) -> None:
     here, there = machine(1), machine(2)
     reply = there.new_channel("reply?")
-    here.send(reply, {"text": "hello"})  # waits there until it is read
+    here.send(reply, {"text": "hello"})  # it is pending there until it is received
     assert receive(there, reply) == (reply, {"text": "hello"})
     with pytest.raises(errors.NotOwner, match="another machine"):
         here.receive([reply], block=True)
 
 
 def test_a_signal_handler_that_raises_gets_out(machine: Make, server: Server) -> None:
-    """Also of a call that waits for a server that does not answer."""
+    """Even from a call that waits for a server that does not answer."""
     here, there = machine(1), machine(2)
     reply = there.new_channel("reply?")
     here.send(reply, {"number": 1})

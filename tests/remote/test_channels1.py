@@ -1,4 +1,4 @@
-"""Channels 1 on several machines: asgi_redis 1.4.3 finds this package where asgi_ipc 1.4 was.
+"""Channels 1 on several machines: asgi_redis 1.4.3 uses this package in place of asgi_ipc 1.4.
 
 It is installed from the package registry beside this package, with redis-py 2.10.6, on Python 3.9.
 """
@@ -31,7 +31,7 @@ def conformance(tmp_path: Path, environment: str, *arguments: str) -> object:
 
 
 def test_the_conformance_suite_on_asgi_redis(prefix: str, server: Server, tmp_path: Path) -> None:
-    """Its RedisLocalChannelLayer, with our layer for what is local; it drops the colon."""
+    """Its RedisLocalChannelLayer uses our layer for local messages; it drops the colon."""
     assert (
         conformance(tmp_path, "asgi_redis-local", "asgi_redis", f"{prefix}:", server.url)
         == ALL_PASS
@@ -39,7 +39,7 @@ def test_the_conformance_suite_on_asgi_redis(prefix: str, server: Server, tmp_pa
 
 
 def test_the_conformance_suite_on_our_twin(prefix: str, tmp_path: Path) -> None:
-    """Any layer for Channels 4 will do as the remote one, also the one of this package."""
+    """The remote layer may be any layer for Channels 4, even that of this package."""
     from asgi_ipc import segment
 
     other = f"{prefix}-remote"
@@ -63,6 +63,6 @@ def test_the_site_on_asgi_redis(prefix: str, server: Server, tmp_path: Path) -> 
         assert json.loads(site.request("/upload", bytes(700_000)).content)["length"] == 700_000
         asyncio.run(chat(site, clients=20, messages=5))
         processes.wait_until(lambda: site.members("lobby") == 0, "an empty group")
-        # Requests went through shared memory: the server has never heard of that channel.
+        # Requests went through shared memory: the server does not know that channel.
         assert "cmdstat_" in server.ask("INFO", "commandstats")
         assert "http.request\r\n" not in server.ask("KEYS", f"{prefix}:*")

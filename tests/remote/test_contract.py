@@ -1,7 +1,7 @@
 """The contracts of Channels 4 and of Channels 1, over channels_redis and a real server.
 
-One machine, several clients: what the suites ask for, the mode does with shared memory. What it
-does between machines is in test_machines.py.
+The suites use one machine and several clients, so their messages stay in shared memory.
+test_machines.py has the tests between machines.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/howto/several-machines.rst does what it says: its examples are run, on a server of ours."""
+"""Runs the examples of docs/howto/several-machines.rst, on a server of the test."""
 
 from __future__ import annotations
 

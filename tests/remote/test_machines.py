@@ -1,4 +1,4 @@
-"""Two machines, as two prefixes, over one real server: what goes from one to the other."""
+"""Messages between two machines, which are two prefixes, over one real server."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_normal_channels_stay_on_their_machine(pair: Any, server: Server) 
 
 
 async def test_what_is_local_does_not_go_through_redis(pair: Any, server: Server) -> None:
-    """Not one command carries the message, the name of its channel, or waits for the server."""
+    """No local message needs the server, which is stopped."""
     here, _ = pair()
     channel = await here.new_channel()
     await here.group_add("room", channel)
@@ -117,7 +117,7 @@ async def test_what_is_local_does_not_go_through_redis(pair: Any, server: Server
 async def test_a_group_send_is_one_message_for_each_machine(
     machine: Make, server: Server, members: int
 ) -> None:
-    """Counted at the server: the number of sockets and of processes there makes no difference."""
+    """The number of sockets and of processes on a machine makes no difference."""
     remote = redis(server)
     layers = [machine(1, remote), machine(2, remote), machine(2, remote), machine(3, remote)]
     channels = []
@@ -125,7 +125,7 @@ async def test_a_group_send_is_one_message_for_each_machine(
         for _ in range(members):
             channels.append((layer, await layer.new_channel()))
             await layer.group_add("room", channels[-1][1])
-    relays = [layer for layer in layers if layer._remote._relay.elected]
+    relays = [layer for layer in layers if layer._gateway.relay.elected]
     assert len(relays) == 3
     before = [layer.remote_statistics()["relayed"] for layer in relays]
     for _ in range(10):
@@ -134,7 +134,7 @@ async def test_a_group_send_is_one_message_for_each_machine(
         for _ in range(10):
             assert await receive(layer, channel) == {"text": "hello"}
 
-    async def counted() -> Any:  # a message is counted when it has been sent on
+    async def counted() -> Any:  # the relay counts a message after it has sent it on
         after = [layer.remote_statistics()["relayed"] for layer in relays]
         relayed = sorted(now - then for now, then in zip(after, before))
         return relayed if sum(relayed) >= 20 else None
@@ -165,7 +165,7 @@ async def test_a_channel_of_another_machine_joins_and_leaves_a_group(
 
 
 async def test_a_full_channel_of_another_machine_drops_and_counts(pair: Any) -> None:
-    """Its capacity is known where it is read; the sender of a message is long gone by then."""
+    """Only its home knows that it is full, when the sender of a message no longer waits."""
     here, there = pair(capacity=3)
     channel = await there.new_channel()
     for number in range(5):
@@ -229,10 +229,10 @@ async def test_nothing_that_was_under_way_comes_after_a_flush(pair: Any) -> None
 async def test_a_group_of_which_nobody_is_left_is_left_in_redis(
     pair: Any, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asgi_ipc.machines import relay
+    from asgi_ipc.machines import uplink
 
-    monkeypatch.setattr(relay, "_TIDY_EVERY", 0.2)
-    monkeypatch.setattr(relay, "_BEAT_EVERY", 0.1)
+    monkeypatch.setattr(uplink, "_TIDY_EVERY", 0.2)
+    monkeypatch.setattr(uplink, "_BEAT_EVERY", 0.1)
     here, _ = pair()
     channel = await here.new_channel()
     await here.group_add("room", channel)
@@ -246,7 +246,7 @@ async def test_a_group_of_which_nobody_is_left_is_left_in_redis(
     await here.group_add("room", channel)
 
 
-# -- channels whose names do not tell their machine ------------------------------------------------
+# -- channels whose names do not contain their machine ---------------------------------------------
 
 
 @every_backend
@@ -257,14 +257,14 @@ async def test_a_made_up_single_reader_channel_is_found_where_it_is_read(
     reading = asyncio.ensure_future(there.receive("reply?abc"))
 
     async def registered() -> bool:
-        return bool(there._remote._confirmed)
+        return bool(there._gateway.confirmed)
 
     await eventually(registered, "the reader to be known")
     await here.send("reply?abc", {"number": 1})
     assert await asyncio.wait_for(reading, 20) == {"number": 1}
 
     async def learned() -> bool:
-        home, own = await here._home("reply?abc")
+        home, own = await here._find_home("reply?abc")
         return bool(home and home != own)
 
     await eventually(learned, "the answer of the other machine")

@@ -1,4 +1,4 @@
-"""The remote layer goes away and comes back, in every way that a real server has for it."""
+"""The remote layer goes away and comes back, in all the ways of a real server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc import errors
-from asgi_ipc.machines import relay as relay_module
+from asgi_ipc.machines import uplink
 
 from .machines import CORE, PUBSUB, eventually, reaches, receive, redis
 from .servers import Server, servers, with_sentinel
@@ -26,13 +26,13 @@ every_backend = pytest.mark.parametrize("backend", [CORE, PUBSUB], ids=["core", 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What takes seconds in order to be gentle with a real server does not have to here."""
-    monkeypatch.setattr(relay_module, "_BEAT_EVERY", 0.05)
-    monkeypatch.setattr(relay_module, "_PATIENCE", 1.0)
+    """Shorten the pauses that spare a real server."""
+    monkeypatch.setattr(uplink, "_BEAT_EVERY", 0.05)
+    monkeypatch.setattr(uplink, "_PATIENCE", 1.0)
 
 
 async def local_traffic_goes_on(layer: Any, group: str, member: str) -> None:
-    """A few of everything that concerns one machine alone."""
+    """Use everything that concerns only one machine a few times."""
     for number in range(3):
         await layer.send("thumbnails", {"number": number})
         assert await receive(layer, "thumbnails") == {"number": number}
@@ -92,7 +92,7 @@ async def test_a_server_that_is_killed_and_started_again_under_load(
         await eventually(noticed, "the outage to be noticed")
         assert "cannot be reached" in caplog.text
         there_member = await there.new_channel()
-        await there.group_add("late", there_member)  # joined as soon as there is a server
+        await there.group_add("late", there_member)  # joined when the server is back
         await local_traffic_goes_on(there, "late", there_member)
         server.start()
         before = sent["group"], len(got), len(got_direct)
@@ -110,21 +110,21 @@ async def test_a_server_that_is_killed_and_started_again_under_load(
         while not await nothing_waits_more(there, other, got):
             pass
 
-        # At most once and in order, and once it is back all of it.
+        # At most once and in order; and nothing is lost after the server is back.
         for numbers in (got, got_direct):
             assert numbers == sorted(set(numbers))
         healed = next(number for number in got if number > before[0])
         assert got[got.index(healed) :] == list(range(healed, sent["group"] + 1))
         lost = sent["group"] - len(got)
         statistics = here.remote_statistics()
-        # Also lost: what the server had taken and not given out when it was killed, and what came
-        # to it before the other machine had joined again.
+        # Also lost: messages that the server had when it was killed, and those that reached it
+        # before the other machine had joined again.
         assert 0 < statistics["group_sends_lost"] <= lost
         assert statistics["sends_failed"] == refused
 
 
 async def nothing_waits_more(layer: Any, channel: str, numbers: list[int]) -> bool:
-    """Reads on until the last message that was sent has been seen."""
+    """Receive until the message that was sent last has come."""
     with contextlib.suppress(asyncio.TimeoutError):
         while True:
             message = await asyncio.wait_for(layer.receive(channel), 0.5)
@@ -136,7 +136,7 @@ async def nothing_waits_more(layer: Any, channel: str, numbers: list[int]) -> bo
 async def test_a_server_that_does_not_answer_holds_up_nobody(
     machine: Make, tmp_path: Path, impatient: None, backend: str
 ) -> None:
-    """One call waits for its time-out; those after it fail at once, but for one in a second."""
+    """One call waits for its time-out; later calls fail at once, except one per second."""
     with servers(tmp_path) as (server,):
         remote = redis(server, backend=backend)
         here, there = machine(1, remote), machine(2, remote)
@@ -151,7 +151,7 @@ async def test_a_server_that_does_not_answer_holds_up_nobody(
             with pytest.raises(errors.RemoteUnavailable):
                 await here.send(other, {"text": "hello"})
         await local_traffic_goes_on(here, "room", member)
-        assert time.monotonic() - began < 5 * 3.0  # a few time-outs, where 53 calls were made
+        assert time.monotonic() - began < 5 * 3.0  # a few time-outs, for 53 calls
         server.go_on()
         await reaches(here, "room", there, other)
 
@@ -160,7 +160,7 @@ async def test_a_server_that_does_not_answer_holds_up_nobody(
 async def test_a_server_that_has_forgotten_its_groups(
     machine: Make, tmp_path: Path, impatient: None, backend: str
 ) -> None:
-    """As after a restart that no connection noticed."""
+    """So it is after a restart that no connection noticed."""
     with servers(tmp_path) as (server,):
         remote = redis(server, backend=backend)
         here, there = machine(1, remote), machine(2, remote)
@@ -175,7 +175,7 @@ async def test_a_server_that_has_forgotten_its_groups(
 
 
 async def test_calls_before_the_server_is_started(machine: Make, tmp_path: Path) -> None:
-    """A site may be started before its Redis: groups work on the machine, and are joined later."""
+    """A site may start before its Redis: groups work on the machine, and are joined later."""
     with servers(tmp_path) as (server,):
         server.kill()
         here, there = machine(1, redis(server)), machine(2, redis(server))
@@ -191,7 +191,7 @@ async def test_calls_before_the_server_is_started(machine: Make, tmp_path: Path)
 
 
 async def test_an_idle_machine_waits_through_time_outs(machine: Make, server: Server) -> None:
-    """redis-py 8 raises TimeoutError from a read that brings nothing for as long as its limit."""
+    """redis-py 8 raises TimeoutError from a read that gets nothing within its limit."""
     remote = redis(server)
     remote["CONFIG"]["hosts"] = [{"address": server.url, "socket_timeout": 0.2}]
     here, there = machine(1, redis(server)), machine(2, remote)
@@ -200,7 +200,7 @@ async def test_an_idle_machine_waits_through_time_outs(machine: Make, server: Se
     await asyncio.sleep(1.0)  # idle for several time-outs
     await here.send(channel, {"text": "hello"})
     assert await asyncio.wait_for(receiving, 20) == {"text": "hello"}
-    assert there._remote._relay.elected
+    assert there._gateway.relay.elected
 
 
 # -- sharding, encryption, Sentinel ----------------------------------------------------------------
@@ -208,7 +208,7 @@ async def test_an_idle_machine_waits_through_time_outs(machine: Make, server: Se
 
 @every_backend
 async def test_two_shards(machine: Make, tmp_path: Path, impatient: None, backend: str) -> None:
-    """Sends and groups over both of them; each is killed and comes back empty."""
+    """Both carry sends and groups; each is killed and comes back empty."""
     with servers(tmp_path, 2) as both:
         remote = redis(*both, backend=backend)
         here, there = machine(1, remote), machine(2, remote)
@@ -218,7 +218,7 @@ async def test_two_shards(machine: Make, tmp_path: Path, impatient: None, backen
             await there.group_add(room, other)
             await here.group_send(room, {"room": room})
             await here.send(other, {"to": other})
-            # In whichever order: the group and the machine may be on different shards.
+            # In any order: the group and the machine may be on different shards.
             got = [await receive(there, other), await receive(there, other)]
             assert sorted(got, key=str) == [{"room": room}, {"to": other}]
         if backend == CORE:
@@ -236,7 +236,7 @@ async def test_messages_are_encrypted_with_the_keys_of_the_remote_layer(
     remote = redis(server, symmetric_encryption_keys=["a secret of this site"])
     here, there = machine(1, remote), machine(2, remote)
     channel = await there.new_channel()
-    await there.send(channel, {"text": "first"})  # its relay is there
+    await there.send(channel, {"text": "first"})  # so that its relay is connected
     assert await receive(there, channel) == {"text": "first"}
     await there.close()
     await here.send(channel, {"text": "nobody may read this"})
@@ -249,7 +249,7 @@ async def test_messages_are_encrypted_with_the_keys_of_the_remote_layer(
 async def test_a_failover_in_the_middle_of_traffic(
     machine: Make, tmp_path: Path, impatient: None, backend: str
 ) -> None:
-    """The master dies; Sentinel promotes the replica; nobody here is told, and all goes on."""
+    """The master dies, and Sentinel promotes the replica. Nothing tells the layer; it goes on."""
     with with_sentinel(tmp_path) as (master, replica, sentinel):
         remote = redis(backend=backend)
         remote["CONFIG"]["hosts"] = [

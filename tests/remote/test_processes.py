@@ -35,8 +35,8 @@ async def test_a_chat_across_two_machines(
 ) -> None:
     """Each of 12 sockets in 4 processes hears each of 240 messages, once."""
     remote = redis(server, backend=backend, capacity=10_000)
-    machine(1, remote), machine(2, remote)  # whose memory is removed in the end
-    outsider = machine(3, remote)  # so that its messages come behind all others, everywhere
+    machine(1, remote), machine(2, remote)  # their memory is removed at the end
+    outsider = machine(3, remote)  # so that its messages come last on both machines
     with ExitStack() as stack:
         chatting = [
             stack.enter_context(
@@ -69,7 +69,7 @@ async def test_a_chat_across_two_machines(
 async def test_the_relay_is_killed_in_the_middle_of_traffic(
     machine: Callable[..., Any], prefix: str, server: Server, tmp_path: Path
 ) -> None:
-    """Another process takes over; lost is at most what the dead one had in its hands."""
+    """Another process takes over. Only the message that the dead relay was delivering is lost."""
     remote = redis(server)
     here, there = machine(1, remote), machine(2, remote)
     with processes.running(
@@ -103,7 +103,7 @@ async def test_a_relay_that_ends_hands_over_at_once(
     await first.group_add("room", await first.new_channel())
     channel = await second.new_channel()
     await second.group_add("room", channel)
-    assert first._remote._relay.elected and not second._remote._relay.elected
+    assert first._gateway.relay.elected and not second._gateway.relay.elected
     await first.close()
     for number in range(20):
         await here.group_send("room", {"number": number})
@@ -111,7 +111,7 @@ async def test_a_relay_that_ends_hands_over_at_once(
 
 
 def test_a_forked_child_is_a_process_of_its_own(prefix: str, server: Server) -> None:
-    """It starts a loop thread of its own, and takes nothing from its parent."""
+    """It starts its own loop thread, and takes nothing from its parent."""
     from asgi_ipc import LocalAndRemoteChannelLayer, segment
 
     here = LocalAndRemoteChannelLayer(redis(server), {"prefix": prefix})
@@ -143,7 +143,7 @@ def _answer(layer: Any, reply: str) -> None:
 
 
 def test_a_program_that_ends_leaves_no_noise(prefix: str, server: Server, tmp_path: Path) -> None:
-    """Without close(), and with its loop thread in the middle of a receive."""
+    """It does not call close(), and its loop thread is in the middle of a receive."""
     source = f"""
 import asyncio
 from asgi_ipc.aio import LocalAndRemoteChannelLayer

@@ -1,4 +1,4 @@
-"""What a machine does about a remote layer with bad habits; no server is needed for that."""
+"""How a machine deals with a remote layer that misbehaves. No server is needed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 
 from asgi_ipc import errors
 from asgi_ipc.aio import IPCChannelLayer, LocalAndRemoteChannelLayer
-from asgi_ipc.machines import distributed, relay
-from asgi_ipc.machines.directory import attached, machine_group, machine_id
-from asgi_ipc.machines.distributed import Backend, Caller, Figures
+from asgi_ipc.machines import backend, uplink
+from asgi_ipc.machines.backend import Backend, Caller
+from asgi_ipc.machines.directory import attach, machine_group, machine_id
+from asgi_ipc.machines.figures import Figures
 from asgi_ipc.machines.incoming import Incoming
 
 from .machines import eventually, nothing_waits, reaches, receive
@@ -42,12 +43,12 @@ async def test_what_the_remote_layer_doubles_arrives_once(machine: Make, prefix:
 
 
 async def test_nothing_that_comes_in_ends_the_relay(machine: Make, prefix: str) -> None:
-    """Messages of some other program, or of another version of this one."""
+    """Neither messages of another program, nor of another version of this one."""
     config = {"BACKEND": "asgi_ipc.aio.IPCChannelLayer", "CONFIG": {"prefix": prefix}}
     here, there = machine(1, config), machine(2, config)
     channel = await there.new_channel()
     stranger = IPCChannelLayer(prefix=prefix)
-    group = machine_group(machine_id(await attached(there._local)))
+    group = machine_group(machine_id(await attach(there._local)))
     header = {"asgi_ipc": "send", "id": "1", "from": "somebody"}
     for message in (
         {"type": "chat.message"},
@@ -67,7 +68,7 @@ async def test_nothing_that_comes_in_ends_the_relay(machine: Make, prefix: str) 
 async def test_a_receive_that_fails_is_begun_again(
     machine: Make, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "_RETRY_AFTER", 0.01)
+    monkeypatch.setattr(uplink, "_RETRY_AFTER", 0.01)
     config = remote("Failing", prefix)
     here, there = machine(1, config), machine(2, config)
     channel = await there.new_channel()
@@ -102,7 +103,7 @@ async def test_while_it_fails_one_call_in_a_while_tries(
 
     monkeypatch.setattr(layers.Unreachable, "fails", True)
     monkeypatch.setattr(layers.Unreachable, "asked", 0)
-    monkeypatch.setattr(distributed, "_RETRY_AFTER", 3600.0)
+    monkeypatch.setattr(backend, "_RETRY_AFTER", 3600.0)
     caller = Caller(Backend(remote("Unreachable", prefix)), timeout=5)
     for _ in range(10):
         with pytest.raises(errors.RemoteUnavailable, match="connection refused"):
@@ -135,7 +136,7 @@ async def test_a_layer_that_is_merely_dropped_leaves_no_thread(prefix: str) -> N
 
 
 async def test_many_loops_use_one_layer(machine: Make, prefix: str) -> None:
-    """Each call of async_to_sync has a loop of its own; the connection to the server has one."""
+    """Each call of async_to_sync has its own loop, but the connection to the server has one."""
     config = {"BACKEND": "asgi_ipc.aio.IPCChannelLayer", "CONFIG": {"prefix": prefix}}
     here, there = machine(1, config), machine(2, config)
     channel = await there.new_channel()

@@ -1,4 +1,4 @@
-"""The tests of the example site, run as its developer would, beside a server of the same site."""
+"""The tests of the example site, run as its developer would, while a server of the site runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def variables(prefix: str, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def browser(variables: dict[str, str], tmp_path: Path) -> Iterator[Browser]:
-    """Of a site on ``manage.py runserver``."""
+    """A browser of a site on ``manage.py runserver``."""
     port = processes.free_port()
     command = [sys.executable, "-u", "manage.py", "runserver", "--noreload", f"127.0.0.1:{port}"]
     with processes.running(
@@ -89,7 +89,7 @@ Django = Callable[..., processes.Process]
 
 @pytest.fixture
 def django(tmp_path: Path) -> Iterator[Django]:
-    """Runs Django's tests on some, with our runner and no site around them."""
+    """Return a function that runs tests with our runner for Django, without a site."""
     with contextlib.ExitStack() as stack:
 
         def run(tests: str, *options: str) -> processes.Process:
@@ -111,7 +111,7 @@ def django(tmp_path: Path) -> Iterator[Django]:
 
 
 def test_a_process_that_a_test_leaves_behind_is_a_failure(django: Django) -> None:
-    """Also for Django's runner."""
+    """For Django's runner, too."""
     tests = django(LEAVES_A_PROCESS)
     assert tests.wait_for_end() == 1
     output = tests.output()
@@ -120,7 +120,7 @@ def test_a_process_that_a_test_leaves_behind_is_a_failure(django: Django) -> Non
 
 
 def test_parallel_tests_do_not_meet(django: Django) -> None:
-    """Both run at once: each waits until the other has sent, and hears itself alone."""
+    """Both run at once: each waits until the other has sent, and receives only its own message."""
     assert "Ran 2 tests" in django(MEET, "--parallel", "2").wait()
 
 

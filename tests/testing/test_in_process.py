@@ -1,4 +1,4 @@
-"""The layers over memory of one process. That they keep the contracts is in tests/contract."""
+"""The layers over memory of one process. tests/contract has the tests of their contracts."""
 
 from __future__ import annotations
 

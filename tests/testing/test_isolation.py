@@ -1,4 +1,4 @@
-"""What the plugin and the test runner stand on."""
+"""The isolation of test runs, on which the plugin and the test runner are built."""
 
 from __future__ import annotations
 

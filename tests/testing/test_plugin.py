@@ -1,4 +1,4 @@
-"""The pytest plugin, in pytest runs of its own: nothing of a run meets what runs beside it."""
+"""The pytest plugin, in separate pytest runs: a run disturbs nothing that runs beside it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Run = Callable[..., processes.Process]
 
 @pytest.fixture
 def run(tmp_path: Path, prefix: str) -> Iterator[Run]:
-    """Runs pytest on some tests; what every one of them has at hand are PREFIX and the layers."""
+    """Return a function that runs pytest on some tests, which can use PREFIX and the layers."""
     head = f"""
         import asyncio, multiprocessing, os, subprocess, sys, time, unittest
         import pytest
@@ -71,7 +71,7 @@ def test_a_run_does_not_meet_what_runs_beside_it(run: Run, prefix: str) -> None:
     site.group_add("lobby", "browser")
     run(
         """
-        layer = IPCChannelLayer(PREFIX)  # at import, as in many a module
+        layer = IPCChannelLayer(PREFIX)  # at import, as in many modules
 
         def test_it_cannot_be_received_from():
             assert layer.receive(["c"]) == NOTHING
@@ -124,7 +124,7 @@ def test_that_can_be_turned_off(run: Run, prefix: str) -> None:
 
 
 def test_every_child_process_belongs_to_the_run(run: Run, prefix: str) -> None:
-    """Also those of a forkserver, which was started by an earlier test."""
+    """Even those of a forkserver that an earlier test started."""
     site = IPCChannelLayer(prefix)
     run(
         """
@@ -275,7 +275,7 @@ def test_what_a_run_leaves_behind_fails_it(run: Run) -> None:
 
 
 def test_the_workers_of_xdist_are_apart(run: Run) -> None:
-    """Both tests run at once: each waits until the other has sent, and hears itself alone."""
+    """Both tests run at once: each waits until the other has sent, and gets its own message."""
     pytest.importorskip("xdist", reason="lacking: pytest-xdist")
     run(
         """
@@ -322,7 +322,7 @@ def test_a_conftest_may_name_it(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_suffix_is_gone_after_a_run_in_this_process(tmp_path: Path) -> None:
-    """As IDEs and pytest's own tests of plugins run it."""
+    """IDEs, and pytest's own tests of plugins, run it in this way."""
     source = """
 import os, pytest
 os.environ["ASGI_IPC_PREFIX_SUFFIX"] = ".mine"

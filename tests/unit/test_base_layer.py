@@ -1,4 +1,4 @@
-"""The base classes for layer authors: what they give, what they leave open, and who uses them."""
+"""The base classes for layer authors: what they provide, what they leave open, who uses them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OURS = {
     AsyncBaseChannelLayer: asgi_ipc.aio.IPCChannelLayer,
 }
 
-# What a layer author calls, and need not write.
+# What a layer author calls and does not have to write.
 GIVEN = {
     *("get_capacity", "non_local_name", "valid_channel_name", "valid_group_name"),
     *("require_valid_channel_name", "require_valid_group_name"),
@@ -31,7 +31,7 @@ CAPACITIES = {"http.response!*": 20, re.compile(r"^websocket.send\!.+"): 5, "*":
 
 
 class Smallest(BaseChannelLayer):
-    """A layer as an author writes one: deques in a dict."""
+    """A layer as an author would write it: deques in a dict."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -53,7 +53,7 @@ class Smallest(BaseChannelLayer):
 
 
 def methods(base: type[Any]) -> dict[str, Any]:
-    """The public methods of a base class by name."""
+    """Return the public methods of a base class by name."""
     return {
         name: function
         for name, function in inspect.getmembers(base, inspect.isfunction)

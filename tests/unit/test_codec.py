@@ -1,4 +1,4 @@
-"""What may travel, what is refused and how the error says where it is, and encryption."""
+"""What may be sent, what is refused and how the error says where it is, and encryption."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def round_trip(message: Any, codec: Codec | None = None) -> Any:
 
 
 def refusal(message: Any) -> str:
-    """The text of the error with which a message is refused."""
+    """Return the text of the error with which a message is refused."""
     codec = Codec()
     with pytest.raises(InvalidMessage) as caught:
         codec.encode(message)
@@ -38,7 +38,7 @@ def refusal(message: Any) -> str:
     return str(caught.value)
 
 
-# -- what travels ---------------------------------------------------------------------------------
+# -- what may be sent -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -252,7 +252,7 @@ WRAPS: dict[str, Callable[[Any], Any]] = {
 
 
 def nested(depth: int, wrap: str = "list") -> dict[str, Any]:
-    """A message in which this many dicts and lists lie inside each other."""
+    """Return a message with `depth` nested dicts and lists."""
     value: Any = 1
     for _ in range(depth - 1):
         value = WRAPS[wrap](value)

@@ -1,4 +1,4 @@
-"""The errors: one tree, and two classes that are those of the peers as well."""
+"""The errors: one tree, with two classes that are also those of the peers."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_there_is_no_other_name() -> None:
 
 # -- peers ----------------------------------------------------------------------------------------
 
-# Installs a module of each name, with what a peer of that time has in it.
+# Installs modules under the names of peers, with what the peers have in them.
 PEERS = """
 import sys, types
 class TheirFull(Exception): pass
@@ -158,7 +158,7 @@ print([base.__name__ for base in errors.ChannelFull.__mro__[1:3]])
 
 
 def test_a_peer_that_cannot_be_imported_is_none() -> None:
-    """Django, for one, refuses as long as it is not configured."""
+    """Django, for one, refuses before it is configured."""
     source = f"""{PEERS}
 sys.meta_path.insert(0, Missing("asgiref"))
 install("channels")

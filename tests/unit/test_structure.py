@@ -62,12 +62,6 @@ READERS = {
     *("prometheus", "django", "testing"),
 }
 
-# TEMPORARY: these still import store.layout, and are to ask sources and sessions instead. When one
-# no longer does, remove it here; when none is left, remove the list.
-STILL_READERS = {
-    *("machines.sync", "machines.remote", "machines.directory", "wsgi.readers"),
-}
-
 
 @cache
 def everything() -> list[Import]:
@@ -146,7 +140,7 @@ def test_the_store_and_the_leaves_know_no_clock_and_no_system_call() -> None:
 def test_nothing_above_the_operations_reads_the_words_of_a_segment() -> None:
     readers = {one.importer for one in ours() if one.imported == "store.layout"}
     assert any(within(name, READERS) for name in readers)
-    assert {name for name in readers if not within(name, READERS | STILL_READERS)} == set()
+    assert {name for name in readers if not within(name, READERS)} == set()
 
 
 @pytest.mark.parametrize("what", sorted(ONLY))

@@ -1,4 +1,4 @@
-"""The WSGI adapters: alone, against each other, and between real servers and frameworks."""
+"""The WSGI adapter and worker: alone, together, and between real servers and frameworks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Response(NamedTuple):
 
 
 def environ_for(method: str = "GET", body: bytes | None = None, **changes: Any) -> dict[str, Any]:
-    """The environ of a request; `changes` to it come last."""
+    """Return the environ of a request, with `changes`."""
     environ: dict[str, Any] = {}
     setup_testing_defaults(environ)
     environ.update(REQUEST_METHOD=method, PATH_INFO="/", QUERY_STRING="")
@@ -36,7 +36,7 @@ def environ_for(method: str = "GET", body: bytes | None = None, **changes: Any) 
 def answer(
     application: Application, environ: dict[str, Any]
 ) -> Iterator[tuple[list[Any], Iterator[bytes]]]:
-    """What a validating server gets: (status and headers, once they are there; the blocks)."""
+    """Ask as a validating server: yields (status and headers, once they are there; the blocks)."""
     started: list[Any] = []
 
     def start_response(status: str, headers: list[Any], exc_info: Any = None) -> Any:
@@ -51,7 +51,7 @@ def answer(
 
 
 def ask(application: Application, environ: dict[str, Any]) -> Response:
-    """The whole response to a request, under the eyes of wsgiref.validate."""
+    """Return the whole response to a request, checked by wsgiref.validate."""
     with answer(application, environ) as (started, blocks):
         content = b"".join(blocks)
     return Response(*started, content)

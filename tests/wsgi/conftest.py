@@ -21,7 +21,7 @@ def layer(prefix: str) -> Iterator[IPCChannelLayer]:
 
 @pytest.fixture
 def work(layer: IPCChannelLayer) -> Iterator[Callable[..., AsgiToWsgiWorker]]:
-    """Starts a worker with an application; it ends with the test."""
+    """Return a function that starts a worker with an application; the worker ends with the test."""
     started = []
 
     def start(application: Any, **options: Any) -> AsgiToWsgiWorker:

@@ -43,7 +43,7 @@ class Answer(NamedTuple):
 
 
 class Site:
-    """Where it is, and a client for it."""
+    """A running site, and a client for it."""
 
     def __init__(
         self, port: int, server: processes.Process, start_worker: Callable[[], processes.Process]
@@ -66,18 +66,18 @@ class Site:
             connection.close()
 
     def all_pids(self) -> list[int]:
-        """Of the server, its children, and the workers."""
+        """Return the pids of the server, its children, and the workers."""
         children = Path(f"/proc/{self.server.pid}/task/{self.server.pid}/children")
         found = [self.server.pid, *map(int, children.read_text().split())]
         return found + [worker.pid for worker in self.workers]
 
     def peak(self) -> int:
-        """The most memory that any of its processes ever had, in bytes."""
+        """Return the most memory that any of its processes ever had, in bytes."""
         status = (Path(f"/proc/{pid}/status").read_text() for pid in self.all_pids())
         return max(int(re.findall(r"VmHWM:\s+(\d+) kB", text)[0]) << 10 for text in status)
 
     def load(self, requests: int) -> str:
-        """What wrk, with eight connections, says of at least `requests` requests."""
+        """Return what wrk, with eight connections, prints about at least `requests` requests."""
         threads = 8
         wrk = subprocess.Popen(
             [
@@ -102,7 +102,7 @@ class Site:
 def running(
     server: str, framework: str, prefix: str, folder: Path, timeout: float = 25
 ) -> Iterator[Site]:
-    """Skips the test where something is lacking. All processes have ended when it ends."""
+    """Run a site; skip the test if something is lacking. At the end all processes have ended."""
     for module in (SERVERS[server][0], framework):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"lacking: {module}")

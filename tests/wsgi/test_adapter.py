@@ -1,4 +1,4 @@
-"""The adapter, with the test for a worker: what it sends, and what it makes of the answers."""
+"""The adapter, with the test as the worker: what it sends, and what it does with responses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def adapter(layer: IPCChannelLayer) -> WsgiToAsgiAdapter:
 
 @pytest.fixture
 def asked(adapter: WsgiToAsgiAdapter) -> Iterator[Callable[..., Any]]:
-    """Asks in a thread; what it returns has the Response as its result()."""
+    """Return a function that asks in a thread; its future has the Response."""
     with ThreadPoolExecutor(4) as pool:
         yield lambda *args, **kw: pool.submit(ask, adapter, environ_for(*args, **kw))
 
@@ -85,7 +85,7 @@ def test_one_reply_channel_for_all_threads(
 def test_many_threads_get_their_own_answers(
     layer: IPCChannelLayer, adapter: WsgiToAsgiAdapter
 ) -> None:
-    """Also those whose reply is received by another thread, which then has its own and goes."""
+    """Even if another thread receives the reply, and then goes with its own."""
     times, threads = 100, 8
 
     def worker() -> None:
@@ -127,7 +127,7 @@ def test_no_answer_is_504(layer: IPCChannelLayer, caplog: pytest.LogCaptureFixtu
 
 
 def test_an_answer_that_comes_too_late_is_dropped(layer: IPCChannelLayer) -> None:
-    """And whoever would send more of it is told not to."""
+    """And the worker is told to send no more."""
     adapter = WsgiToAsgiAdapter(layer, timeout=0.05)
     ask(adapter, environ_for())
     late = take(layer)
@@ -165,7 +165,7 @@ def test_a_client_that_goes_away_in_the_middle_of_its_body(
 def test_a_body(
     layer: IPCChannelLayer, asked: Callable[..., Any], size: int, chunked: bool
 ) -> None:
-    """Announced, or sent in chunks until its end."""
+    """With its length, or sent in chunks until its end."""
     body = os.urandom(size)
     if chunked:
         changes = {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": io.BytesIO(body)}
@@ -181,7 +181,7 @@ def test_a_body(
 def test_input_that_does_not_end_is_not_read(
     layer: IPCChannelLayer, asked: Callable[..., Any]
 ) -> None:
-    """PEP 3333 lets a server have its socket there: without a length nothing may be read."""
+    """PEP 3333 allows the input to be a socket: without a length, nothing may be read."""
     future = asked("POST", **{"wsgi.input": io.BytesIO(b"the next request")})
     request = take(layer)
     assert body_of(layer, request) == b""
@@ -214,7 +214,7 @@ def test_an_answer_before_the_end_of_the_body(
 def test_an_answer_that_begins_before_the_end_of_the_body(
     layer: IPCChannelLayer, asked: Callable[..., Any]
 ) -> None:
-    """An application may read, answer, and read on."""
+    """An application may read, answer, and read more."""
     size = (UPLOAD_WINDOW + 4) * BODY_CHUNK
     future = asked("POST", bytes(size))
     request = take(layer)
@@ -238,7 +238,7 @@ def test_head_has_headers_and_no_body(
 
 
 class Stream:
-    """A response that has begun, from both ends."""
+    """A response that has begun, seen from both ends."""
 
     def __init__(self, layer: IPCChannelLayer, adapter: WsgiToAsgiAdapter) -> None:
         self.layer = layer
@@ -315,7 +315,7 @@ def test_a_client_that_goes_away(layer: IPCChannelLayer, stream: Stream) -> None
 def test_a_response_that_cannot_be_completed(
     stream: Stream, keys: dict[str, Any], why: str
 ) -> None:
-    """It must not look complete: the server is to end the connection."""
+    """It must not look complete: the server has to end the connection."""
     next(stream.blocks)
     stream.send(**keys)
     with pytest.raises(errors.ReplyLost, match=why):

@@ -1,4 +1,4 @@
-"""Either adapter with a peer of the time of Channels 1: its workers, and daphne 1.4.2."""
+"""The adapter with the workers of Channels 1, and our worker with daphne 1.4.2."""
 
 from __future__ import annotations
 

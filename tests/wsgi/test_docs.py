@@ -1,4 +1,4 @@
-"""docs/wsgi.rst does what it says: its examples run as they stand there."""
+"""Runs the examples of docs/wsgi.rst, and checks its figures."""
 
 from __future__ import annotations
 

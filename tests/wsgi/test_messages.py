@@ -1,4 +1,4 @@
-"""From a WSGI environ to an HTTP message of Channels 1, and back."""
+"""Conversion of a WSGI environ to an HTTP message of Channels 1, and back."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_headers_that_came_several_times_are_joined() -> None:
 
 
 def test_a_header_does_not_pass_for_another_one() -> None:
-    """In an environ nobody could tell them apart. daphne, for one, lets such a name through."""
+    """An environ cannot distinguish them. daphne, for one, lets such a name through."""
     headers = [[b"x_forwarded_for", b"a lie"], [b"x-forwarded-for", b"10.0.0.1"]]
     assert (
         messages.environ_of({**REQUEST, "headers": headers})["HTTP_X_FORWARDED_FOR"] == "10.0.0.1"

@@ -1,4 +1,4 @@
-"""Real servers in front, real frameworks behind, and four workers that do the work.
+"""Real servers in front, and four workers with real frameworks behind them.
 
 Each server with each framework: ordinary requests, many at once, large bodies both ways, and the
 death of a worker.
@@ -30,7 +30,7 @@ ONE_OF_EACH = [
     ("waitress", "flask"),
 ]
 LARGE = 100  # MiB
-LEEWAY = 32 << 20  # bytes that a process may grow by while those pass through it
+LEEWAY = 32 << 20  # bytes by which a process may grow while they pass through it
 
 
 @pytest.fixture(scope="module", params=COMBINATIONS, ids="-".join)
@@ -41,7 +41,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def site(pair: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One site for all tests that leave it as it was."""
+    """One site for all tests that do not change it."""
     prefix = f"t{os.getpid()}-{'-'.join(pair)}"
     try:
         with running(*pair, prefix, tmp_path_factory.mktemp("site")) as site:
@@ -63,7 +63,7 @@ def test_ordinary_requests(site: Site) -> None:
 
 def test_head(site: Site) -> None:
     connection = site.connect()
-    for _ in range(2):  # what is too much after the first would stand before the second
+    for _ in range(2):  # twice: the second must not find what the first left
         connection.request("HEAD", "/echo/hello")
         answer = connection.getresponse()
         assert (answer.status, answer.read()) == (200, b"")
@@ -120,7 +120,7 @@ def test_a_large_download(site: Site) -> None:
 
 
 def test_a_client_that_goes_away_frees_the_worker(site: Site) -> None:
-    """Each of the workers in turn has a response that is longer than anybody waits for."""
+    """Each worker in turn has a response that is longer than a client waits for."""
     for _ in range(2 * len(site.workers)):
         connection = site.connect()
         connection.request("GET", f"/download/{LARGE}")
@@ -141,8 +141,8 @@ def test_a_client_that_takes_its_time_holds_up_nobody(site: Site) -> None:
 
 
 class Load:
-    """Threads that ask for as long as the block lasts, and count the answers by their status; a
-    wrong answer counts as its negative."""
+    """Let threads ask as long as the block lasts, and count the answers by status. A wrong answer
+    counts as the negative of its status."""
 
     def __init__(self, site: Site, threads: int) -> None:
         self.statuses: Counter[int] = Counter()
@@ -200,7 +200,7 @@ def test_a_killed_worker_loses_the_request_that_it_held(
 def test_workers_that_are_replaced_under_load(
     prefix: str, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """By SIGTERM nothing is lost; by SIGKILL what each held: with one thread one at the most."""
+    """SIGTERM loses nothing. SIGKILL loses the requests of the worker: with one thread, one."""
     times = 40 if FULL else 8
     with running("gunicorn-threads", "flask", prefix, tmp_path, timeout=8) as site:
         with Load(site, threads=6) as load:

@@ -1,4 +1,4 @@
-"""The worker, with the test for a server: how it runs an application, and what it answers."""
+"""The worker, with the test as the server: how it runs an application, and what it answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLOW = "flow?1"
 
 
 def send(layer: IPCChannelLayer, flow: bool = True, **keys: Any) -> None:
-    """A request, whose answer comes to the channel ``server!1``."""
+    """Send a request whose response goes to the channel ``server!1``."""
     request = {"method": "GET", "path": "/", "reply_channel": REPLY, "headers": [], **keys}
     if flow:
         request.update(flow_channel=FLOW, flow_window=WINDOW)
@@ -46,7 +46,7 @@ def take(layer: IPCChannelLayer, channel: str = "server!") -> dict[str, Any]:
 
 
 def response(layer: IPCChannelLayer) -> tuple[dict[str, Any], bytes]:
-    """The head and the whole content of a response, which is taken as it comes."""
+    """Take a response as it comes, and return its head and whole content."""
     head = message = take(layer)
     pieces = [message["content"]]
     while message["more_content"]:
@@ -58,7 +58,7 @@ def response(layer: IPCChannelLayer) -> tuple[dict[str, Any], bytes]:
 
 
 def application(*blocks: bytes, headers: Any = TEXT) -> Any:
-    """One that answers with `blocks`."""
+    """Return an application that answers with `blocks`."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
         start_response("200 OK", list(headers))
@@ -105,7 +105,7 @@ def test_an_application_gets_what_pep_3333_says(layer: IPCChannelLayer, work: Wo
 def test_a_response_of_any_size(
     layer: IPCChannelLayer, work: Work, size: int, announced: bool, flow: bool
 ) -> None:
-    """Announced ones need no message that says no more than that they are over."""
+    """If the length is announced, no last empty message is needed."""
     headers = [*TEXT, ("Content-Length", str(size))] if announced else TEXT
     work(application(bytes(size), headers=headers))
     send(layer, flow=flow)
@@ -127,7 +127,7 @@ def test_a_list_is_one_message(layer: IPCChannelLayer, work: Work) -> None:
 
 
 def test_a_block_does_not_wait_for_the_next_one(layer: IPCChannelLayer, work: Work) -> None:
-    """PEP 3333 forbids to hold it back."""
+    """PEP 3333 forbids holding it back."""
     go_on = threading.Event()
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
@@ -199,7 +199,7 @@ def test_an_application_that_fails_is_500(
         raise SystemExit("on purpose")
 
     work(app)
-    for _ in range(2):  # and it goes on
+    for _ in range(2):  # the worker continues
         send(layer)
         head, content = response(layer)
         assert head["status"] == 500
@@ -243,7 +243,7 @@ def test_an_application_that_is_not_wsgi_is_500(
 def test_an_application_that_fails_in_the_middle(
     layer: IPCChannelLayer, work: Work, flow: bool
 ) -> None:
-    """The end must not look like a good one; a server that knows no other is not told of any."""
+    """The end must not look normal. A server that knows only the normal end gets none."""
 
     def app(environ: dict[str, Any], start_response: Any) -> Any:
         if environ["PATH_INFO"] == "/next":
@@ -259,14 +259,14 @@ def test_an_application_that_fails_in_the_middle(
     assert take(layer)["content"] == b"block"
     if flow:
         assert take(layer)["aborted"] is True
-    assert take(layer)["status"] == 200  # the answer to the next request
+    assert take(layer)["status"] == 200  # the response to the next request
 
 
 @pytest.mark.parametrize(("size", "ahead"), [(1, 16), (WINDOW // 4, 4), (WINDOW // 5, 5)])
 def test_it_is_no_further_ahead_than_it_may(
     layer: IPCChannelLayer, work: Work, size: int, ahead: int
 ) -> None:
-    """Of what the server has taken; small messages are bounded in number."""
+    """Ahead of what the server has taken; the number of small messages is limited."""
     weight = max(size, WINDOW // 16)
     total = 2 * ahead + 1
     work(application(*[bytes(size)] * total))
@@ -292,7 +292,7 @@ def test_a_window_of_any_size_lets_it_go_on(layer: IPCChannelLayer, work: Work) 
 
 
 def test_it_waits_while_the_channel_is_full(prefix: str, work: Work, layer: Any) -> None:
-    """As a server without flow control, daphne for one, makes it."""
+    """A server without flow control, such as daphne, causes that."""
     narrow = IPCChannelLayer(prefix, channel_capacity={"server!*": 2})
     worker = AsgiToWsgiWorker(narrow, application(*[b"x"] * 10))
     thread = threading.Thread(target=worker.run)
@@ -347,11 +347,11 @@ def test_it_gives_up_when_the_reader_stands_still(
     caplog.set_level(logging.INFO, "asgi_ipc")
     work(application(*[b"x"] * 100), timeout=0.1)
     send(layer)
-    until(lambda: "stood still for 0.1 seconds" in caplog.text)
+    until(lambda: "sent and took nothing for 0.1 seconds" in caplog.text)
 
 
 class Chunks:
-    """A body on a channel."""
+    """The body of a request, on a channel."""
 
     def __init__(self, layer: IPCChannelLayer, **keys: Any) -> None:
         self.layer = layer
@@ -410,7 +410,7 @@ def test_lines_of_a_body(layer: IPCChannelLayer, work: Work) -> None:
 def test_a_body_that_breaks_off(
     layer: IPCChannelLayer, work: Work, caplog: pytest.LogCaptureFixture, keys: Any, error: str
 ) -> None:
-    """The application gets an OSError, as from a socket; never a shorter body."""
+    """The application gets an OSError, as from a socket, and never a shorter body."""
     work(reads, timeout=0.1)
     chunks = Chunks(layer, headers=[[b"content-length", b"3"]])
     if keys is not None:
@@ -509,7 +509,7 @@ def test_a_signal_ends_it_after_what_is_in_hand(
 def test_a_layer_can_be_named_instead_of_a_prefix(
     layer: IPCChannelLayer, prefix: str, tmp_path: Any
 ) -> None:
-    """Also where a prefix is set for all commands."""
+    """Even if a prefix is set for all commands."""
     pytest.importorskip("click", reason="lacking: click")
     pytest.importorskip("rich", reason="lacking: rich")
     made = f"import asgi_ipc\nlayer = asgi_ipc.IPCChannelLayer({prefix!r}, capacity=5)\n"

@@ -1,4 +1,4 @@
-"""What a server runs."""
+"""The ASGI application, which a server runs."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Whoever says something is heard by all."""
+"""The consumer of the chat: everybody hears what anybody says."""
 
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 

@@ -1,4 +1,5 @@
-"""A chat on one machine. Its tests never meet its servers: see TEST_RUNNER and pytest.ini."""
+"""Settings of a chat on one machine. Its tests never disturb its servers: see TEST_RUNNER and
+pytest.ini."""
 
 import os
 from pathlib import Path
@@ -20,7 +21,7 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": DATABASE,
-        # A file: the live server of a test is another process.
+        # A file, because the live server of a test is another process.
         "TEST": {"NAME": DATABASE.with_name("test-" + DATABASE.name)},
     },
 }

@@ -1,4 +1,4 @@
-"""Tests for ``manage.py test``. They run beside ``manage.py runserver``, and neither notices."""
+"""Tests for ``manage.py test``. They do not disturb a ``manage.py runserver`` beside them."""
 
 import json
 
@@ -39,9 +39,9 @@ class AnnouncementTests(TransactionTestCase):
         await alice.disconnect()
 
 
-@tag("live")  # with --parallel leave these out: its workers must not start processes
+@tag("live")  # exclude these with --parallel, whose workers must not start processes
 class LiveChatTests(ChannelsLiveServerTestCase):
-    """A real server in another process, which shares the layer of this one."""
+    """A real server in another process, which shares the layer with this process."""
 
     def test_a_chat(self):
         address = self.live_server_ws_url + "/chat"
@@ -51,7 +51,7 @@ class LiveChatTests(ChannelsLiveServerTestCase):
                 for heard in (alice.recv(timeout=60), bob.recv(timeout=60)):
                     self.assertEqual(json.loads(heard), {"text": "hello"})
 
-    def test_what_the_test_sends_arrives_there(self):
+    def test_the_server_gets_what_the_test_sends(self):
         with connect(self.live_server_ws_url + "/chat", proxy=None) as alice:
             event = {"type": "chat.message", "text": "We close."}
             async_to_sync(get_channel_layer().group_send)("lobby", event)

@@ -1,4 +1,4 @@
-"""Tests with the fixtures of asgi_ipc, for pytest with pytest-asyncio (or anyio) alone."""
+"""Tests with the fixtures of asgi_ipc. They need only pytest and pytest-asyncio (or anyio)."""
 
 import subprocess
 import sys

@@ -1,8 +1,8 @@
-"""One server process of a chat: some sockets in one room, who all speak at once.
+"""One server process of a chat, with several sockets in one room that all speak at once.
 
 usage: python -m tests.remote.programs.chat PREFIX REMOTE SOCKETS MESSAGES
-Prints "ready"; speaks when "go" comes; prints "spoken"; listens until "end"; tells as JSON what
-each socket heard. REMOTE is the CHANNEL_LAYERS entry of the remote layer, as JSON.
+It prints "ready", speaks when "go" comes, prints "spoken", listens until "end" comes, and prints as
+JSON what each socket heard. REMOTE is the CHANNEL_LAYERS entry of the remote layer, as JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""asgiref 1.1.2's own conformance suite on a layer for several machines; the outcome as JSON.
+"""Runs the conformance suite of asgiref 1.1.2 on a layer for several machines; prints JSON.
 
 usage: python conformance.py asgi_redis PREFIX URL     asgi_redis.RedisLocalChannelLayer
        python conformance.py twin PREFIX OTHER_PREFIX  our blocking twin; its remote layer is the
@@ -30,7 +30,7 @@ def make_layer():
 
 
 class Suite(conformance.ConformanceTestCase):
-    """The suite with nothing overridden but the parameters it asks for, in seconds."""
+    """The suite, with only the parameters that it asks for overridden, in seconds."""
 
     expiry_delay = 1.1
     capacity_limit = CAPACITY

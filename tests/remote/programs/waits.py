@@ -1,7 +1,7 @@
-"""A process that waits where nothing comes: what it does is receive for its machine.
+"""A process that waits on a channel where nothing comes, and so only acts as the relay.
 
 usage: python -m tests.remote.programs.waits PREFIX REMOTE
-Prints "relay" when it is the one that does.
+It prints "relay" when it is the relay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from asgi_ipc.aio import LocalAndRemoteChannelLayer
 async def main(prefix: str, remote: dict[str, Any]) -> None:
     layer = LocalAndRemoteChannelLayer(remote, {"prefix": prefix})
     waiting = asyncio.ensure_future(layer.receive("nothing.comes.here"))
-    while layer._remote._relay is None or not layer._remote._relay.up:
+    while layer._gateway.relay is None or not layer._gateway.relay.up:
         await asyncio.sleep(0.01)
     print("relay", flush=True)
     await waiting

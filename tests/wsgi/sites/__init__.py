@@ -1,1 +1,1 @@
-"""What the servers and the workers of the tests run: one front, and the same site twice."""
+"""The modules that the servers and workers of the tests run: a front, and one site twice."""

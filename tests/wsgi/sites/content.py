@@ -1,4 +1,4 @@
-"""What both sites answer with, and what the tests compare it with."""
+"""The content that both sites send, and with which the tests compare it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PIECE = bytes(range(256)) * 1024
 
 
 def megabytes(number: int) -> Iterator[bytes]:
-    """Content in which every piece is different, in blocks that fit no chunk size."""
+    """Yield content whose pieces all differ, in blocks that fit no chunk size."""
     for at in range(4 * number):
         yield b"%08x" % at + PIECE[8:]
 

@@ -39,7 +39,7 @@ def download(request: HttpRequest, number: int) -> StreamingHttpResponse:
 
 
 def hold(request: HttpRequest, folder: str) -> HttpResponse:
-    """Says who holds this request, and goes on when it may."""
+    """Report which process holds this request, and continue when allowed to."""
     open(f"/{folder}/{os.getpid()}", "w").close()
     while not os.path.exists(f"/{folder}/go-on"):
         time.sleep(0.01)

@@ -35,7 +35,7 @@ def download(number: int) -> Any:
 
 @application.route("/hold/<path:folder>")
 def hold(folder: str) -> Any:
-    """Says who holds this request, and goes on when it may."""
+    """Report which process holds this request, and continue when allowed to."""
     open(f"/{folder}/{os.getpid()}", "w").close()
     while not os.path.exists(f"/{folder}/go-on"):
         time.sleep(0.01)

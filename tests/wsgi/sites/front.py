@@ -1,4 +1,4 @@
-"""What the WSGI server runs."""
+"""The application that the WSGI server runs."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Says something in a room, from a process that serves no browser."""
+"""Sends a remark to a room, from a process that serves no browser."""
 
 import re
 
@@ -10,7 +10,7 @@ from chat import rooms
 
 
 class Command(BaseCommand):
-    help = "Says TEXT in ROOM, to whoever is there now."
+    help = "Say TEXT to everybody who is in ROOM now."
 
     def add_arguments(self, parser):
         parser.add_argument("room")
@@ -19,6 +19,6 @@ class Command(BaseCommand):
 
     def handle(self, *args, room, text, name, **options):
         if not re.fullmatch(rooms.NAME, room):
-            raise CommandError("A room's name is 1 to 50 ASCII letters, digits, '-' and '_'.")
+            raise CommandError("ROOM must be 1 to 50 ASCII letters, digits, '-' and '_'.")
         send = async_to_sync(get_channel_layer().group_send)
         send(rooms.group_of(room), rooms.remark(name, text))

@@ -1,15 +1,16 @@
-"""The distributed layer that somebody else wrote, as this package uses it: made from plain data,
-held in one event loop, called within a time limit. Knows nothing of machines and groups.
+"""The remote layer, which others wrote, as this package uses it: made from plain data, kept in one
+event loop, called within a time limit. Must not know of relays and groups of machines.
 
-Only what the Channels 4 contract names is called: `send`, `receive`, `new_channel`, the groups.
-Three things beyond it are used where a layer has them, and done without where not:
+It calls only what the Channels 4 contract names: `send`, `receive`, `new_channel`, the groups. It
+uses three more things if a layer has them, and does without them if not:
 
-- ``client_prefix``, a plain attribute: set to the machine's id it gives the machine one address
-  for all its life, so that what waits there outlives the process that receives it;
-- ``channel_capacity``, an argument of the constructor: a machine's address carries what many
-  processes would have received each for itself, and gets room for it;
-- ``brpop_timeout``, seconds: redis-py 8 gives up a read after five by itself, and channels_redis
-  asks the server to wait just as long. Whoever waits less never loses a message to that race.
+- ``client_prefix``, a plain attribute. Set to the machine's id, it gives the machine one address
+  for all its life, so that pending messages outlive the process that receives them.
+- ``channel_capacity``, an argument of the constructor. A machine's address carries what many
+  processes would otherwise receive separately, so it gets room for it.
+- ``brpop_timeout``, in seconds. redis-py 8 gives up a read after five seconds by itself, and
+  channels_redis asks the server to wait just as long. A shorter wait never loses a message to that
+  race.
 """
 
 from __future__ import annotations
@@ -18,27 +19,36 @@ import asyncio
 import contextlib
 import importlib
 import inspect
-import logging
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, Protocol
 
 from .. import errors
 from ..aio.loop import timeout
-from ..attachment.drops import LOG_EVERY
+from ..base_layer import Message
 from ..errors import InvalidOption, RemoteUnavailable
 from .directory import OWN_NAMES, address_of
+from .figures import described
 
-logger = logging.getLogger("asgi_ipc")
-
-INBOX_CAPACITY = 10_000  # messages that may wait for one machine
+INBOX_CAPACITY = 10_000  # messages that may be pending for one machine
 _SHORT_WAIT = 2  # seconds, under redis-py's limit of 5
 _RETRY_AFTER = 1.0  # seconds after a failure until the next call is let through
 _CLOSING = 2.0  # seconds to close connections that may be dead
 
 
+class RemoteLayer(Protocol):
+    """Any layer for Channels 4, as this package calls it."""
+
+    async def send(self, channel: str, message: Message) -> None: ...
+    async def receive(self, channel: str) -> Message: ...
+    async def new_channel(self, prefix: str = ...) -> str: ...
+    async def group_add(self, group: str, channel: str) -> None: ...
+    async def group_discard(self, group: str, channel: str) -> None: ...
+    async def group_send(self, group: str, message: Message) -> None: ...
+
+
 class Backend:
-    """How to make the distributed layer: ``{"BACKEND": "dotted.path", "CONFIG": {…}}``."""
+    """How to make the remote layer: ``{"BACKEND": "dotted.path", "CONFIG": {…}}``."""
 
     def __init__(self, remote: Mapping[str, Any]) -> None:
         """Raises InvalidOption for anything that cannot be made into a layer."""
@@ -48,12 +58,14 @@ class Backend:
                 f'"CONFIG": {{…}}}}, not {remote!r:.200}'
             )
         if unknown := set(remote) - {"BACKEND", "CONFIG"}:
-            raise InvalidOption(f"remote has the unknown keys {sorted(map(str, unknown))}")
+            raise InvalidOption(
+                f"remote has unknown keys: {sorted(map(str, unknown))}. It takes BACKEND and CONFIG"
+            )
         config = remote.get("CONFIG", {})
         if not isinstance(config, Mapping):
             raise InvalidOption(f"remote['CONFIG'] must be a dict, not {config!r:.200}")
         self.path: str = remote["BACKEND"]
-        self._make = _imported(self.path)
+        self._make = _import(self.path)
         self._config = dict(config)
         if "channel_capacity" in inspect.signature(self._make).parameters:
             # First, because the first match counts.
@@ -62,71 +74,54 @@ class Backend:
         try:
             layer = self.open()
         except Exception as error:
-            raise InvalidOption(f"remote: {self.path} cannot be made: {error}") from error
+            raise InvalidOption(f"remote: {self.path} cannot be created: {error}") from error
         self.named = _can_be_named(layer)
         self.group_expiry = float(self._config.get("group_expiry", 86400))
         hosts = self._config.get("hosts")
         self.shards = max(1, len(hosts)) if isinstance(hosts, (list, tuple)) else 1
-        self.can_close = _closing(layer) is not None
+        self.can_close = _close_method(layer) is not None
 
-    def open(self, machine: str = "") -> Any:
-        """A new instance, with the address of `machine` if there can be one. Connects later."""
+    def open(self, machine: str = "") -> RemoteLayer:
+        """Return a new instance, with the address of `machine` if it can have one. It connects
+        later."""
         layer = self._make(**self._config)
         if machine and self.named:
             layer.client_prefix = machine
         if isinstance(getattr(type(layer), "brpop_timeout", None), (int, float)):
             layer.brpop_timeout = min(layer.brpop_timeout, _SHORT_WAIT)
-        return layer
+        remote: RemoteLayer = layer
+        return remote
 
-    async def close(self, layer: Any) -> None:
-        """Close the connections of an instance, if it offers that; never fails."""
-        closing = _closing(layer)
-        if closing is not None:
+    async def close(self, layer: RemoteLayer) -> None:
+        """Close the connections of an instance, if it can do that; never fails."""
+        close = _close_method(layer)
+        if close is not None:
             with contextlib.suppress(Exception):
                 async with timeout(_CLOSING):
-                    await closing()
-
-
-class Figures:
-    """What became of messages between machines, in this process: counted, and losses logged."""
-
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
-        self._logged: dict[str, float] = {}
-        self.counts = dict.fromkeys(
-            ("group_sends_lost", "sends_failed", "relayed", "duplicates", "undeliverable"), 0
-        )
-
-    def count(self, what: str) -> None:
-        self.counts[what] += 1
-
-    def tell(self, what: str, why: str) -> None:
-        """Log a loss: of each kind the first, and then one in ten seconds."""
-        now = time.monotonic()
-        kind = what.partition(" ")[0]
-        if now - self._logged.get(kind, -LOG_EVERY) >= LOG_EVERY:
-            self._logged[kind] = now
-            logger.warning("prefix %r, %s: %s", self._prefix, what, why)
+                    await close()
 
 
 class Caller:
-    """Makes calls on an instance of the distributed layer, for all of this process's loops.
+    """Calls an instance of the remote layer, for all event loops of this process.
 
-    Lives in one event loop. While the layer cannot be reached calls fail at once, but for one
-    each second that tries again: whoever talks to this machine as well is not held up.
+    It belongs to one event loop. While the layer cannot be reached, one call each second tries
+    again and the others fail at once, so that programs that also send within their machine are not
+    held up.
     """
 
     def __init__(self, backend: Backend, timeout: float) -> None:
         self._backend = backend
         self._timeout = timeout
-        self._layer: Any = None
+        self._layer: RemoteLayer | None = None
         self._why = ""
         self._closed_until = 0.0  # time.monotonic(), while calls fail at once
 
-    async def call(self, operation: str, *args: Any) -> Any:
+    async def call(
+        self, operation: Literal["send", "group_send"], name: str, message: Message
+    ) -> None:
         """Await an operation of the layer.
 
-        Raises ChannelFull, RemoteUnavailable, and what says that the arguments are wrong.
+        Raises ChannelFull, RemoteUnavailable, and whatever says that the arguments are wrong.
         """
         now = time.monotonic()
         if now < self._closed_until:
@@ -138,20 +133,20 @@ class Caller:
         layer = self._layer
         try:
             async with timeout(self._timeout):
-                result = await getattr(layer, operation)(*args)
+                await getattr(layer, operation)(name, message)
         except (TypeError, ValueError, AssertionError):
-            self.reached()
+            self._let_through()
             raise
         except Exception as error:
             if type(error).__name__ == "ChannelFull":  # each package has a class of its own
-                self.reached()
+                self._let_through()
                 raise errors.ChannelFull(
-                    f"{args[0]!r}, the address of another machine, is at its capacity in the "
-                    "remote layer: that machine is slower than its senders, or off"
+                    f"{name!r}, the address of another machine, is at capacity in the remote "
+                    "layer: that machine is off, or slower than its senders"
                 ) from error
             self._why = (
                 f"the remote layer ({self._backend.path}) cannot be reached: {described(error)}. "
-                "Messages on this machine go on; this one was not sent"
+                "This message was not sent. Messages within this machine continue"
             )
             self._closed_until = time.monotonic() + _RETRY_AFTER
             if self._layer is layer and self._backend.can_close:
@@ -159,12 +154,11 @@ class Caller:
                 await self._backend.close(layer)
             raise RemoteUnavailable(self._why) from error
         except BaseException:
-            self._closed_until = 0.0  # cancelled: the next one tries
+            self._closed_until = 0.0  # cancelled: the next call tries
             raise
-        self.reached()
-        return result
+        self._let_through()
 
-    def reached(self) -> None:
+    def _let_through(self) -> None:
         """The layer answers: let calls through."""
         self._why, self._closed_until = "", 0.0
 
@@ -175,26 +169,21 @@ class Caller:
             await self._backend.close(layer)
 
 
-def described(error: BaseException) -> str:
-    """An error in one line, also where it has no text."""
-    return f"{type(error).__name__}: {error}".rstrip(": .")
-
-
 def is_timeout(error: BaseException) -> bool:
-    """Whether a receive merely found nothing for long: redis-py 8 raises then, after 5 s idle."""
+    """Return whether a receive only waited too long: redis-py 8 raises then, after 5 s idle."""
     return isinstance(error, (TimeoutError, asyncio.TimeoutError)) or (
         type(error).__name__ == "TimeoutError"
     )
 
 
 def _can_be_named(layer: Any) -> bool:
-    """Whether setting ``client_prefix`` gives a layer the address that `address_of` says."""
+    """Return whether ``client_prefix`` gives a layer the address that `address_of` says."""
     if not isinstance(getattr(layer, "__dict__", {}).get("client_prefix"), str):
         return False
     before, layer.client_prefix = layer.client_prefix, "machine"
     naming = layer.new_channel(OWN_NAMES[:-1])
     try:
-        naming.send(None)  # to its end: what makes up a name has nothing to wait for
+        naming.send(None)  # to its end: a coroutine that makes up a name waits for nothing
     except StopIteration as finished:
         return str(finished.value).startswith(address_of("machine"))
     except Exception:
@@ -205,16 +194,18 @@ def _can_be_named(layer: Any) -> bool:
     return False
 
 
-def _closing(layer: Any) -> Any:
+def _close_method(layer: RemoteLayer) -> Callable[[], Awaitable[object]] | None:
     for name in ("close_pools", "close"):
         if callable(getattr(type(layer), name, None)):
-            return getattr(layer, name)
+            found: Callable[[], Awaitable[object]] = getattr(layer, name)
+            return found
     return None
 
 
-def _imported(path: str) -> Any:
+def _import(path: str) -> Callable[..., Any]:
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return found
     except (ImportError, AttributeError, ValueError) as error:
         raise InvalidOption(f"remote: BACKEND {path!r} cannot be imported: {error}") from error

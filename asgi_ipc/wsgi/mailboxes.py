@@ -1,9 +1,10 @@
-"""The reply channel of a process, shared by its threads.
+"""Sorts the replies to a server process, whose threads share one reply channel, into a mailbox for
+each request. Must not look into replies, except into those that come too late.
 
-Each request has a mailbox, and a local part of the channel for a name. There is no thread that
-receives for all: one of those that wait for a reply does so, puts what is for others into their
-mailboxes, and hands over to one of them when it has its own. So a process with one thread receives
-directly, and nothing of this outlives a request.
+The local part of a channel's name names the mailbox. No thread is there only to receive: one of the
+threads that wait for a reply receives for all, puts the replies to others into their mailboxes, and
+hands over to one of these threads when it has its own reply. So a process with one thread receives
+directly, and no thread outlives a request.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import os
 import threading
 import time
 from collections import deque
-from typing import Any
 
+from ..base_layer import Message
 from ..errors import IPCError
 from ..sync import IPCChannelLayer
 
 
 class Mailbox:
-    """Where replies to one request wait for its thread."""
+    """The replies to one request, until its thread takes them."""
 
     __slots__ = ("channel", "flow_channel", "local", "messages", "sleeps", "wake")
 
@@ -29,13 +30,13 @@ class Mailbox:
         self.local = f"{number:x}"
         self.channel = f"http.response.{process}!{self.local}"
         self.flow_channel = f"http.response.flow?{process}.{self.local}"
-        self.messages: deque[dict[str, Any]] = deque()
+        self.messages: deque[Message] = deque()
         self.sleeps = False
         self.wake = threading.Event()
 
 
-class Replies:
-    """What comes in on the reply channel of this process. Not to be used by another one."""
+class Mailboxes:
+    """The reply channel of this process. A forked child needs its own."""
 
     def __init__(self, layer: IPCChannelLayer) -> None:
         self.pid = os.getpid()
@@ -46,21 +47,22 @@ class Replies:
         self._boxes: dict[str, Mailbox] = {}
         self._lock = threading.Lock()
         self._receiving = False
-        # From now on the channel has a reader: workers ask for it (readers.has_reader).
+        # From now on the channel has a reader, which workers check with `readers.has_reader`.
         layer.receive(self._channels)
 
     def open(self) -> Mailbox:
-        """A mailbox with a name of its own. It must be closed."""
+        """Return a new mailbox. It must be closed."""
         box = Mailbox(self._process, next(self._numbers))
         self._boxes[box.local] = box
         return box
 
     def close(self, box: Mailbox) -> None:
-        """Forget a mailbox: what still comes for it is dropped."""
+        """Remove a mailbox. Replies that come for it later are dropped."""
         self._boxes.pop(box.local, None)
 
-    def take(self, box: Mailbox, deadline: float) -> dict[str, Any] | None:
-        """The next reply in `box`; None if none has come by `deadline`, which may be past."""
+    def take(self, box: Mailbox, deadline: float) -> Message | None:
+        """Return the next reply in `box`; None if none has come by `deadline`, which may have
+        passed."""
         leads = False
         try:
             while not box.messages:
@@ -80,7 +82,7 @@ class Replies:
             self._hand_over(box, leads)
 
     def _receive_for(self, box: Mailbox, deadline: float) -> None:
-        """Receive for all, until there is something in `box` or time is up."""
+        """Receive for all threads, until there is a reply in `box` or the time is up."""
         while not box.messages:
             seconds = deadline - time.monotonic()
             channel, message = self._layer.receive(self._channels, seconds > 0, max(seconds, 0.0))
@@ -89,7 +91,7 @@ class Replies:
             elif seconds <= 0:
                 return
 
-    def _deliver(self, channel: str, message: dict[str, Any]) -> None:
+    def _deliver(self, channel: str, message: Message) -> None:
         box = self._boxes.get(channel.partition("!")[2])
         if box is None:
             self._drop(channel, message)
@@ -98,8 +100,8 @@ class Replies:
             box.messages.append(message)
             box.wake.set()
 
-    def _drop(self, channel: str, message: dict[str, Any]) -> None:
-        """A reply that came too late: if more is to come, tell the worker that nobody waits."""
+    def _drop(self, channel: str, message: Message) -> None:
+        """Drop a reply that came too late; if more would follow, tell the worker to stop."""
         if "status" in message and message.get("flow_control"):
             local = channel.partition("!")[2]
             with contextlib.suppress(IPCError, ValueError):
@@ -107,7 +109,7 @@ class Replies:
                 self._layer.send(late.flow_channel, {"closed": True})
 
     def _hand_over(self, box: Mailbox, led: bool) -> None:
-        """This thread does not wait any more: see to it that another one receives."""
+        """Stop waiting, and make another thread receive."""
         with self._lock:
             box.sleeps = False
             if led:

@@ -1,4 +1,4 @@
-"""Whether anybody is left to read a process-specific channel."""
+"""Whether a process-specific channel still has a reader."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_nor_is_one_whose_death_was_noticed(
     layer.send("theirs!1", MESSAGE)
 
     def is_noticed() -> bool:
-        layer.receive(["another"])  # whoever calls looks after the dead, about once a second
+        layer.receive(["another"])  # about once a second, a call notices dead processes
         return not layer.channel_statistics("theirs!")["messages_pending"]
 
     until(is_noticed)

@@ -1,0 +1,39 @@
+"""Counts what became of messages between machines, in this process, and logs losses. Must not send
+anything."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from ..attachment.drops import LOG_EVERY
+
+logger = logging.getLogger("asgi_ipc")
+
+
+class Figures:
+    """The counters of ``remote_statistics()``."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._logged: dict[str, float] = {}
+        self.counts = dict.fromkeys(
+            ("group_sends_lost", "sends_failed", "relayed", "duplicates", "undeliverable"), 0
+        )
+
+    def count(self, what: str) -> None:
+        """Add one to a counter."""
+        self.counts[what] += 1
+
+    def warn(self, what: str, why: str) -> None:
+        """Log a loss. Of the losses that begin with the same word, log one in ten seconds."""
+        now = time.monotonic()
+        kind = what.partition(" ")[0]
+        if now - self._logged.get(kind, -LOG_EVERY) >= LOG_EVERY:
+            self._logged[kind] = now
+            logger.warning("prefix %r, %s: %s", self._prefix, what, why)
+
+
+def described(error: BaseException) -> str:
+    """Return an error as one line, even if it has no text."""
+    return f"{type(error).__name__}: {error}".rstrip(": .")
