@@ -83,26 +83,30 @@ def prepare() -> Path:
     return folder
 
 
-def run(folder: Path, scratch: Path, tests: list[str]) -> tuple[list[dict[str, Any]], str]:
-    """Start a machine that runs `tests`; what it told, and all that its console showed."""
-    archive = scratch / "files.cpio"
-    shutil.copyfile(folder / "files.cpio", archive)
-    with open(archive, "r+b") as file:
-        file.seek(0, os.SEEK_END)
-        _write_archive(file, _project())
+def run(folder: Path, scratch: Path, arguments: list[str]) -> tuple[list[dict[str, Any]], str]:
+    """Start a machine that runs pytest with `arguments`, none of which may contain a space.
+
+    Returns what the machine told, and all that its console showed.
+    """
+    archive, log = scratch / "files.cpio", scratch / "console"
     command = [EMULATOR, *MACHINE, "-kernel", str(folder / "kernel"), "-initrd", str(archive)]
-    arguments = f"console=ttyAMA0 quiet panic=-1 -- {' '.join(tests)}"
-    log = scratch / "console"
-    with open(log, "wb") as console, contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(
-            [*command, "-append", arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            timeout=LONGEST,
-            check=False,
-        )
-    archive.unlink()
+    kernel = f"console=ttyAMA0 quiet panic=-1 -- {' '.join(arguments)}"
+    try:
+        shutil.copyfile(folder / "files.cpio", archive)
+        with open(archive, "r+b") as file:
+            file.seek(0, os.SEEK_END)
+            _write_archive(file, _project())
+        with open(log, "wb") as console, contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                [*command, "-append", kernel],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                timeout=LONGEST,
+                check=False,
+            )
+    finally:
+        archive.unlink(missing_ok=True)
     shown = log.read_text(encoding="utf-8", errors="replace")
     lines = [line for line in shown.splitlines() if line.startswith(MARK)]
     return [json.loads(line[len(MARK) :]) for line in lines], shown

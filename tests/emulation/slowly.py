@@ -11,8 +11,6 @@ TIMES = 10
 
 def pytest_sessionstart() -> None:
     from asgi_ipc.conformance import base
-    from asgi_ipc.segment import segment
 
     base.LIVENESS *= TIMES
     base._patience *= TIMES
-    segment._HALF_MADE *= TIMES
