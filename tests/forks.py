@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ..contract import LIVENESS
+from .conformance import LIVENESS
 
 NOBODY = 65534  # a uid that is not ours
 

@@ -22,7 +22,7 @@ from asgi_ipc.store.layout import (
 )
 from asgi_ipc.store.store import Store
 
-from .support import KIB
+from ..unit.support import KIB
 
 SHM = Path("/dev/shm")
 NOTHING = (None, None)

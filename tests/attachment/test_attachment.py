@@ -22,10 +22,10 @@ from asgi_ipc.errors import LockTimeout, NotOwner, SegmentVanished
 from asgi_ipc.segment.lock import robust_mutexes
 from asgi_ipc.store import waiters
 
-from ..contract import LIVENESS, MESSAGE, in_threads, until
+from ..conformance import LIVENESS, MESSAGE, in_threads, until
+from ..forks import Line, child, children, on_linux, rests
+from ..unit.support import contents
 from .layers import NOTHING, SOON, Make
-from .processes import Line, child, children, on_linux, rests
-from .support import contents
 
 pytestmark = on_linux  # where a test can see what a process has open
 

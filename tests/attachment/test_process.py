@@ -21,10 +21,10 @@ from asgi_ipc.segment.files import Descriptor
 from asgi_ipc.segment.lock import robust_mutexes
 from asgi_ipc.store.layout import MAX_WAITERS
 
-from ..contract import LIVENESS, MESSAGE, in_threads, until
+from ..conformance import LIVENESS, MESSAGE, in_threads, until
+from ..forks import Line, bounded, child, in_child, on_linux
+from ..unit.support import KIB, contents
 from .layers import LOCKS, NOTHING, SHM, SOON, Make
-from .processes import Line, bounded, child, in_child, on_linux
-from .support import KIB, contents
 
 pytestmark = on_linux  # where a test can see what a process has open
 

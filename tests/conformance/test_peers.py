@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc.conformance import Channels1Contract, Channels4Contract
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 from tests.documentation import pages
 
 DOCS = environments.REPOSITORY / "docs"

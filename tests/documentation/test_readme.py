@@ -19,8 +19,7 @@ import pytest
 
 import asgi_ipc
 from asgi_ipc.options import Options
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 from tests.documentation import pages
 
 README = pages.README.read_text(encoding="utf-8")

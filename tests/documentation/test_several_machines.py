@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
-from .servers import Server
+from ..machines.servers import Server
 
 pytest.importorskip("channels_redis", reason="lacking: channels_redis")
 

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc.wsgi import AsgiToWsgiWorker, WsgiToAsgiAdapter, adapter, messages
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 PAGE = (environments.REPOSITORY / "docs" / "wsgi.rst").read_text(encoding="utf-8")
 EXAMPLE = re.compile(

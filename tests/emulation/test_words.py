@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import mmap
 
-from tests.unit.processes import Line, child
+from tests.forks import Line, child
 
 ALL_BITS = 2**64 - 1
 

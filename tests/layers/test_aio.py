@@ -1,8 +1,8 @@
 """What ``asgi_ipc.aio.IPCChannelLayer`` promises beyond the contract of Channels 4, a test a
 sentence.
 
-The contract itself is ``contract/test_channels4.py``; the constructor and what a message may hold
-are in ``test_sync_layer.py``, for both layers.
+The contract itself is ``conformance/test_channels4.py``; the constructor and what a message may hold
+are in ``test_sync.py``, for both layers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from asgi_ipc.conformance.blocking import NOTHING, STATISTICS
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import L_EXPIRES, Q_FIRST
 
-from .contract import LIVENESS, MESSAGE, in_threads, run_python
+from ..conformance import LIVENESS, MESSAGE, in_threads, run_python
 
 
 @pytest_asyncio.fixture

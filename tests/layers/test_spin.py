@@ -24,7 +24,7 @@ from asgi_ipc.conformance.asynchronous import cancel, together, turns
 from asgi_ipc.conformance.blocking import NOTHING, in_reactor
 from asgi_ipc.errors import SegmentVanished
 
-from .contract import LIVENESS, MESSAGE
+from ..conformance import LIVENESS, MESSAGE
 
 LONG = 10 * LIVENESS  # seconds
 

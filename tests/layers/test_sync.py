@@ -1,7 +1,7 @@
 """What ``asgi_ipc.IPCChannelLayer`` promises beyond the contract of Channels 1, a test a sentence.
 
 Also what both layers share: the constructor, and what a message may hold. The contract itself is
-``contract/test_channels1.py``; what only the asyncio layer promises is ``test_aio_layer.py``.
+``conformance/test_channels1.py``; what only the asyncio layer promises is ``test_aio.py``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from asgi_ipc.conformance.blocking import (
 from asgi_ipc.conformance.cases import each
 from asgi_ipc.segment.paths import Paths
 
-from .contract import LIVENESS, MESSAGE, in_threads, run_python, until
+from ..conformance import LIVENESS, MESSAGE, in_threads, run_python, until
 
 MEBIBYTE = 2**20
 CLASSES = each({"blocking": asgi_ipc.IPCChannelLayer, "asyncio": asgi_ipc.aio.IPCChannelLayer})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.processes import LIVENESS, Process, free_port, wait_until
+from tests.processes import LIVENESS, Process, free_port, wait_until
 
 
 class Server:

@@ -13,8 +13,8 @@ import pytest
 
 from asgi_ipc import LocalAndRemoteChannelLayer, errors, segment
 
-from ..contract import until
-from .machines import CORE, PUBSUB, redis
+from ..conformance import until
+from .helpers import CORE, PUBSUB, redis
 from .servers import Server
 
 pytest.importorskip("channels_redis", reason="lacking: channels_redis")

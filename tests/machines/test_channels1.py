@@ -10,8 +10,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 from tests.clients.test_channels1_site import chat, running_site
 
 from .servers import Server
@@ -55,7 +54,7 @@ def test_the_site_on_asgi_redis(prefix: str, server: Server, tmp_path: Path) -> 
         environments.environment("asgi_redis-local"),
         prefix,
         tmp_path,
-        settings="tests.remote.asgi_redis_settings",
+        settings="tests.machines.asgi_redis_settings",
         SITE_REDIS=server.url,
     ) as site:
         with ThreadPoolExecutor(8) as pool:

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from asgi_ipc.conformance import Channels1Contract, Channels4Contract
 
-from .machines import CORE, PUBSUB, redis
+from .helpers import CORE, PUBSUB, redis
 from .servers import Server
 
 pytest.importorskip("channels_redis", reason="lacking: channels_redis")

@@ -10,7 +10,7 @@ import pytest
 
 from asgi_ipc import errors
 
-from .machines import (
+from .helpers import (
     CORE,
     OURS,
     PUBSUB,

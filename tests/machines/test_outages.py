@@ -14,7 +14,7 @@ import pytest
 from asgi_ipc import errors
 from asgi_ipc.machines import uplink
 
-from .machines import CORE, PUBSUB, eventually, reaches, receive, redis
+from .helpers import CORE, PUBSUB, eventually, reaches, receive, redis
 from .servers import Server, servers, with_sentinel
 
 pytest.importorskip("channels_redis", reason="lacking: channels_redis")

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from ..clients import processes
+from .. import processes
 from ..environments import child_environment
-from .machines import CORE, PUBSUB, receive, redis
+from .helpers import CORE, PUBSUB, receive, redis
 from .servers import Server
 
 pytest.importorskip("channels_redis", reason="lacking: channels_redis")
@@ -26,7 +26,7 @@ SOCKETS, MESSAGES = 3, 20
 
 
 def program(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", f"tests.remote.programs.{name}", *map(str, arguments)]
+    return [sys.executable, "-m", f"tests.machines.programs.{name}", *map(str, arguments)]
 
 
 @pytest.mark.parametrize("backend", [CORE, PUBSUB], ids=["core", "pubsub"])

@@ -19,13 +19,13 @@ from asgi_ipc.machines.directory import attach, machine_group, machine_id
 from asgi_ipc.machines.figures import Figures
 from asgi_ipc.machines.incoming import Incoming
 
-from .machines import eventually, nothing_waits, reaches, receive
+from .helpers import eventually, nothing_waits, reaches, receive
 
 Make = Callable[..., Any]
 
 
 def remote(name: str, prefix: str) -> dict[str, Any]:
-    return {"BACKEND": f"tests.remote.layers.{name}", "CONFIG": {"prefix": prefix}}
+    return {"BACKEND": f"tests.machines.layers.{name}", "CONFIG": {"prefix": prefix}}
 
 
 async def test_what_the_remote_layer_doubles_arrives_once(machine: Make, prefix: str) -> None:

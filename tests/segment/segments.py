@@ -17,8 +17,8 @@ from asgi_ipc.segment.segment import Segment
 from asgi_ipc.segment.wanted import Wanted
 from asgi_ipc.store.layout import WORD
 
-from .processes import Line, child
-from .support import KIB
+from ..forks import Line, child
+from ..unit.support import KIB
 
 SHM = Path("/dev/shm")
 

@@ -14,8 +14,8 @@ import pytest
 
 from asgi_ipc.segment.doorbell import ALL, Descriptor, Doorbell, Ringer, path_of
 
-from ..contract import LIVENESS, in_threads, run_python
-from .processes import Line, bounded, child, in_child
+from ..conformance import LIVENESS, in_threads, run_python
+from ..forks import Line, bounded, child, in_child
 
 NONCE = 0x0123456789ABCDEF
 FIFO_ROOM = 65536  # bytes that Linux keeps for a reader

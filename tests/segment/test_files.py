@@ -14,7 +14,7 @@ from asgi_ipc.errors import ForeignSegment, LockTimeout
 from asgi_ipc.segment.files import Members, attach_lock, check_owner, open_file
 from asgi_ipc.segment.paths import Paths
 
-from .processes import NOBODY, Line, child, in_child, is_root, on_linux, rests
+from ..forks import NOBODY, Line, child, in_child, is_root, on_linux, rests
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ from asgi_ipc.store.layout import (
 )
 from asgi_ipc.store.store import Store
 
-from .processes import (
+from ..forks import (
     NOBODY,
     Line,
     bounded,
@@ -55,6 +55,7 @@ from .processes import (
     unshare_pids,
     unshare_time,
 )
+from ..unit.support import KIB, bodies, put
 from .segments import (
     SHM,
     attach_and_leave,
@@ -67,7 +68,6 @@ from .segments import (
     warnings,
     write_word,
 )
-from .support import KIB, bodies, put
 
 pytestmark = on_linux  # where segments can be looked at as files
 

@@ -13,9 +13,9 @@ from asgi_ipc.store.layout import PAGE
 from asgi_ipc.store.queues import NO_MEMORY
 from asgi_ipc.store.store import Store
 
-from .processes import mount_small_shared_memory, on_linux, or_skip
+from ..forks import mount_small_shared_memory, on_linux, or_skip
+from ..unit.support import KIB, drain, put, row_of
 from .segments import attached, file_of, wants
-from .support import KIB, drain, put, row_of
 
 pytestmark = on_linux  # where segments can be looked at as files
 

@@ -22,7 +22,7 @@ import pytest
 
 
 def _load() -> None:
-    folder = Path(__file__).resolve().parents[2] / "asgi_ipc" / "conformance"
+    folder = Path(__file__).resolve().parents[3] / "asgi_ipc" / "conformance"
     pytest.register_assert_rewrite("conformance")
     spec = importlib.util.spec_from_file_location(
         "conformance", folder / "__init__.py", submodule_search_locations=[str(folder)]

@@ -1,6 +1,6 @@
 """One server process of a chat, with several sockets in one room that all speak at once.
 
-usage: python -m tests.remote.programs.chat PREFIX REMOTE SOCKETS MESSAGES
+usage: python -m tests.machines.programs.chat PREFIX REMOTE SOCKETS MESSAGES
 It prints "ready", speaks when "go" comes, prints "spoken", listens until "end" comes, and prints as
 JSON what each socket heard. REMOTE is the CHANNEL_LAYERS entry of the remote layer, as JSON.
 """

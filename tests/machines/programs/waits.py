@@ -1,6 +1,6 @@
 """A process that waits on a channel where nothing comes, and so only acts as the relay.
 
-usage: python -m tests.remote.programs.waits PREFIX REMOTE
+usage: python -m tests.machines.programs.waits PREFIX REMOTE
 It prints "relay" when it is the relay.
 """
 

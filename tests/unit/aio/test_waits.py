@@ -26,7 +26,7 @@ from asgi_ipc.segment.doorbell import ALL, Doorbell
 from asgi_ipc.store.layout import Q_PENDING, QUEUE_WORDS, R_GENERATION, WORD
 from asgi_ipc.store.queues import Taken
 
-from .support import make_store
+from ..support import make_store
 
 ROW, OTHER_ROW = 1000, 2000
 

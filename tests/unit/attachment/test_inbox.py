@@ -15,8 +15,8 @@ from asgi_ipc.store import recovery
 from asgi_ipc.store.layout import BUFFER, EXPIRED, S_DROPS
 from asgi_ipc.store.queues import Taken
 
-from ..contract import in_threads
-from .support import FOREVER, NOW, contents, examples, make_store, put, row_of
+from ...conformance import in_threads
+from ..support import FOREVER, NOW, contents, examples, make_store, put, row_of
 
 SOON = NOW + 60
 

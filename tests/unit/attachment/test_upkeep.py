@@ -37,7 +37,7 @@ from asgi_ipc.store.layout import (
 )
 from asgi_ipc.store.queues import Taken
 
-from .support import FOREVER, KIB, NOW, contents, make_store, owned, process, put
+from ..support import FOREVER, KIB, NOW, contents, make_store, owned, process, put
 
 EXPIRY = 60.0
 SOON = NOW + 5

@@ -24,8 +24,8 @@ from asgi_ipc.store.layout import (
     WORD,
 )
 
+from ..support import row_of
 from .inspected import Inspected
-from .support import row_of
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from asgi_ipc.store import layout as at
 from asgi_ipc.store.store import Store
 from asgi_ipc.store.verify import verify
 
-from .support import KIB
+from ..support import KIB
 
 MEMBERS = 4711  # an inode
 

@@ -15,7 +15,7 @@ from asgi_ipc.segment import wanted
 from asgi_ipc.segment.wanted import Sizes, Wanted
 from asgi_ipc.store.layout import LOCK_FILE, LOCK_MUTEX
 
-from .support import KIB
+from ..support import KIB
 
 
 def of(**given: Any) -> Wanted:

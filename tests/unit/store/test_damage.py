@@ -16,7 +16,7 @@ from asgi_ipc.store.layout import Q_FIRST, RECORD_WORDS, S_DIRTY, S_TABLES, TABL
 from asgi_ipc.store.plans import Planner
 from asgi_ipc.store.store import Store
 
-from .support import (
+from ..support import (
     FOREVER,
     LATER,
     NOW,

@@ -9,7 +9,7 @@ from asgi_ipc.store.front import Front, read_front
 from asgi_ipc.store.layout import L_NEXT, L_QUEUE, Q_FIRST, QUEUE_WORDS
 from asgi_ipc.store.store import Store
 
-from .support import FOREVER, LATER, NOW, make_store, put, row_of, take
+from ..support import FOREVER, LATER, NOW, make_store, put, row_of, take
 
 
 def front_of(store: Store, words: memoryview, row: int) -> Front:

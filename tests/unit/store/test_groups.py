@@ -13,7 +13,7 @@ from asgi_ipc.store.layout import BYTES_A_MEMBER, DIRTY, M_GROUP, M_NEXT, R_GENE
 from asgi_ipc.store.plans import Plan, Planner
 from asgi_ipc.store.store import Store
 
-from .support import (
+from ..support import (
     FOREVER,
     KIB,
     NOW,

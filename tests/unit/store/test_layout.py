@@ -47,7 +47,7 @@ from asgi_ipc.store.layout import (
     record_words,
 )
 
-from .support import examples
+from ..support import examples
 
 MEBIBYTE = 2**20
 

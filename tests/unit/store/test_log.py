@@ -28,7 +28,7 @@ from asgi_ipc.store.layout import (
 from asgi_ipc.store.queues import NO_MEMORY
 from asgi_ipc.store.store import Store
 
-from .support import (
+from ..support import (
     FULL_LENGTH,
     KIB,
     NOW,

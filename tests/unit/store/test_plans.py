@@ -10,7 +10,7 @@ from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import DIRTY, G_RECENT, G_VERSION, R_GENERATION, RECENT_CHANGES, S_DIRTY
 from asgi_ipc.store.plans import Plan, Planner
 
-from .support import (
+from ..support import (
     FOREVER,
     KIB,
     NOW,

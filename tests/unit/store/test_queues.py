@@ -35,7 +35,7 @@ from asgi_ipc.store.layout import (
 from asgi_ipc.store.queues import FULL, GONE, NO_MEMORY, Target
 from asgi_ipc.store.store import Store
 
-from .support import (
+from ..support import (
     FOREVER,
     KIB,
     NOW,

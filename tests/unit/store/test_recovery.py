@@ -63,7 +63,7 @@ from asgi_ipc.store.layout import (
 from asgi_ipc.store.plans import Planner
 from asgi_ipc.store.store import Store
 
-from .support import (
+from ..support import (
     FOREVER,
     LATER,
     NOW,

@@ -23,7 +23,7 @@ from asgi_ipc.store.layout import (
 from asgi_ipc.store.queues import Target
 from asgi_ipc.store.store import Store
 
-from .support import (
+from ..support import (
     FOREVER,
     KIB,
     NOW,

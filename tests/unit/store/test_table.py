@@ -23,7 +23,7 @@ from asgi_ipc.store.layout import (
 )
 from asgi_ipc.store.table import Table
 
-from .support import KIB, Reserve, chain, examples
+from ..support import KIB, Reserve, chain, examples
 
 BASE = 512  # words; a table begins on a page
 NAME = 6  # the word of the name, in rows of ROW_WORDS

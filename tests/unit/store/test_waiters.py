@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from asgi_ipc.store.layout import MAX_WAITERS, Q_WAITERS, Q_WAITING
 from asgi_ipc.store.store import Store
 
-from .support import (
+from ..support import (
     NOW,
     assert_whole,
     examples,
