@@ -21,9 +21,9 @@ from . import arm64
 from .facts import facts
 
 TESTS = [
-    *(f"tests/unit/test_{name}.py" for name in ("store", "layout", "codec", "lock", "recovery")),
-    *(f"tests/unit/test_{name}.py" for name in ("libc", "segment", "doorbell", "files")),
-    "tests/emulation/test_words.py",
+    *(f"tests/unit/store/test_{name}.py" for name in ("store", "layout", "recovery")),
+    *(f"tests/segment/test_{name}.py" for name in ("lock", "libc", "segment", "doorbell", "files")),
+    *("tests/unit/test_codec.py", "tests/emulation/test_words.py"),
 ]
 # Fifty processes attach at once, and the last waits longer than the five seconds that `attach` has.
 TOO_SLOW = [

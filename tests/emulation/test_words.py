@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import mmap
 
+<<<<<<< HEAD
 from tests.contract import until
 from tests.unit.processes import Line, child
+=======
+from tests.forks import Line, child
+>>>>>>> tests
 
 ALL_BITS = 2**64 - 1
 

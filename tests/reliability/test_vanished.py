@@ -21,9 +21,9 @@ from asgi_ipc import segment
 from asgi_ipc.errors import SegmentVanished
 from asgi_ipc.segment.paths import Paths
 
-from ..clients.processes import Process, running
-from ..contract import LIVENESS, MESSAGE, until
+from ..conformance import LIVENESS, MESSAGE, until
 from ..environments import child_environment
+from ..processes import Process, running
 
 BOUND = 10.0  # seconds until a process must have noticed: ten times what it takes
 THREADS = 16

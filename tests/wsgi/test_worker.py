@@ -19,7 +19,7 @@ from asgi_ipc import IPCChannelLayer, errors
 from asgi_ipc.wsgi import AsgiToWsgiWorker
 from asgi_ipc.wsgi.messages import CONTENT_CHUNK
 
-from ..contract import LIVENESS, until
+from ..conformance import LIVENESS, until
 from ..environments import child_environment
 
 Work = Callable[..., AsgiToWsgiWorker]
