@@ -15,24 +15,36 @@ from zlib import crc32
 
 import pytest
 
+from tests.environments import REPOSITORY
 from tests.unit.support import FULL_LENGTH
 
 from . import arm64
 from .facts import facts
 
 TESTS = [
-    *(f"tests/unit/test_{name}.py" for name in ("store", "layout", "codec", "lock", "recovery")),
-    *(f"tests/unit/test_{name}.py" for name in ("libc", "segment", "doorbell", "files")),
+    *(f"tests/unit/test_{name}.py" for name in ("store", "layout", "codec", "recovery")),
+    *(f"tests/unit/test_{name}.py" for name in ("lock", "section", "libc", "files", "doorbell")),
+    *(f"tests/unit/test_{name}.py" for name in ("segment", "opening", "header")),
     "tests/emulation/test_words.py",
 ]
+
 # Fifty processes attach at once, and the last waits longer than the five seconds that `attach` has.
 TOO_SLOW = [
-    "tests/unit/test_segment.py::test_fifty_processes_at_once_get_the_same_segment",
-    "tests/unit/test_segment.py::test_fifty_processes_at_once_replace_a_stale_segment_once",
+    "tests/unit/test_opening.py::test_fifty_processes_at_once_get_the_same_segment",
+    "tests/unit/test_opening.py::test_fifty_processes_at_once_replace_a_stale_segment_once",
 ]
 
 # What the machine lacks on purpose, by the reason that the skipped test gives.
 SKIPPED = {"could not import 'django.utils.functional': No module named 'django'"}
+
+
+def test_every_file_and_test_that_is_named_exists() -> None:
+    """A name that does not exist would be passed over in silence."""
+    for path in TESTS:
+        assert (REPOSITORY / path).is_file()
+    for test in TOO_SLOW:
+        path, _, name = test.partition("::")
+        assert f"\ndef {name}(" in (REPOSITORY / path).read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not FULL_LENGTH, reason="for make test-all: it takes minutes")
