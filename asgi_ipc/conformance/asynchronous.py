@@ -12,9 +12,8 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from .base import LIVENESS, MESSAGE, Layer, Message, T, patience
-from .shared import Client, numbers
-
-__all__ = ["numbers"]
+from .shared import Client
+from .shared import numbers as numbers
 
 END = {"text": "nothing came before this"}
 
@@ -111,7 +110,7 @@ def in_loop(loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, T]) -> Fu
 
 @contextlib.contextmanager
 def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop in a thread of its own; at the end, cancel what still waits."""
+    """Run an event loop in a new thread; at the end, cancel what still waits."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

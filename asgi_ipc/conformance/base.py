@@ -46,7 +46,7 @@ def until(condition: Callable[[], T | None], bound: float | None = None) -> T:
 
 
 def in_threads(functions: Iterable[Callable[[], T]]) -> list[T]:
-    """Call each function in a thread of its own, all at once, and return their results."""
+    """Call each function in its own thread, all at once, and return their results."""
 
     def run(function: Callable[[], T], future: Future[T]) -> None:
         try:
@@ -89,7 +89,7 @@ class Contract:
     # The same for tests that fail on some runs only, when processes or tasks meet at a bad moment.
     sometimes_fails: ClassVar[dict[str, str]] = {}
 
-    # Seconds that this layer is given where it may never answer.
+    # Seconds to wait for this layer where it may never answer.
     liveness: ClassVar[float] = LIVENESS
 
     # Seconds to which the layer rounds times.

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import http
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..base_layer import Message
 
-Environ = dict[str, Any]  # of WSGI (PEP 3333)
+# PEP 3333: what an application is, and what it is given.
+Environ = dict[str, Any]
+StartResponse = Callable[..., Callable[[bytes], object]]
+Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 BODY_CHUNK = 64 << 10  # bytes of a request's body in one message: many requests may be pending
 CONTENT_CHUNK = 256 << 10  # bytes of a response in one message

@@ -13,17 +13,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ..base_layer import Message
 from ..errors import InvalidOption, IPCError, ReplyLost
 from ..options import check_int, check_seconds
 from ..sync import IPCChannelLayer
 from .exchange import Peer, RequestBody, Response, read_whole
-from .messages import REQUESTS, Environ, environ_of
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+from .messages import REQUESTS, Application, Environ, environ_of
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -44,7 +40,7 @@ class AsgiToWsgiWorker:
     def __init__(
         self,
         channel_layer: IPCChannelLayer,
-        application: WSGIApplication,
+        application: Application,
         threads: int = 1,
         timeout: float = 60,
     ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients import processes
+from tests import processes
 
 MILLISECONDS = processes.LIVENESS * 1000
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests import environments
-from tests.clients import browsers, processes
+from tests import environments, processes
+from tests.clients import browsers
 from tests.clients.browsers import Browse, expect
 from tests.clients.demo import Site
 

@@ -23,8 +23,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 from tests.clients.channels1_site.content import large_content
 
 websockets = pytest.importorskip("websockets", reason="lacking: websockets 15 or later")

@@ -21,7 +21,7 @@ import pytest
 
 from asgi_ipc import segment
 from asgi_ipc.segment.paths import Paths
-from tests.clients import processes
+from tests import processes
 from tests.clients.demo import Site
 
 if sys.version_info >= (3, 11):

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 pytest.importorskip("channels", reason="lacking: Channels 4")
 pytest.importorskip("async_timeout", reason="lacking: async-timeout")

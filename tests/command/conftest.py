@@ -20,8 +20,8 @@ from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.procfs import is_stopped
 from asgi_ipc.store.layout import WORD
 
-from ..clients.processes import Process, running, wait_until
 from ..environments import child_environment
+from ..processes import Process, running, wait_until
 
 # An asyncio process in a group. "backlog" holds three messages, "full" all five that it may.
 CHAT = """

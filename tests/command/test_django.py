@@ -15,7 +15,7 @@ from asgi_ipc import IPCChannelLayer
 from asgi_ipc.store.layout import H_VERSION, VERSION
 
 from ..environments import REPOSITORY, child_environment
-from ..unit.processes import is_root, mount_small_shared_memory, on_linux, or_skip
+from ..forks import is_root, mount_small_shared_memory, on_linux, or_skip
 from .conftest import write_word
 
 AIO = "asgi_ipc.aio.IPCChannelLayer"

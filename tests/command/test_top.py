@@ -16,8 +16,8 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 
-from ..clients.processes import wait_until
 from ..environments import REPOSITORY, child_environment
+from ..processes import wait_until
 from .conftest import Live, Run
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="lacking: tmux")

@@ -19,7 +19,7 @@ import yaml
 
 from asgi_ipc import IPCChannelLayer, aio
 from asgi_ipc.options import Options
-from tests.clients import processes
+from tests import processes
 from tests.documentation import pages
 
 HOWTO = pages.DOCS / "howto"

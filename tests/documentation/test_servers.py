@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc.aio import IPCChannelLayer
-from tests.clients import processes
+from tests import processes
 from tests.documentation import pages
 
 for module in ("channels", "daphne", "gunicorn", "hypercorn", "uvicorn", "uvicorn_worker"):

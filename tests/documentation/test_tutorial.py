@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.clients import browsers, processes
+from tests import processes
+from tests.clients import browsers
 from tests.documentation import pages
 
 pytest.importorskip("channels", reason="lacking: Channels 4")

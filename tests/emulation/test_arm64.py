@@ -22,16 +22,16 @@ from . import arm64
 from .facts import facts
 
 TESTS = [
-    *(f"tests/unit/test_{name}.py" for name in ("store", "layout", "codec", "recovery")),
-    *(f"tests/unit/test_{name}.py" for name in ("lock", "section", "libc", "files", "doorbell")),
-    *(f"tests/unit/test_{name}.py" for name in ("segment", "opening", "header")),
-    "tests/emulation/test_words.py",
+    *(f"tests/unit/store/test_{name}.py" for name in ("store", "layout", "recovery")),
+    *(f"tests/segment/test_{name}.py" for name in ("lock", "section", "libc", "files", "doorbell")),
+    *("tests/segment/test_segment.py", "tests/segment/test_opening.py"),
+    *("tests/unit/test_codec.py", "tests/emulation/test_words.py"),
 ]
 
 # Fifty processes attach at once, and the last waits longer than the five seconds that `attach` has.
 TOO_SLOW = [
-    "tests/unit/test_opening.py::test_fifty_processes_at_once_get_the_same_segment",
-    "tests/unit/test_opening.py::test_fifty_processes_at_once_replace_a_stale_segment_once",
+    "tests/segment/test_opening.py::test_fifty_processes_at_once_get_the_same_segment",
+    "tests/segment/test_opening.py::test_fifty_processes_at_once_replace_a_stale_segment_once",
 ]
 
 # What the machine lacks on purpose, by the reason that the skipped test gives.

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import mmap
 
-from tests.contract import until
-from tests.unit.processes import Line, child
+from tests.forks import Line, child
+from tests.waiting import until
 
 ALL_BITS = 2**64 - 1
 

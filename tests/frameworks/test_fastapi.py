@@ -14,8 +14,7 @@ from urllib.request import urlopen
 import pytest
 
 from asgi_ipc import IPCChannelLayer
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 for module in ("fastapi", "uvicorn"):
     pytest.importorskip(module, reason=f"lacking: {module}")

@@ -14,8 +14,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 pytest.importorskip("litestar", reason="lacking: Litestar 2")
 pytest.importorskip("uvicorn", reason="lacking: uvicorn")

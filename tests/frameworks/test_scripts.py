@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from asgi_ipc.aio import IPCChannelLayer
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 EXAMPLES = environments.REPOSITORY / "examples"
 FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"

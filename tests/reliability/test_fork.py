@@ -24,9 +24,9 @@ import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc.errors import LockTimeout
 
-from ..clients.processes import running
-from ..contract import LIVENESS, MESSAGE, until
+from ..conformance import LIVENESS, MESSAGE, until
 from ..environments import child_environment
+from ..processes import running
 
 LOCKS = ("mutex", "file")
 

@@ -20,9 +20,9 @@ from asgi_ipc.attachment.upkeep import CHECK_EVERY
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import DEAD_OWNER, S_DROPS
 
-from ..clients.processes import Process, running
-from ..contract import LIVENESS, MESSAGE, until
+from ..conformance import LIVENESS, MESSAGE, until
 from ..environments import child_environment
+from ..processes import Process, running
 
 EXPIRY = 1.5  # seconds
 NOTICED = EXPIRY + 3 * CHECK_EVERY + 1.0  # one look sees the death, another that the expiry is over

@@ -21,9 +21,9 @@ import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc.errors import LockTimeout
 
-from ..clients.processes import Process, running
-from ..contract import LIVENESS, MESSAGE, in_threads, until
+from ..conformance import LIVENESS, MESSAGE, in_threads, until
 from ..environments import child_environment
+from ..processes import Process, running
 
 LOCKS = ("mutex", "file")
 ENDS = ("continued", "killed")

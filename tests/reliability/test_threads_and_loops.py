@@ -30,9 +30,9 @@ from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import CLEAN, Q_PENDING, Q_WAITING, S_DIRTY
 from asgi_ipc.store.queues import Taken
 
-from ..clients.processes import running
-from ..contract import LIVENESS, MESSAGE, in_threads, until
+from ..conformance import LIVENESS, MESSAGE, in_threads, until
 from ..environments import child_environment
+from ..processes import running
 
 FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 LOCKS = ("mutex", "file")

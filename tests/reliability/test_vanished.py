@@ -4,6 +4,7 @@ with the cause; the next call makes a new segment; and the two never mix."""
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import sys
@@ -20,9 +21,9 @@ from asgi_ipc import segment
 from asgi_ipc.errors import SegmentVanished
 from asgi_ipc.segment.paths import Paths
 
-from ..clients.processes import Process, running
-from ..contract import LIVENESS, MESSAGE, until
+from ..conformance import LIVENESS, MESSAGE, until
 from ..environments import child_environment
+from ..processes import Process, running
 
 BOUND = 10.0  # seconds until a process must have noticed: ten times what it takes
 THREADS = 16
@@ -144,11 +145,6 @@ def started(kinds: list[str], prefix: str, tmp_path: Path) -> Iterator[list[Proc
         ]
 
 
-def sequence(*steps: Callable[[], Any]) -> None:
-    for step in steps:
-        step()
-
-
 def unlink(prefix: str) -> None:
     posix_ipc.unlink_shared_memory(Paths(prefix).segment)
 
@@ -157,11 +153,18 @@ def remove_directory(prefix: str) -> None:
     shutil.rmtree(Paths(prefix).directory)
 
 
+def remove_everything(prefix: str) -> None:
+    """Remove both in as short a time as can be: a process that attached in between would lose the
+    files of its new segment, and see a second one vanish."""
+    directory = Paths(prefix).directory
+    os.rename(directory, f"{directory}.removed")
+    unlink(prefix)
+    shutil.rmtree(f"{directory}.removed")
+
+
 WAYS: dict[str, Callable[[str], Any]] = {
     "segment": unlink,
-    "segment and files": lambda prefix: sequence(
-        lambda: unlink(prefix), lambda: remove_directory(prefix)
-    ),
+    "segment and files": remove_everything,
     "destroy": segment.destroy,
 }
 

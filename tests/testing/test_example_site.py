@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 for module in ("channels", "daphne", "pytest_django", "xdist"):
     pytest.importorskip(module, reason=f"lacking: {module}")

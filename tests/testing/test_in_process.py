@@ -1,4 +1,4 @@
-"""The layers over memory of one process. tests/contract has the tests of their contracts."""
+"""The layers over memory of one process. tests/conformance has the tests of their contracts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from asgi_ipc.testing import in_process
 from asgi_ipc.testing.aio import InProcessChannelLayer as AsyncioLayer
 from asgi_ipc.testing.sync import InProcessChannelLayer as BlockingLayer
 
-from ..contract import LIVENESS, MESSAGE, in_threads, until
+from ..conformance import LIVENESS, MESSAGE, in_threads, until
 
 NOTHING = (None, None)
 

@@ -17,7 +17,7 @@ from asgi_ipc.testing import isolation
 from asgi_ipc.testing.isolation import Isolation, isolate_worker
 from tests import environments
 
-from ..contract import MESSAGE
+from ..conformance import MESSAGE
 
 NOTHING = (None, None)
 

@@ -11,7 +11,7 @@ import pytest
 
 from asgi_ipc import errors
 
-from ..contract import in_threads, run_python
+from ..conformance import in_threads, run_python
 
 BUILT_IN = {
     "InvalidName": [TypeError],

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 SITES = Path(__file__).parent / "sites"
 MODULES = "tests.wsgi.sites"

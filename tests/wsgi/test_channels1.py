@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 from tests.clients.channels1_site.content import large_content
 
 from .sites.content import megabytes

@@ -11,7 +11,7 @@ import pytest
 from asgi_ipc import IPCChannelLayer, errors
 from asgi_ipc.wsgi.readers import has_reader
 
-from ..contract import MESSAGE, until
+from ..conformance import MESSAGE, until
 from ..environments import child_environment
 
 READER = """

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from asgi_ipc import IPCChannelLayer, segment
-from tests.clients import processes
+from tests import processes
 
 from .site import FRAMEWORKS, SERVERS, Site, needs_wrk, running
 from .sites.content import megabytes
