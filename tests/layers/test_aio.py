@@ -1,8 +1,8 @@
 """What ``asgi_ipc.aio.IPCChannelLayer`` promises beyond the contract of Channels 4, a test a
 sentence.
 
-The contract itself is ``conformance/test_channels4.py``; the constructor and what a message may hold
-are in ``test_sync.py``, for both layers.
+The contract itself is ``conformance/test_channels4.py``. The constructor and what a message may
+hold are in ``test_sync.py``, for both layers.
 """
 
 from __future__ import annotations
