@@ -25,6 +25,7 @@ TESTS = [
     *(f"tests/unit/store/test_{name}.py" for name in ("store", "layout", "recovery")),
     *(f"tests/segment/test_{name}.py" for name in ("lock", "section", "libc", "files", "doorbell")),
     *("tests/segment/test_segment.py", "tests/segment/test_opening.py"),
+    "tests/unit/segment/test_header.py",
     *("tests/unit/test_codec.py", "tests/emulation/test_words.py"),
 ]
 
