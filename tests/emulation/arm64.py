@@ -43,13 +43,14 @@ LEFT_OUT = (
     *("usr/share", "var", "usr/lib/*/gconv", "usr/bin/*lto-dump*", "usr/bin/*ld.gold"),
     *("usr/bin/*-dwp", "usr/lib/gcc/*/*/lto1", "usr/lib/gcc/*/*/*san*", "usr/lib/*/lib*san*"),
 )
-PROJECT = ("asgi_ipc", "tests/unit", "tests/segment", "tests/conformance", "tests/emulation")
+PROJECT = ("asgi_ipc", "tests/unit", "tests/segment", "tests/emulation")
 PROJECT_FILES = (
     "pyproject.toml",
     "tests/__init__.py",
     "tests/conftest.py",
     "tests/environments.py",
     "tests/forks.py",
+    "tests/waiting.py",
 )
 
 # An ordinary processor of a small server, two of it, each in a thread of its own.
