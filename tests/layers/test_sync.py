@@ -699,3 +699,30 @@ def call_in_reactor(function: Callable[[], Any]) -> None:
 
     running_reactor().callFromThread(call)
     assert returned.wait(LIVENESS)
+
+
+def test_threads_do_not_mix_their_messages_with_the_packer_in_python() -> None:
+    """msgpack's fallback runs Python code, so threads take turns in the middle of a message."""
+    source = """
+import os, sys, threading
+os.environ["MSGPACK_PUREPYTHON"] = "1"
+import msgpack
+from asgi_ipc.codec import Codec
+assert msgpack.Packer.__module__ == "msgpack.fallback"
+sys.setswitchinterval(1e-6)
+codec, wrong = Codec(), []
+
+def encode(number):
+    for message in ({"n": number, "text": "x" * 50}, {"n": {"nested": [number] * 20}}):
+        for _ in range(500):
+            if codec.decode(codec.encode(message)) != message:
+                wrong.append(message)
+
+threads = [threading.Thread(target=encode, args=(number,)) for number in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(wrong))
+"""
+    assert run_python(source) == "0"
