@@ -29,6 +29,7 @@ import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc import segment
 from asgi_ipc.aio.fanout import Fanout
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.conformance.blocking import (
     NOTHING,
     STATISTICS,
@@ -44,7 +45,8 @@ from asgi_ipc.conformance.blocking import (
 from asgi_ipc.conformance.cases import each
 from asgi_ipc.segment.paths import Paths
 
-from ..conformance import LIVENESS, MESSAGE, in_threads, run_python, until
+from ..environments import run_python
+from ..waiting import LIVENESS, in_threads, until
 
 MEBIBYTE = 2**20
 CLASSES = each({"blocking": asgi_ipc.IPCChannelLayer, "asyncio": asgi_ipc.aio.IPCChannelLayer})
