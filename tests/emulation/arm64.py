@@ -49,6 +49,7 @@ PROJECT_FILES = (
     "tests/__init__.py",
     "tests/conftest.py",
     "tests/environments.py",
+    "tests/leftovers.py",
 )
 
 # An ordinary processor of a small server, two of it, each in a thread of its own.
