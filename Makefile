@@ -35,7 +35,7 @@ test: .venv/installed
 	.venv/bin/python -m pytest -n $(PROCESSES) $(TESTS) || status=1; \
 	exit $$status
 
-test-fast: TESTS = tests/unit tests/contract
+test-fast: TESTS = tests/unit tests/conformance
 test-fast: test
 
 test-all: export ASGI_IPC_TEST_LENGTH = full
