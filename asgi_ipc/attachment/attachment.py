@@ -32,9 +32,6 @@ class Attachment:
     """An attached segment. Get one with `process.attach`; it is released when nothing refers to
     it."""
 
-    broken: IPCError | None = None  # why it must not be used any more
-    due = 0.0  # time of the next upkeep; every send and receive compares it with the clock
-
     def __init__(
         self,
         resources: Resources,
@@ -48,6 +45,8 @@ class Attachment:
         self._ringer = resources.ringer
         self._on_vanished = on_vanished
         self._warned = False
+        self.broken: IPCError | None = None  # why it must not be used any more
+        self.due = 0.0  # time of the next upkeep; every send and receive compares it with the clock
         self.prefix = resources.prefix
         self.segment = resources.segment
         self.store = resources.store

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import cache
 from zlib import crc32
 
+from ..store.layout import LOCK_BYTES
 from .files import Descriptor
 from .procfs import flock_holder
 
@@ -55,8 +56,7 @@ def machine() -> int:
 def init_mutex(memory: mmap.mmap, offset: int) -> None:
     """Make a mutex at `offset`. Nobody may hold or try the one that was there before."""
     attributes = ctypes.create_string_buffer(64)
-    mutex = ctypes.c_char.from_buffer(memory, offset)
-    ctypes.memset(ctypes.addressof(mutex), 0, 64)
+    mutex = ctypes.create_string_buffer(LOCK_BYTES)
     for call, *arguments in (
         (_libc.pthread_mutexattr_init,),
         (_libc.pthread_mutexattr_setpshared, _PTHREAD_PROCESS_SHARED),
@@ -66,9 +66,10 @@ def init_mutex(memory: mmap.mmap, offset: int) -> None:
         code = call(attributes, *arguments)
         if code:
             raise OSError(code, f"{call.__name__}: {os.strerror(code)}")
-    code = _libc.pthread_mutex_init(ctypes.c_void_p(ctypes.addressof(mutex)), attributes)
+    code = _libc.pthread_mutex_init(mutex, attributes)
     if code:
         raise OSError(code, f"pthread_mutex_init: {os.strerror(code)}")
+    memory[offset : offset + LOCK_BYTES] = mutex.raw
 
 
 class Mutex:
@@ -88,7 +89,7 @@ class Mutex:
         """Whether nobody can take the mutex any more."""
         return bool(self._state.value & 0x7FFFFFFF == _LOST)
 
-    # Others try the mutex meanwhile. So neither of these two makes it new: each stores one word,
+    # Others try the mutex meanwhile. So neither of these two makes it new: each stores single words,
     # after which a try of another thread is as right as it was before.
 
     def report_death(self, holder: int) -> None:
@@ -99,9 +100,13 @@ class Mutex:
             self._futex.value = word & _WAITED_FOR | _OWNER_DIED
 
     def restore(self) -> None:
-        """Let others take a mutex that is lost. One caller at a time may do this."""
+        """Let others take a mutex that is lost, as the calling thread was told. One caller at a time
+        may do this."""
         if self.lost():
+            mine = self.mine()  # glibc names the thread whose try failed, and refuses all others
             self._state.value = 0
+            if mine:
+                self._futex.value = 0
 
     def holder(self) -> int:
         """Thread id of the holder; 0 if there is none."""

@@ -19,14 +19,15 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.inspection import locked
 from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.lock import Mutex, robust_mutexes
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import H_LOCK, PAGE, WORD
 
-from ..contract import LIVENESS, MESSAGE
-from ..unit.processes import Line, child, children
+from ..forks import Line, child, children
+from ..waiting import LIVENESS
 
 pytestmark = pytest.mark.skipif(not robust_mutexes(), reason="lacking: robust mutexes")
 
