@@ -89,8 +89,8 @@ class Mutex:
         """Whether nobody can take the mutex any more."""
         return bool(self._state.value & 0x7FFFFFFF == _LOST)
 
-    # Others try the mutex meanwhile. So neither of these two makes it new: each stores single words,
-    # after which a try of another thread is as right as it was before.
+    # Others try the mutex meanwhile. So neither of these two makes it new: after each store a try of
+    # another thread is as right as it was before.
 
     def report_death(self, holder: int) -> None:
         """Do what the kernel does when the holder of a mutex dies, if `holder` still holds it. The
@@ -100,8 +100,7 @@ class Mutex:
             self._futex.value = word & _WAITED_FOR | _OWNER_DIED
 
     def restore(self) -> None:
-        """Let others take a mutex that is lost, as the calling thread was told. One caller at a time
-        may do this."""
+        """Let others take a mutex that is lost, as the calling thread was told."""
         if self.lost():
             mine = self.mine()  # glibc names the thread whose try failed, and refuses all others
             self._state.value = 0
