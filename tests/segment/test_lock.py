@@ -143,3 +143,63 @@ def test_a_file_lock_that_is_closed_leaves_no_descriptor(path: str) -> None:
     use(lock)
     lock.close()
     assert descriptors(path) == 0
+
+
+@needs_robust
+def test_a_mutex_that_is_renewed_is_never_held_twice(memory: mmap.mmap) -> None:
+    """One process renews it after a dead holder, over and over, while another tries it."""
+    mutex = Mutex(memory, H_LOCK * WORD)
+    words = memoryview(memory).cast("Q")
+    renewing, trying, over = 1, 2, 3  # words that say who is inside, and that it is over
+    dead = next(pid for pid in range(2**22 - 1, 1, -1) if not process_of(pid))
+
+    def renew(line: Line) -> int:
+        """Returns how often both were inside at once."""
+        both = 0
+        line.hear()
+        for _ in range(3000):
+            while mutex.trylock(mutex.handle):
+                pass
+            mutex._futex.value = dead  # the death that the kernel did not report
+            mutex.renew()
+            if not mutex.trylock(mutex.handle):
+                words[renewing] = 1
+                both += words[trying]
+                words[renewing] = 0
+                mutex.unlock(mutex.handle)
+        words[over] = 1
+        return both
+
+    both = taken = 0
+    with child(renew) as process:
+        process.say()
+        while not words[over]:
+            if not mutex.trylock(mutex.handle):
+                words[trying] = 1
+                both += words[renewing]
+                taken += 1
+                words[trying] = 0
+                mutex.unlock(mutex.handle)
+        both += process.hear()
+    assert taken and not both
+
+
+@needs_robust
+def test_a_mutex_that_nobody_can_take_is_renewed(memory: mmap.mmap) -> None:
+    mutex = Mutex(memory, H_LOCK * WORD)
+
+    def die_holding(line: Line) -> None:
+        mutex.trylock(mutex.handle)
+
+    with child(die_holding) as process:
+        process.hear()
+        process.wait()
+    assert mutex.trylock(mutex.handle) == errno.EOWNERDEAD
+    mutex.unlock(mutex.handle)  # without making it consistent
+    assert mutex.lost() and mutex.trylock(mutex.handle) == errno.ENOTRECOVERABLE
+    mutex.renew()
+    assert not mutex.lost() and mutex.holder() == 0
+    assert mutex.trylock(mutex.handle) == 0
+    assert mutex.trylock(mutex.handle) in (errno.EDEADLK, errno.EBUSY)
+    mutex.unlock(mutex.handle)
+    assert mutex.holder() == 0

@@ -551,18 +551,17 @@ def test_an_interruption_at_any_bytecode_leaves_the_lock_free(shared: Shared, bu
 def test_an_interruption_at_any_bytecode_after_a_death_leaves_the_lock_free(mutex: Shared) -> None:
     section = mutex.section()
 
-    def interrupt_everywhere() -> int:
-        step, interrupted = 0, True
-        while interrupted:
-            step += 1
-            with start_holding(mutex) as process:
-                process.hear()
-                process.kill()
-            interrupted = interrupted_at(step, partial(section, int))
-            assert mutex.is_free(), f"not free after an interruption at bytecode {step}"
-        return step
+    def interrupt(step: int) -> bool:
+        with start_holding(mutex) as process:
+            process.hear()
+            process.kill()
+        interrupted = interrupted_at(step, partial(section, int))
+        assert mutex.is_free(), f"not free after an interruption at bytecode {step}"
+        return interrupted
 
-    [steps] = in_threads([interrupt_everywhere])
+    steps = 1
+    while in_threads([partial(interrupt, steps)]) == [True]:
+        steps += 1
     assert steps > 20
 
 
