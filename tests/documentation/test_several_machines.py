@@ -12,6 +12,7 @@ from tests import environments, processes
 from tests.documentation import pages
 
 from ..machines.servers import Server
+from ..waiting import LIVENESS
 
 pytest.importorskip("channels_redis", reason="lacking: channels_redis")
 
@@ -51,7 +52,7 @@ def test_a_blocking_program_talks_to_the_site(prefix: str, server: Server) -> No
         program: dict[str, Any] = {}
         code = example("several_machines_blocking.py", prefix, server)
         await asyncio.to_thread(exec, code, program)
-        assert (await asyncio.wait_for(layer.receive(channel), 20))["type"] == "chat.message"
+        assert (await asyncio.wait_for(layer.receive(channel), LIVENESS))["type"] == "chat.message"
         program["layer"].close()
         await layer.close()
 
