@@ -32,7 +32,7 @@ from asgi_ipc.store.layout import (
     UNDECODABLE,
 )
 
-from ..waiting import until
+from ..waiting import LIVENESS, until
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ async def test_a_buffer_that_has_expired_takes_messages_again(prefix: str) -> No
     await layer.group_channels("nobody")
     for number in range(5):
         await layer.send(slow, {"again": number})
-        assert await asyncio.wait_for(layer.receive(slow), 5) == {"again": number}
+        assert await asyncio.wait_for(layer.receive(slow), LIVENESS) == {"again": number}
     await layer.close()
 
 

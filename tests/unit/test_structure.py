@@ -14,7 +14,6 @@ import pytest
 import asgi_ipc
 
 from .. import structure
-from ..environments import run_python
 from ..structure import PUBLIC, REPOSITORY, Import, room
 
 FLOORS = structure.floors()
@@ -153,27 +152,6 @@ def test_the_conformance_suites_know_nothing_of_the_package_around_them() -> Non
     """They are run for layers that are installed under its name, asgi_ipc 1.4 for one."""
     found = {room(one.imported) for one in ours() if room(one.importer) == "conformance"}
     assert found == {"conformance"}
-
-
-@pytest.mark.parametrize("module", ["asgi_ipc", "asgi_ipc.aio"])
-def test_an_import_of_the_package_loads_nothing_that_is_not_asked_for(module: str) -> None:
-    """Neither asyncio, nor several machines, nor anything optional; each layer when asked for."""
-    source = f"""
-import sys, {module}
-others = {{"django", "channels", "asgiref", "twisted", "redis", "cryptography", "uvloop"}}
-others |= {{"asyncio", "asgi_ipc.machines"}}
-print("asgi_ipc.segment" in sys.modules, sorted(others & set(sys.modules)))
-import asgi_ipc.aio
-asgi_ipc.aio.IPCChannelLayer
-print(sorted(others & set(sys.modules)))
-{module}.LocalAndRemoteChannelLayer
-print(sorted(others & set(sys.modules)))
-"""
-    assert run_python(source).splitlines() == [
-        "True []",
-        "['asyncio']",
-        "['asgi_ipc.machines', 'asyncio']",
-    ]
 
 
 def test_the_version_is_one_that_strict_parsers_take() -> None:
