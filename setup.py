@@ -34,7 +34,6 @@ BENCH = [
     "channels_redis",
     "daphne>=4",
     "gunicorn",
-    "matplotlib",
     "pyzmq",
     "websockets>=15",
 ]
@@ -61,7 +60,6 @@ TEST_ANYWHERE = [
     "hypercorn",
     "hypothesis",
     *LITESTAR,
-    "matplotlib",
     "mypy",
     "nox",
     "pytest>=8",
