@@ -86,6 +86,8 @@ class IPCChannelLayer(BaseChannelLayer):
                 raise
             assert sources is not None  # a glance met a busy lock
             spent = self._options.lock_timeout
+        except ValueError as error:
+            raise session.attachment.explain(error) from None
         deadline = time.monotonic() + self._seconds(timeout) - spent
         return finished(core.receive(session, sources, deadline, BLOCKING)) or (None, None)
 

@@ -85,6 +85,8 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
             found = core.glance(session, sources)
         except LockBusy:
             found = None
+        except ValueError as error:
+            raise session.attachment.explain(error) from None
         if found is None:
             found = await core.receive(session, sources, None, ASYNCIO)
             assert found is not None  # without a deadline there is always a message

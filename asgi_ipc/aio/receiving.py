@@ -117,11 +117,11 @@ class Receiving(Base):
             if late is None:
                 return None
             waiter = late
-        if waiter.begin(session, sources, self.spin):
-            await waiter.spin(sources, self.spin, deadline)
         parked = False
         busy = None
         try:
+            if waiter.begin(session, sources, self.spin):
+                await waiter.spin(sources, self.spin, deadline)
             while True:
                 try:
                     found = self.take(session, sources, waiter, parked)
@@ -137,6 +137,8 @@ class Receiving(Base):
                     return found
                 if not await waiter.wait(self, session, sources, deadline):
                     return None
+        except ValueError as error:
+            raise session.attachment.explain(error) from None
         finally:
             if parked:
                 self._leave(session, sources, waiter)

@@ -15,9 +15,15 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 
-from ..errors import IncompatibleSegment, IPCError, LockTimeout, SegmentVanished
+from ..errors import (
+    IncompatibleSegment,
+    IPCError,
+    LockTimeout,
+    SegmentError,
+    SegmentVanished,
+)
 from ..segment.doorbell import Doorbell, Ringer
-from ..segment.section import Section, SectionOfThree, Waits, spread
+from ..segment.section import LEFT, Section, SectionOfThree, Waits, spread
 from ..store import recovery
 from ..store.groups import Groups
 from ..store.layout import FLUSHING, MAX_WAITERS, P_PID, S_DIRTY
@@ -100,6 +106,15 @@ class Attachment:
             "this attachment belongs to the parent process; the next call attaches again"
         )
 
+    def end(self) -> None:
+        """The interpreter is ending: let nobody use it any more."""
+        self.broken = SegmentError(LEFT)
+        self.due = 0.0  # so that calls of other threads notice
+
+    def explain(self, error: Exception) -> Exception:
+        """Return what to raise for `error`: at exit another thread may have released the memory."""
+        return error if self.broken is None else self.broken
+
     # -- wakeups ----------------------------------------------------------------------------------
 
     def ring(self, row: int, waiter_id: int) -> None:
@@ -115,6 +130,9 @@ class Attachment:
             # The message is in its queue: a busy lock must not look like a failed send. Receivers
             # find the message by their own safety check.
             pass
+        except (SegmentError, ValueError) as error:
+            if self.explain(error) is error:
+                raise  # else it was sent, and then this process left at exit
 
     def _pick_another(self, row: int, waiter_id: int, generation: int) -> int:
         """Inside a section: pick a waiter instead of one that is gone; 0 if there is none."""

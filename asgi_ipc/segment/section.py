@@ -20,7 +20,15 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from ..errors import CorruptStore, IPCError, LockBusy, LockLost, LockTimeout, Reentered
+from ..errors import (
+    CorruptStore,
+    IPCError,
+    LockBusy,
+    LockLost,
+    LockTimeout,
+    Reentered,
+    SegmentError,
+)
 from ..store.layout import S_DIRTY, S_LOCK_LONGEST, S_LOCK_WAITED, S_LOCK_WAITS
 from .lock import FileLock, Mutex
 from .procfs import command_line, process_of
@@ -40,6 +48,11 @@ _LONGEST_SLEEP = 0.001  # seconds
 
 # What Python raises when a value read from memory leads outside, or cannot be a count.
 _OUT_OF_RANGE = (IndexError, ValueError, ArithmeticError, struct.error)
+
+LEFT = (
+    "this process has left the segment, because its interpreter is ending. The next call attaches "
+    "again"
+)
 
 
 class Section(Protocol):
@@ -128,6 +141,8 @@ def make_section_of_three(
                 consistent(handle)
                 unlock(handle)
             if isinstance(error, _OUT_OF_RANGE) and not isinstance(error, IPCError):
+                if _released(words):
+                    raise SegmentError(LEFT) from None
                 raise CorruptStore(
                     f"the shared memory holds impossible values ({error})"
                 ) from error
@@ -181,6 +196,14 @@ def make_section_of_three(
                 words[S_LOCK_LONGEST] = waited
 
     return section
+
+
+def _released(words: memoryview[int]) -> bool:
+    """Whether this process has left the segment: an error then says nothing about its memory."""
+    try:
+        return len(words) < 0
+    except ValueError:
+        return True
 
 
 def _nested(frame: FrameType, handle: object) -> bool:
