@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
+from .. import clock
 from ..attachment.inbox import ANY, Drained, Waiting
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
@@ -126,7 +126,7 @@ class Receiving(Base):
                 try:
                     found = self.take(session, sources, waiter, parked)
                 except LockTimeout as error:
-                    if deadline is not None and time.monotonic() >= deadline:
+                    if deadline is not None and clock.monotonic() >= deadline:
                         return None
                     busy = busy or _Busy(self)
                     busy.note(error)
@@ -159,7 +159,7 @@ class Receiving(Base):
             try:
                 return call(*args)
             except LockTimeout as error:
-                if deadline is not None and time.monotonic() >= deadline:
+                if deadline is not None and clock.monotonic() >= deadline:
                     return None
                 busy.note(error)
                 await way.pause(_BUSY_PAUSE)
@@ -210,8 +210,8 @@ class Receiving(Base):
 
     def take_one(self, session: Session, source: Source, waiter_id: int = 0) -> Received | None:
         """`take` from one queue that is not process-specific. `waiter_id`: whom to park."""
-        now = time.monotonic()
-        if now >= session.attachment.due:
+        now = clock.monotonic()
+        if not (attachment := session.attachment).ran <= now < attachment.due:
             self.upkeep(session, now)
         while True:
             body = session.section_of_three(session.take, source.target, now, waiter_id)
@@ -232,8 +232,8 @@ class Receiving(Base):
         self, session: Session, sources: list[Source], waiter: Waiter | None, parked: bool
     ) -> Received | None:
         """`take` where there are several queues, or an inbox."""
-        now = time.monotonic()
-        if now >= session.attachment.due:
+        now = clock.monotonic()
+        if not (attachment := session.attachment).ran <= now < attachment.due:
             self.upkeep(session, now)
         while True:
             for source in sources:
@@ -411,7 +411,7 @@ class Receiving(Base):
         self, session: Session, source: Source, waiter_id: int
     ) -> tuple[list[Waiting], int]:
         """Inside a section. Returns whom to wake, and the queue's row if something is left."""
-        now = time.monotonic()
+        now = clock.monotonic()
         row = session.store.require(source.target, now)
         woken = self._drain(session, source, row, now)
         if waiter_id:
@@ -427,7 +427,7 @@ class _Busy:
         self._since = 0.0
 
     def note(self, error: LockTimeout) -> None:
-        now = time.monotonic()
+        now = clock.monotonic()
         self._since = self._since or now
         if isinstance(error, LockBusy) and now - self._since < self._core.options.lock_timeout:
             return

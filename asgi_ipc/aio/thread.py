@@ -16,6 +16,7 @@ from _thread import _count as other_threads
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import clock
 from ..errors import LockTimeout
 from ..segment.doorbell import ALL
 from .session import Session
@@ -89,19 +90,23 @@ class ThreadWaiter(Waiter):
                     joined.append((source.inbox, source.local))
                     if source.inbox.join(source.local, self):
                         return True
+            left = math.inf
             while True:
                 seconds = self.look_every
                 if deadline is not None:
-                    seconds = min(seconds, deadline - time.monotonic())
+                    # What was slept counts, even if the clock does not go on.
+                    left = min(left, deadline - clock.monotonic())
+                    seconds = min(seconds, left)
                     if seconds <= 0:
                         return False
                 if self.bell is None:
                     time.sleep(seconds)
                     return True
                 if not self._poll.poll(math.ceil(seconds * 1000)):
+                    left -= seconds
                     # Look, in case the process that should have rung was killed before it could.
                     try:
-                        core.upkeep(session, time.monotonic())
+                        core.upkeep(session, clock.monotonic())
                         if self._lost_bell(session):
                             self._renew_bell(session)
                             return True

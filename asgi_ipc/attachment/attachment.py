@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from functools import partial
 
+from .. import clock
 from ..errors import (
     IncompatibleSegment,
     IPCError,
@@ -39,7 +39,8 @@ class Attachment:
     it."""
 
     broken: IPCError | None = None  # why it must not be used any more
-    due = 0.0  # time of the next upkeep; every send and receive compares it with the clock
+    # Times of the last upkeep and of the next: every send and receive compares them with the clock.
+    ran = due = 0.0
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class Attachment:
         self.section = self.make_section(waits)
         if flush:
             self.flush(waits)
-        resources.enter(self.section, time.monotonic())
+        resources.enter(self.section, clock.monotonic())
         self.process = resources.process
 
     # -- sections ---------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ class Attachment:
         """Inside a section."""
         self.store.words[S_DIRTY] = FLUSHING
         self.segment.repair()
-        recovery.flush(self.store, time.monotonic())
+        recovery.flush(self.store, clock.monotonic())
 
     def disown(self) -> None:
         """In a forked child: let go of what is the parent's, and let nobody use it."""
@@ -202,9 +203,9 @@ class Attachment:
         """Do what is due. Raises SegmentVanished if the segment was removed."""
         if self.broken is not None:
             raise self.broken
-        if now >= self.upkeep.check_at:
+        if self.upkeep.check_due(now):
             self._check_vanished()
-        self.due = self.upkeep.run(now, expiry, section)
+        self.ran, self.due = now, self.upkeep.run(now, expiry, section)
         if self.store.dropped:
             self.log_drop.tell()
 

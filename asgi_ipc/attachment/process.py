@@ -11,12 +11,12 @@ import logging
 import os
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
+from .. import clock
 from ..errors import IncompatibleSegment, Reentered
 from ..segment.files import Members
 from ..segment.opening import attach as attach_segment
@@ -230,7 +230,7 @@ def _release(resources: Resources) -> None:
     """Leave a segment, and keep what was drained from it and can still be received."""
     if resources.pid != os.getpid():
         return  # forked without fork handlers: all of this is the parent's
-    now = time.monotonic()
+    now = clock.monotonic()
     for identity, kept in list(_kept.items()):
         if identity[0] == resources.identity[0] or not _any_live(kept, now):
             del _kept[identity]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable
 
+from .. import clock
 from ..errors import IPCError
 from ..segment.doorbell import ALL
 from ..segment.files import open_file
@@ -85,7 +85,7 @@ class Resources:
         return make_section_of_three(self.lock, self.store.words, recover, waits, self.renew_lock)
 
     def _recover(self) -> None:
-        recovery.recover(self.store, time.monotonic())
+        recovery.recover(self.store, clock.monotonic())
         self.ring_everyone()
 
     def ring_everyone(self) -> None:
@@ -132,7 +132,7 @@ class Resources:
     def _leave(self) -> None:
         """Inside a section: at exit a daemon thread may still call, but never in the middle of a
         change. Its next section finds the memory released."""
-        self.store.leave(self.process, time.monotonic())
+        self.store.leave(self.process, clock.monotonic())
         self._close()
 
     def _close(self) -> None:

@@ -8,8 +8,8 @@ they renew a lock whose holder is not attached.
 from __future__ import annotations
 
 import mmap
-import time
 
+from .. import clock
 from ..segment.files import open_file
 from ..segment.lock import FileLock, Mutex
 from ..segment.opening import open_existing
@@ -54,7 +54,7 @@ def _copy(view: View, store: Store) -> float:
     for start, end in parts:
         if 0 <= start <= end <= layout.log_end:  # or `verify` says what is wrong with it
             view.read_into(target[start * at.WORD : end * at.WORD], start * at.WORD)
-    return time.monotonic()
+    return clock.monotonic()
 
 
 def _open(view: View) -> mmap.mmap:

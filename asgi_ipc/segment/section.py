@@ -20,6 +20,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from .. import clock
 from ..errors import (
     CorruptStore,
     IPCError,
@@ -151,9 +152,9 @@ def make_section_of_three(
 
     def acquire(code: int) -> None:
         """Go on after a first try that failed with `code`, until the lock is held."""
-        began = time.monotonic()
+        began = clock.monotonic()
         deadline = began + patience
-        tries, pause = 0, 0.0
+        tries, pause, slept = 0, 0.0, 0.0
         if code == errno.EBUSY and lock.mine():
             code = errno.EDEADLK  # which is what glibc says; musl does not
         while code:
@@ -175,7 +176,7 @@ def make_section_of_three(
             elif code != errno.EBUSY:
                 raise OSError(code, f"cannot take the lock of the segment: {os.strerror(code)}")
             elif tries > _SPINS:
-                if time.monotonic() >= deadline:
+                if clock.monotonic() >= deadline or slept > patience:
                     holder = lock.holder()
                     if not holder:  # it was released this very moment: one more try
                         code = trylock(handle)
@@ -186,10 +187,11 @@ def make_section_of_three(
                             raise LockBusy(holder)
                         raise LockTimeout(complaint(holder, timeout))
                 time.sleep(pause)
+                slept += pause  # it ends, even if the clock does not go on
                 pause = min(pause + 0.0001, _LONGEST_SLEEP)
             code = trylock(handle)
         if tries > _SPINS:  # it slept; `inspection` reads these
-            waited = int((time.monotonic() - began) * 1e9)
+            waited = int((clock.monotonic() - began) * 1e9)
             words[S_LOCK_WAITS] += 1
             words[S_LOCK_WAITED] += waited
             if waited > words[S_LOCK_LONGEST]:

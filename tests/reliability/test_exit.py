@@ -6,12 +6,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 
 import pytest
 
 import asgi_ipc
-from asgi_ipc import segment
 
 from ..contract import LIVENESS, MESSAGE
 
@@ -34,13 +32,6 @@ def do(result):
 
 layer = new_layer()
 """
-
-
-@pytest.fixture
-def prefix() -> Iterator[str]:
-    made = f"exit-{asgi_ipc.IPCChannelLayer('x')._core.client_prefix}"
-    yield made
-    segment.destroy(made)
 
 
 def run(prefix: str, kind: str, script: str, begin: str = "") -> str:
