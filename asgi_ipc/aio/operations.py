@@ -66,7 +66,7 @@ class Core(Receiving):
         if len(body) > self.max_message_size:
             raise errors.MessageTooLarge(self._too_large(channel, len(body)))
         now = clock.monotonic()
-        if not (attachment := session.attachment).ran <= now < attachment.due:
+        if now >= session.attachment.due:
             self.upkeep(session, now)
         waiter_id = session.section_of_three(session.put, target, body, now)
         if waiter_id:
@@ -134,7 +134,7 @@ class Core(Receiving):
         name = check_group(group).encode("ascii")
         session = self.attach()
         now = clock.monotonic()
-        if not (attachment := session.attachment).ran <= now < attachment.due:
+        if now >= session.attachment.due:
             self.upkeep(session, now)
         found: list[str] = session.section(session.groups.channels, name, now)
         return found
@@ -153,7 +153,7 @@ class Core(Receiving):
             raise errors.MessageTooLarge(self._too_large(group, len(body)))
         session = self.session or self.attach()
         now = clock.monotonic()
-        if not (attachment := session.attachment).ran <= now < attachment.due:
+        if now >= session.attachment.due:
             self.upkeep(session, now)
         progress = progress or Broadcast()
         while progress.targets is None or progress.sent < len(progress.targets):

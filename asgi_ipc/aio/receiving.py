@@ -211,7 +211,7 @@ class Receiving(Base):
     def take_one(self, session: Session, source: Source, waiter_id: int = 0) -> Received | None:
         """`take` from one queue that is not process-specific. `waiter_id`: whom to park."""
         now = clock.monotonic()
-        if not (attachment := session.attachment).ran <= now < attachment.due:
+        if now >= session.attachment.due:
             self.upkeep(session, now)
         while True:
             body = session.section_of_three(session.take, source.target, now, waiter_id)
@@ -233,7 +233,7 @@ class Receiving(Base):
     ) -> Received | None:
         """`take` where there are several queues, or an inbox."""
         now = clock.monotonic()
-        if not (attachment := session.attachment).ran <= now < attachment.due:
+        if now >= session.attachment.due:
             self.upkeep(session, now)
         while True:
             for source in sources:

@@ -39,8 +39,9 @@ class Attachment:
     it."""
 
     broken: IPCError | None = None  # why it must not be used any more
-    # Times of the last upkeep and of the next: every send and receive compares them with the clock.
-    ran = due = 0.0
+    # Time of the next upkeep; every send and receive compares it with the clock. Where that was set
+    # back, the next receive that waits does what is due.
+    due = 0.0
 
     def __init__(
         self,
@@ -205,7 +206,7 @@ class Attachment:
             raise self.broken
         if self.upkeep.check_due(now):
             self._check_vanished()
-        self.ran, self.due = now, self.upkeep.run(now, expiry, section)
+        self.due = self.upkeep.run(now, expiry, section)
         if self.store.dropped:
             self.log_drop.tell()
 

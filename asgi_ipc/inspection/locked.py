@@ -8,6 +8,7 @@ they renew a lock whose holder is not attached.
 from __future__ import annotations
 
 import mmap
+import sys
 
 from .. import clock
 from ..segment.files import open_file
@@ -19,6 +20,10 @@ from ..store.store import Store
 from ..store.verify import verify
 from .view import View
 
+# A segment may be larger than the memory of the machine, and most of it holds nothing. `mmap` has
+# the name since Python 3.13 or so; the number is that of all processors that Linux runs wheels on.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
 
 def complaints(view: View, timeout: float) -> list[str]:
     """The invariants that a segment violates, in words; [] if all hold. Changes nothing.
@@ -28,7 +33,7 @@ def complaints(view: View, timeout: float) -> list[str]:
     under the lock. Only then it may raise LockTimeout, after `timeout` seconds, or
     IncompatibleSegment if this process must not take the lock.
     """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
     store = Store(mmap.mmap(-1, view.layout.size, flags), view.layout)
     try:
         found = verify(store, _copy(view, store))
