@@ -100,12 +100,10 @@ class Core(Receiving):
                 f"channel {channel!r} is at its capacity of {self.capacity_of(channel)} messages: "
                 "its readers are slower than its senders, or there are none"
             )
-        store = session.store
-        store.words[S_REFUSED] += 1
         raise errors.ChannelFull(
             f"there is no memory for another message to {channel!r}: message_memory="
-            f"{store.layout.message_memory} of prefix {self.prefix!r} is used up, or the machine "
-            "has no more shared memory (Docker: --shm-size)"
+            f"{session.store.layout.message_memory} of prefix {self.prefix!r} is used up, or the "
+            "machine has no more shared memory (Docker: --shm-size)"
         )
 
     def _too_large(self, channel: str, size: int) -> str:

@@ -20,8 +20,8 @@ from ..store.store import Store
 from ..store.verify import verify
 from .view import View
 
-# A segment may be larger than the memory of the machine, and most of it holds nothing. `mmap` has
-# the name since Python 3.13 or so; the number is that of all processors that Linux runs wheels on.
+# A segment may be larger than the memory of the machine, and most of it holds nothing. Not every
+# `mmap` has the name; the number is that of Linux on x86 and ARM.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
