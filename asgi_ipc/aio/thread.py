@@ -6,6 +6,7 @@ in one step (`finished`).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import select
 import time
@@ -101,6 +102,10 @@ class ThreadWaiter(Waiter):
                         return False
                 if self.bell is None:
                     time.sleep(seconds)
+                    if self._lost_bell(session):
+                        with contextlib.suppress(LockTimeout):  # ridden out by the receive
+                            core.upkeep(session, clock.monotonic())
+                            self._renew_bell(session)
                     return True
                 if not self._poll.poll(math.ceil(seconds * 1000)):
                     left -= seconds

@@ -8,6 +8,7 @@ not know which attachments there are (`process`), nor how a receive waits.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import threading
 import weakref
@@ -32,6 +33,13 @@ from .resources import Resources
 from .upkeep import Hub, Upkeep
 
 logger = logging.getLogger("asgi_ipc")
+
+# Why a doorbell cannot be made, although the segment can be used: no inode or memory, no
+# descriptor, no permission.
+_NO_BELL = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+}
 
 
 class Attachment:
@@ -150,18 +158,12 @@ class Attachment:
                 self.ring(row, waiter_id)
 
     def new_bell(self, section: Section) -> tuple[int, int, Doorbell] | None:
-        """Take a waiter id and open its doorbell: (id, generation, bell); None if ids ran out."""
+        """Take a waiter id and open its doorbell: (id, generation, bell); None if ids ran out or no
+        doorbell can be made."""
         self.upkeep.free_orphans(section)
         taken = section(self.store.add_waiter, self.process)
         if taken is None:
-            if not self._warned:
-                self._warned = True
-                logger.warning(
-                    "prefix %r: all %d waiter ids are in use; this thread or loop looks for "
-                    "messages every 50 ms instead of being woken",
-                    self.prefix,
-                    MAX_WAITERS - 1,
-                )
+            self._warn_of_looking(f"all {MAX_WAITERS - 1} waiter ids are in use")
             return None
         waiter_id, generation = taken
         try:
@@ -173,8 +175,21 @@ class Attachment:
                 section(self.store.remove_waiter, waiter_id, generation)
             if isinstance(error, FileNotFoundError):
                 self._check_vanished()
+            if isinstance(error, OSError) and error.errno in _NO_BELL:
+                self._warn_of_looking(f"cannot make a doorbell ({error.strerror})")
+                return None
             raise
         return waiter_id, generation, bell
+
+    def _warn_of_looking(self, why: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "prefix %r: %s; this thread or loop looks for messages every 50 ms instead of "
+                "being woken",
+                self.prefix,
+                why,
+            )
 
     # -- process-specific queues ------------------------------------------------------------------
 
