@@ -13,8 +13,8 @@ PYTHONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"]
 # All of the package's own tests. Left out are those that build environments of other times, and
 # the proofs of reliability, which take long: `make test-all` runs these on one Python.
 TESTS = [
-    *("tests/unit", "tests/contract", "tests/test_aio_layer.py", "tests/test_sync_layer.py"),
-    *("tests/test_readme.py", "tests/clients/test_channels4_site.py"),
+    *("tests/unit", "tests/segment", "tests/attachment", "tests/layers", "tests/conformance"),
+    *("tests/documentation/test_readme.py", "tests/clients/test_channels4_site.py"),
     *("tests/clients/test_plain_asyncio.py", "tests/clients/test_uvloop.py"),
 ]
 

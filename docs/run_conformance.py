@@ -51,7 +51,7 @@ class Result(NamedTuple):
 
 Results = dict[str, Result]  # by name of the case: "test_channel_name[letters]"
 
-OURS, PEERS = "tests/contract/test_channels{}.py", "tests/peers/channels{}_layers.py"
+OURS, PEERS = "tests/conformance/test_channels{}.py", "tests/conformance/peers/channels{}_layers.py"
 LAYERS: dict[type[Contract], list[Layer]] = {
     Channels4Contract: [
         Layer("asgi_ipc.aio", OURS.format(4), "TestAsyncioLayer"),

@@ -46,11 +46,6 @@ class Attachment:
     """An attached segment. Get one with `process.attach`; it is released when nothing refers to
     it."""
 
-    broken: IPCError | None = None  # why it must not be used any more
-    # Time of the next upkeep; every send and receive compares it with the clock. Where that was set
-    # back, the next receive that waits does what is due.
-    due = 0.0
-
     def __init__(
         self,
         resources: Resources,
@@ -64,6 +59,10 @@ class Attachment:
         self._ringer = resources.ringer
         self._on_vanished = on_vanished
         self._warned = False
+        self.broken: IPCError | None = None  # why it must not be used any more
+        # Time of the next upkeep; every send and receive compares it with the clock. Where that was
+        # set back, the next receive that waits does what is due.
+        self.due = 0.0
         self.prefix = resources.prefix
         self.segment = resources.segment
         self.store = resources.store

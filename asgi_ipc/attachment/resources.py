@@ -13,7 +13,7 @@ from .. import clock
 from ..errors import IPCError
 from ..segment.doorbell import ALL
 from ..segment.files import open_file
-from ..segment.lock import FileLock, Mutex, init_mutex
+from ..segment.lock import FileLock, Mutex
 from ..segment.procfs import process_of, thread_exists
 from ..segment.section import (
     Section,
@@ -112,7 +112,7 @@ class Resources:
         with segment.exclusively():
             # Unless another process was quicker:
             if lock.holder() == holder if holder else lock.lost():
-                init_mutex(segment.memory, H_LOCK * WORD)
+                lock.renew()
         return True
 
     # -- leaving ----------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def in_loop(loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, T]) -> Fu
 
 @contextlib.contextmanager
 def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop in a thread of its own; at the end, cancel what still waits."""
+    """Run an event loop in a new thread; at the end, cancel what still waits."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

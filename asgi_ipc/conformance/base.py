@@ -45,8 +45,8 @@ def until(condition: Callable[[], T | None], bound: float | None = None) -> T:
     return value
 
 
-def in_threads(functions: Iterable[Callable[[], T]]) -> list[T]:
-    """Call each function in a thread of its own, all at once, and return their results."""
+def in_threads(functions: Iterable[Callable[[], T]], bound: float | None = None) -> list[T]:
+    """Call each function in its own thread, all at once, and return their results."""
 
     def run(function: Callable[[], T], future: Future[T]) -> None:
         try:
@@ -58,7 +58,7 @@ def in_threads(functions: Iterable[Callable[[], T]]) -> list[T]:
     for function in functions:
         futures.append(future := Future[T]())
         threading.Thread(target=run, args=(function, future), daemon=True).start()
-    return [future.result(timeout=patience()) for future in futures]
+    return [future.result(timeout=bound or patience()) for future in futures]
 
 
 class Layer(Protocol):
@@ -89,7 +89,7 @@ class Contract:
     # The same for tests that fail on some runs only, when processes or tasks meet at a bad moment.
     sometimes_fails: ClassVar[dict[str, str]] = {}
 
-    # Seconds that this layer is given where it may never answer.
+    # Seconds to wait for this layer where it may never answer.
     liveness: ClassVar[float] = LIVENESS
 
     # Seconds to which the layer rounds times.

@@ -147,7 +147,7 @@ def received_while_sending(
 
 
 def in_event_loop(layer: BlockingLayer, channels: list[str]) -> Received:
-    """Run receive_async in an event loop of its own."""
+    """Run receive_async in a new event loop."""
     return asyncio.run(asyncio.wait_for(layer.receive_async(channels), patience()))
 
 

@@ -120,7 +120,7 @@ class Caller:
     ) -> None:
         """Await an operation of the layer.
 
-        Raises ChannelFull, RemoteUnavailable, and whatever says that the arguments are wrong.
+        Raises ChannelFull and RemoteUnavailable, and what the layer raises for bad arguments.
         """
         now = clock.monotonic()
         if now < self._closed_until <= now + max(_RETRY_AFTER, self._timeout):
@@ -137,7 +137,7 @@ class Caller:
             self._let_through()
             raise
         except Exception as error:
-            if type(error).__name__ == "ChannelFull":  # each package has a class of its own
+            if type(error).__name__ == "ChannelFull":  # each package has its own class
                 self._let_through()
                 raise errors.ChannelFull(
                     f"{name!r}, the address of another machine, is at capacity in the remote "

@@ -59,8 +59,8 @@ class Incoming:
         os.pwrite(self.memory, number.encode("ascii", "replace").ljust(_LENGTH), 0)
 
     async def deliver(self, machine: str, envelope: Message, remote: RemoteLayer) -> None:
-        """Do what a message says. Whatever it contains, the relay goes on. Answers go to `remote`,
-        where it came from."""
+        """Do what a message says; a message that makes no sense is logged. Answers go to `remote`,
+        where the message came from."""
         self.heard = clock.monotonic()
         try:
             number, sender = envelope["id"], envelope["from"]

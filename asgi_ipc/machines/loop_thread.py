@@ -1,7 +1,7 @@
-"""An event loop in a thread of its own, made when it is first needed. Must not know channel layers.
+"""An event loop in its own thread, made when first needed. Must not know channel layers.
 
 A library that belongs to one event loop runs here. So it can be used from any thread and any loop,
-and goes on when these end.
+and continues when these end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _abandoned: list[object] = []  # loops of the parent of a forked child: must not
 
 
 class LoopThread:
-    """Runs coroutines in a loop of its own. `stop` ends it, and the next call starts another."""
+    """Runs coroutines in its own loop. `stop` ends it, and the next call starts another loop."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -37,7 +37,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
         self._asyncio = AsyncioLayer(*settings)
         self._gateway = self._asyncio._gateway
         self._local = IPCChannelLayer(**settings.local)
-        self._told: dict[tuple[int, str], float] = {}
+        self._registered: dict[tuple[int, str], float] = {}
         return self._local
 
     # -- channels ---------------------------------------------------------------------------------
@@ -161,16 +161,17 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
         if marked:
             core, now = self._local._core, clock.monotonic()
             epoch = (core.session or core.attach()).epoch
+            known = self._registered
             new = [
                 check_receive(name)
                 for name in marked
-                if not now <= self._told.get((epoch, name), 0.0) <= now + CONFIRMED
+                if not now <= known.get((epoch, name), 0.0) <= now + CONFIRMED
             ]
             if new:
-                telling = self._gateway.run(self._asyncio._register_readers(new))
+                registering = self._gateway.run(self._asyncio._register_readers(new))
                 if wait:
-                    telling.result()
-                if len(self._told) >= CACHED:
-                    self._told.clear()
-                self._told.update(((epoch, name), now + CONFIRMED) for name in new)
+                    registering.result()
+                if len(known) >= CACHED:
+                    known.clear()
+                known.update(((epoch, name), now + CONFIRMED) for name in new)
         return channels

@@ -274,7 +274,7 @@ class Uplink:
         if names and now >= self._unread_at:
             self._unread_at = now + 6 * _TIDY_EVERY
             logger.warning(
-                "%r: messages have been pending for more than %g s in %s, and nobody on this "
+                "%r: messages have been pending for more than %g s in %s, and no process of this "
                 "machine reads there: each machine needs a worker for every normal channel",
                 self._local,
                 UNREAD_AFTER,

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import cache
 from zlib import crc32
 
+from ..store.layout import LOCK_BYTES
 from .files import Descriptor
 from .procfs import flock_holder
 
@@ -54,9 +55,13 @@ def machine() -> int:
 
 def init_mutex(memory: mmap.mmap, offset: int) -> None:
     """Make a mutex at `offset`. Nobody may hold or try the one that was there before."""
+    memory[offset : offset + LOCK_BYTES] = _new_mutex()
+
+
+def _new_mutex() -> bytes:
+    """The bytes of a mutex that nobody holds."""
     attributes = ctypes.create_string_buffer(64)
-    mutex = ctypes.c_char.from_buffer(memory, offset)
-    ctypes.memset(ctypes.addressof(mutex), 0, 64)
+    mutex = ctypes.create_string_buffer(LOCK_BYTES)
     for call, *arguments in (
         (_libc.pthread_mutexattr_init,),
         (_libc.pthread_mutexattr_setpshared, _PTHREAD_PROCESS_SHARED),
@@ -66,9 +71,10 @@ def init_mutex(memory: mmap.mmap, offset: int) -> None:
         code = call(attributes, *arguments)
         if code:
             raise OSError(code, f"{call.__name__}: {os.strerror(code)}")
-    code = _libc.pthread_mutex_init(ctypes.c_void_p(ctypes.addressof(mutex)), attributes)
+    code = _libc.pthread_mutex_init(mutex, attributes)
     if code:
         raise OSError(code, f"pthread_mutex_init: {os.strerror(code)}")
+    return mutex.raw
 
 
 class Mutex:
@@ -81,12 +87,27 @@ class Mutex:
         self.unlock = _libc["pthread_mutex_unlock"]
         self.unlock.restype = None  # nobody needs the result, and to make an int of it costs time
         self.consistent = _libc["pthread_mutex_consistent"]
+        self._bytes = memoryview(memory)[offset : offset + LOCK_BYTES]
         self._futex = ctypes.c_uint32.from_buffer(memory, offset + _FUTEX)
         self._state = ctypes.c_uint32.from_buffer(memory, offset + _STATE)
 
     def lost(self) -> bool:
         """Whether nobody can ever take the mutex again."""
         return bool(self._state.value & 0x7FFFFFFF == _LOST)
+
+    def renew(self) -> None:
+        """Make the mutex new after a holder that is dead, or where nobody can take it any more,
+        while others try it. The caller has made sure of either, and holds the attach lock.
+
+        The futex word names a holder until all else is new, so everybody is refused. Its last
+        store, a single one, lets go of the mutex.
+        """
+        new = _new_mutex()
+        if self.lost():
+            self._futex.value = threading.get_native_id()
+        self._bytes[:_FUTEX] = new[:_FUTEX]
+        self._bytes[_FUTEX + 4 :] = new[_FUTEX + 4 :]
+        self._futex.value = 0
 
     def holder(self) -> int:
         """Thread id of the holder; 0 if there is none."""

@@ -117,6 +117,6 @@ def _processes(prefix: str) -> list[str]:
         members.close()
     return [
         f"prefix {prefix!r}: process {pid} ({command_line(pid)[:100] or 'of unknown name'}) still "
-        "uses it. Whoever started it has to end it, and to wait for its end"
+        "uses it. The test that started it must end it and wait for its end"
         for pid in sorted(pids)
     ]

@@ -152,7 +152,7 @@ class _Exchange:
         self._first: Message | None = None
         self._flow = False
         self._order = 0  # messages of the response that were taken
-        self._taken = self._told = 0  # their weight, and how much of it the worker knows
+        self._taken = self._reported = 0  # their weight, and how much was reported to the worker
         self.has_body = self.complete = False
         self._box = self._mailboxes.open()
 
@@ -266,13 +266,13 @@ class _Exchange:
     def _report_taken(self) -> bool:
         """Tell the worker how much the server has taken, if it may be waiting for that; return
         False if there is no room for it."""
-        if not self._flow or self._taken - self._told < WINDOW // 2:
+        if not self._flow or self._taken - self._reported < WINDOW // 2:
             return True
         try:
             self._layer.send(self._box.flow_channel, {"taken": self._taken})
         except self._layer.ChannelFull:
             return False
-        self._told = self._taken
+        self._reported = self._taken
         return True
 
     def _lost(self, why: str) -> ReplyLost:

@@ -52,8 +52,8 @@ class Peer:
             raise ReplyLost(f"the process that reads {self.channel!r} is dead")
         if clock.monotonic() >= deadline:
             raise ReplyLost(
-                f"the client behind {self.channel!r} sent and took nothing for {self.timeout} "
-                "seconds"
+                f"the client behind {self.channel!r} neither sent nor took data for "
+                f"{self.timeout} seconds"
             )
 
 

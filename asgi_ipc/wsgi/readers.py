@@ -12,10 +12,10 @@ from ..store.queues import Target
 
 
 def has_reader(core: Core, channel: str) -> bool:
-    """Whether a living process owns the queue of `channel`: the first that received on it does.
+    """Return whether a living process owns the queue of a process-specific `channel`: the process
+    that received on it first.
 
-    `channel` is process-specific. False also before its process first received, and for a moment
-    after a flush. Raises InvalidName.
+    Before its first receive, and for a moment after a flush, it has no owner. Raises InvalidName.
     """
     target = Target(split(check_channel(channel))[0].encode("ascii"))
     session = core.attach()

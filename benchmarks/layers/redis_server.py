@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.clients import processes
+from tests import processes
 
 VARIABLE = "BENCHMARK_REDIS_PORT"
 

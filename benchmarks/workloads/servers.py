@@ -24,8 +24,7 @@ from benchmarks.layers.contenders import PEERS_OF_CHANNELS_1, Contender, new_pre
 from benchmarks.measure import Column, Row, Table, quantile
 from benchmarks.processes import REPOSITORY
 from benchmarks.workloads import Run
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 if TYPE_CHECKING:
     from websockets import ClientConnection

@@ -23,8 +23,7 @@ from benchmarks.layers.contenders import new_prefix
 from benchmarks.measure import Column, Row, Table, interleaved, medians, paired_ratio
 from benchmarks.processes import REPOSITORY
 from benchmarks.workloads import Run
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 
 class Server(NamedTuple):

@@ -108,7 +108,7 @@ class BoardConsumer(AsyncJsonWebsocketConsumer):
 
 
 class WordCounter(SyncConsumer):
-    """The worker, in a process of its own: `manage.py runworker word-count`."""
+    """The worker, in a separate process: `manage.py runworker word-count`."""
 
     def words_count(self, job):
         answer = rooms.remark(WORD_COUNT, str(len(job["text"].split())))

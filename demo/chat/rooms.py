@@ -3,7 +3,7 @@
 Each room has two groups. All remarks go to ``room.NAME``. Nothing is ever sent to ``here.NAME``: it
 is the list of the people in the room. An entry of the list is a process-specific channel of the
 person's server, whose name contains the server and the person. So an entry disappears when it is
-discarded, and also when its process dies, in whatever way.
+discarded, and also when its process dies in any way.
 """
 
 from __future__ import annotations

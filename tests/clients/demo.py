@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 DEMO = environments.REPOSITORY / "demo"
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 SUITE = Path(__file__).parent / "programs" / "asgiref_conformance.py"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 SITE = Path(__file__).parent / "channels1_site"
 

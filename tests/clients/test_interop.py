@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 PROGRAMS = Path(__file__).parent / "programs"
 

@@ -10,8 +10,7 @@ from typing import Any, Callable
 
 import pytest
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 PROGRAMS = Path(__file__).parent / "programs"
 OPTIONAL = {"cryptography", "daphne", "django", "redis", "twisted"}

@@ -19,8 +19,8 @@ from asgi_ipc.store.layout import (
     S_SEQ_BASE,
 )
 
-from ..contract import until
-from ..unit.processes import NOBODY, in_child, is_root
+from ..forks import NOBODY, in_child, is_root
+from ..waiting import until
 from .conftest import Live, Run, write_word
 
 

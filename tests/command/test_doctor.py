@@ -23,7 +23,7 @@ from asgi_ipc.inspection.surroundings import (
 )
 from asgi_ipc.store.layout import DIRTY, H_VERSION, S_DIRTY, S_MARK, VERSION
 
-from ..unit.processes import (
+from ..forks import (
     NOBODY,
     child,
     in_child,

@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.prometheus import OTHER, IPCCollector, folded, register
 
-from ..clients.processes import Process, free_port, running
 from ..environments import REPOSITORY, child_environment
+from ..processes import Process, free_port, running
 from .conftest import Live, Run
 
 Samples = dict[tuple[str, ...], float]

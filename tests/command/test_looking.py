@@ -13,8 +13,8 @@ from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
 from asgi_ipc.store.layout import H_VERSION, Q_NAME, S_TABLES, T_HIGH, T_RESERVED, VERSION, WORD
 
-from ..contract import until
-from ..unit.processes import NOBODY, is_root
+from ..forks import NOBODY, is_root
+from ..waiting import until
 from .conftest import Live, Run, resume, stop, write_word
 
 
@@ -151,7 +151,7 @@ def test_another_layout_version_is_said(prefix: str, run: Run) -> None:
 @is_root
 def test_another_user_sees_that_it_is_there_and_no_more(live: Live) -> None:
     """Run by another user, who may not even see this checkout: so in a child."""
-    from ..unit.processes import in_child
+    from ..forks import in_child
 
     def look() -> object:
         os.setuid(NOBODY)

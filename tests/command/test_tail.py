@@ -14,8 +14,8 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 
-from ..clients.processes import Process, running
 from ..environments import child_environment
+from ..processes import Process, running
 from .conftest import Run
 
 Tail = Callable[..., Any]

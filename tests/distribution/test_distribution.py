@@ -82,7 +82,7 @@ def test_the_sdist_holds_what_it_takes_to_test_it(built: dict[str, Path]) -> Non
     for name in (
         *("README.rst", "CHANGELOG.txt", "CONTRIBUTING.rst", "LICENSE", "Makefile", "noxfile.py"),
         *("asgi_ipc/py.typed", "demo/chat/templates/chat/room.html", "docs/images/chat.png"),
-        *("docs/tutorial.rst", "tests/unit/test_log.py", "benchmarks/workloads/wakeups.py"),
+        *("docs/tutorial.rst", "tests/unit/store/test_log.py", "benchmarks/workloads/wakeups.py"),
     ):
         assert name in names
     assert not [name for name in names if "__pycache__" in name or name.startswith(".")]

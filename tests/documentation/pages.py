@@ -22,8 +22,7 @@ from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 DOCS = environments.REPOSITORY / "docs"
 README = environments.REPOSITORY / "README.rst"

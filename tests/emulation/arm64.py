@@ -43,13 +43,7 @@ LEFT_OUT = (
     *("usr/share", "var", "usr/lib/*/gconv", "usr/bin/*lto-dump*", "usr/bin/*ld.gold"),
     *("usr/bin/*-dwp", "usr/lib/gcc/*/*/lto1", "usr/lib/gcc/*/*/*san*", "usr/lib/*/lib*san*"),
 )
-PROJECT = ("asgi_ipc", "tests/unit", "tests/contract", "tests/emulation")
-PROJECT_FILES = (
-    "pyproject.toml",
-    "tests/__init__.py",
-    "tests/conftest.py",
-    "tests/environments.py",
-)
+PROJECT = ("asgi_ipc", "tests", "pyproject.toml")
 
 # An ordinary processor of a small server, two of it, each in a thread of its own.
 MACHINE = (
@@ -83,26 +77,30 @@ def prepare() -> Path:
     return folder
 
 
-def run(folder: Path, scratch: Path, tests: list[str]) -> tuple[list[dict[str, Any]], str]:
-    """Start a machine that runs `tests`; what it told, and all that its console showed."""
-    archive = scratch / "files.cpio"
-    shutil.copyfile(folder / "files.cpio", archive)
-    with open(archive, "r+b") as file:
-        file.seek(0, os.SEEK_END)
-        _write_archive(file, _project())
+def run(folder: Path, scratch: Path, arguments: list[str]) -> tuple[list[dict[str, Any]], str]:
+    """Start a machine that runs pytest with `arguments`, none of which may contain a space.
+
+    Returns what the machine told, and all that its console showed.
+    """
+    archive, log = scratch / "files.cpio", scratch / "console"
     command = [EMULATOR, *MACHINE, "-kernel", str(folder / "kernel"), "-initrd", str(archive)]
-    arguments = f"console=ttyAMA0 quiet panic=-1 -- {' '.join(tests)}"
-    log = scratch / "console"
-    with open(log, "wb") as console, contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(
-            [*command, "-append", arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            timeout=LONGEST,
-            check=False,
-        )
-    archive.unlink()
+    kernel = f"console=ttyAMA0 quiet panic=-1 -- {' '.join(arguments)}"
+    try:
+        shutil.copyfile(folder / "files.cpio", archive)
+        with open(archive, "r+b") as file:
+            file.seek(0, os.SEEK_END)
+            _write_archive(file, _project())
+        with open(log, "wb") as console, contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                [*command, "-append", kernel],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                timeout=LONGEST,
+                check=False,
+            )
+    finally:
+        archive.unlink(missing_ok=True)
     shown = log.read_text(encoding="utf-8", errors="replace")
     lines = [line for line in shown.splitlines() if line.startswith(MARK)]
     return [json.loads(line[len(MARK) :]) for line in lines], shown
@@ -197,8 +195,8 @@ Entry = tuple[str, Path]
 
 
 def _tree(folder: Path, name: str) -> Iterator[Entry]:
-    """All that lies in `folder`, each after the folder that it lies in."""
-    for path in sorted(folder.iterdir()):
+    """All that lies in `folder`, each after the folder that it lies in; nothing for a file."""
+    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
         inside = f"{name}/{path.name}".lstrip("/")
         yield inside, path
         if path.is_dir() and not path.is_symlink():
@@ -209,9 +207,6 @@ def _project() -> Iterator[Entry]:
     yield "init", HERE / "first.py"
     repository = environments.REPOSITORY
     yield "project", repository
-    yield "project/tests", repository / "tests"
-    for name in PROJECT_FILES:
-        yield f"project/{name}", repository / name
     for name in PROJECT:
         yield f"project/{name}", repository / name
         for inside, path in _tree(repository / name, f"project/{name}"):

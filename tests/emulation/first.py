@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """The first process of an emulated machine: runs tests, prints what came of them, switches off.
 
-It is started by the kernel, with the files of tests as arguments. Each line for the host begins
+It is started by the kernel, with the arguments of pytest. Each line for the host begins
 with a mark, because the kernel and pytest print to the same console. This file must import nothing
 of the project: it runs before there is a ``/proc``.
 """
@@ -48,14 +48,14 @@ def mount_all() -> None:
     os.symlink("/proc/self/fd", "/dev/fd")
 
 
-def run_tests(files: list[str]) -> int:
+def run_tests(arguments: list[str]) -> int:
     """Return the exit status of pytest; meanwhile bury every orphan, as a first process must."""
     pytest = os.spawnve(
         os.P_NOWAIT,
         sys.executable,
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("-p", "tests.emulation.slowly", "--color=no", f"--junit-xml={REPORT}", *files),
+            *("-p", "tests.emulation.slowly", "--color=no", f"--junit-xml={REPORT}", *arguments),
         ],
         CLEAN,
     )
@@ -65,14 +65,14 @@ def run_tests(files: list[str]) -> int:
             return os.waitstatus_to_exitcode(status)
 
 
-def main(files: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     mount_all()
     os.chdir(PROJECT)
     facts = subprocess.run(
         [sys.executable, "-m", "tests.emulation.facts"], env=CLEAN, stdout=subprocess.PIPE
     )
     tell("facts", facts=json.loads(facts.stdout))
-    status = run_tests(files)
+    status = run_tests(arguments)
     for case in ElementTree.parse(REPORT).iter("testcase"):
         [*remarks] = [child for child in case if child.tag in ("failure", "error", "skipped")]
         tell(

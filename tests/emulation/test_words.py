@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import mmap
 
-from tests.unit.processes import Line, child
+from tests.forks import Line, child
+from tests.waiting import until
 
 ALL_BITS = 2**64 - 1
 
@@ -19,9 +20,14 @@ def test_a_word_is_never_seen_half_stored() -> None:
             words[1] = ALL_BITS
             words[1] = 0
 
-    seen = set()
+    seen: set[int] = set()
+
+    def look() -> bool:
+        """Read for a while; whether both values have come, so that the other process ran too."""
+        seen.update(words[1] for _ in range(200_000))
+        return len(seen) > 1
+
     with child(store) as storing:
         storing.hear()
-        for _ in range(200_000):
-            seen.add(words[1])
+        until(look)
     assert seen == {0, ALL_BITS}

@@ -27,7 +27,7 @@ from asgi_ipc.errors import SegmentVanished
 from asgi_ipc.segment import destroy
 
 from ..contract import LIVENESS, MESSAGE
-from ..unit.processes import bounded
+from ..processes import bounded
 
 Frozen = Callable[[str], AbstractContextManager[Any]]
 TOOLS = ["freezegun", "time_machine"]

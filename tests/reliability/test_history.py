@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ..clients.processes import running
+from ..processes import running
 from .history import AFTER_KILL, KINDS, REPOSITORY, Disturbance, Event, judge
 
 SECONDS = 300 if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full" else 60

@@ -144,19 +144,19 @@ class Pretended(Resources):
         return process not in self.world.dead
 
 
+def never(attachment: Attachment) -> None:
+    raise AssertionError("the segment vanished")
+
+
 class Place(Attachment):
     """The attachment of such a process."""
-
-    due = float("inf")
 
     def __init__(self, world: Model, index: int) -> None:
         self.world = world
         self.index = index
-        super().__init__(Pretended(world, index), WAITS, self.vanished)
+        super().__init__(Pretended(world, index), WAITS, never)
+        self.due = float("inf")
         self.waiters = [self.new_waiter() for _ in range(3)]
-
-    def vanished(self, attachment: Attachment) -> None:
-        raise AssertionError("nobody removed the segment")
 
     def new_waiter(self) -> int:
         waiter, generation = self.section(self.store.add_waiter, self.process)

@@ -20,7 +20,7 @@ import asgi_ipc.testing.sync
 from asgi_ipc.aio import waiter
 
 from ..contract import LIVENESS, MESSAGE
-from ..unit.processes import bounded
+from ..processes import bounded
 
 WHY = [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM]
 

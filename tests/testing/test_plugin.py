@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from asgi_ipc import IPCChannelLayer
-from tests import environments
-from tests.clients import processes
+from tests import environments, processes
 
 MESSAGE = {"text": "hello"}
 

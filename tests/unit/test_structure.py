@@ -15,7 +15,7 @@ import pytest
 import asgi_ipc
 
 from .. import structure
-from ..contract import run_python
+from ..environments import run_python
 from ..structure import PUBLIC, REPOSITORY, Import, room
 
 FLOORS = structure.floors()

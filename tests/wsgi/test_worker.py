@@ -19,8 +19,8 @@ from asgi_ipc import IPCChannelLayer, errors
 from asgi_ipc.wsgi import AsgiToWsgiWorker
 from asgi_ipc.wsgi.messages import CONTENT_CHUNK
 
-from ..contract import LIVENESS, until
 from ..environments import child_environment
+from ..waiting import LIVENESS, until
 
 Work = Callable[..., AsgiToWsgiWorker]
 TEXT = [("Content-Type", "text/plain")]
@@ -347,7 +347,7 @@ def test_it_gives_up_when_the_reader_stands_still(
     caplog.set_level(logging.INFO, "asgi_ipc")
     work(application(*[b"x"] * 100), timeout=0.1)
     send(layer)
-    until(lambda: "sent and took nothing for 0.1 seconds" in caplog.text)
+    until(lambda: "neither sent nor took data for 0.1 seconds" in caplog.text)
 
 
 class Chunks:

@@ -1,0 +1,298 @@
+"""An attachment: what others do when its process dies, what it does when its segment vanishes, and
+how the lock is renewed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asgi_ipc import segment
+from asgi_ipc.conformance.base import MESSAGE
+from asgi_ipc.errors import LockTimeout, NotOwner, SegmentVanished
+from asgi_ipc.segment.lock import robust_mutexes
+from asgi_ipc.store import waiters
+
+from ..forks import Line, child, children, on_linux, rests
+from ..unit.support import contents
+from ..waiting import LIVENESS, in_threads, until
+from .layers import NOTHING, SOON, Make
+
+pytestmark = on_linux  # where a test can see what a process has open
+
+
+# -- death ----------------------------------------------------------------------------------------
+
+
+def owner_of(make: Make, queue: str, **options: Any) -> Callable[[Line], None]:
+    """What a child does that owns a queue with a member in a group."""
+
+    def own(line: Line) -> None:
+        layer = make(**options)
+        layer.receive([queue])
+        layer.group_add("group", f"{queue}socket")
+        rests(line)
+
+    return own
+
+
+def test_the_queue_of_a_dead_process_is_dropped_and_its_memberships_after_expiry(
+    make: Make,
+) -> None:
+    layer = make(expiry=1.5)
+    layer.group_add("group", "alive")
+    with child(owner_of(make, "own!")) as process:
+        process.hear()
+        layer.send("own!socket", MESSAGE)
+        assert sorted(layer.group_channels("group")) == ["alive", "own!socket"]
+        process.kill()
+        died = time.monotonic()
+
+    def dropped() -> bool:
+        layer.receive(["c"])
+        return not contents(make.look()).messages
+
+    def gone() -> bool:
+        return bool(layer.group_channels("group") == ["alive"])
+
+    until(dropped, bound=SOON)
+    until(gone, bound=1.5 + SOON)
+    assert time.monotonic() - died >= 1.5
+    until(lambda: layer.receive(["c"]) and make.processes() == [os.getpid()], bound=SOON)
+
+
+def test_the_queue_of_a_dead_process_can_be_received_by_the_next_at_once(make: Make) -> None:
+    with child(owner_of(make, "own!")) as process:
+        process.hear()
+        layer = make()
+        with pytest.raises(NotOwner, match=str(process.pid)):
+            layer.receive(["own!"])
+        process.kill()
+        assert layer.receive(["own!"]) == NOTHING
+        layer.send("own!a", MESSAGE)
+        assert layer.receive(["own!"]) == ("own!a", MESSAGE)
+
+
+def test_the_bells_of_a_dead_process_are_removed(make: Make) -> None:
+    def wait(line: Line) -> None:
+        layer = make(receive_timeout=60)
+        line.say("waits")
+        layer.receive(["quiet"], block=True)
+
+    layer = make(expiry=0.5)
+    for _ in range(3):
+        with child(wait) as process:
+            process.hear()
+            until(make.bells)
+            process.kill()
+    until(lambda: layer.receive(["c"]) and not make.bells(), bound=SOON)
+
+
+def test_a_message_for_a_dead_waiter_wakes_a_living_one(make: Make) -> None:
+    def wait(line: Line) -> Any:
+        layer = make(receive_timeout=60)
+        line.say("waits")
+        return layer.receive(["c"], block=True)
+
+    with children([wait] * 3) as waiting:
+        for process in waiting:
+            process.hear()
+        until(lambda: len(make.bells()) == 3)
+        for process in waiting[:2]:
+            process.kill()
+        make().send("c", MESSAGE)
+        assert waiting[2].hear() == ("c", MESSAGE)
+
+
+# -- a segment that vanishes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["segment", "everything"])
+def test_a_blocked_receive_says_so_when_the_segment_vanishes(make: Make, way: str) -> None:
+    layer = make(receive_timeout=60)
+    answers: list[Any] = []
+
+    def wait() -> None:
+        try:
+            answers.append(layer.receive(["quiet"], block=True))
+        except SegmentVanished as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(make.bells)
+    if way == "segment":
+        make.remove_segment()
+    else:
+        segment.destroy(make.prefix)
+    thread.join(SOON)
+    assert len(answers) == 1 and isinstance(answers[0], SegmentVanished)
+    assert make.prefix in str(answers[0])
+    layer.send("c", MESSAGE)
+    assert layer.receive(["c"]) == ("c", MESSAGE)
+
+
+@pytest.mark.parametrize("way", ["segment", "everything"])
+def test_every_receive_of_a_loop_says_so_when_the_segment_vanishes(make: Make, way: str) -> None:
+    async def use() -> None:
+        layer = make.asyncio()
+        mine = await layer.new_channel()
+        waiting = [
+            asyncio.ensure_future(layer.receive("quiet")),
+            asyncio.ensure_future(layer.receive(mine)),
+            asyncio.ensure_future(layer.receive_async(["quiet", "other"], timeout=60)),
+        ]
+        await asyncio.sleep(0)
+        while not make.bells():
+            await asyncio.sleep(0.01)
+        if way == "segment":
+            make.remove_segment()
+        else:
+            segment.destroy(make.prefix)
+        _, late = await asyncio.wait(waiting, timeout=SOON)
+        assert not late
+        assert [type(receive.exception()) for receive in waiting] == [SegmentVanished] * 3
+        await layer.send("c", MESSAGE)
+        assert await layer.receive("c") == MESSAGE
+        await layer.close()
+
+    asyncio.run(use())
+
+
+def test_a_sender_says_so_when_the_segment_vanishes_and_then_works(make: Make) -> None:
+    layer = make(capacity=1 << 30)
+    layer.send("c", MESSAGE)
+    make.remove_segment()
+
+    def send() -> bool:
+        try:
+            layer.send("c", MESSAGE)
+        except SegmentVanished:
+            return True
+        return False
+
+    until(send, bound=SOON)
+    layer.send("c", {"in": "the new one"})
+    assert layer.receive(["c"]) == ("c", {"in": "the new one"})
+    gc.collect()
+    assert not any("(deleted)" in name for name in make.descriptors())
+
+
+def test_a_layer_made_after_the_segment_vanished_gets_a_new_one(make: Make) -> None:
+    old = make()
+    old.send("c", MESSAGE)
+    make.remove_segment()
+    new = make()
+    assert new.receive(["c"]) == NOTHING
+    new.send("c", {"in": "the new one"})
+    assert contents(make.look()).messages[b"c"]
+
+
+# -- waiters run out ------------------------------------------------------------------------------
+
+
+def test_without_a_waiter_id_a_receive_looks_by_itself_with_one_warning(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(waiters, "MAX_WAITERS", 1)
+    layer, other = make(receive_timeout=LIVENESS), make.asyncio()
+
+    async def wait() -> Any:
+        receiving = asyncio.ensure_future(other.receive("b"))
+        await asyncio.sleep(0.01)
+        await other.send("b", MESSAGE)
+        found = await asyncio.wait_for(receiving, LIVENESS)
+        await other.close()
+        return found
+
+    def send_later() -> None:
+        time.sleep(0.01)
+        layer.send("a", MESSAGE)
+
+    assert in_threads([lambda: layer.receive(["a"], block=True), send_later])[0] == ("a", MESSAGE)
+    assert asyncio.run(wait()) == MESSAGE
+    assert make.bells() == []
+    assert len([r for r in caplog.records if r.levelno == logging.WARNING]) == 1
+    assert "50 ms" in caplog.text
+
+
+# -- renewing the mutex ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def held(make: Make) -> Iterator[tuple[Any, Any]]:
+    """An attachment, and a process that holds the lock of its segment."""
+    if not robust_mutexes():
+        pytest.skip("lacking: robust mutexes")
+    layer = make()
+    layer.send("c", MESSAGE)
+
+    def hold(line: Line) -> None:
+        mine = make()
+        mine.send("c", MESSAGE)
+        mine._core.session.attachment.section(rests, line)
+
+    with child(hold) as process:
+        process.hear()
+        yield layer._core.session.attachment, process
+
+
+def renew(found: Any, holder: int) -> bool:
+    return found._resources.renew_lock(holder)
+
+
+def test_a_mutex_that_somebody_made_anew_already_is_left_alone(held: tuple[Any, Any]) -> None:
+    """Two processes find it unrecoverable; the second tries to renew it when the first holds it."""
+    found, process = held
+    renew(found, 0)
+    assert found.lock.trylock(found.lock.handle) == errno.EBUSY
+    process.say()
+    process.hear()
+
+
+def test_the_mutex_of_a_living_holder_is_left_alone(held: tuple[Any, Any]) -> None:
+    found, process = held
+    assert not renew(found, found.lock.holder())
+    assert found.lock.trylock(found.lock.handle) == errno.EBUSY
+    process.say()
+    process.hear()
+
+
+def test_the_mutex_of_a_dead_holder_is_made_anew(make: Make) -> None:
+    if not robust_mutexes():
+        pytest.skip("lacking: robust mutexes")
+    layer = make(lock_timeout=0.05)
+    layer.send("c", MESSAGE)
+    found = layer._core.session.attachment
+    nobody = next(pid for pid in range(2**22 - 1, 1, -1) if not Path(f"/proc/{pid}").exists())
+    found.lock._futex.value = nobody
+    layer.send("c", MESSAGE)
+    assert len(contents(make.look()).messages[b"c"]) == 2
+
+
+def test_a_stopped_holder_is_named_by_every_call(make: Make, held: tuple[Any, Any]) -> None:
+    _, process = held
+    layer = make(lock_timeout=0.05)
+    process.kill(signal.SIGSTOP)
+    for call in (
+        lambda: layer.send("c", MESSAGE),
+        lambda: layer.receive(["c"]),
+        lambda: layer.group_add("g", "c"),
+        lambda: layer.flush(),
+    ):
+        with pytest.raises(LockTimeout, match=rf"\b{process.pid}\b"):
+            call()
+    process.kill(signal.SIGCONT)
+    process.say()
+    process.hear()
+    assert layer.receive(["c"]) == ("c", MESSAGE)

@@ -1,0 +1,175 @@
+"""Forked processes for the tests of what several processes share: they say what they have got to,
+are told to go on, and are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
+from typing import Any
+
+import pytest
+
+from .waiting import LIVENESS
+
+NOBODY = 65534  # a uid that is not ours
+
+is_root = pytest.mark.skipif(os.geteuid() != 0, reason="lacking: the rights of root")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="lacking: Linux")
+
+
+class Line:
+    """One end of the line between a test and its child."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def say(self, value: Any = None) -> None:
+        self._connection.send((True, value))
+
+    def hear(self) -> Any:
+        """What the other end says next; fails if it says nothing, or that it failed."""
+        assert self._connection.poll(LIVENESS), "nothing was said"
+        try:
+            fine, value = self._connection.recv()
+        except EOFError:
+            fine, value = False, "the process at the other end has crashed"
+        assert fine, value
+        return value
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Child(Line):
+    """A forked process that runs ``function(line)`` and says last what that returned."""
+
+    def __init__(self, function: Callable[[Line], Any]) -> None:
+        mine, its = Pipe()
+        super().__init__(mine)
+        with warnings.catch_warnings():
+            # Python 3.12 warns of other threads, as which it counts pytest's watchdog.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        if self.pid:
+            its.close()
+            return
+        try:
+            mine.close()
+            its.send((True, function(Line(its))))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                its.send((False, traceback.format_exc()))
+        finally:
+            os._exit(0)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal; after SIGKILL the process is gone."""
+        os.kill(self.pid, number)
+        if number == signal.SIGKILL:
+            self.wait()
+
+    def wait(self) -> None:
+        if self.pid:
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+
+@contextlib.contextmanager
+def child(function: Callable[[Line], Any]) -> Iterator[Child]:
+    """A forked process, which does not outlive the block."""
+    made = Child(function)
+    try:
+        yield made
+    finally:
+        if made.pid:
+            made.kill()
+        made.close()
+
+
+@contextlib.contextmanager
+def children(functions: list[Callable[[Line], Any]]) -> Iterator[list[Child]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(child(function)) for function in functions]
+
+
+def in_child(function: Callable[[], Any]) -> Any:
+    """What `function` returns in a process of its own."""
+    with child(lambda line: function()) as made:
+        return made.hear()
+
+
+def rests(line: Line) -> None:
+    """Does nothing until it is told to go on."""
+    line.say("there")
+    line.hear()
+
+
+@contextlib.contextmanager
+def bounded(seconds: float = LIVENESS) -> Iterator[None]:
+    """Fails the test if the block hangs, also in a loop that no timeout of its own ends."""
+
+    def fail(number: int, frame: Any) -> None:
+        pytest.fail(f"still not done after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# -- namespaces of one's own ----------------------------------------------------------------------
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_NEW_MOUNTS, _NEW_PIDS, _NEW_TIME = 0x20000, 0x20000000, 0x80
+_RECURSIVE, _PRIVATE = 0x4000, 0x40000
+
+
+def unshare_pids() -> None:
+    """The next children of this process get a PID namespace of their own."""
+    _call(_libc.unshare, _NEW_PIDS)
+
+
+def unshare_time() -> None:
+    """The same with a time namespace."""
+    _call(_libc.unshare, _NEW_TIME)
+
+
+def mount_small_shared_memory(size: int) -> None:
+    """In a child: a /dev/shm of `size` bytes that nobody else sees."""
+    _call(_libc.unshare, _NEW_MOUNTS)
+    _call(_libc.mount, b"none", b"/", None, _RECURSIVE | _PRIVATE, None)
+    _call(_libc.mount, b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=%d" % size)
+
+
+class Lacking(Exception):
+    """This machine does not allow what a test needs."""
+
+
+def _call(function: Any, *arguments: Any) -> None:
+    if function(*arguments):
+        raise Lacking(os.strerror(ctypes.get_errno()))
+
+
+def or_skip(function: Callable[[], Any]) -> Any:
+    """What `function` returns in a process of its own; the test is skipped if that is Lacking."""
+
+    def run() -> Any:
+        try:
+            return True, function()
+        except Lacking as error:
+            return False, str(error)
+
+    allowed, value = in_child(run)
+    if not allowed:
+        pytest.skip(f"lacking: the right to unshare namespaces ({value})")
+    return value

@@ -1,0 +1,75 @@
+"""An open segment: how it grows, and how it notices that it was removed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from asgi_ipc.segment import segment
+from asgi_ipc.segment.opening import destroy
+from asgi_ipc.store.layout import PAGE
+from asgi_ipc.store.queues import NO_MEMORY
+from asgi_ipc.store.store import Store
+
+from ..forks import mount_small_shared_memory, on_linux, or_skip
+from ..unit.support import KIB, drain, put, row_of
+from .segments import attached, file_of, wants
+
+pytestmark = on_linux  # where segments can be looked at as files
+
+
+# -- growing --------------------------------------------------------------------------------------
+
+
+def test_shared_memory_that_runs_full_refuses_messages_and_loses_none() -> None:
+    """To touch a page for which there is no memory would kill the process with SIGBUS."""
+
+    def run() -> Any:
+        mount_small_shared_memory(1024 * KIB)
+        with attached(wants("small", message_memory=16 << 20)) as (found, _):
+            store = Store(found.memory, found.layout, found.reserve)
+            row_of(store, "c")
+            sent = 0
+            while put(store, "c", sent.to_bytes(4, "big") * 250, capacity=1 << 30) != NO_MEMORY:
+                sent += 1
+            received = drain(store, "c")
+            in_order = received == [number.to_bytes(4, "big") * 250 for number in range(sent)]
+            again = put(store, "c", bytes(4 * KIB))
+            store.close()
+            return sent, in_order, again
+
+    sent, in_order, again = or_skip(run)
+    assert sent > 400 and in_order and again == 0
+
+
+def test_memory_beyond_that_of_the_cgroup_is_not_reserved(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with attached(wants(prefix)) as (found, _):
+        monkeypatch.setattr(segment, "cgroup_allows", lambda length: length <= KIB)
+        blocks = os.fstat(found.fd).st_blocks
+        assert not found.reserve(found.layout.size - PAGE, PAGE)
+        assert os.fstat(found.fd).st_blocks == blocks
+        monkeypatch.undo()
+        assert found.reserve(found.layout.size - PAGE, PAGE)
+        assert os.fstat(found.fd).st_blocks > blocks
+
+
+# -- the end --------------------------------------------------------------------------------------
+
+
+def test_a_segment_has_vanished_when_its_name_is_gone(prefix: str) -> None:
+    with attached(wants(prefix)) as (found, _):
+        assert not found.vanished()
+        file_of(prefix).unlink()
+        assert found.vanished()
+
+
+def test_a_segment_has_vanished_when_its_name_means_another(prefix: str) -> None:
+    with attached(wants(prefix)) as (found, _):
+        destroy(prefix)
+        with attached(wants(prefix)) as (other, _):
+            assert found.vanished()
+            assert not other.vanished()

@@ -1,0 +1,447 @@
+"""What a process has drained and not yet delivered: routed by local part, bounded, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asgi_ipc.attachment.inbox import _LONG, ANY, Inbox
+from asgi_ipc.store import recovery
+from asgi_ipc.store.layout import BUFFER, EXPIRED, S_DROPS
+from asgi_ipc.store.queues import Taken
+
+from ...waiting import in_threads
+from ..support import FOREVER, NOW, contents, examples, make_store, put, row_of
+
+SOON = NOW + 60
+
+
+class Receive:
+    """A receive that sleeps."""
+
+    woken = 0
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def gone(self) -> bool:
+        return False
+
+
+def hundred(local: str) -> int:
+    return 100
+
+
+class Feeder:
+    """Feeds an inbox with messages, in order."""
+
+    def __init__(self) -> None:
+        self.store = make_store()
+        self.inbox = Inbox("x!", self.store)
+        self.seq = 0
+
+    def __call__(
+        self, local_parts: str, body: bytes, expires: float = FOREVER, capacity: Any = hundred
+    ) -> int:
+        self.seq += 1
+        return self.again(local_parts, body, expires, capacity)
+
+    def again(
+        self, local_parts: str, body: bytes, expires: float = FOREVER, capacity: Any = hundred
+    ) -> int:
+        taken = Taken(self.seq, expires, local_parts.encode(), body)
+        return self.inbox.feed(taken, capacity)
+
+    def interrupted(self, *local_parts: str) -> None:
+        """Feed a message for these, and raise KeyboardInterrupt before all of it is routed."""
+
+        class Interrupting(list[str]):
+            def __iter__(self) -> Iterator[str]:
+                yield from local_parts
+                raise KeyboardInterrupt
+
+        class Parts(str):
+            def split(self, *args: Any) -> Interrupting:  # type: ignore[override]
+                return Interrupting(local_parts)
+
+        class Joined(bytes):
+            def decode(self, *args: Any) -> Parts:  # type: ignore[override]
+                return Parts()
+
+        self.seq += 1
+        with pytest.raises(KeyboardInterrupt):
+            self.inbox.feed(Taken(self.seq, FOREVER, Joined(), b"interrupted"), hundred)
+
+
+@pytest.fixture
+def feed() -> Feeder:
+    return Feeder()
+
+
+def bodies(inbox: Inbox, local: str | None) -> list[bytes]:
+    """All that `take` returns, in its order."""
+    return [drained.body for _, drained in iter(lambda: inbox.take(local), None)]
+
+
+def opened(entry: Any) -> tuple[str, bytes, float]:
+    """An entry as (local part, body, expires)."""
+    local, drained = entry
+    return local, drained.body, drained.expires
+
+
+# -- routing --------------------------------------------------------------------------------------
+
+
+def test_each_local_part_gets_its_own_in_order(feed: Feeder) -> None:
+    for i in range(9):
+        feed(f"s{i % 3}", b"%d" % i)
+    for i in range(3):
+        assert bodies(feed.inbox, f"s{i}") == [b"%d" % j for j in range(i, 9, 3)]
+    assert feed.inbox.take("s0") is None
+
+
+def test_whoever_takes_any_gets_all_in_order(feed: Feeder) -> None:
+    for i in range(9):
+        feed(f"s{i % 3}", b"%d" % i)
+    assert bodies(feed.inbox, "s1") == [b"1", b"4", b"7"]
+    assert bodies(feed.inbox, ANY) == [b"0", b"2", b"3", b"5", b"6", b"8"]
+
+
+def test_a_broadcast_is_one_entry_for_each_local_part(feed: Feeder) -> None:
+    feed("a,b,c", b"to all")
+    feed("b", b"to b")
+    assert bodies(feed.inbox, "a") == [b"to all"]
+    assert bodies(feed.inbox, "b") == [b"to all", b"to b"]
+    assert opened(feed.inbox.take(ANY)) == ("c", b"to all", FOREVER)
+    assert len(feed.inbox) == 0
+
+
+def test_what_was_sent_to_the_bare_prefix_has_no_local_part(feed: Feeder) -> None:
+    feed("", b"to whom?")
+    assert feed.inbox.take("a") is None
+    assert opened(feed.inbox.take(ANY)) == ("", b"to whom?", FOREVER)
+
+
+def test_nothing_is_there_for_who_got_nothing(feed: Feeder) -> None:
+    assert not feed.inbox.has("a") and not feed.inbox.has(ANY)
+    feed("a", b"1")
+    assert feed.inbox.has("a") and feed.inbox.has(ANY) and not feed.inbox.has("b")
+    assert len(feed.inbox) == 1
+
+
+def test_feeding_again_after_an_interruption_routes_once(feed: Feeder) -> None:
+    feed("a,b", b"1")
+    assert feed.again("a,b", b"1") == []
+    assert bodies(feed.inbox, ANY) == [b"1", b"1"]
+
+
+@pytest.mark.parametrize("moment", [0, 1, 2, 3])
+def test_feeding_that_is_interrupted_loses_and_doubles_nothing(feed: Feeder, moment: int) -> None:
+    feed.interrupted(*"abc"[:moment])
+    assert not any(feed.inbox.has(local) for local in ("a", "b", "c", ANY))
+    assert bodies(feed.inbox, "a") == bodies(feed.inbox, ANY) == []
+    feed.again("a,b,c", b"1")
+    for local in "abc":
+        assert bodies(feed.inbox, local) == [b"1"]
+
+
+def test_what_an_interrupted_feeding_left_is_no_part_of_another_message(feed: Feeder) -> None:
+    feed.interrupted("a", "b")
+    feed("b", b"2")
+    feed("c,a", b"3")
+    assert bodies(feed.inbox, "b") == [b"2"]
+    assert bodies(feed.inbox, "a") == bodies(feed.inbox, "c") == [b"3"]
+    assert not feed.inbox
+
+
+# -- bounds ---------------------------------------------------------------------------------------
+
+
+def test_a_full_buffer_refuses_and_the_others_do_not(feed: Feeder) -> None:
+    for i in range(3):
+        assert feed("slow", b"%d" % i, capacity=lambda local: 3) == []
+    assert feed("slow", b"no", capacity=lambda local: 3) == ["slow"]
+    assert feed("slow,quick", b"half", capacity=lambda local: 3) == ["slow"]
+    assert bodies(feed.inbox, "slow") == [b"0", b"1", b"2"]
+    assert bodies(feed.inbox, "quick") == [b"half"]
+
+
+def test_the_bound_is_that_of_the_local_part(feed: Feeder) -> None:
+    bounds = {"small": 1, "large": 3}
+    refused = [feed("small,large", b"%d" % i, capacity=bounds.__getitem__) for i in range(4)]
+    assert refused == [[], ["small"], ["small"], ["small", "large"]]
+
+
+@pytest.mark.parametrize("local", ["a", ANY])
+def test_a_full_buffer_takes_again_what_was_received(feed: Feeder, local: str | None) -> None:
+    feed("a", b"1", capacity=lambda local: 1)
+    feed.inbox.take(local)
+    assert feed("a", b"2", capacity=lambda local: 1) == []
+    assert bodies(feed.inbox, "a") == [b"2"]
+
+
+def test_a_full_buffer_takes_again_when_all_in_it_has_expired(feed: Feeder) -> None:
+    feed("a", b"1", SOON, capacity=lambda local: 1)
+    assert [drained.body for _, drained in feed.inbox.expire(SOON)] == [b"1"]
+    assert not feed.inbox.has("a")
+    assert feed("a", b"2", capacity=lambda local: 1) == []
+    assert bodies(feed.inbox, "a") == [b"2"]
+
+
+def test_a_long_buffer_is_kept_in_order_and_found_by_everybody(feed: Feeder) -> None:
+    many = 3 * _LONG
+    for i in range(many):
+        feed("a,b", b"%d" % i, capacity=lambda local: many)
+    assert bodies(feed.inbox, "a") == [b"%d" % i for i in range(many)]
+    feed("a", b"next", capacity=lambda local: many)
+    feed.inbox._tidy()
+    assert bodies(feed.inbox, ANY) == [b"%d" % i for i in range(many)] + [b"next"]
+    assert not feed.inbox.has("a") and not feed.inbox.has("b")
+
+
+def test_local_parts_that_have_nothing_take_no_memory(feed: Feeder) -> None:
+    feed("stays", b"there")
+    for i in range(10_000):
+        feed(f"socket{i}", b"")
+        feed.inbox.take(f"socket{i}")
+    assert len(feed.inbox._by_local) < 200
+    assert bodies(feed.inbox, ANY) == [b"there"]
+
+
+# -- draining -------------------------------------------------------------------------------------
+
+
+def test_draining_moves_what_is_pending_and_drops_what_expired(feed: Feeder) -> None:
+    put(feed.store, "x!a", b"expired", expires=SOON)
+    put(feed.store, "x!a", b"1")
+    put(feed.store, "x!b", b"2")
+    feed.inbox.drain(row_of(feed.store, "x!"), hundred, SOON)
+    assert bodies(feed.inbox, ANY) == [b"1", b"2"]
+    assert contents(feed.store).messages == {}
+    assert feed.store.words[S_DROPS + EXPIRED] == 1
+
+
+def test_draining_counts_what_a_full_buffer_refuses(feed: Feeder) -> None:
+    for number in range(3):
+        put(feed.store, "x!a", b"%d" % number)
+    feed.inbox.drain(row_of(feed.store, "x!"), lambda local: 1, NOW)
+    assert bodies(feed.inbox, ANY) == [b"0"]
+    assert feed.store.words[S_DROPS + BUFFER] == 2
+
+
+def test_draining_takes_a_bounded_number_in_one_section(feed: Feeder) -> None:
+    for _ in range(200):
+        put(feed.store, "x!a")
+    row = row_of(feed.store, "x!")
+    feed.inbox.drain(row, lambda local: 1000, NOW)
+    assert len(feed.inbox) == 128
+    feed.inbox.drain(row, lambda local: 1000, NOW)
+    assert len(feed.inbox) == 200
+
+
+def test_an_inbox_is_fresh_until_a_flush(feed: Feeder) -> None:
+    feed.inbox.refresh()
+    feed("a", b"1")
+    assert feed.inbox.is_fresh() and feed.inbox.has("a")
+    recovery.flush(feed.store, NOW)
+    assert not feed.inbox.is_fresh()
+    feed.inbox.refresh()
+    assert feed.inbox.is_fresh() and not feed.inbox.has("a")
+
+
+def test_an_inbox_outlives_the_store_of_its_attachment(feed: Feeder) -> None:
+    feed.inbox.refresh()
+    feed("a", b"1")
+    feed.inbox.leave()
+    feed.store.close()
+    assert feed.inbox.lives(NOW)
+    feed.inbox.enter(make_store())
+    assert feed.inbox.is_fresh()
+    assert bodies(feed.inbox, "a") == [b"1"]
+
+
+# -- expiry ---------------------------------------------------------------------------------------
+
+
+def test_what_nobody_read_in_time_comes_out_oldest_first(feed: Feeder) -> None:
+    feed("a", b"1", SOON)
+    feed("b", b"2", SOON)
+    feed("a", b"3", SOON + 1)
+    assert list(feed.inbox.expire(SOON - 1)) == []
+    assert [(local, d.body) for local, d in feed.inbox.expire(SOON)] == [("a", b"1"), ("b", b"2")]
+    assert bodies(feed.inbox, ANY) == [b"3"]
+
+
+def test_an_entry_keeps_its_expiry(feed: Feeder) -> None:
+    feed("a", b"1", SOON)
+    assert opened(feed.inbox.take("a")) == ("a", b"1", SOON)
+
+
+def test_it_lives_while_anything_can_still_be_received(feed: Feeder) -> None:
+    assert not feed.inbox.lives(NOW)
+    feed("a", b"1", SOON)
+    assert feed.inbox.lives(SOON - 1)
+    assert not feed.inbox.lives(SOON)
+
+
+def test_clear_forgets_everything_but_the_order(feed: Feeder) -> None:
+    feed("a,b", b"1")
+    feed.inbox.clear()
+    assert not feed.inbox.has("a") and not feed.inbox.has(ANY) and len(feed.inbox) == 0
+    feed("a", b"2")
+    assert bodies(feed.inbox, "a") == [b"2"]
+
+
+# -- who is woken ---------------------------------------------------------------------------------
+
+
+def test_the_first_receive_of_each_local_part_that_got_something_is_woken(feed: Feeder) -> None:
+    first, second, other, idle = Receive(), Receive(), Receive(), Receive()
+    for local, receive in (("a", first), ("a", second), ("b", other), ("c", idle)):
+        assert not feed.inbox.join(local, receive)
+    feed("a", b"1")
+    feed("a,b", b"2")
+    assert {id(receive) for receive in feed.inbox.to_wake()} == {id(first), id(other)}
+    assert feed.inbox.to_wake() == []
+
+
+def test_receives_are_woken_in_the_order_in_which_a_message_names_them(feed: Feeder) -> None:
+    locals_ = [f"socket{number}" for number in range(50)]
+    receives = {local: Receive() for local in locals_}
+    for local, receive in reversed(receives.items()):
+        feed.inbox.join(local, receive)
+    feed(",".join(locals_), b"m")
+    assert feed.inbox.to_wake() == [receives[local] for local in locals_]
+
+
+def test_who_takes_any_is_woken_for_what_nobody_else_waits_for(feed: Feeder) -> None:
+    anyone, mine = Receive(), Receive()
+    feed.inbox.join(ANY, anyone)
+    feed.inbox.join("a", mine)
+    feed("a", b"1")
+    assert feed.inbox.to_wake() == [mine]
+    feed("b", b"2")
+    assert feed.inbox.to_wake() == [anyone]
+
+
+def test_nobody_is_woken_when_nobody_waits(feed: Feeder) -> None:
+    feed("a", b"1")
+    assert feed.inbox.to_wake() == []
+    feed.inbox.join("a", Receive())
+    assert feed.inbox.to_wake() == []
+
+
+def test_joining_tells_whether_something_is_there(feed: Feeder) -> None:
+    receive = Receive()
+    assert not feed.inbox.join("a", receive)
+    feed.inbox.part("a", receive)
+    feed("a", b"1")
+    assert feed.inbox.join("a", receive)
+    assert feed.inbox.join(ANY, receive)
+    assert not feed.inbox.join("b", receive)
+
+
+def test_who_parts_is_not_woken(feed: Feeder) -> None:
+    first, second = Receive(), Receive()
+    feed.inbox.join("a", first)
+    feed.inbox.join("a", second)
+    feed.inbox.part("a", first)
+    feed("a", b"1")
+    assert feed.inbox.to_wake() == [second]
+
+
+def test_who_parts_leaves_what_is_there_to_the_next(feed: Feeder) -> None:
+    first, second = Receive(), Receive()
+    feed.inbox.join("a", first)
+    feed.inbox.join("a", second)
+    feed("a", b"1")
+    feed.inbox.part("a", first)
+    assert (first.woken, second.woken) == (0, 1)
+    feed.inbox.take("a")
+    feed.inbox.part("a", second)
+    assert second.woken == 1
+    assert feed.inbox.waiting == {}
+
+
+def test_who_parts_leaves_what_is_there_to_who_takes_any(feed: Feeder) -> None:
+    mine, anyone = Receive(), Receive()
+    feed.inbox.join("a", mine)
+    feed.inbox.join(ANY, anyone)
+    feed("a", b"m")
+    assert feed.inbox.to_wake() == [mine]
+    feed.inbox.part("a", mine)  # it was cancelled
+    assert anyone.woken == 1
+
+
+@pytest.mark.parametrize("local", ["a", ANY])
+def test_what_was_taken_leaves_nothing_behind(feed: Feeder, local: str | None) -> None:
+    for _ in range(3):
+        feed("a", b"m")
+    assert bodies(feed.inbox, local) == [b"m"] * 3
+    assert len(feed.inbox) == len(feed.inbox._locals) == 0
+    assert not feed.inbox._by_local["a"]
+
+
+def test_parting_without_having_joined_is_nothing(feed: Feeder) -> None:
+    feed.inbox.part("a", Receive())
+    feed.inbox.join("a", Receive())
+    feed.inbox.part("a", Receive())
+    assert len(feed.inbox.waiting["a"]) == 1
+
+
+# -- many at once ---------------------------------------------------------------------------------
+
+Step = tuple[str, str]
+
+
+@examples(300)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["feed", "feed", "take", "any", "expire", "tick"]),
+            st.sampled_from(["a", "b", "c", "a,b", "a,b,c"]),
+        ),
+        max_size=60,
+    )
+)
+def test_it_is_a_list_of_entries(steps: list[Step]) -> None:
+    feed = Feeder()
+    model: deque[tuple[str, bytes, float]] = deque()
+    now = NOW
+    for number, (step, local_parts) in enumerate(steps):
+        local = local_parts.partition(",")[0]
+        body = b"%d" % number
+        if step == "feed":
+            feed(local_parts, body, now + 5)
+            model.extend((part, body, now + 5) for part in local_parts.split(","))
+        elif step == "tick":
+            now += 2
+        elif step == "expire":
+            gone = [opened(entry) for entry in feed.inbox.expire(now)]
+            assert gone == [entry for entry in model if entry[2] <= now]
+            model = deque(entry for entry in model if entry[2] > now)
+        else:
+            wanted = [entry for entry in model if step == "any" or entry[0] == local]
+            found = feed.inbox.take(ANY if step == "any" else local)
+            assert (found is None) == (not wanted)
+            if wanted:
+                assert opened(found) == wanted[0]
+                model.remove(wanted[0])
+        assert len(feed.inbox) == len(model)
+    assert bodies(feed.inbox, ANY) == [body for _, body, _ in model]
+
+
+def test_threads_that_take_at_once_get_each_entry_once(feed: Feeder) -> None:
+    for i in range(2000):
+        feed(f"s{i % 4}", b"%d" % i, capacity=lambda local: 1000)
+
+    def take_all(local: str | None) -> list[bytes]:
+        return bodies(feed.inbox, local)
+
+    taken = in_threads([lambda: take_all(ANY), lambda: take_all(ANY), lambda: take_all("s1")])
+    assert sorted(sum(taken, []), key=int) == [b"%d" % i for i in range(2000)]

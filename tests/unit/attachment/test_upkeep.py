@@ -1,0 +1,280 @@
+"""What is done about once a second, and when: over a store on a bytearray, with a clock of its own.
+
+The segment around the store is pretended. `test_attachment` has real processes that die.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from asgi_ipc.attachment import upkeep as module
+from asgi_ipc.attachment.inbox import Inbox
+from asgi_ipc.attachment.resources import Resources
+from asgi_ipc.attachment.upkeep import (
+    CHECK_EVERY,
+    SWEEP_EVERY,
+    SWEEP_HURRY,
+    SWEEP_SOON,
+    TIDY_EVERY,
+    Upkeep,
+)
+from asgi_ipc.errors import LockBusy
+from asgi_ipc.store.groups import Groups
+from asgi_ipc.store.layout import (
+    EXPIRED,
+    P_DEAD_SINCE,
+    P_GENERATION,
+    S_BURY_AT,
+    S_DROPS,
+    S_EPOCH,
+    S_SWEEP_AT,
+)
+from asgi_ipc.store.queues import Taken
+
+from ..support import FOREVER, KIB, NOW, contents, make_store, owned, process, put
+
+EXPIRY = 60.0
+SOON = NOW + 5
+NONCE = 0xABC
+
+
+class World:
+    """A memory, the processes that live in it, and the attachment of the one at index 0."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = make_store(message_memory=256 * KIB, group_memory=256 * KIB)
+        self.folder = folder
+        self.living = {0}
+        self.sections = 0
+        self.busy: Callable[[], bool] = lambda: False
+        self.resources, self.upkeep = self.attach(0)
+        self.groups = Groups(self.store)
+
+    def attach(self, index: int) -> tuple[Resources, Upkeep]:
+        self.living.add(index)
+        members = SimpleNamespace(held=lambda index: index in self.living, claimed=set())
+        segment: Any = SimpleNamespace(
+            memory=self.store.buffer,
+            layout=self.store.layout,
+            reserve=lambda offset, length: True,
+            ringer=lambda: None,
+            members=members,
+            paths=SimpleNamespace(prefix="pretended", directory=str(self.folder)),
+            nonce=NONCE,
+        )
+        lock: Any = None
+        resources = Resources("pretended", segment, index, lock)
+        resources.enter(self.section, NOW)
+        self.hubs: Any = {}
+        return resources, Upkeep(resources, Groups(resources.store), self.hubs)
+
+    def section(self, operation: Callable[..., Any], *args: Any) -> Any:
+        if self.busy():
+            raise LockBusy(1)
+        self.sections += 1
+        return operation(*args)
+
+    def run(self, now: float) -> float:
+        """Do what is due at `now`; seconds until the next."""
+        return self.upkeep.run(now, EXPIRY, self.section) - now
+
+    def run_everything(self, now: float) -> None:
+        """The same, with everything due."""
+        self.upkeep.check_at = 0.0
+        self.store.doubles[S_BURY_AT] = self.store.doubles[S_SWEEP_AT] = 0.0
+        self.run(now)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def about(seconds: float) -> Any:
+    return pytest.approx(seconds, abs=1e-6)
+
+
+# -- when -----------------------------------------------------------------------------------------
+
+
+def test_an_idle_store_is_swept_once_in_a_while(world: World) -> None:
+    world.run(NOW)
+    assert world.store.doubles[S_SWEEP_AT] == NOW + SWEEP_EVERY
+    before = world.sections
+    assert world.run(NOW + 0.5) == about(SWEEP_SOON)
+    assert world.sections == before
+
+
+def test_a_store_with_pending_messages_is_swept_sooner(world: World) -> None:
+    put(world.store, "c")
+    world.run(NOW)
+    assert world.store.doubles[S_SWEEP_AT] == NOW + SWEEP_SOON
+
+
+def test_a_sweep_that_leaves_something_is_followed_at_once(world: World) -> None:
+    for _ in range(200):
+        put(world.store, "c", expires=SOON)
+    world.run(NOW)
+    assert world.run(SOON) == about(SWEEP_HURRY)
+    now = SOON
+    while contents(world.store).messages:
+        now += SWEEP_HURRY
+        world.run(now)
+    assert world.store.words[S_DROPS + EXPIRED] == 200
+
+
+def test_one_process_does_it_for_all(world: World) -> None:
+    _, other = world.attach(1)
+    world.run(NOW)
+    before = world.sections
+    other.run(NOW, EXPIRY, world.section)
+    assert world.sections == before
+
+
+@pytest.mark.parametrize("word", [S_SWEEP_AT, S_BURY_AT])
+@pytest.mark.parametrize("damage", [float("nan"), float("inf"), NOW + 3600])
+def test_a_time_that_cannot_be_is_not_waited_for(world: World, word: int, damage: float) -> None:
+    world.run(NOW)
+    world.store.doubles[word] = damage
+    world.run(NOW + CHECK_EVERY)
+    assert NOW + CHECK_EVERY < world.store.doubles[word] <= NOW + 2 * CHECK_EVERY
+
+
+# -- the dead -------------------------------------------------------------------------------------
+
+
+def test_a_process_that_does_not_hold_its_byte_is_buried(world: World) -> None:
+    dead, _ = world.attach(1)
+    owned(world.store, "x!", dead.process)
+    put(world.store, "x!1")
+    world.run_everything(NOW)
+    assert contents(world.store).messages
+    world.living.remove(1)
+    world.run_everything(NOW)
+    assert not contents(world.store).messages
+    world.run_everything(NOW + EXPIRY)
+    assert not world.store.words[dead.process + P_GENERATION]
+    assert world.store.words[world.resources.process + P_GENERATION]
+
+
+def test_a_process_that_attached_since_the_last_look_is_looked_at(world: World) -> None:
+    world.run_everything(NOW)
+    late = process(world.store, 7)  # and it is dead by now
+    world.run_everything(NOW)
+    assert world.store.doubles[late + P_DEAD_SINCE] == NOW
+
+
+def test_what_is_left_of_the_dead_is_cleared_up_at_once(world: World) -> None:
+    dead, _ = world.attach(1)
+    owned(world.store, "x!", dead.process)
+    for _ in range(300):
+        put(world.store, "x!1")
+    world.living.remove(1)
+    world.run_everything(NOW)
+    assert 0 < len(contents(world.store).messages[b"x!"]) < 300
+    now = world.upkeep.check_at
+    assert now == about(NOW + SWEEP_HURRY)
+    world.run(now)
+    world.run(now + SWEEP_HURRY)
+    assert not contents(world.store).messages
+    assert world.upkeep.check_at == about(now + SWEEP_HURRY + CHECK_EVERY)
+
+
+def test_the_doorbells_of_the_dead_are_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, generation = world.store.add_waiter(world.resources.process) or (0, 0)
+    ours, other = f"{NONCE:016x}", f"{NONCE + 1:016x}"
+    kept = ["members", "attach.lock", f"{ours}.{mine}.{generation}", f"{other}.1.1"]
+    stale = [f"{ours}.{mine}.{generation - 1}", f"{ours}.{mine + 1}.1", f"{ours}.9999999.1"]
+    monkeypatch.setattr(module, "STALE_BELL", 3600.0)
+    for name in [*kept, *stale[:2]]:
+        (world.folder / name).touch()
+    world.run_everything(NOW)
+    assert sorted(os.listdir(world.folder)) == sorted(kept)
+    monkeypatch.setattr(module, "STALE_BELL", -1.0)  # a bell of an earlier segment is old by now
+    (world.folder / stale[2]).touch()
+    world.run_everything(NOW + TIDY_EVERY)
+    assert sorted(os.listdir(world.folder)) == sorted(kept[:3])
+
+
+# -- waiters that are gone ------------------------------------------------------------------------
+
+
+def test_waiter_ids_of_ended_threads_are_given_back_once_the_lock_is_free(world: World) -> None:
+    taken = world.store.add_waiter(world.resources.process) or (0, 0)
+    world.upkeep.orphans.append(taken)
+    world.busy = lambda: True
+    with pytest.raises(LockBusy):
+        world.run_everything(NOW)
+    assert world.upkeep.orphans == [taken]
+    world.busy = lambda: False
+    world.run_everything(NOW)
+    assert world.upkeep.orphans == [] and not world.store.waiter_taken(taken[0])
+
+
+def test_hubs_of_closed_loops_are_retired(world: World) -> None:
+    retired = []
+
+    def hub(name: str, closed: bool) -> Any:
+        return SimpleNamespace(closed=lambda: closed, retire=lambda: retired.append(name))
+
+    world.hubs.update(open=hub("open", False), closed=hub("closed", True))
+    world.run_everything(NOW)
+    assert retired == ["closed"] and [*world.hubs] == ["open"]
+
+
+# -- messages that nobody reads -------------------------------------------------------------------
+
+
+def drained(world: World, queue: str, *local_parts: str) -> Inbox:
+    """An inbox with a message for each local part, which expires soon."""
+    owned(world.store, queue, world.resources.process)
+    inbox = world.resources.inboxes[queue] = Inbox(queue, world.resources.store)
+    inbox.refresh()
+    for seq, local in enumerate(local_parts, 1):
+        inbox.feed(Taken(seq, SOON, local.encode(), b"m"), lambda local: 100)
+    return inbox
+
+
+def members(world: World, group: str) -> set[str]:
+    return set(world.groups.channels(group.encode(), SOON))
+
+
+def test_a_reader_that_left_a_message_unread_leaves_its_groups(world: World) -> None:
+    inbox = drained(world, "x!", "gone")
+    for name in (b"x!gone", b"x!there", b"y!gone"):
+        world.groups.add(b"g", name, NOW, FOREVER)
+    world.run_everything(NOW)
+    assert members(world, "g") == {"x!gone", "x!there", "y!gone"} and inbox
+    world.run_everything(SOON)
+    assert members(world, "g") == {"x!there", "y!gone"} and not inbox
+    assert world.store.words[S_DROPS + EXPIRED] == 1
+
+
+def test_many_readers_leave_in_several_sections_and_a_busy_lock_delays_them(world: World) -> None:
+    gone = [str(number) for number in range(1000)]
+    drained(world, "x!", *gone)
+    for local in gone:
+        world.groups.add(b"g", b"x!%s" % local.encode(), NOW, FOREVER)
+    busy = iter([False, False, True])
+    world.busy = lambda: next(busy, False)
+    with pytest.raises(LockBusy):
+        world.run_everything(SOON)
+    assert 0 < len(members(world, "g")) < 1000
+    world.run_everything(SOON)
+    assert members(world, "g") == set()
+
+
+def test_an_inbox_is_emptied_after_a_flush(world: World) -> None:
+    inbox = drained(world, "x!", "a")
+    world.store.words[S_EPOCH] += 1
+    world.run_everything(NOW)
+    assert not inbox and inbox.is_fresh()
+    assert world.store.words[S_DROPS + EXPIRED] == 0

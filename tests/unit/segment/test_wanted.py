@@ -1,0 +1,56 @@
+"""What a layer asks of its segment, and what is refused before there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import asgi_ipc.aio
+from asgi_ipc import IPCChannelLayer
+from asgi_ipc.errors import InvalidOption
+from asgi_ipc.options import MAX_MEMORY, Options
+from asgi_ipc.segment import wanted
+from asgi_ipc.segment.wanted import Sizes, Wanted
+from asgi_ipc.store.layout import LOCK_FILE, LOCK_MUTEX
+
+from ..support import KIB
+
+
+def of(**given: Any) -> Wanted:
+    return Wanted.of(Options.read("prefix", given))
+
+
+def test_it_says_what_the_options_say() -> None:
+    found = of(
+        message_memory=256 * KIB,
+        group_memory=64 * KIB,
+        max_message_size=4 * KIB,
+        mode=0o660,
+        lock="file",
+    )
+    assert found.prefix == "prefix" and found.mode == 0o660 and found.lock_kind == LOCK_FILE
+    assert found.sizes == Sizes(256 * KIB, 64 * KIB, 4 * KIB)
+    assert found.layout().message_memory == 256 * KIB
+    assert str(found.sizes).startswith(f"message_memory {256 * KIB}, group_memory {64 * KIB}, max")
+
+
+def test_without_robust_mutexes_the_lock_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wanted, "robust_mutexes", lambda: True)
+    assert of(lock="mutex").lock_kind == LOCK_MUTEX
+    monkeypatch.setattr(wanted, "robust_mutexes", lambda: False)
+    assert of(lock="mutex").lock_kind == LOCK_FILE
+
+
+@pytest.mark.parametrize("make", [of, IPCChannelLayer, asgi_ipc.aio.IPCChannelLayer])
+def test_all_memory_together_has_a_limit(make: Callable[..., object]) -> None:
+    """Each of the sizes alone would be allowed."""
+    with pytest.raises(InvalidOption, match=r"too large together.*smaller than 32 GiB"):
+        make(message_memory=MAX_MEMORY, group_memory=MAX_MEMORY)
+
+
+@pytest.mark.parametrize("layer", [IPCChannelLayer, asgi_ipc.aio.IPCChannelLayer])
+def test_a_layer_refuses_a_prefix_that_cannot_be(layer: Callable[..., object]) -> None:
+    with pytest.raises(InvalidOption, match="prefix"):
+        layer("a/b")
