@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable
 
+from .. import clock
 from ..errors import IPCError
 from ..segment.doorbell import ALL
 from ..segment.files import open_file
@@ -35,6 +35,7 @@ class Resources:
     process, which has claimed the byte at `index`."""
 
     process = 0  # the row, once `enter` has made it
+    _closed = False
 
     def __init__(self, prefix: str, segment: Segment, index: int, lock: Mutex | FileLock) -> None:
         self.prefix = prefix
@@ -84,7 +85,7 @@ class Resources:
         return make_section_of_three(self.lock, self.store.words, recover, waits, self.renew_lock)
 
     def _recover(self) -> None:
-        recovery.recover(self.store, time.monotonic())
+        recovery.recover(self.store, clock.monotonic())
         self.ring_everyone()
 
     def ring_everyone(self) -> None:
@@ -121,12 +122,23 @@ class Resources:
         self.log_drop.tell()
         with contextlib.suppress(IPCError, OSError):
             section = make_section(self.lock, self.store.words, self._recover, Waits(1.0, 1.0))
-            section(self.store.leave, self.process, time.monotonic())
+            section(self._leave)
         self.ringer.close()
         self.segment.leave(self._index)
         if isinstance(self.lock, FileLock):
             self.lock.close()
-        self.store.close()
+        self._close()  # unless `_leave` did
+
+    def _leave(self) -> None:
+        """Inside a section: at exit a daemon thread may still call, but never in the middle of a
+        change. Its next section finds the memory released."""
+        self.store.leave(self.process, clock.monotonic())
+        self._close()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.store.close()
 
     def disown(self) -> None:
         """In a forked child: close what belongs to the parent, and do not touch the segment."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .. import clock
 from ..errors import SegmentVanished
 from ..segment.lock import FileLock, machine, mutex_holder
 from ..segment.procfs import command_line, is_stopped, process_of
@@ -50,7 +51,7 @@ class Snapshot:
             self._processes = view.words(layout.processes, at.MAX_PROCESSES * at.PROCESS_WORDS)
             self._waiters = view.words(layout.waiters, at.MAX_WAITERS * at.WAITER_WORDS)
             self._fronts = {
-                row: read_front(layout, view.read, row, words, time.monotonic())
+                row: read_front(layout, view.read, row, words, clock.monotonic())
                 for row, words in self.queues.items()
                 if words[at.Q_PENDING]
             }
@@ -59,7 +60,7 @@ class Snapshot:
             if not disturbed and all(header[i] == after[i] for i in (at.S_EPOCH, at.S_RECOVERIES)):
                 break
             time.sleep(_PAUSE)
-        self.now = time.monotonic()
+        self.now = clock.monotonic()
         self.attached = view.attached()
 
     # -- the layer as a whole ---------------------------------------------------------------------
