@@ -4,12 +4,20 @@ PYTHON ?= python3
 DEMO_PORTS ?= 8001 8002
 # What the tests are installed with; "test-anywhere" leaves out what there is not for musl (Alpine).
 EXTRA ?= test
-PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+# What is imported is compiled then: most of what is installed never is.
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-compile
 
-.PHONY: help test test-all pythons coverage docs demo bench figures clean
+# More for pytest: make test TESTS="tests/unit -k lock".
+TESTS =
+# In as many processes as the machine is for: "make test PROCESSES=0" runs all in one.
+PROCESSES = auto
+
+.PHONY: help test test-fast test-all pythons coverage docs demo bench figures clean
 
 help:
-	@echo "make test      lint, type check and all tests, in an environment of its own (.venv)"
+	@echo "make test      lint, type check and all tests, in an environment of its own (.venv);"
+	@echo "               make test TESTS='tests/unit -k lock': some of them, or other options of pytest"
+	@echo "make test-fast lint, type check, and the tests of single modules and of the two contracts"
 	@echo "make test-all  the same tests at full length, then make pythons and make coverage"
 	@echo "make pythons   most tests, on every Python from 3.9 that is installed"
 	@echo "make coverage  how much of the package the tests run through, line and branch"
@@ -20,14 +28,15 @@ help:
 	@echo "make clean     removes the environments and everything that was built"
 
 # The tests run whatever the first two say, so that one run tells everything; any failure counts.
-# What fails is run once more, and listed as RERUN: many tests start servers, browsers and processes,
-# and a machine that is busy with something else can be too slow for one of them.
 test: .venv/installed
 	@status=0; \
 	.venv/bin/ruff check . || status=1; \
 	.venv/bin/mypy || status=1; \
-	.venv/bin/python -m pytest --reruns 1 -raR || status=1; \
+	.venv/bin/python -m pytest -n $(PROCESSES) $(TESTS) || status=1; \
 	exit $$status
+
+test-fast: TESTS = tests/unit tests/conformance
+test-fast: test
 
 test-all: export ASGI_IPC_TEST_LENGTH = full
 test-all: test pythons coverage

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,6 +37,26 @@ if msgpack.version < (1,):
     _unpack = lambda body: msgpack.unpackb(body, raw=False)  # noqa: E731
 
 
+def _packer(strict_types: bool) -> Callable[[object], bytes]:
+    """Return a function that packs, from any thread.
+
+    One packer in C serves all threads where there is a GIL: it runs no Python code and keeps the
+    GIL. Otherwise, and with msgpack's fallback in Python, each call makes a packer.
+    """
+    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
+    if gil and msgpack.Packer.__module__ != "msgpack.fallback":
+        shared: Callable[[object], bytes] = msgpack.Packer(
+            use_bin_type=True, strict_types=strict_types
+        ).pack
+        return shared
+
+    def pack(message: object) -> bytes:
+        packed: bytes = msgpack.packb(message, use_bin_type=True, strict_types=strict_types)
+        return packed
+
+    return pack
+
+
 class DecodeError(Exception):
     """A body that does not decode: wrong key, or no message. The receiver drops and counts it."""
 
@@ -44,8 +65,8 @@ class Codec:
     """Packs and unpacks messages; `keys` are the ``symmetric_encryption_keys`` option."""
 
     def __init__(self, keys: Iterable[str | bytes] | None = None) -> None:
-        self._pack = msgpack.Packer(use_bin_type=True).pack
-        self._pack_flat = msgpack.Packer(use_bin_type=True, strict_types=True).pack
+        self._pack = _packer(strict_types=False)
+        self._pack_flat = _packer(strict_types=True)
         self._fernet = _fernet(keys) if keys is not None else None
         self.unpack = _unpack if self._fernet is None else self._decrypt_and_unpack
 
@@ -61,8 +82,7 @@ class Codec:
                 pack = self._pack
                 break
         try:
-            # One packer serves all threads: packing runs no Python code and keeps the GIL.
-            body: bytes = pack(message)
+            body = pack(message)
         except (TypeError, ValueError, OverflowError):
             body = self._pack(_plain_copy(message))  # unless the copy raises, and says why
         if _UINT64 in body and _has_uint64(message.values()):

@@ -1,21 +1,33 @@
-"""What every test can use: a prefix of its own, and proof that nothing stays in shared memory."""
+"""What every test can use: a prefix of its own, and proof that a run leaves nothing behind.
+
+Also how the tests are shared out among several processes (``pytest -n``).
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from .leftovers import Leftovers
+
 # The suites' asserts are in modules that are not tests themselves.
 pytest.register_assert_rewrite("asgi_ipc.conformance")
 
-SHARED_MEMORY = Path("/dev/shm")
+TESTS = Path(__file__).parent
+QUICK = ("unit", "contract")  # the folders whose tests come last, to fill the gaps
+ENDING = 10.0  # seconds that a process may take to end once it was told to
+
+leftovers = pytest.StashKey[Leftovers]()
+left = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture
@@ -28,17 +40,40 @@ def prefix() -> Iterator[str]:
     segment.destroy(name)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_stays_in_shared_memory() -> Iterator[None]:
-    """Fails the run, in the teardown of its last test, if anything of ours is left."""
-    before = _ours()
-    yield
-    left = sorted(name for name in _ours() - before if not _is_of_another_run(name))
-    assert not left, f"left in {SHARED_MEMORY}: {', '.join(left)}"
+# -- nothing is left ------------------------------------------------------------------------------
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Names the tests that did not run because this machine lacks something, loudly."""
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.stash[leftovers] = Leftovers()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
+    """Fail the run if it leaves a segment, a file or a process behind; and remove these.
+
+    Called when all fixtures and all workers have ended, and before the summary is written.
+    """
+    result = yield
+    found = session.config.stash.get(leftovers, None)
+    if found is None:
+        return result
+    deadline = time.monotonic() + ENDING
+    while found.processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    session.config.stash[left] = found.remove()
+    if session.config.stash[left] and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Name what was left behind, and the tests that this machine lacks something for, loudly."""
+    style = {"red": True, "bold": True}
+    if lines := config.stash.get(left, []):
+        terminalreporter.section(f"{len(lines)} THINGS WERE LEFT BEHIND", **style)
+        for line in lines:
+            terminalreporter.line(line, **style)
     lacking = Counter(
         (report.nodeid.partition("[")[0], reason.group(1))
         for report in terminalreporter.stats.get("skipped", [])
@@ -47,26 +82,44 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     )
     if not lacking:
         return
-    style = {"red": True, "bold": True}
     terminalreporter.section(f"{sum(lacking.values())} TESTS WERE NOT RUN HERE", **style)
     for (test, reason), cases in lacking.items():
         times = f" ({cases} cases)" if cases > 1 else ""
         terminalreporter.line(f"{test}{times}: {reason}", **style)
 
 
-def _ours() -> set[str]:
-    return {path.name for path in SHARED_MEMORY.glob("asgi_ipc.*")}
+# -- several processes ----------------------------------------------------------------------------
 
 
-def _is_of_another_run(name: str) -> bool:
-    """Whether the first number in `name`, as in `prefix`, is another process that still runs."""
-    number = re.search(r"\d+", name)
-    if number is None or int(number.group()) == os.getpid():
-        return False
-    try:
-        os.kill(int(number.group()), 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """For ``-n auto``: one more than there are processors, since many tests wait for something."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Several processes begin with what takes long, so that they end at the same time."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.parent.name in QUICK)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests go one by one to the next process that is free. Those of a file stay together where
+    they share what takes long to make."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if shares_something(file) else nodeid
+
+    return Scheduling(config, log)
+
+
+@cache
+def shares_something(file: str) -> bool:
+    """Whether a file of tests has a fixture that several of its tests share."""
+    return 'scope="module"' in (TESTS.parent / file).read_text(encoding="utf-8")

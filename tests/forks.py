@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from .conformance import LIVENESS
+from .waiting import LIVENESS
 
 NOBODY = 65534  # a uid that is not ours
 

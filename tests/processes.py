@@ -11,12 +11,10 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-LIVENESS = 60.0
-"""Seconds until a wait is given up. Nothing here takes that long unless it hangs."""
+from tests.waiting import LIVENESS, until
 
 
 class Process:
@@ -90,10 +88,12 @@ class Process:
             assert alive, f"waited for {what}, but {self.describe()}"
             return False
 
-        try:
-            wait_until(come_true_or_died, what, timeout)
-        except TimeoutError as error:
-            raise AssertionError(f"{error}: {self.describe()}") from None
+        until(
+            come_true_or_died,
+            what=lambda: f"{what}: {self.describe()}",
+            bound=timeout,
+            pause=0.02,
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Sends it a signal."""
@@ -142,17 +142,6 @@ def running(
         raise
     finally:
         process.stop()
-
-
-def wait_until(
-    condition: Callable[[], object], what: str, timeout: float = LIVENESS, pause: float = 0.02
-) -> None:
-    """Asks every ``pause`` seconds until ``condition`` holds; TimeoutError after ``timeout``."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout:.0f} s for {what}")
-        time.sleep(pause)
 
 
 def free_port() -> int:

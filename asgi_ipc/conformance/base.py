@@ -45,7 +45,7 @@ def until(condition: Callable[[], T | None], bound: float | None = None) -> T:
     return value
 
 
-def in_threads(functions: Iterable[Callable[[], T]]) -> list[T]:
+def in_threads(functions: Iterable[Callable[[], T]], bound: float | None = None) -> list[T]:
     """Call each function in its own thread, all at once, and return their results."""
 
     def run(function: Callable[[], T], future: Future[T]) -> None:
@@ -58,7 +58,7 @@ def in_threads(functions: Iterable[Callable[[], T]]) -> list[T]:
     for function in functions:
         futures.append(future := Future[T]())
         threading.Thread(target=run, args=(function, future), daemon=True).start()
-    return [future.result(timeout=patience()) for future in futures]
+    return [future.result(timeout=bound or patience()) for future in futures]
 
 
 class Layer(Protocol):

@@ -20,12 +20,15 @@ from ..aio import IPCChannelLayer as AsyncIPCChannelLayer
 from ..attachment.process import attached_processes
 from ..errors import IncompatibleSegment, InvalidOption, IPCError, NoSuchLayer
 from ..inspection.view import View
+from ..machines.base import LocalAndRemote
 from ..options import Options
 from ..segment.paths import SHM, Paths, full_prefix
 from ..segment.wanted import Wanted
 from ..store.layout import WORD, Layout
 
+_LAYERS = (IPCChannelLayer, AsyncIPCChannelLayer, LocalAndRemote)
 _SIZES = ("message_memory", "group_memory", "max_message_size")
+_DEFAULT = Options().prefix
 
 
 def check_channel_layers(app_configs: object, **kwargs: object) -> list[CheckMessage]:
@@ -36,24 +39,30 @@ def check_channel_layers(app_configs: object, **kwargs: object) -> list[CheckMes
             backend = import_string(described["BACKEND"])
         except (ImportError, KeyError, TypeError):
             continue  # Channels itself reports that
-        if isinstance(backend, type) and issubclass(
-            backend, (IPCChannelLayer, AsyncIPCChannelLayer)
-        ):
+        if isinstance(backend, type) and issubclass(backend, _LAYERS):
             where = f"CHANNEL_LAYERS[{alias!r}]"
-            found += _check(where, dict(described.get("CONFIG") or {}))
+            found += _check(where, backend, dict(described.get("CONFIG") or {}))
     return found
 
 
-def _check(where: str, config: dict[str, Any]) -> Iterator[CheckMessage]:
+def _check(where: str, backend: type, config: dict[str, Any]) -> Iterator[CheckMessage]:
     try:
-        options = Options.read(config.pop("prefix", "asgi"), config)
-        layout = Wanted.of(options).layout()
-        paths = Paths(full_prefix(options.prefix))
-    except InvalidOption as error:
+        backend(**config)  # which touches neither memory nor servers
+    except (InvalidOption, TypeError) as error:
         yield Error(f"{where}: {error}", id="asgi_ipc.E001")
         return
-    yield from _room(where, options, layout)
-    yield from _live(where, options, paths)
+    if issubclass(backend, LocalAndRemote):
+        config = dict(config.get("local") or {})
+    options = Options.read(config.pop("prefix", _DEFAULT), config)
+    if options.prefix == _DEFAULT:
+        yield Warning(
+            f"{where}: the prefix is {_DEFAULT!r}, the default. Every program of this user with "
+            "that prefix shares the channels: two sites take each other's messages.",
+            hint='Name the site: "CONFIG": {"prefix": "mysite"}.',
+            id="asgi_ipc.W003",
+        )
+    yield from _room(where, options, Wanted.of(options).layout())
+    yield from _live(where, options, Paths(full_prefix(options.prefix)))
 
 
 def _room(where: str, options: Options, layout: Layout) -> Iterator[CheckMessage]:

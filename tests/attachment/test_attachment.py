@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 
 from asgi_ipc import segment
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import LockTimeout, NotOwner, SegmentVanished
 from asgi_ipc.segment.lock import robust_mutexes
 from asgi_ipc.store import waiters
 
-from ..conformance import LIVENESS, MESSAGE, in_threads, until
 from ..forks import Line, child, children, on_linux, rests
 from ..unit.support import contents
+from ..waiting import LIVENESS, in_threads, until
 from .layers import NOTHING, SOON, Make
 
 pytestmark = on_linux  # where a test can see what a process has open
@@ -64,10 +65,10 @@ def test_the_queue_of_a_dead_process_is_dropped_and_its_memberships_after_expiry
     def gone() -> bool:
         return bool(layer.group_channels("group") == ["alive"])
 
-    until(dropped, SOON)
-    until(gone, 1.5 + SOON)
+    until(dropped, bound=SOON)
+    until(gone, bound=1.5 + SOON)
     assert time.monotonic() - died >= 1.5
-    until(lambda: layer.receive(["c"]) and make.processes() == [os.getpid()], SOON)
+    until(lambda: layer.receive(["c"]) and make.processes() == [os.getpid()], bound=SOON)
 
 
 def test_the_queue_of_a_dead_process_can_be_received_by_the_next_at_once(make: Make) -> None:
@@ -94,7 +95,7 @@ def test_the_bells_of_a_dead_process_are_removed(make: Make) -> None:
             process.hear()
             until(make.bells)
             process.kill()
-    until(lambda: layer.receive(["c"]) and not make.bells(), SOON)
+    until(lambda: layer.receive(["c"]) and not make.bells(), bound=SOON)
 
 
 def test_a_message_for_a_dead_waiter_wakes_a_living_one(make: Make) -> None:
@@ -180,7 +181,7 @@ def test_a_sender_says_so_when_the_segment_vanishes_and_then_works(make: Make) -
             return True
         return False
 
-    until(send, SOON)
+    until(send, bound=SOON)
     layer.send("c", {"in": "the new one"})
     assert layer.receive(["c"]) == ("c", {"in": "the new one"})
     gc.collect()

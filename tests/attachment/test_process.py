@@ -14,6 +14,7 @@ import pytest
 
 from asgi_ipc import segment
 from asgi_ipc.attachment import process
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import IncompatibleSegment, NotOwner, Reentered
 from asgi_ipc.segment import doorbell
 from asgi_ipc.segment import lock as lock_module
@@ -21,9 +22,9 @@ from asgi_ipc.segment.files import Descriptor
 from asgi_ipc.segment.lock import robust_mutexes
 from asgi_ipc.store.layout import MAX_WAITERS
 
-from ..conformance import LIVENESS, MESSAGE, in_threads, until
 from ..forks import Line, bounded, child, in_child, on_linux
 from ..unit.support import KIB, contents
+from ..waiting import LIVENESS, in_threads, until
 from .layers import LOCKS, NOTHING, SHM, SOON, Make
 
 pytestmark = on_linux  # where a test can see what a process has open
@@ -304,7 +305,7 @@ def test_threads_that_ended_give_back_their_bells_and_ids(make: Make) -> None:
         store = make.look()
         return sum(bool(store.waiter_generation(index)) for index in range(MAX_WAITERS))
 
-    until(lambda: ids() <= 1, SOON)
+    until(lambda: ids() <= 1, bound=SOON)
 
 
 def test_a_process_that_leaves_frees_its_row(make: Make) -> None:

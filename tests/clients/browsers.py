@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests import processes
+from tests.waiting import LIVENESS
 
-MILLISECONDS = processes.LIVENESS * 1000
+MILLISECONDS = LIVENESS * 1000
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 Browse = Callable[[str], Awaitable[Any]]

@@ -19,6 +19,7 @@ from tests import environments, processes
 from tests.clients import browsers
 from tests.clients.browsers import Browse, expect
 from tests.clients.demo import Site
+from tests.waiting import LIVENESS
 
 for module in ("channels", "daphne"):
     pytest.importorskip(module, reason=f"lacking: {module}")
@@ -90,7 +91,7 @@ def test_the_picture_in_the_readme_can_be_taken_again(tmp_path: Path, prefix: st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=2 * processes.LIVENESS,
+        timeout=2 * LIVENESS,
         check=False,
     )
     assert done.returncode == 0, done.stdout

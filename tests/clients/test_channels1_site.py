@@ -25,6 +25,7 @@ import pytest
 
 from tests import environments, processes
 from tests.clients.channels1_site.content import large_content
+from tests.waiting import LIVENESS, until
 
 websockets = pytest.importorskip("websockets", reason="lacking: websockets 15 or later")
 
@@ -45,7 +46,7 @@ class Site:
         self.workers = workers
 
     def request(self, path: str, body: bytes | None = None) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=processes.LIVENESS)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIVENESS)
         try:
             connection.request("GET" if body is None else "POST", path, body)
             response = connection.getresponse()
@@ -141,7 +142,7 @@ def test_both_workers_answer(site: Site) -> None:
             seen.update(answer.worker for answer in answers)
             return seen == {worker.pid for worker in site.workers}
 
-        processes.wait_until(both_seen, "an answer from each of the workers", pause=0)
+        until(both_seen, what="an answer from each of the workers", pause=0)
 
 
 def test_large_response(site: Site) -> None:
@@ -163,7 +164,7 @@ def test_upload(site: Site) -> None:
 def test_chat(site: Site) -> None:
     """20 clients, 5 messages each: 2,000 arrive, none twice; and who has gone is no member."""
     asyncio.run(chat(site, clients=20, messages=5))
-    processes.wait_until(lambda: site.members("lobby") == 0, "an empty group")
+    until(lambda: site.members("lobby") == 0, what="an empty group")
 
 
 @pytest.mark.parametrize("site", [["--force-sync"]], ids=["force-sync"], indirect=True)
@@ -203,16 +204,14 @@ async def chat(site: Site, clients: int, messages: int) -> None:
 
         async def listen(client: int) -> list[str]:
             """As many messages as were said by all."""
-            return [
-                await asyncio.wait_for(sockets[client].recv(), processes.LIVENESS) for _ in said
-            ]
+            return [await asyncio.wait_for(sockets[client].recv(), LIVENESS) for _ in said]
 
         heard, _ = await asyncio.gather(
             asyncio.gather(*map(listen, everybody)), asyncio.gather(*map(speak, everybody))
         )
         # A message that came twice would stand before this one.
         await sockets[0].send("the end")
-        last = [await asyncio.wait_for(socket.recv(), processes.LIVENESS) for socket in sockets]
+        last = [await asyncio.wait_for(socket.recv(), LIVENESS) for socket in sockets]
 
     assert last == ["the end"] * clients
     assert [sorted(words) for words in heard] == [said] * clients

@@ -21,8 +21,8 @@ import pytest
 
 from asgi_ipc import segment
 from asgi_ipc.segment.paths import Paths
-from tests import processes
 from tests.clients.demo import Site
+from tests.waiting import LIVENESS
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout as asyncio_timeout
@@ -48,7 +48,7 @@ async def hear(socket: Any, count: int = 1) -> list[tuple[str, str]]:
     """The next remarks that come, as (name, text)."""
     heard = []
     while len(heard) < count:
-        message = json.loads(await asyncio.wait_for(socket.recv(), processes.LIVENESS))
+        message = json.loads(await asyncio.wait_for(socket.recv(), LIVENESS))
         if "remark" in message:
             heard.append((message["remark"]["name"], message["remark"]["text"]))
     return heard
@@ -59,7 +59,7 @@ async def see(socket: Any, site: Site, *people: tuple[str, int]) -> None:
     wanted = sorted((name, str(site.ports[server])) for name, server in people)
     shown: list[tuple[str, str]] = []
     try:
-        async with asyncio_timeout(processes.LIVENESS):
+        async with asyncio_timeout(LIVENESS):
             while shown != wanted:
                 message = json.loads(await socket.recv())
                 if "people" in message:
@@ -154,7 +154,7 @@ async def hear_of_the_board(site: Site, wanted: Callable[[dict[str, Any]], bool]
     """Waits until the board of the first server shows what is wanted."""
     figures = None
     try:
-        async with site.open(0, "/board/") as board, asyncio_timeout(processes.LIVENESS):
+        async with site.open(0, "/board/") as board, asyncio_timeout(LIVENESS):
             while figures is None or not wanted(figures):
                 figures = json.loads(await board.recv())
     except asyncio.TimeoutError:
@@ -176,7 +176,7 @@ async def test_the_board_counts_what_is_said(site: Site) -> None:
 
 def test_pages(site: Site) -> None:
     def status(port: int, path: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=processes.LIVENESS)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIVENESS)
         try:
             connection.request("GET", path)
             return connection.getresponse().status

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import environments, processes
+from tests.waiting import LIVENESS
 
 pytest.importorskip("channels", reason="lacking: Channels 4")
 pytest.importorskip("async_timeout", reason="lacking: async-timeout")
@@ -68,4 +69,4 @@ def test_their_suite_passes_on_our_layer(prefix: str, tmp_path: Path) -> None:
         environment=environments.child_environment(STAND_IN_PREFIX=prefix),
         folder=suite.parent,
     ) as run:
-        print(run.wait(timeout=2 * processes.LIVENESS))
+        print(run.wait(timeout=2 * LIVENESS))

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from asgi_ipc.aio import IPCChannelLayer
-from tests.processes import LIVENESS
+from tests.waiting import LIVENESS
 
 uvloop = pytest.importorskip("uvloop", reason="lacking: uvloop")
 

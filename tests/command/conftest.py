@@ -21,7 +21,8 @@ from asgi_ipc.segment.procfs import is_stopped
 from asgi_ipc.store.layout import WORD
 
 from ..environments import child_environment
-from ..processes import Process, running, wait_until
+from ..processes import Process, running
+from ..waiting import until
 
 # An asyncio process in a group. "backlog" holds three messages, "full" all five that it may.
 CHAT = """
@@ -76,7 +77,7 @@ def stop(*processes: Process) -> None:
     """Stop processes, as a debugger would, and wait until they are stopped."""
     for process in processes:
         os.kill(process.pid, signal.SIGSTOP)
-    wait_until(lambda: all(is_stopped(process.pid) for process in processes), "them to stop")
+    until(lambda: all(is_stopped(process.pid) for process in processes), what="them to stop")
 
 
 def resume(*processes: Process) -> None:

@@ -19,8 +19,8 @@ from asgi_ipc.store.layout import (
     S_SEQ_BASE,
 )
 
-from ..conformance import until
 from ..forks import NOBODY, in_child, is_root
+from ..waiting import until
 from .conftest import Live, Run, write_word
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 
 pytest.importorskip("django", reason="lacking: Django")
 
+from django.utils.module_loading import import_string
+
 from asgi_ipc import IPCChannelLayer
+from asgi_ipc.errors import InvalidOption
 from asgi_ipc.store.layout import H_VERSION, VERSION
 
 from ..environments import REPOSITORY, child_environment
@@ -23,7 +27,12 @@ AIO = "asgi_ipc.aio.IPCChannelLayer"
 
 def check(folder: Path, prefix: str, backend: str = AIO, **config: Any) -> tuple[int, str]:
     """What ``manage.py check`` says to these settings: exit status and output."""
-    layers = {"default": {"BACKEND": backend, "CONFIG": {"prefix": prefix, **config}}}
+    config = {"prefix": prefix, **config}
+    return check_layers(folder, {"default": {"BACKEND": backend, "CONFIG": config}})
+
+
+def check_layers(folder: Path, layers: dict[str, Any]) -> tuple[int, str]:
+    """The same for any CHANNEL_LAYERS."""
     (folder / "checked_settings.py").write_text(
         'SECRET_KEY = "not one"\nINSTALLED_APPS = ["channels", "asgi_ipc.django"]\n'
         f"CHANNEL_LAYERS = {layers!r}\n"
@@ -47,6 +56,40 @@ def test_nothing_to_complain_of(prefix: str, tmp_path: Path, backend: str) -> No
     layer.send("a", {})
     code, output = check(tmp_path, prefix, backend)
     assert code == 0 and "no issues" in output
+
+
+@pytest.mark.parametrize("backend", [AIO, "asgi_ipc.IPCChannelLayer"])
+def test_what_the_layer_refuses_the_check_finds(prefix: str, tmp_path: Path, backend: str) -> None:
+    for config, said in (
+        ({"symmetric_encryption_keys": "secret"}, "must be a list of keys"),
+        ({"mode": 0o644}, "mode must be 0o600"),
+        ({"channel_capacity": {"a": 0}}, "channel_capacity"),
+        ({"prefix": "with space"}, "prefix"),
+        ({"spin": 5}, "spin"),
+    ):
+        with pytest.raises(InvalidOption, match=re.escape(said)):
+            import_string(backend)(**{"prefix": prefix, **config})
+        code, output = check(tmp_path, backend=backend, **{"prefix": prefix, **config})
+        assert code and "asgi_ipc.E001" in output and said in output
+
+
+def test_the_options_of_a_layer_for_several_machines_are_checked(tmp_path: Path) -> None:
+    remote = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+    for name in ("asgi_ipc.LocalAndRemoteChannelLayer", "asgi_ipc.aio.LocalAndRemoteChannelLayer"):
+        layers = {
+            "default": {"BACKEND": name, "CONFIG": {"remote": remote, "local": {"expiry": 0}}}
+        }
+        code, output = check_layers(tmp_path, layers)
+        assert code and "asgi_ipc.E001" in output and "expiry" in output
+        layers["default"]["CONFIG"]["local"] = {}  # type: ignore[index]
+        code, output = check_layers(tmp_path, layers)
+        assert not code and "asgi_ipc.W003" in output
+
+
+def test_a_prefix_that_other_sites_have_too(tmp_path: Path) -> None:
+    for config in ({}, {"prefix": "asgi"}):
+        code, output = check_layers(tmp_path, {"default": {"BACKEND": AIO, "CONFIG": config}})
+        assert not code and "asgi_ipc.W003" in output and "prefix" in output
 
 
 def test_layers_of_other_packages_are_ignored(prefix: str, tmp_path: Path) -> None:

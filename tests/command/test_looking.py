@@ -13,8 +13,8 @@ from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
 from asgi_ipc.store.layout import H_VERSION, Q_NAME, S_TABLES, T_HIGH, T_RESERVED, VERSION, WORD
 
-from ..conformance import until
 from ..forks import NOBODY, is_root
+from ..waiting import until
 from .conftest import Live, Run, resume, stop, write_word
 
 

@@ -11,9 +11,9 @@ from asgi_ipc import IPCChannelLayer
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
 
-from ..conformance import until
 from ..environments import child_environment
 from ..processes import running
+from ..waiting import until
 from .conftest import Live, Run
 
 

@@ -19,8 +19,8 @@ from asgi_ipc.inspection.view import View
 from asgi_ipc.statistics import Stats
 from asgi_ipc.store.layout import DROP_REASONS
 
-from ..conformance import LIVENESS
 from ..forks import bounded, child, rests
+from ..waiting import LIVENESS
 from .conftest import Live, Run
 
 

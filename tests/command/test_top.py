@@ -17,7 +17,7 @@ import pytest
 from asgi_ipc import IPCChannelLayer
 
 from ..environments import REPOSITORY, child_environment
-from ..processes import wait_until
+from ..waiting import until
 from .conftest import Live, Run
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="lacking: tmux")
@@ -62,10 +62,7 @@ class Terminal:
             self.last = self.screen()
             return re.search(pattern, self.last, re.M) is not None
 
-        try:
-            wait_until(shown, repr(pattern), pause=0.05)
-        except TimeoutError:
-            raise AssertionError(f"{pattern!r} is not on the screen:\n{self.last}") from None
+        until(shown, what=lambda: f"{pattern!r} on the screen:\n{self.last}", pause=0.05)
         return self.last
 
     def close(self) -> None:
@@ -120,14 +117,14 @@ def test_keys_to_sort_filter_and_quit(terminal: Terminal) -> None:
     terminal.press("Enter")
     assert channels_on(terminal.wait_for("q Quit")) == ["jobs"]
     terminal.press("Escape")
-    wait_until(lambda: len(channels_on(terminal.screen())) == 4, "all channels")
+    until(lambda: len(channels_on(terminal.screen())) == 4, what="all channels")
     terminal.press("/")
     terminal.wait_for("channels whose names contain")
     terminal.press("f", "*", "Enter")
-    wait_until(lambda: channels_on(terminal.screen()) == ["full"], "those of the pattern")
+    until(lambda: channels_on(terminal.screen()) == ["full"], what="those of the pattern")
     terminal.press("q")
-    wait_until(terminal.exit_status.exists, "the end")
-    wait_until(lambda: terminal.exit_status.read_text() == "0\n", "exit status 0")
+    until(terminal.exit_status.exists, what="the end")
+    until(lambda: terminal.exit_status.read_text() == "0\n", what="exit status 0")
 
 
 def test_rates_and_pause(terminal: Terminal, live: Live) -> None:

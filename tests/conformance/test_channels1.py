@@ -20,6 +20,7 @@ from asgi_ipc.conformance import Channels1Contract
 from asgi_ipc.testing.sync import InProcessChannelLayer
 
 from ..environments import REPOSITORY, child_environment, environment
+from ..waiting import LIVENESS
 
 try:
     from asgiref import inmemory as asgiref_inmemory
@@ -28,6 +29,7 @@ except ImportError:
 
 
 class TestBlockingLayer(Channels1Contract):
+    liveness = LIVENESS
     layer_class: ClassVar[type[IPCChannelLayer]] = IPCChannelLayer
 
     @pytest.fixture

@@ -12,6 +12,8 @@ from asgi_ipc.aio import IPCChannelLayer
 from asgi_ipc.conformance import Channels4Contract
 from asgi_ipc.testing.aio import InProcessChannelLayer
 
+from ..waiting import LIVENESS
+
 try:
     from channels.layers import InMemoryChannelLayer
 except ImportError:
@@ -19,6 +21,7 @@ except ImportError:
 
 
 class TestAsyncioLayer(Channels4Contract):
+    liveness = LIVENESS
     layer_class: ClassVar[type[IPCChannelLayer]] = IPCChannelLayer
 
     @property

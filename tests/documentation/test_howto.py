@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import yaml
 
 from asgi_ipc import IPCChannelLayer, aio
 from asgi_ipc.options import Options
-from tests import processes
 from tests.documentation import pages
+from tests.waiting import LIVENESS, eventually
 
 HOWTO = pages.DOCS / "howto"
 
@@ -75,10 +74,11 @@ async def test_who_is_here(tmp_path: Path, prefix: str) -> None:
         assert await presence["here"](layer, "lobby") == ["ada", "grace"]
         os.kill(grace.pid, signal.SIGKILL)
         grace.wait_for_end()
-        deadline = time.monotonic() + processes.LIVENESS
-        while await presence["here"](layer, "lobby") != ["ada"]:
-            assert time.monotonic() < deadline, "the dead are still here"
-            await asyncio.sleep(0.02)
+
+        async def alone() -> bool:
+            return bool(await presence["here"](layer, "lobby") == ["ada"])
+
+        await eventually(alone, what="the dead to be gone")
         await presence["go"](layer, "lobby", mine, "ada")
         assert await presence["here"](layer, "lobby") == []
         await layer.close()
@@ -105,7 +105,7 @@ async def test_units_of_systemd(tmp_path: Path, prefix: str) -> None:
         mine = await layer.new_channel()
         await layer.group_add("everybody", mine)
         await layer.send("thumbnails", {"type": "make", "picture": "cat.png"})
-        answer = await asyncio.wait_for(layer.receive(mine), processes.LIVENESS)
+        answer = await asyncio.wait_for(layer.receive(mine), LIVENESS)
         assert answer["text"] == "cat.png is ready"
         await layer.close()
         assert len(started) == 3 and all(process.alive() for process in started)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from asgi_ipc.aio import IPCChannelLayer
-from tests import processes
 from tests.documentation import pages
+from tests.waiting import LIVENESS
 
 for module in ("channels", "daphne", "gunicorn", "hypercorn", "uvicorn", "uvicorn_worker"):
     pytest.importorskip(module, reason=f"lacking: {module}")
@@ -58,7 +58,7 @@ async def test_browsers_of_different_workers_hear_each_other(
 async def browsers_of_two_processes(stack: AsyncExitStack, ports: list[int]) -> list[Any]:
     """Connects until two processes have answered; a server gives work to whom it likes."""
     found: dict[int, Any] = {}
-    deadline = asyncio.get_running_loop().time() + processes.LIVENESS
+    deadline = asyncio.get_running_loop().time() + LIVENESS
     while len(found) < 2:
         for port in ports:
             address = f"ws://127.0.0.1:{port}/"
@@ -69,5 +69,5 @@ async def browsers_of_two_processes(stack: AsyncExitStack, ports: list[int]) -> 
 
 
 async def said(socket: Any) -> str:
-    message = await asyncio.wait_for(socket.recv(), processes.LIVENESS)
+    message = await asyncio.wait_for(socket.recv(), LIVENESS)
     return str(json.loads(message)["text"])

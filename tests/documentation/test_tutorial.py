@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests import processes
 from tests.clients import browsers
 from tests.documentation import pages
+from tests.waiting import LIVENESS
 
 pytest.importorskip("channels", reason="lacking: Channels 4")
 pytest.importorskip("daphne", reason="lacking: daphne 4")
@@ -58,7 +58,7 @@ async def heard_of(reader: pages.Reader, command: str) -> list[str]:
         )
 
     async def next_of(socket: Any) -> str:
-        message = await asyncio.wait_for(socket.recv(), processes.LIVENESS)
+        message = await asyncio.wait_for(socket.recv(), LIVENESS)
         return str(json.loads(message)["text"])
 
     async with connect("8001") as first, connect("8002") as second:
@@ -69,7 +69,7 @@ async def heard_of(reader: pages.Reader, command: str) -> list[str]:
 
 
 def status(port: int, path: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=processes.LIVENESS)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIVENESS)
     try:
         connection.request("GET", path)
         return connection.getresponse().status

@@ -43,14 +43,7 @@ LEFT_OUT = (
     *("usr/share", "var", "usr/lib/*/gconv", "usr/bin/*lto-dump*", "usr/bin/*ld.gold"),
     *("usr/bin/*-dwp", "usr/lib/gcc/*/*/lto1", "usr/lib/gcc/*/*/*san*", "usr/lib/*/lib*san*"),
 )
-PROJECT = ("asgi_ipc", "tests/unit", "tests/segment", "tests/conformance", "tests/emulation")
-PROJECT_FILES = (
-    "pyproject.toml",
-    "tests/__init__.py",
-    "tests/conftest.py",
-    "tests/environments.py",
-    "tests/forks.py",
-)
+PROJECT = ("asgi_ipc", "tests", "pyproject.toml")
 
 # An ordinary processor of a small server, two of it, each in a thread of its own.
 MACHINE = (
@@ -202,8 +195,8 @@ Entry = tuple[str, Path]
 
 
 def _tree(folder: Path, name: str) -> Iterator[Entry]:
-    """All that lies in `folder`, each after the folder that it lies in."""
-    for path in sorted(folder.iterdir()):
+    """All that lies in `folder`, each after the folder that it lies in; nothing for a file."""
+    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
         inside = f"{name}/{path.name}".lstrip("/")
         yield inside, path
         if path.is_dir() and not path.is_symlink():
@@ -214,9 +207,6 @@ def _project() -> Iterator[Entry]:
     yield "init", HERE / "first.py"
     repository = environments.REPOSITORY
     yield "project", repository
-    yield "project/tests", repository / "tests"
-    for name in PROJECT_FILES:
-        yield f"project/{name}", repository / name
     for name in PROJECT:
         yield f"project/{name}", repository / name
         for inside, path in _tree(repository / name, f"project/{name}"):

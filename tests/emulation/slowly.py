@@ -1,7 +1,7 @@
 """A plugin of pytest for an emulated machine: what must happen is given more time to.
 
-The tests take their bounds from one number when they are imported. It is changed before that, and
-after conftest.py has had the asserts beside it rewritten.
+The tests and the contract suites take their bounds from a number each when they are imported. Both
+are changed before that, and after conftest.py has had the asserts of the suites rewritten.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ TIMES = 10
 
 def pytest_sessionstart() -> None:
     from asgi_ipc.conformance import base
+    from tests import waiting
 
     base.LIVENESS *= TIMES
     base._patience *= TIMES
+    waiting.LIVENESS *= TIMES

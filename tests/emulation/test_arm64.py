@@ -15,6 +15,7 @@ from zlib import crc32
 
 import pytest
 
+from tests.environments import REPOSITORY
 from tests.unit.support import FULL_LENGTH
 
 from . import arm64
@@ -22,17 +23,29 @@ from .facts import facts
 
 TESTS = [
     *(f"tests/unit/store/test_{name}.py" for name in ("store", "layout", "recovery")),
-    *(f"tests/segment/test_{name}.py" for name in ("lock", "libc", "segment", "doorbell", "files")),
+    *(f"tests/segment/test_{name}.py" for name in ("lock", "section", "libc", "files", "doorbell")),
+    *("tests/segment/test_segment.py", "tests/segment/test_opening.py"),
+    "tests/unit/segment/test_header.py",
     *("tests/unit/test_codec.py", "tests/emulation/test_words.py"),
 ]
+
 # Fifty processes attach at once, and the last waits longer than the five seconds that `attach` has.
 TOO_SLOW = [
-    "tests/unit/test_segment.py::test_fifty_processes_at_once_get_the_same_segment",
-    "tests/unit/test_segment.py::test_fifty_processes_at_once_replace_a_stale_segment_once",
+    "tests/segment/test_opening.py::test_fifty_processes_at_once_get_the_same_segment",
+    "tests/segment/test_opening.py::test_fifty_processes_at_once_replace_a_stale_segment_once",
 ]
 
 # What the machine lacks on purpose, by the reason that the skipped test gives.
 SKIPPED = {"could not import 'django.utils.functional': No module named 'django'"}
+
+
+def test_every_file_and_test_that_is_named_exists() -> None:
+    """A name that does not exist would be passed over in silence."""
+    for path in TESTS:
+        assert (REPOSITORY / path).is_file()
+    for test in TOO_SLOW:
+        path, _, name = test.partition("::")
+        assert f"\ndef {name}(" in (REPOSITORY / path).read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not FULL_LENGTH, reason="for make test-all: it takes minutes")

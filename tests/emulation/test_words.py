@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import mmap
 
-from tests.conformance import until
 from tests.forks import Line, child
+from tests.waiting import until
 
 ALL_BITS = 2**64 - 1
 

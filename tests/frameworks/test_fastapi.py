@@ -15,6 +15,7 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 from tests import environments, processes
+from tests.waiting import LIVENESS
 
 for module in ("fastapi", "uvicorn"):
     pytest.importorskip(module, reason=f"lacking: {module}")
@@ -42,7 +43,7 @@ def server(prefix: str, tmp_path: Path) -> Iterator[str]:
 
 
 def who_is_there(server: str, room: str) -> list[str]:
-    with urlopen(f"http://{server}/rooms/{room}", timeout=processes.LIVENESS) as answer:
+    with urlopen(f"http://{server}/rooms/{room}", timeout=LIVENESS) as answer:
         return list(json.load(answer))
 
 
@@ -52,7 +53,7 @@ def processes_of(channels: list[str]) -> set[str]:
 
 
 async def hears(socket: Any) -> Any:
-    return await asyncio.wait_for(socket.recv(), processes.LIVENESS)
+    return await asyncio.wait_for(socket.recv(), LIVENESS)
 
 
 async def test_a_room_spans_all_processes(server: str, prefix: str) -> None:

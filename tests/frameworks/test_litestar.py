@@ -15,6 +15,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests import environments, processes
+from tests.waiting import LIVENESS
 
 pytest.importorskip("litestar", reason="lacking: Litestar 2")
 pytest.importorskip("uvicorn", reason="lacking: uvicorn")
@@ -50,7 +51,7 @@ async def first(subscriber: Any, count: int = 1) -> list[Any]:
                 break
         return events
 
-    return await asyncio.wait_for(take(), processes.LIVENESS)
+    return await asyncio.wait_for(take(), LIVENESS)
 
 
 @pytest.mark.parametrize("channel", ["news", ANY_NAME])
@@ -155,12 +156,12 @@ async def _chat(server: str, prefix: str) -> None:
         )
 
         def say() -> None:
-            with urlopen(request, timeout=processes.LIVENESS) as answer:
+            with urlopen(request, timeout=LIVENESS) as answer:
                 assert answer.status == 202
 
         # Litestar accepts a socket before it subscribes: repeat until every socket has heard it.
         waiting = {asyncio.ensure_future(socket.recv()) for socket in sockets}
-        deadline = time.monotonic() + processes.LIVENESS
+        deadline = time.monotonic() + LIVENESS
         while waiting:
             assert time.monotonic() < deadline, f"{len(waiting)} sockets heard nothing"
             await asyncio.to_thread(say)

@@ -11,6 +11,7 @@ import pytest
 
 from asgi_ipc.aio import IPCChannelLayer
 from tests import environments, processes
+from tests.waiting import LIVENESS
 
 EXAMPLES = environments.REPOSITORY / "examples"
 FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
@@ -18,7 +19,7 @@ FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 
 async def heard_by(layer: IPCChannelLayer, channel: str) -> object:
     channels = [channel.partition("!")[0] + "!"]
-    return (await layer.receive_async(channels, timeout=processes.LIVENESS))[1]
+    return (await layer.receive_async(channels, timeout=LIVENESS))[1]
 
 
 async def test_a_script_reaches_who_is_connected(prefix: str) -> None:

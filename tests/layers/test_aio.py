@@ -31,7 +31,6 @@ from asgi_ipc.attachment.inbox import Inbox
 from asgi_ipc.conformance.asynchronous import (
     cancel,
     drain,
-    eventually,
     in_loop,
     numbers,
     receive,
@@ -40,11 +39,13 @@ from asgi_ipc.conformance.asynchronous import (
     together,
     turns,
 )
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.conformance.blocking import NOTHING, STATISTICS
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import L_EXPIRES, Q_FIRST
 
-from ..conformance import LIVENESS, MESSAGE, in_threads, run_python
+from ..environments import run_python
+from ..waiting import LIVENESS, eventually, in_threads
 
 
 @pytest_asyncio.fixture

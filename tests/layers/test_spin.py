@@ -21,10 +21,11 @@ from asgi_ipc.aio import IPCChannelLayer, spin, thread
 from asgi_ipc.aio.hub import Hub
 from asgi_ipc.aio.spin import Spin
 from asgi_ipc.conformance.asynchronous import cancel, together, turns
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.conformance.blocking import NOTHING, in_reactor
 from asgi_ipc.errors import SegmentVanished
 
-from ..conformance import LIVENESS, MESSAGE
+from ..waiting import LIVENESS
 
 LONG = 10 * LIVENESS  # seconds
 

@@ -29,6 +29,7 @@ import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc import segment
 from asgi_ipc.aio.fanout import Fanout
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.conformance.blocking import (
     NOTHING,
     STATISTICS,
@@ -44,7 +45,8 @@ from asgi_ipc.conformance.blocking import (
 from asgi_ipc.conformance.cases import each
 from asgi_ipc.segment.paths import Paths
 
-from ..conformance import LIVENESS, MESSAGE, in_threads, run_python, until
+from ..environments import run_python
+from ..waiting import LIVENESS, in_threads, until
 
 MEBIBYTE = 2**20
 CLASSES = each({"blocking": asgi_ipc.IPCChannelLayer, "asyncio": asgi_ipc.aio.IPCChannelLayer})
@@ -697,3 +699,30 @@ def call_in_reactor(function: Callable[[], Any]) -> None:
 
     running_reactor().callFromThread(call)
     assert returned.wait(LIVENESS)
+
+
+def test_threads_do_not_mix_their_messages_with_the_packer_in_python() -> None:
+    """msgpack's fallback runs Python code, so threads take turns in the middle of a message."""
+    source = """
+import os, sys, threading
+os.environ["MSGPACK_PUREPYTHON"] = "1"
+import msgpack
+from asgi_ipc.codec import Codec
+assert msgpack.Packer.__module__ == "msgpack.fallback"
+sys.setswitchinterval(1e-6)
+codec, wrong = Codec(), []
+
+def encode(number):
+    for message in ({"n": number, "text": "x" * 50}, {"n": {"nested": [number] * 20}}):
+        for _ in range(500):
+            if codec.decode(codec.encode(message)) != message:
+                wrong.append(message)
+
+threads = [threading.Thread(target=encode, args=(number,)) for number in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(wrong))
+"""
+    assert run_python(source) == "0"

@@ -1,19 +1,18 @@
-"""Helpers for the tests of several machines: remote layers, and waits."""
+"""Helpers for the tests of several machines: remote layers, and what they receive."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any
+
+from ..waiting import LIVENESS
 
 CORE = "channels_redis.core.RedisChannelLayer"
 PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
 VALKEY_PUBSUB = "channels_valkey.pubsub.ValkeyPubSubChannelLayer"
 OURS = "asgi_ipc.aio.IPCChannelLayer"  # any layer for Channels 4 will do
-
-LIVENESS = 30.0  # seconds until something that must happen counts as not happening
 
 
 def redis(*servers: Any, backend: str = CORE, **config: Any) -> dict[str, Any]:
@@ -25,15 +24,6 @@ def redis(*servers: Any, backend: str = CORE, **config: Any) -> dict[str, Any]:
 
 async def receive(layer: Any, channel: str) -> Any:
     return await asyncio.wait_for(layer.receive(channel), LIVENESS)
-
-
-async def eventually(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
-    """Poll `condition` until it is true, and return its value."""
-    deadline = time.monotonic() + LIVENESS
-    while not (value := await condition()):
-        assert time.monotonic() < deadline, f"waited {LIVENESS:.0f} s for {what}"
-        await asyncio.sleep(0.02)
-    return value
 
 
 async def nothing_waits(layer: Any, channel: str) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import LIVENESS, Process, free_port, wait_until
+from tests.processes import Process, free_port
+from tests.waiting import LIVENESS, until
 
 
 class Server:
@@ -115,13 +116,13 @@ def with_sentinel(folder: Path) -> Iterator[tuple[Server, Server, Server]]:
             ),
         )
         stack.callback(sentinel.stop)
-        wait_until(lambda: "state:up" in _replication(replica), "the replica to be in step")
-        wait_until(
+        until(lambda: "state:up" in _replication(replica), what="the replica to be in step")
+        until(
             lambda: (
                 "num-slaves" in sentinel.ask("SENTINEL", "MASTER", "chat")
                 and f":{replica.port}" in sentinel.ask("SENTINEL", "REPLICAS", "chat")
             ),
-            "the Sentinel to know the replica",
+            what="the Sentinel to know the replica",
         )
         yield master, replica, sentinel
 

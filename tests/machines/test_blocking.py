@@ -13,7 +13,7 @@ import pytest
 
 from asgi_ipc import LocalAndRemoteChannelLayer, errors, segment
 
-from ..conformance import until
+from ..waiting import until
 from .helpers import CORE, PUBSUB, redis
 from .servers import Server
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests import environments, processes
 from tests.clients.test_channels1_site import chat, running_site
 
+from ..waiting import until
 from .servers import Server
 
 SUITE = Path(__file__).parent / "programs" / "conformance.py"
@@ -61,7 +62,7 @@ def test_the_site_on_asgi_redis(prefix: str, server: Server, tmp_path: Path) -> 
             list(pool.map(site.echo, (f"parallel{n}" for n in range(100))))
         assert json.loads(site.request("/upload", bytes(700_000)).content)["length"] == 700_000
         asyncio.run(chat(site, clients=20, messages=5))
-        processes.wait_until(lambda: site.members("lobby") == 0, "an empty group")
+        until(lambda: site.members("lobby") == 0, what="an empty group")
         # Requests went through shared memory: the server does not know that channel.
         assert "cmdstat_" in server.ask("INFO", "commandstats")
         assert "http.request\r\n" not in server.ask("KEYS", f"{prefix}:*")

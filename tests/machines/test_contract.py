@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from asgi_ipc.conformance import Channels1Contract, Channels4Contract
 
+from ..waiting import LIVENESS
 from .helpers import CORE, PUBSUB, redis
 from .servers import Server
 
@@ -21,6 +22,7 @@ pytest.importorskip("channels_redis", reason="lacking: channels_redis")
 
 
 class AsyncioTwin(Channels4Contract):
+    liveness = LIVENESS
     backend: str
 
     @property
@@ -62,6 +64,8 @@ class TestOverPubSub(AsyncioTwin):
 
 
 class TestBlocking(Channels1Contract):
+    liveness = LIVENESS
+
     @pytest.fixture
     def make_layer(self, prefix: str, server: Server) -> Iterator[Callable[..., Any]]:
         from asgi_ipc import LocalAndRemoteChannelLayer

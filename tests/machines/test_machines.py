@@ -10,12 +10,12 @@ import pytest
 
 from asgi_ipc import errors
 
+from ..waiting import eventually
 from .helpers import (
     CORE,
     OURS,
     PUBSUB,
     VALKEY_PUBSUB,
-    eventually,
     nothing_waits,
     receive,
     redis,
@@ -139,7 +139,7 @@ async def test_a_group_send_is_one_message_for_each_machine(
         relayed = sorted(now - then for now, then in zip(after, before))
         return relayed if sum(relayed) >= 20 else None
 
-    assert await eventually(counted, "20 messages to be counted") == [0, 10, 10]
+    assert await eventually(counted, what="20 messages to be counted") == [0, 10, 10]
 
 
 @every_backend
@@ -153,7 +153,7 @@ async def test_a_channel_of_another_machine_joins_and_leaves_a_group(
     async def joined() -> bool:
         return bool(await there.group_channels("room") == [channel])
 
-    await eventually(joined, "the other machine to add it")
+    await eventually(joined, what="the other machine to add it")
     await here.group_send("room", {"text": "hello"})
     assert await receive(there, channel) == {"text": "hello"}
     await here.group_discard("room", channel)
@@ -161,7 +161,7 @@ async def test_a_channel_of_another_machine_joins_and_leaves_a_group(
     async def left() -> bool:
         return not await there.group_channels("room")
 
-    await eventually(left, "the other machine to discard it")
+    await eventually(left, what="the other machine to discard it")
 
 
 async def test_a_full_channel_of_another_machine_drops_and_counts(pair: Any) -> None:
@@ -174,7 +174,7 @@ async def test_a_full_channel_of_another_machine_drops_and_counts(pair: Any) -> 
     async def two_dropped() -> bool:
         return bool(there.remote_statistics()["undeliverable"] == 2)
 
-    await eventually(two_dropped, "two messages without room")
+    await eventually(two_dropped, what="two messages without room")
     assert [(await receive(there, channel))["number"] for _ in range(3)] == [0, 1, 2]
 
 
@@ -212,7 +212,7 @@ async def test_flush_reaches_the_other_machines(pair: Any, backend: str) -> None
     async def empty() -> bool:
         return not await there.group_channels("room")
 
-    await eventually(empty, "the other machine to be empty")
+    await eventually(empty, what="the other machine to be empty")
     await there.send("thumbnails", {"text": "new"})
     assert await receive(there, "thumbnails") == {"text": "new"}
 
@@ -242,7 +242,7 @@ async def test_a_group_of_which_nobody_is_left_is_left_in_redis(
     async def gone() -> bool:
         return ":0" in server.ask("EXISTS", "asgi:group:room")
 
-    await eventually(gone, "the machine to leave the group in Redis")
+    await eventually(gone, what="the machine to leave the group in Redis")
     await here.group_add("room", channel)
 
 
@@ -259,7 +259,7 @@ async def test_a_made_up_single_reader_channel_is_found_where_it_is_read(
     async def registered() -> bool:
         return bool(there._gateway.confirmed)
 
-    await eventually(registered, "the reader to be known")
+    await eventually(registered, what="the reader to be known")
     await here.send("reply?abc", {"number": 1})
     assert await asyncio.wait_for(reading, 20) == {"number": 1}
 
@@ -267,7 +267,7 @@ async def test_a_made_up_single_reader_channel_is_found_where_it_is_read(
         home, own = await here._find_home("reply?abc")
         return bool(home and home != own)
 
-    await eventually(learned, "the answer of the other machine")
+    await eventually(learned, what="the answer of the other machine")
     await here.send("reply?abc", {"number": 2})
     assert await receive(there, "reply?abc") == {"number": 2}
 
@@ -302,5 +302,5 @@ async def test_unread_channels_names_what_has_no_worker(pair: Any) -> None:
     async def named() -> Any:
         return await here.unread_channels(seconds=0)
 
-    assert await eventually(named, "the channel to be seen") == ["thumbnails"]
+    assert await eventually(named, what="the channel to be seen") == ["thumbnails"]
     waiting.cancel()

@@ -14,7 +14,8 @@ import pytest
 from asgi_ipc import errors
 from asgi_ipc.machines import uplink
 
-from .helpers import CORE, PUBSUB, eventually, reaches, receive, redis
+from ..waiting import eventually
+from .helpers import CORE, PUBSUB, reaches, receive, redis
 from .servers import Server, servers, with_sentinel
 
 pytest.importorskip("channels_redis", reason="lacking: channels_redis")
@@ -83,13 +84,13 @@ async def test_a_server_that_is_killed_and_started_again_under_load(
         async def flowing() -> bool:
             return len(got) > 100 and len(got_direct) > 100
 
-        await eventually(flowing, "messages to flow")
+        await eventually(flowing, what="messages to flow")
         server.kill()
 
         async def noticed() -> bool:
             return bool(refused and here.remote_statistics()["group_sends_lost"])
 
-        await eventually(noticed, "the outage to be noticed")
+        await eventually(noticed, what="the outage to be noticed")
         assert "cannot be reached" in caplog.text
         there_member = await there.new_channel()
         await there.group_add("late", there_member)  # joined when the server is back
@@ -100,7 +101,7 @@ async def test_a_server_that_is_killed_and_started_again_under_load(
         async def flowing_again() -> bool:
             return len(got) > before[1] + 100 and len(got_direct) > before[2] + 100
 
-        await eventually(flowing_again, "messages to flow again")
+        await eventually(flowing_again, what="messages to flow again")
         stop.set()
         await loading
         await reaches(here, "late", there, there_member)
@@ -279,14 +280,14 @@ async def test_a_failover_in_the_middle_of_traffic(
         async def more(than: int) -> bool:
             return len(got) > than
 
-        await eventually(lambda: more(100), "messages to flow")
+        await eventually(lambda: more(100), what="messages to flow")
         master.kill()
         before = len(got)
-        await eventually(lambda: more(before + 100), "messages to flow after the failover")
+        await eventually(lambda: more(before + 100), what="messages to flow after the failover")
         assert str(replica.port) in sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "chat")
         stop.set()
         await loading
-        await eventually(lambda: arrived(got, sent), "the last message")
+        await eventually(lambda: arrived(got, sent), what="the last message")
         reading.cancel()
         assert got == sorted(set(got))
 

@@ -19,7 +19,8 @@ from asgi_ipc.machines.directory import attach, machine_group, machine_id
 from asgi_ipc.machines.figures import Figures
 from asgi_ipc.machines.incoming import Incoming
 
-from .helpers import eventually, nothing_waits, reaches, receive
+from ..waiting import eventually
+from .helpers import nothing_waits, reaches, receive
 
 Make = Callable[..., Any]
 
@@ -129,7 +130,7 @@ async def test_a_layer_that_is_merely_dropped_leaves_no_thread(prefix: str) -> N
         gc.collect()
         return threading.active_count() == before
 
-    await eventually(gone, "the thread to end")
+    await eventually(gone, what="the thread to end")
     from asgi_ipc import segment
 
     segment.destroy(f"{prefix}-remote")

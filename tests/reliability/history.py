@@ -42,6 +42,7 @@ import asgi_ipc.aio
 from asgi_ipc import segment
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import BUFFER, DROP_REASONS, EXPIRED, MEMORY, S_DROPS, S_RECOVERIES
+from tests.waiting import LIVENESS
 
 KINDS = ("blocking", "asyncio", "forked")
 PLACES = 6
@@ -52,7 +53,6 @@ OPTIONS = {"capacity": 400, "receive_timeout": 0.25}
 LONGEST = 0.25  # seconds that a call may take
 AFTER_KILL = 1.3  # seconds of grace: recovery, and the safety check that makes up for a lost ring
 AFTER_STOP = 0.3  # seconds of grace once the stopped process was told to go on
-LIVENESS = 30.0  # seconds until something that must happen counts as not happening
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

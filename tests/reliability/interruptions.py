@@ -21,6 +21,7 @@ from asgi_ipc import segment
 from asgi_ipc.store.layout import Q_WAITING
 from asgi_ipc.store.queues import Target
 
+from ..waiting import until
 from .clients import CLIENTS, Blocking, without_upkeep
 from .deaths import Plan, Task
 from .looking import assert_as_before_the_call, assert_the_largest_fits, assert_whole
@@ -178,13 +179,13 @@ class Interruptions:
         """Seconds from a send to the answer of a victim that sleeps."""
         bystander = self.bystander
         self.connection.send(("wait_for", "bell"))
-        deadline = time.monotonic() + 10
         target = Target(b"bell")
-        while True:
+
+        def parked() -> bool:
             row = bystander.session.section(bystander.store.find, target)
-            if row and bystander.store.words[row + Q_WAITING]:
-                break
-            assert time.monotonic() < deadline, "the victim never parked"
+            return bool(row and bystander.store.words[row + Q_WAITING])
+
+        until(parked, what="the victim to park", pause=0)
         began = time.monotonic()
         bystander.send("bell", {"id": 1})
         assert answer(self.connection, self.pid) == ("bell", {"id": 1})

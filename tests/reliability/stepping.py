@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 
 import asgi_ipc
 
+from ..waiting import LIVENESS
+
 FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 PACKAGE = os.path.dirname(asgi_ipc.__file__) + os.sep
 WORKERS = os.cpu_count() or 1
 DISTINCT = 400  # different instructions of an operation that are picked wherever they are
 SPREAD = 50  # moments of an operation that are picked wherever they fall
-PATIENCE = 20.0  # seconds after which a child that says nothing hangs
 
 
 class Stepper:
@@ -272,10 +273,10 @@ def reaped(pid: int) -> int:
 
 def answer(connection: Connection, pid: int) -> Any:
     """The next thing that a child says; one that says nothing is killed, and the test fails."""
-    if not connection.poll(PATIENCE):
+    if not connection.poll(LIVENESS):
         os.kill(pid, signal.SIGKILL)
         reaped(pid)
-        raise AssertionError(f"the child hung for {PATIENCE:g} s")
+        raise AssertionError(f"the child hung for {LIVENESS:g} s")
     return connection.recv()
 
 

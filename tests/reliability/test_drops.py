@@ -32,6 +32,8 @@ from asgi_ipc.store.layout import (
     UNDECODABLE,
 )
 
+from ..waiting import until
+
 
 @pytest.fixture
 def make(prefix: str) -> Iterator[Callable[..., IPCChannelLayer]]:
@@ -67,13 +69,6 @@ def drops_of(layer: Any, queue: str) -> int:
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "asgi_ipc"]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.01)
 
 
 def upkeep(layer: IPCChannelLayer) -> None:
@@ -255,7 +250,7 @@ def upkeep_until(layer: IPCChannelLayer, condition: Callable[[], bool]) -> None:
         upkeep(layer)
         return condition()
 
-    wait_for(looked)
+    until(looked)
 
 
 def test_counters_are_for_all_processes_and_go_with_a_flush(

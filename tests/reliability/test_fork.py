@@ -22,11 +22,12 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import LockTimeout
 
-from ..conformance import LIVENESS, MESSAGE, until
 from ..environments import child_environment
 from ..processes import running
+from ..waiting import LIVENESS, until
 
 LOCKS = ("mutex", "file")
 

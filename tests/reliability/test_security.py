@@ -27,6 +27,7 @@ from asgi_ipc.errors import ForeignSegment, InvalidOption, IPCError
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import Q_DROPS, S_DROPS, UNDECODABLE
 
+from ..waiting import LIVENESS, until
 from .test_corruption import in_child
 
 FIRST, SECOND, STRANGER = 61_001, 61_002, 61_003  # user ids that need no names
@@ -448,7 +449,7 @@ def write_into_bells(prefix: str, garbage: bytes) -> int:
 
 @pytest.mark.parametrize("what", GARBAGE)
 def test_garbage_in_the_doorbell_of_a_thread_only_makes_it_look(prefix: str, what: str) -> None:
-    layer = IPCChannelLayer(prefix, receive_timeout=20)
+    layer = IPCChannelLayer(prefix, receive_timeout=2 * LIVENESS)
     results: list[Any] = []
 
     def wait() -> None:
@@ -459,17 +460,13 @@ def test_garbage_in_the_doorbell_of_a_thread_only_makes_it_look(prefix: str, wha
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and not (
-        thread.is_alive() and bells(prefix) and write_into_bells(prefix, GARBAGE[what])
-    ):
-        time.sleep(0.005)
+    until(lambda: bells(prefix) and write_into_bells(prefix, GARBAGE[what]))
     for _ in range(5):
         assert write_into_bells(prefix, GARBAGE[what]) or len(GARBAGE[what]) > 8000
         time.sleep(0.01)
     assert results == [], "it did more than look"
     layer.send("a", {"n": 1})
-    thread.join(10)
+    thread.join(LIVENESS)
     assert results == [("a", {"n": 1})]
     layer.close()
 

@@ -19,11 +19,12 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import LockTimeout
 
-from ..conformance import LIVENESS, MESSAGE, in_threads, until
 from ..environments import child_environment
 from ..processes import Process, running
+from ..waiting import LIVENESS, in_threads, until
 
 LOCKS = ("mutex", "file")
 ENDS = ("continued", "killed")

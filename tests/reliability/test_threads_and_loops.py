@@ -25,14 +25,15 @@ from asgi_ipc.aio import operations as core
 from asgi_ipc.aio import session as base
 from asgi_ipc.aio import waiter as waiter_module
 from asgi_ipc.attachment import attachment, resources, upkeep
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import Reentered
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import CLEAN, Q_PENDING, Q_WAITING, S_DIRTY
 from asgi_ipc.store.queues import Taken
 
-from ..conformance import LIVENESS, MESSAGE, in_threads, until
 from ..environments import child_environment
 from ..processes import running
+from ..waiting import LIVENESS, in_threads, until
 
 FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 LOCKS = ("mutex", "file")

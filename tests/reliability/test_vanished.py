@@ -18,12 +18,13 @@ import pytest
 
 import asgi_ipc
 from asgi_ipc import segment
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import SegmentVanished
 from asgi_ipc.segment.paths import Paths
 
-from ..conformance import LIVENESS, MESSAGE, until
 from ..environments import child_environment
 from ..processes import Process, running
+from ..waiting import LIVENESS, until
 
 BOUND = 10.0  # seconds until a process must have noticed: ten times what it takes
 THREADS = 16
@@ -198,7 +199,7 @@ def test_everybody_says_so_and_the_next_call_heals_it(
                 assert prefix in said and "removed" in said and "RemoveIPC" in said
         # This process notices it too, and says so once.
         with pytest.raises(SegmentVanished, match="RemoveIPC"):
-            until(lambda: layer.send("own", MESSAGE), BOUND)
+            until(lambda: layer.send("own", MESSAGE), bound=BOUND)
         for number, _ in enumerate(processes):
             layer.send("go", {"number": number})
         healed = [layer.receive(["healed"], block=True)[1]["number"] for _ in processes]
@@ -218,7 +219,7 @@ def test_a_restart_heals_it(layer: Any, prefix: str, tmp_path: Path, way: str) -
     with running(arguments, log=tmp_path / "log", environment=environment) as process:
         process.wait()
     with pytest.raises(SegmentVanished):
-        until(lambda: layer.send("old", MESSAGE), BOUND)
+        until(lambda: layer.send("old", MESSAGE), bound=BOUND)
     layer.send("new", MESSAGE)
     assert layer.receive(["old", "new"]) == ("new", MESSAGE)
     assert layer.receive(["old", "new"]) == (None, None)
@@ -265,7 +266,7 @@ def test_removal_of_the_files_beside_the_segment(layer: Any, prefix: str, tmp_pa
         (_, said), *_ = noticed(process)
         assert "removed" in said
         with pytest.raises(SegmentVanished):
-            until(lambda: layer.send("own!member", MESSAGE), BOUND)
+            until(lambda: layer.send("own!member", MESSAGE), bound=BOUND)
         layer.send("go", {"number": 1})
         assert layer.receive(["healed"], block=True) == ("healed", {"number": 1})
         process.wait()

@@ -14,8 +14,9 @@ import pytest
 
 from asgi_ipc.segment.doorbell import ALL, Descriptor, Doorbell, Ringer, path_of
 
-from ..conformance import LIVENESS, in_threads, run_python
+from ..environments import run_python
 from ..forks import Line, bounded, child, in_child
+from ..waiting import LIVENESS, in_threads
 
 NONCE = 0x0123456789ABCDEF
 FIFO_ROOM = 65536  # bytes that Linux keeps for a reader

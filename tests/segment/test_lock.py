@@ -25,8 +25,8 @@ from asgi_ipc.segment.lock import (
 from asgi_ipc.segment.procfs import process_of
 from asgi_ipc.store.layout import H_LOCK, LOCK_BYTES, PAGE, WORD
 
-from ..conformance import in_threads, until
 from ..forks import Line, child, in_child, on_linux, rests
+from ..waiting import in_threads, until
 
 Lock = Union[Mutex, FileLock]
 

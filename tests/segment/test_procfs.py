@@ -12,8 +12,8 @@ from pathlib import Path
 
 from asgi_ipc.segment import procfs
 
-from ..conformance import until
 from ..forks import Line, child, on_linux, rests
+from ..waiting import until
 
 NOBODY = 2**30  # no process id
 

@@ -32,8 +32,8 @@ from asgi_ipc.segment.procfs import process_of
 from asgi_ipc.segment.section import Waits, complaint, make_section
 from asgi_ipc.store.layout import DIRTY, H_LOCK, PAGE, S_DIRTY, WORD
 
-from ..conformance import LIVENESS, in_threads
 from ..forks import Line, bounded, child, children, in_child, on_linux, rests
+from ..waiting import LIVENESS, in_threads
 
 COUNT = 100  # a word of the shared memory that tests count in
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests import environments, processes
+from tests.waiting import LIVENESS
 
 for module in ("channels", "daphne", "pytest_django", "xdist"):
     pytest.importorskip(module, reason=f"lacking: {module}")
@@ -30,7 +31,7 @@ class Browser:
 
     def hears_only_itself(self, text: str) -> bool:
         self._socket.send(json.dumps({"text": text}))
-        return bool(json.loads(self._socket.recv(timeout=processes.LIVENESS)) == {"text": text})
+        return bool(json.loads(self._socket.recv(timeout=LIVENESS)) == {"text": text})
 
 
 @pytest.fixture

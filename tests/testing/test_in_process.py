@@ -17,13 +17,14 @@ import pytest
 
 import asgi_ipc
 from asgi_ipc.conformance.asynchronous import running_loop
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.segment import lock
 from asgi_ipc.store.verify import verify
 from asgi_ipc.testing import in_process
 from asgi_ipc.testing.aio import InProcessChannelLayer as AsyncioLayer
 from asgi_ipc.testing.sync import InProcessChannelLayer as BlockingLayer
 
-from ..conformance import LIVENESS, MESSAGE, in_threads, until
+from ..waiting import LIVENESS, in_threads, until
 
 NOTHING = (None, None)
 

@@ -12,12 +12,11 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.aio import IPCChannelLayer as AsyncioLayer
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.segment.paths import SUFFIX
 from asgi_ipc.testing import isolation
 from asgi_ipc.testing.isolation import Isolation, isolate_worker
 from tests import environments
-
-from ..conformance import MESSAGE
 
 NOTHING = (None, None)
 

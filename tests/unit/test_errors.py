@@ -11,7 +11,8 @@ import pytest
 
 from asgi_ipc import errors
 
-from ..conformance import in_threads, run_python
+from ..environments import run_python
+from ..waiting import in_threads
 
 BUILT_IN = {
     "InvalidName": [TypeError],

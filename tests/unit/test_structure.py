@@ -14,7 +14,7 @@ import pytest
 import asgi_ipc
 
 from .. import structure
-from ..conformance import run_python
+from ..environments import run_python
 from ..structure import PUBLIC, REPOSITORY, Import, room
 
 FLOORS = structure.floors()

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from tests import environments, processes
+from tests.waiting import LIVENESS
 
 SITES = Path(__file__).parent / "sites"
 MODULES = "tests.wsgi.sites"
@@ -53,7 +54,7 @@ class Site:
         self.workers = [start_worker() for _ in range(WORKERS)]
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=processes.LIVENESS)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIVENESS)
 
     def ask(self, path: str, method: str = "GET") -> Answer:
         connection = self.connect()
@@ -81,8 +82,8 @@ class Site:
         wrk = subprocess.Popen(
             [
                 *("wrk", "--threads", str(threads), "--connections", str(threads)),
-                *("--duration", f"{10 * processes.LIVENESS:.0f}s"),
-                *("--timeout", f"{processes.LIVENESS:.0f}s", "--script", SITES / "check.lua"),
+                *("--duration", f"{10 * LIVENESS:.0f}s"),
+                *("--timeout", f"{LIVENESS:.0f}s", "--script", SITES / "check.lua"),
                 *(f"http://127.0.0.1:{self.port}", "--", str(-(-requests // threads))),
             ],
             stdout=subprocess.PIPE,

@@ -17,7 +17,7 @@ from asgi_ipc.wsgi import WsgiToAsgiAdapter
 from asgi_ipc.wsgi.adapter import UPLOAD_WINDOW, WINDOW
 from asgi_ipc.wsgi.messages import BODY_CHUNK
 
-from ..conformance import LIVENESS, in_threads, until
+from ..waiting import LIVENESS, in_threads, until
 from . import Response, answer, ask, environ_for
 
 QUARTER = WINDOW // 4

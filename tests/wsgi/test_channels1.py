@@ -15,6 +15,7 @@ import pytest
 
 from tests import environments, processes
 from tests.clients.channels1_site.content import large_content
+from tests.waiting import LIVENESS
 
 from .sites.content import megabytes
 
@@ -46,7 +47,7 @@ def start(prefix: str, tmp_path: Path) -> Iterator[Start]:
 
 
 def ask(port: int, path: str, body: Any = None) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=processes.LIVENESS)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIVENESS)
     try:
         connection.request("GET" if body is None else "POST", path, body)
         response = connection.getresponse()

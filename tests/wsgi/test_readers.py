@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from asgi_ipc import IPCChannelLayer, errors
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.wsgi.readers import has_reader
 
-from ..conformance import MESSAGE, until
 from ..environments import child_environment
+from ..waiting import until
 
 READER = """
 import sys, asgi_ipc

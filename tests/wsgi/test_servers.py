@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from asgi_ipc import IPCChannelLayer, segment
-from tests import processes
+from tests.waiting import LIVENESS, until
 
 from .site import FRAMEWORKS, SERVERS, Site, needs_wrk, running
 from .sites.content import megabytes
@@ -161,7 +161,7 @@ class Load:
 
     def wait_for(self, more: int) -> None:
         wanted = self.total() + more
-        processes.wait_until(lambda: self.total() >= wanted, f"{more} more answers")
+        until(lambda: self.total() >= wanted, what=f"{more} more answers")
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -171,7 +171,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(processes.LIVENESS)
+            thread.join(LIVENESS)
             assert not thread.is_alive()
 
 
@@ -186,12 +186,12 @@ def test_a_killed_worker_loses_the_request_that_it_held(
         victim = threading.Thread(target=lambda: lost.append(site.ask(f"/hold{held}").status))
         with Load(site, threads=3) as load:
             victim.start()
-            processes.wait_until(lambda: list(held.iterdir()), "a worker that holds a request")
+            until(lambda: list(held.iterdir()), what="a worker that holds a request")
             pid = int(next(held.iterdir()).name)
             assert pid in [worker.pid for worker in site.workers]
             os.kill(pid, signal.SIGKILL)
             load.wait_for(100)
-            victim.join(processes.LIVENESS)
+            victim.join(LIVENESS)
         assert lost == [504]
         assert set(load.statuses) == {200}
 

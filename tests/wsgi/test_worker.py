@@ -19,8 +19,8 @@ from asgi_ipc import IPCChannelLayer, errors
 from asgi_ipc.wsgi import AsgiToWsgiWorker
 from asgi_ipc.wsgi.messages import CONTENT_CHUNK
 
-from ..conformance import LIVENESS, until
 from ..environments import child_environment
+from ..waiting import LIVENESS, until
 
 Work = Callable[..., AsgiToWsgiWorker]
 TEXT = [("Content-Type", "text/plain")]

@@ -13,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ def _load() -> None:
 _load()
 
 from conformance import Channels1Contract, Channels4Contract  # noqa: E402
+from conformance.base import until  # noqa: E402
 
 __all__ = ["Channels1Contract", "Channels4Contract", "new_prefix", "redis_port", "whole_seconds"]
 
@@ -65,20 +65,17 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             [*command, "--save", "", "--appendonly", "no"], stdout=log, stderr=log
         )
     try:
-        _wait_for(port, server)
+        until(lambda: _answers(port, server), 60)
         yield port
     finally:
         server.terminate()
         server.wait()
 
 
-def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        assert server.poll() is None, "redis-server ended"
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "redis-server does not answer"
-            time.sleep(0.02)
+def _answers(port: int, server: subprocess.Popen[bytes]) -> bool:
+    assert server.poll() is None, "redis-server ended"
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True

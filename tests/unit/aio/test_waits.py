@@ -20,12 +20,12 @@ from asgi_ipc.aio.loop import AsyncioHub
 from asgi_ipc.aio.source import Source
 from asgi_ipc.aio.thread import ThreadWaiter, finished
 from asgi_ipc.attachment.inbox import Inbox
-from asgi_ipc.conformance.base import LIVENESS
 from asgi_ipc.errors import LockTimeout, SegmentVanished
 from asgi_ipc.segment.doorbell import ALL, Doorbell
 from asgi_ipc.store.layout import Q_PENDING, QUEUE_WORDS, R_GENERATION, WORD
 from asgi_ipc.store.queues import Taken
 
+from ...waiting import LIVENESS
 from ..support import make_store
 
 ROW, OTHER_ROW = 1000, 2000

@@ -15,7 +15,7 @@ from asgi_ipc.store import recovery
 from asgi_ipc.store.layout import BUFFER, EXPIRED, S_DROPS
 from asgi_ipc.store.queues import Taken
 
-from ...conformance import in_threads
+from ...waiting import in_threads
 from ..support import FOREVER, NOW, contents, examples, make_store, put, row_of
 
 SOON = NOW + 60

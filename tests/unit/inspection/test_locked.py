@@ -14,7 +14,7 @@ from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.header import Fault, Header
 from asgi_ipc.store.layout import H_LOCK, LOCK_BYTES, Q_PENDING, WORD
 
-from ...conformance import LIVENESS
+from ...waiting import LIVENESS
 
 DAMAGE = ["queue 'c': 5 messages are counted as pending, not 1"]
 

@@ -499,7 +499,8 @@ class AgainstDeques(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), size=st.integers(0, 1000), moment=st.integers(0, 30))
     def die_while_sending(self, name: str, size: int, moment: int) -> None:
-        body = b"of the dead" + bytes(size)
+        self.number += 1  # two that died with the same body could not be told apart
+        body = b"of the dead %d" % self.number + bytes(size)
         expires = self.now + LIFE
         self.die(
             moment,
