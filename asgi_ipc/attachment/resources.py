@@ -12,8 +12,7 @@ from collections.abc import Callable
 from .. import clock
 from ..errors import IPCError
 from ..segment.doorbell import ALL
-from ..segment.files import open_file
-from ..segment.lock import FileLock, Mutex
+from ..segment.lock import FileLock, Mutex, open_lock
 from ..segment.procfs import process_of, thread_exists
 from ..segment.section import (
     Section,
@@ -24,7 +23,7 @@ from ..segment.section import (
 )
 from ..segment.segment import Segment
 from ..store import recovery
-from ..store.layout import H_LOCK, LOCK_MUTEX, MAX_WAITERS, P_PID, PROCESS_WORDS, WORD
+from ..store.layout import MAX_WAITERS, P_PID, PROCESS_WORDS
 from ..store.store import Store
 from .drops import DropLog
 from .inbox import Inbox
@@ -125,8 +124,7 @@ class Resources:
             section(self._leave)
         self.ringer.close()
         self.segment.leave(self._index)
-        if isinstance(self.lock, FileLock):
-            self.lock.close()
+        self.lock.close()
         self._close()  # unless `_leave` did
 
     def _leave(self) -> None:
@@ -142,8 +140,7 @@ class Resources:
 
     def disown(self) -> None:
         """In a forked child: close what belongs to the parent, and do not touch the segment."""
-        if isinstance(self.lock, FileLock):
-            self.lock.close()  # or the child would hold the lock while its parent does
+        self.lock.close()  # or the child would hold the lock while its parent does
         self.ringer.close()
         with contextlib.suppress(OSError):
             os.close(self.segment.fd)
@@ -151,10 +148,7 @@ class Resources:
 
 def lock_of(segment: Segment) -> Mutex | FileLock:
     """The lock of a segment."""
-    if segment.lock_kind == LOCK_MUTEX:
-        return Mutex(segment.memory, H_LOCK * WORD)
-    path, mode = segment.paths.section_lock, segment.mode
-    return FileLock(path, lambda: open_file(path, mode))
+    return open_lock(segment.lock_kind, segment.memory, segment.paths.section_lock, segment.mode)
 
 
 def close_inherited(directory: str) -> None:

@@ -11,8 +11,7 @@ import mmap
 import sys
 
 from .. import clock
-from ..segment.files import open_file
-from ..segment.lock import FileLock, Mutex
+from ..segment.lock import open_lock
 from ..segment.opening import open_existing
 from ..segment.section import Section, Waits, make_section
 from ..store import layout as at
@@ -74,10 +73,6 @@ def _open(view: View) -> mmap.mmap:
 def _section(view: View, memory: mmap.mmap, timeout: float) -> Section:
     """`section.make_section`, without recovery."""
     words = memoryview(memory)[: at.PAGE].cast("Q")
-    lock: Mutex | FileLock
-    if view.header.lock_kind == at.LOCK_MUTEX:
-        lock = Mutex(memory, at.H_LOCK * at.WORD)
-    else:
-        path, mode = view.paths.section_lock, view.header.mode
-        lock = FileLock(path, lambda: open_file(path, mode))
+    header = view.header
+    lock = open_lock(header.lock_kind, memory, view.paths.section_lock, header.mode)
     return make_section(lock, words, lambda: None, Waits(timeout, timeout))

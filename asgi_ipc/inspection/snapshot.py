@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from .. import clock
 from ..errors import SegmentVanished
-from ..segment.lock import FileLock, machine, mutex_holder
-from ..segment.procfs import command_line, is_stopped, process_of
+from ..segment.lock import machine, mutex_holder
+from ..segment.procfs import command_line, flock_holder, is_stopped, process_of
 from ..statistics import Channel, Group, Lock, Member, Memory, Process, Rates, Stats
 from ..store import layout as at
 from ..store.front import Front, read_front
@@ -126,7 +126,7 @@ class Snapshot:
     def holder(self) -> int:
         """Process id of the holder of the lock at this instant; 0 if it is free."""
         if self.header[at.H_LOCK_KIND] == at.LOCK_FILE:
-            return FileLock(self.view.paths.section_lock, lambda: -1).holder()
+            return flock_holder(self.view.paths.section_lock)
         if self.header[at.H_MACHINE] != machine():
             return 0
         thread = mutex_holder(self.view.read(at.H_LOCK * at.WORD, at.LOCK_BYTES))
