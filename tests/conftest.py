@@ -23,7 +23,7 @@ from .leftovers import Leftovers
 pytest.register_assert_rewrite("asgi_ipc.conformance")
 
 TESTS = Path(__file__).parent
-QUICK = ("unit", "contract")  # the folders whose tests come last, to fill the gaps
+QUICK = {"unit", "conformance"}  # the folders whose tests come last, to fill the gaps
 ENDING = 10.0  # seconds that a process may take to end once it was told to
 
 leftovers = pytest.StashKey[Leftovers]()
@@ -100,7 +100,7 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Several processes begin with what takes long, so that they end at the same time."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.path.parent.name in QUICK)
+        items.sort(key=lambda item: not QUICK.isdisjoint(item.path.parts))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 import time
 
+from .. import clock
 from ..errors import LockBusy, LockTimeout, SegmentVanished
-from ..segment.files import attach_lock, map_file, open_file
-from ..segment.lock import FileLock, Mutex
+from ..segment.files import attach_lock, map_file
+from ..segment.lock import open_lock
 from ..segment.opening import open_existing
 from ..segment.section import Section, Waits, complaint, make_section
 from ..store import layout as at
@@ -22,6 +24,9 @@ from ..store.verify import verify
 from .view import View
 
 _STRETCH = 0.02  # seconds in a row that it waits for the lock
+# A segment may be larger than the memory of the machine, and most of it holds nothing. Not every
+# `mmap` has the name; the number is that of Linux on x86 and ARM.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 def complaints(view: View, timeout: float) -> list[str]:
@@ -32,7 +37,7 @@ def complaints(view: View, timeout: float) -> list[str]:
     under the lock. Only then it may raise LockTimeout, after `timeout` seconds, IncompatibleSegment
     if this process must not take the lock, or SegmentVanished.
     """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
     store = Store(mmap.mmap(-1, view.layout.size, flags), view.layout)
     try:
         found = verify(store, _copy(view, store))
@@ -57,19 +62,19 @@ def _copy(view: View, store: Store) -> float:
     for start, end in parts:
         if 0 <= start <= end <= layout.log_end:  # or `verify` says what is wrong with it
             view.read_into(target[start * at.WORD : end * at.WORD], start * at.WORD)
-    return time.monotonic()
+    return clock.monotonic()
 
 
 def _copy_under_lock(view: View, store: Store, timeout: float) -> float:
     """`_copy` under the lock, for which it waits in stretches: others attach in between."""
-    deadline = time.monotonic() + timeout
+    deadline = clock.monotonic() + timeout
     section = _section(view, _open(view))
     while True:
         try:
-            with attach_lock(view.paths, None, max(deadline - time.monotonic(), 0.0)):
+            with attach_lock(view.paths, None, max(deadline - clock.monotonic(), 0.0)):
                 return section(_copy, view, store)
         except LockBusy as error:
-            if time.monotonic() >= deadline:
+            if clock.monotonic() >= deadline:
                 raise LockTimeout(complaint(error.holder, timeout)) from None
             time.sleep(0.001)
         except FileNotFoundError as error:
@@ -91,10 +96,6 @@ def _open(view: View) -> mmap.mmap:
 def _section(view: View, memory: mmap.mmap) -> Section:
     """`section.make_section`, without recovery."""
     words = memoryview(memory)[: at.PAGE].cast("Q")
-    lock: Mutex | FileLock
-    if view.header.lock_kind == at.LOCK_MUTEX:
-        lock = Mutex(memory, at.H_LOCK * at.WORD)
-    else:
-        path, mode = view.paths.section_lock, view.header.mode
-        lock = FileLock(path, lambda: open_file(path, mode))
+    header = view.header
+    lock = open_lock(header.lock_kind, memory, view.paths.section_lock, header.mode)
     return make_section(lock, words, lambda: None, Waits(_STRETCH, math.inf))

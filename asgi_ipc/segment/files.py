@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from .. import clock
 from ..errors import ForeignSegment, LockTimeout, SegmentError
 from ..store.layout import MAX_PROCESSES
 from .paths import Paths
@@ -118,7 +119,7 @@ def attach_lock(paths: Paths, mode: int | None, timeout: float = _HALF_MADE) -> 
     Creates the directory and the file if there are none. With `mode` None it creates nothing, opens
     the file of any user, and raises FileNotFoundError. Raises LockTimeout after `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
+    deadline = clock.monotonic() + timeout
     while True:
         try:
             if mode is None:
@@ -133,7 +134,7 @@ def attach_lock(paths: Paths, mode: int | None, timeout: float = _HALF_MADE) -> 
         try:
             try:
                 while not _flocked(opened.number):
-                    if time.monotonic() > deadline:
+                    if clock.monotonic() > deadline:
                         raise LockTimeout(
                             f"another process has been attaching to prefix {paths.prefix!r} for "
                             f"{timeout:g} s (it holds {paths.attach_lock}). It is probably "

@@ -22,7 +22,7 @@ from asgi_ipc.store.layout import WORD
 
 from ..environments import child_environment
 from ..processes import Process, running
-from ..waiting import until
+from ..waiting import LIVENESS, until
 
 # An asyncio process in a group. "backlog" holds three messages, "full" all five that it may.
 CHAT = """
@@ -116,7 +116,7 @@ def asgi_ipc(*arguments: str, standard_input: str = "", **variables: str) -> Ran
         input=standard_input,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIVENESS,
         check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr

@@ -20,6 +20,7 @@ from asgi_ipc.prometheus import OTHER, IPCCollector, folded, register
 
 from ..environments import REPOSITORY, child_environment
 from ..processes import Process, free_port, running
+from ..waiting import LIVENESS
 from .conftest import Live, Run
 
 Samples = dict[tuple[str, ...], float]
@@ -54,7 +55,7 @@ def exporter(tmp_path: Path) -> Iterator[tuple[Process, str]]:
 
 def test_a_scrape_of_a_live_layer(live: Live, exporter: tuple[Process, str]) -> None:
     process, url = exporter
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=LIVENESS) as answer:
         found = samples(answer.read().decode(), live.prefix)
     queue = live.mine.partition(".")[0] + ".*!"
     assert found[("asgi_ipc_up",)] == 1

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import textwrap
 from typing import Any
 
 import pytest
 
 from tests import environments, processes
+from tests.documentation import pages
 
 from ..machines.servers import Server
+from ..waiting import LIVENESS
 
 pytest.importorskip("channels_redis", reason="lacking: channels_redis")
 
-PAGE = environments.REPOSITORY / "docs" / "howto" / "several-machines.rst"
-EXAMPLE = re.compile(
-    r"^\.\. code-block:: python\n   :name: (?P<name>\S+)\n\n(?P<code>(?:(?:    .*)?\n)+)", re.M
-)
-EXAMPLES = {
-    found["name"]: textwrap.dedent(found["code"]).strip() + "\n"
-    for found in EXAMPLE.finditer(PAGE.read_text(encoding="utf-8"))
-}
+PAGE = pages.DOCS / "howto" / "several-machines.rst"
+EXAMPLES = {block.file: block.text for block in pages.blocks(PAGE)}
 
 
 def example(name: str, prefix: str, server: Server) -> str:
@@ -57,7 +52,7 @@ def test_a_blocking_program_talks_to_the_site(prefix: str, server: Server) -> No
         program: dict[str, Any] = {}
         code = example("several_machines_blocking.py", prefix, server)
         await asyncio.to_thread(exec, code, program)
-        assert (await asyncio.wait_for(layer.receive(channel), 20))["type"] == "chat.message"
+        assert (await asyncio.wait_for(layer.receive(channel), LIVENESS))["type"] == "chat.message"
         program["layer"].close()
         await layer.close()
 

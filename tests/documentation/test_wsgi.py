@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
 import sys
-import textwrap
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,11 @@ import pytest
 
 from asgi_ipc.wsgi import AsgiToWsgiWorker, WsgiToAsgiAdapter, adapter, messages
 from tests import environments, processes
+from tests.documentation import pages
+from tests.waiting import LIVENESS
 
-PAGE = (environments.REPOSITORY / "docs" / "wsgi.rst").read_text(encoding="utf-8")
-EXAMPLE = re.compile(
-    r"^\.\. code-block:: python\n   :name: (?P<name>\S+)\n\n(?P<code>(?:(?:    .*)?\n)+)", re.M
-)
-EXAMPLES = {
-    found["name"]: textwrap.dedent(found["code"]).strip() + "\n" for found in EXAMPLE.finditer(PAGE)
-}
+PAGE = (pages.DOCS / "wsgi.rst").read_text(encoding="utf-8")
+EXAMPLES = {block.file: block.text for block in pages.blocks(pages.DOCS / "wsgi.rst")}
 
 
 @pytest.mark.parametrize("by", ["command", "run_worker.py"])
@@ -49,7 +44,7 @@ def test_the_examples(prefix: str, tmp_path: Path, by: str) -> None:
     server = ["-m", "waitress", "--listen", f"127.0.0.1:{port}", "front:application"]
     with run("server", *server) as front, run("worker", *worker):
         front.wait_for_port(port)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=LIVENESS) as response:
             assert response.read() == b"Hello from a worker!"
 
 

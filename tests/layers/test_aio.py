@@ -582,19 +582,6 @@ async def test_dropped_layer_leaks_nothing(prefix: str) -> None:
     await eventually(nothing_is_held)
 
 
-def test_plain_asyncio_imports_no_django(prefix: str) -> None:
-    assert "no django" in run_python(
-        "import asyncio, sys, asgi_ipc.aio\n"
-        f"layer = asgi_ipc.aio.IPCChannelLayer({prefix!r})\n"
-        "async def use():\n"
-        "    await layer.send('c', {'text': 'hello'})\n"
-        "    assert await layer.receive('c') == {'text': 'hello'}\n"
-        "    await layer.close()\n"
-        "asyncio.run(use())\n"
-        "print('django' if 'django' in sys.modules else 'no django')"
-    )
-
-
 # -- used above -----------------------------------------------------------------------------------
 
 

@@ -256,14 +256,6 @@ def test_errors_derive_from_the_peers(layer: Any, name: str) -> None:
     assert issubclass(getattr(layer, name), getattr(exceptions, name))
 
 
-def test_import_brings_no_peer() -> None:
-    run_python(
-        "import sys, asgi_ipc, asgi_ipc.aio\n"
-        "peers = {'asgiref', 'channels', 'cryptography', 'django', 'redis', 'twisted'}\n"
-        "assert not peers & set(sys.modules), peers & set(sys.modules)\n"
-    )
-
-
 # -- the layer of Channels 1 ----------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from asgi_ipc import errors
 
-from ..waiting import eventually
+from ..waiting import LIVENESS, eventually
 from .helpers import (
     CORE,
     OURS,
@@ -261,7 +261,7 @@ async def test_a_made_up_single_reader_channel_is_found_where_it_is_read(
 
     await eventually(registered, what="the reader to be known")
     await here.send("reply?abc", {"number": 1})
-    assert await asyncio.wait_for(reading, 20) == {"number": 1}
+    assert await asyncio.wait_for(reading, LIVENESS) == {"number": 1}
 
     async def learned() -> bool:
         home, own = await here._find_home("reply?abc")

@@ -14,7 +14,7 @@ import pytest
 from asgi_ipc import errors
 from asgi_ipc.machines import uplink
 
-from ..waiting import eventually
+from ..waiting import LIVENESS, eventually
 from .helpers import CORE, PUBSUB, reaches, receive, redis
 from .servers import Server, servers, with_sentinel
 
@@ -200,7 +200,7 @@ async def test_an_idle_machine_waits_through_time_outs(machine: Make, server: Se
     receiving = asyncio.ensure_future(there.receive(channel))
     await asyncio.sleep(1.0)  # idle for several time-outs
     await here.send(channel, {"text": "hello"})
-    assert await asyncio.wait_for(receiving, 20) == {"text": "hello"}
+    assert await asyncio.wait_for(receiving, LIVENESS) == {"text": "hello"}
     assert there._gateway.relay.elected
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from .. import processes
 from ..environments import child_environment
+from ..waiting import LIVENESS
 from .helpers import CORE, PUBSUB, receive, redis
 from .servers import Server
 
@@ -121,7 +122,7 @@ def test_a_forked_child_is_a_process_of_its_own(prefix: str, server: Server) -> 
         here.send(reply, {"pid": os.getpid()})
         child = multiprocessing.get_context("fork").Process(target=_answer, args=(here, reply))
         child.start()
-        child.join(60)
+        child.join(LIVENESS)
         assert child.exitcode == 0
         here.send(reply, {"pid": os.getpid()})
         pids = []

@@ -32,7 +32,7 @@ from asgi_ipc.store.layout import (
     UNDECODABLE,
 )
 
-from ..waiting import until
+from ..waiting import LIVENESS, until
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ async def test_a_buffer_that_has_expired_takes_messages_again(prefix: str) -> No
     await layer.group_channels("nobody")
     for number in range(5):
         await layer.send(slow, {"again": number})
-        assert await asyncio.wait_for(layer.receive(slow), 5) == {"again": number}
+        assert await asyncio.wait_for(layer.receive(slow), LIVENESS) == {"again": number}
     await layer.close()
 
 
@@ -292,7 +292,7 @@ def test_at_most_one_line_in_ten_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(asgi_ipc.attachment.drops, "time", clock)
+    monkeypatch.setattr(asgi_ipc.attachment.drops, "clock", clock)
     layer = make(capacity=1)
     layer.group_add("chat", "a")
     layer.send("a", {})
@@ -387,7 +387,7 @@ def test_each_reason_is_logged_once_in_ten_seconds_with_names(
     if reason == "undecodable":
         pytest.importorskip("cryptography", reason="lacking: cryptography")
     clock = Clock()
-    monkeypatch.setattr(asgi_ipc.attachment.drops, "time", clock)
+    monkeypatch.setattr(asgi_ipc.attachment.drops, "clock", clock)
     drop = getattr(Reasons(prefix, make), reason)
     for times in (1, 2):
         drop()

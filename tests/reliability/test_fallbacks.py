@@ -24,6 +24,8 @@ from asgi_ipc.segment import header, paths, wanted
 from asgi_ipc.segment.lock import FileLock
 from asgi_ipc.segment.paths import Paths
 
+from ..waiting import LIVENESS
+
 POSSIBLE = ["no robust mutexes", "no /dev/shm", "no posix_fallocate", "no namespaces"]
 PLATFORMS = [*POSSIBLE, "none of them"]
 
@@ -84,7 +86,7 @@ async def test_the_asyncio_layer(prefix: str, platform: str) -> None:
     await layer.group_add("g", "a")
     await layer.group_add("g", name)
     await layer.group_send("g", {"n": 1})
-    assert await asyncio.wait_for(asyncio.gather(*receives), 5) == [{"n": 1}] * 2
+    assert await asyncio.wait_for(asyncio.gather(*receives), LIVENESS) == [{"n": 1}] * 2
     receive = asyncio.ensure_future(layer.receive("a"))
     await asyncio.sleep(0.01)
     receive.cancel()
@@ -135,7 +137,7 @@ def test_threads_take_turns(prefix: str, platform: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(LIVENESS)
     for i in range(6):
         found = [layer.receive([f"c{i}"])[1] for _ in range(500)]
         assert found == [{"n": number} for number in range(500)]

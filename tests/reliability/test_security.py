@@ -483,7 +483,7 @@ async def test_garbage_in_the_doorbell_of_a_loop_only_makes_it_look(prefix: str,
     assert not any(receive.done() for receive in receives)
     for number, channel in enumerate(("a", "b", name)):
         await layer.send(channel, {"n": number})
-    found = await asyncio.wait_for(asyncio.gather(*receives), 10)
+    found = await asyncio.wait_for(asyncio.gather(*receives), LIVENESS)
     assert found == [{"n": 0}, {"n": 1}, {"n": 2}]
     await layer.close()
 
@@ -617,7 +617,7 @@ async def test_a_waiting_loop_outlives_messages_under_an_unknown_key(prefix: str
         assert not any(receive.done() for receive in receives)
         for channel in ("a", name):
             await receiver.send(channel, {"n": 2})
-        assert await asyncio.wait_for(asyncio.gather(*receives), 10) == [{"n": 2}] * 2
+        assert await asyncio.wait_for(asyncio.gather(*receives), LIVENESS) == [{"n": 2}] * 2
         await sender.close()
     await receiver.close()
 

@@ -15,6 +15,8 @@ import pytest
 from asgi_ipc.segment import lock
 from asgi_ipc.store.layout import LOCK_BYTES
 
+from ..waiting import LIVENESS
+
 PROGRAM = Path(__file__).with_name("robust_mutex.c")
 LIBCS = {"glibc": ("cc", lock.GLIBC), "musl": ("musl-gcc", lock.MUSL)}
 if (lock._FUTEX, lock._STATE, lock._LOST) == lock.MUSL:  # Alpine: its compiler knows no other libc
@@ -45,7 +47,7 @@ def facts_of(libc: str, folder: Path) -> Facts:
     subprocess.run(
         [compiler, "-pthread", "-Wall", "-Werror", *defined, "-o", program, PROGRAM], check=True
     )
-    done = subprocess.run([program], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([program], check=True, capture_output=True, text=True, timeout=LIVENESS)
     facts: Facts = {}
     for line in done.stdout.splitlines():
         if line.endswith(":"):

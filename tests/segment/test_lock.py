@@ -47,13 +47,9 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "section.lock")
 
 
-def file_lock(path: str) -> FileLock:
-    return FileLock(path, lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC))
-
-
 @pytest.fixture(params=[pytest.param("mutex", marks=needs_robust), "file"])
 def lock(request: pytest.FixtureRequest, memory: mmap.mmap, path: str) -> Iterator[Lock]:
-    yield Mutex(memory, H_LOCK * WORD) if request.param == "mutex" else file_lock(path)
+    yield Mutex(memory, H_LOCK * WORD) if request.param == "mutex" else FileLock(path, 0o600)
 
 
 def hold(lock: Lock) -> None:
@@ -123,7 +119,7 @@ def descriptors(path: str) -> int:
 
 @on_linux
 def test_a_thread_opens_the_file_lock_once(path: str) -> None:
-    lock = file_lock(path)
+    lock = FileLock(path, 0o600)
     for _ in range(5):
         use(lock)
     assert descriptors(path) == 1
@@ -131,7 +127,7 @@ def test_a_thread_opens_the_file_lock_once(path: str) -> None:
 
 @on_linux
 def test_threads_that_ended_leave_no_descriptor_of_the_file_lock(path: str) -> None:
-    lock = file_lock(path)
+    lock = FileLock(path, 0o600)
     for _ in range(20):
         in_threads([lambda: use(lock)])
     until(lambda: descriptors(path) <= 1)
@@ -139,7 +135,7 @@ def test_threads_that_ended_leave_no_descriptor_of_the_file_lock(path: str) -> N
 
 @on_linux
 def test_a_file_lock_that_is_closed_leaves_no_descriptor(path: str) -> None:
-    lock = file_lock(path)
+    lock = FileLock(path, 0o600)
     use(lock)
     lock.close()
     assert descriptors(path) == 0

@@ -7,6 +7,7 @@ in that table.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import pytest
@@ -14,7 +15,6 @@ import pytest
 import asgi_ipc
 
 from .. import structure
-from ..environments import run_python
 from ..structure import PUBLIC, REPOSITORY, Import, room
 
 FLOORS = structure.floors()
@@ -132,9 +132,21 @@ def test_the_store_and_the_leaves_know_no_clock_and_no_system_call() -> None:
     found = {
         one.imported
         for one in everything()
-        if not one.ours and one.at_once and within(one.importer, {"store", *LEAVES})
+        if not one.ours and one.at_once and within(one.importer, {"store", *LEAVES} - {"clock"})
     }
     assert found and found <= PURE
+
+
+def test_all_others_read_the_clock_of_the_package() -> None:
+    """Test tools replace those of `time` (sleeping they leave alone)."""
+    allowed = {"clock", "conformance", "command.bench"}
+    reading = {
+        name
+        for name, path in structure.modules().items()
+        if re.search(r"\btime\.(monotonic|perf_counter)|from time import", path.read_text("utf-8"))
+    }
+    assert "clock" in reading
+    assert {name for name in reading if not within(name, allowed)} == set()
 
 
 def test_nothing_above_the_operations_reads_the_words_of_a_segment() -> None:
@@ -153,27 +165,6 @@ def test_the_conformance_suites_know_nothing_of_the_package_around_them() -> Non
     """They are run for layers that are installed under its name, asgi_ipc 1.4 for one."""
     found = {room(one.imported) for one in ours() if room(one.importer) == "conformance"}
     assert found == {"conformance"}
-
-
-@pytest.mark.parametrize("module", ["asgi_ipc", "asgi_ipc.aio"])
-def test_an_import_of_the_package_loads_nothing_that_is_not_asked_for(module: str) -> None:
-    """Neither asyncio, nor several machines, nor anything optional; each layer when asked for."""
-    source = f"""
-import sys, {module}
-others = {{"django", "channels", "asgiref", "twisted", "redis", "cryptography", "uvloop"}}
-others |= {{"asyncio", "asgi_ipc.machines"}}
-print("asgi_ipc.segment" in sys.modules, sorted(others & set(sys.modules)))
-import asgi_ipc.aio
-asgi_ipc.aio.IPCChannelLayer
-print(sorted(others & set(sys.modules)))
-{module}.LocalAndRemoteChannelLayer
-print(sorted(others & set(sys.modules)))
-"""
-    assert run_python(source).splitlines() == [
-        "True []",
-        "['asyncio']",
-        "['asgi_ipc.machines', 'asyncio']",
-    ]
 
 
 def test_the_version_is_one_that_strict_parsers_take() -> None:

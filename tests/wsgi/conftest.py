@@ -11,6 +11,8 @@ import pytest
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.wsgi import AsgiToWsgiWorker
 
+from ..waiting import LIVENESS
+
 
 @pytest.fixture
 def layer(prefix: str) -> Iterator[IPCChannelLayer]:
@@ -35,5 +37,5 @@ def work(layer: IPCChannelLayer) -> Iterator[Callable[..., AsgiToWsgiWorker]]:
     for worker, _ in started:
         worker.stop()
     for _, thread in started:
-        thread.join(60)
+        thread.join(LIVENESS)
         assert not thread.is_alive()
