@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable
 
 from .. import clock
-from ..errors import IPCError
+from ..errors import IPCError, LockTimeout
 from ..segment.doorbell import ALL
 from ..segment.lock import FileLock, Mutex, open_lock
-from ..segment.procfs import process_of, thread_exists
+from ..segment.procfs import is_dead, process_of, shows_threads
 from ..segment.section import (
     Section,
     SectionOfThree,
@@ -27,6 +27,8 @@ from ..store.layout import MAX_WAITERS, P_PID, PROCESS_WORDS
 from ..store.store import Store
 from .drops import DropLog
 from .inbox import Inbox
+
+_RENEWAL = 0.01  # seconds to wait for those who attach; an event loop waits, too
 
 
 class Resources:
@@ -95,24 +97,40 @@ class Resources:
                 self.ringer.ring(waiter_id, generation, ALL)
 
     def renew_lock(self, holder: int) -> bool:
-        """Make the mutex new if its holder is dead; `holder` 0 means that it cannot be recovered.
+        """Free the mutex of a dead `holder`; 0 means that it cannot be recovered. Returns whether
+        to try it again.
 
         Some deaths are not reported: before Linux 5.18, victims of the OOM killer leave their
-        robust mutexes locked. The kernel says who lives: a thread of that id, in a process that
-        holds one of the bytes (which it claims before it ever takes the lock).
+        robust mutexes locked. No living thread can take such a mutex. So if the mutex names a
+        thread after that was found dead, under the flock, nobody else renews or takes it meanwhile.
         """
-        segment, lock = self.segment, self.lock
-        if not isinstance(lock, Mutex):
+        if not isinstance(self.lock, Mutex) or (holder and self._may_live(holder)):
             return False
-        if holder and thread_exists(holder):
-            pid = process_of(holder)
-            if not pid or pid == os.getpid() or pid in segment.members.pids():
-                return False
-        with segment.exclusively():
-            # Unless another process was quicker:
-            if lock.holder() == holder if holder else lock.lost():
-                lock.renew()
+        try:
+            with self.segment.exclusively(_RENEWAL):
+                if not holder:
+                    self.lock.restore()
+                elif not self._may_live(holder):  # it may have let go and ended, and the id be used
+                    self.lock.report_death(holder)
+        except LockTimeout:
+            return not holder  # others attach, or verify the segment: later
         return True
+
+    def _may_live(self, holder: int) -> bool:
+        """Whether a thread that the mutex names may be alive. If not, that is certain.
+
+        If its id has been given to a thread of another program meanwhile, that is dead, too: who
+        holds the mutex has the segment in its memory. What may not be seen counts as alive.
+        """
+        if is_dead(holder):
+            return False
+        pid = process_of(holder)
+        return (
+            not shows_threads()
+            or pid in {0, os.getpid()}
+            or pid in self.segment.members.pids()
+            or self.segment.may_be_mapped_by(holder)
+        )
 
     # -- leaving ----------------------------------------------------------------------------------
 

@@ -1,24 +1,29 @@
 """Verifies a segment from outside, under its lock if need be.
 
 Must not attach, because that would first recover the store. The lock is held only for as long as
-one copy takes. If this process is stopped meanwhile, it delays others by at most ``lock_timeout``:
-they renew a lock whose holder is not attached.
+one copy takes, and with it the flock of those who attach: they make the lock new where nobody is
+attached, and would not know of this process.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import sys
+import time
 
 from .. import clock
+from ..errors import LockBusy, LockTimeout, SegmentVanished
+from ..segment.files import attach_lock, map_file
 from ..segment.lock import open_lock
 from ..segment.opening import open_existing
-from ..segment.section import Section, Waits, make_section
+from ..segment.section import Section, Waits, complaint, make_section
 from ..store import layout as at
 from ..store.store import Store
 from ..store.verify import verify
 from .view import View
 
+_STRETCH = 0.02  # seconds in a row that it waits for the lock
 # A segment may be larger than the memory of the machine, and most of it holds nothing. Not every
 # `mmap` has the name; the number is that of Linux on x86 and ARM.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -29,16 +34,15 @@ def complaints(view: View, timeout: float) -> list[str]:
 
     It verifies a copy that is made without the lock. Damage shows there too, but under traffic such
     a copy is not of one moment. So if an invariant does not hold, it verifies another copy, made
-    under the lock. Only then it may raise LockTimeout, after `timeout` seconds, or
-    IncompatibleSegment if this process must not take the lock.
+    under the lock. Only then it may raise LockTimeout, after `timeout` seconds, IncompatibleSegment
+    if this process must not take the lock, or SegmentVanished.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
     store = Store(mmap.mmap(-1, view.layout.size, flags), view.layout)
     try:
         found = verify(store, _copy(view, store))
         if found:
-            section = _section(view, _open(view), timeout)
-            found = verify(store, section(_copy, view, store))
+            found = verify(store, _copy_under_lock(view, store, timeout))
         return found
     finally:
         store.close()
@@ -61,18 +65,37 @@ def _copy(view: View, store: Store) -> float:
     return clock.monotonic()
 
 
+def _copy_under_lock(view: View, store: Store, timeout: float) -> float:
+    """`_copy` under the lock, for which it waits in stretches: others attach in between."""
+    deadline = clock.monotonic() + timeout
+    section = _section(view, _open(view))
+    while True:
+        try:
+            with attach_lock(view.paths, None, max(deadline - clock.monotonic(), 0.0)):
+                return section(_copy, view, store)
+        except LockBusy as error:
+            if clock.monotonic() >= deadline:
+                raise LockTimeout(complaint(error.holder, timeout)) from None
+            time.sleep(0.001)
+        except FileNotFoundError as error:
+            raise SegmentVanished(
+                f"{error.filename}, which belongs to prefix {view.prefix!r}, was removed. If "
+                "processes use the segment, they make a new one with their next call"
+            ) from None
+
+
 def _open(view: View) -> mmap.mmap:
     """Map the header of a segment for writing. It is unmapped when nothing refers to it."""
     fault = view.header.sharing_fault()
     if fault is not None:
         raise fault.error_for(view.prefix)
     writable = open_existing(view.paths, write=True)
-    return mmap.mmap(writable.number, at.PAGE)
+    return map_file(writable.number, at.PAGE)
 
 
-def _section(view: View, memory: mmap.mmap, timeout: float) -> Section:
+def _section(view: View, memory: mmap.mmap) -> Section:
     """`section.make_section`, without recovery."""
     words = memoryview(memory)[: at.PAGE].cast("Q")
     header = view.header
     lock = open_lock(header.lock_kind, memory, view.paths.section_lock, header.mode)
-    return make_section(lock, words, lambda: None, Waits(timeout, timeout))
+    return make_section(lock, words, lambda: None, Waits(_STRETCH, math.inf))

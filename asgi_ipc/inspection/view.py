@@ -14,6 +14,7 @@ import os
 from ..attachment.attachment import Attachment
 from ..attachment.process import attached_processes
 from ..errors import CorruptStore, IPCError
+from ..segment.files import map_file
 from ..segment.header import Header
 from ..segment.opening import open_existing
 from ..segment.paths import Paths, full_prefix
@@ -49,7 +50,7 @@ class View:
             self.size = status.st_size
             self._inode = status.st_ino
             if not self.paths.shows:  # macOS cannot pread shared memory
-                self._memory = mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ)
+                self._memory = map_file(self.fd, self.size, mmap.PROT_READ)
         self.header = Header(self.read(0, at.PAGE), self.size)
         fault = self.header.fault()
         if fault is not None:

@@ -22,7 +22,7 @@ from array import array
 from collections.abc import Callable
 
 from ..errors import ForeignSegment
-from .files import Descriptor, check_owner
+from .files import Descriptor, check_owner, raise_above
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -51,7 +51,7 @@ class Doorbell:
         try:
             os.chmod(path, mode)  # the umask may have taken bits away
             self._open: Descriptor | None = Descriptor(
-                os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                raise_above(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
             )
         except BaseException:
             os.unlink(path)
@@ -132,7 +132,7 @@ class Ringer:
         self._open.pop(waiter_id, None)
         path = path_of(self._directory, self._nonce, waiter_id, generation)
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-        bell = Descriptor(os.open(path, flags))
+        bell = Descriptor(raise_above(os.open(path, flags)))
         try:
             # Members of the group that the segment is open to ring each other.
             check_owner(path, os.fstat(bell.number), 0o660, stat.S_ISFIFO)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import stat
 import struct
@@ -20,6 +21,8 @@ from ..errors import ForeignSegment, LockTimeout, SegmentError
 from ..store.layout import MAX_PROCESSES
 from .paths import Paths
 
+_STANDARD = 2  # the highest descriptor of the standard streams
+_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HALF_MADE = 5.0  # seconds to wait for the holder of attach.lock
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 
@@ -40,17 +43,42 @@ class Descriptor:
         close(self.number)
 
 
+def raise_above(fd: int) -> int:
+    """Return a descriptor for the same file that is above 2, and close this one if it is not.
+
+    Where a program has closed its standard streams, a new file takes their number, and the next
+    line that somebody prints would go into it.
+    """
+    if fd > _STANDARD:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _STANDARD + 1)
+    finally:
+        os.close(fd)
+
+
+def map_file(fd: int, size: int, prot: int = mmap.PROT_READ | mmap.PROT_WRITE) -> mmap.mmap:
+    """Map a file. The mapping has a descriptor of its own, which is above 2 as well."""
+    fillers: list[Descriptor] = []  # what takes the numbers up to there meanwhile
+    for number in range(_STANDARD + 1):
+        try:
+            os.fstat(number)
+        except OSError:
+            fillers.append(Descriptor(os.open("/", os.O_RDONLY | os.O_CLOEXEC)))
+    return mmap.mmap(fd, size, prot=prot)
+
+
 def open_file(path: str, mode: int) -> int:
     """Open or create a file of ours, with exactly `mode`. Raises ForeignSegment."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
+        fd = raise_above(os.open(path, flags | os.O_CREAT | os.O_EXCL, mode))
         os.fchmod(fd, mode)  # the umask may have taken bits away
         return fd
     except FileExistsError:
         pass
     try:
-        fd = os.open(path, flags)
+        fd = raise_above(os.open(path, flags))
     except FileNotFoundError:
         return open_file(path, mode)
     except PermissionError as error:
@@ -85,17 +113,23 @@ def check_owner(
 
 
 @contextlib.contextmanager
-def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterator[None]:
+def attach_lock(paths: Paths, mode: int | None, timeout: float = _HALF_MADE) -> Iterator[None]:
     """Hold the flock under which everything beside a segment is created and removed.
 
-    Creates the directory if there is none. Raises LockTimeout after `timeout` seconds.
+    Creates the directory and the file if there are none. With `mode` None it creates nothing, opens
+    the file of any user, and raises FileNotFoundError. Raises LockTimeout after `timeout` seconds.
     """
     deadline = clock.monotonic() + timeout
     while True:
         try:
-            _make_directory(paths.directory, mode)
-            opened = Descriptor(open_file(paths.attach_lock, mode))
+            if mode is None:
+                opened = Descriptor(raise_above(os.open(paths.attach_lock, _TO_READ)))
+            else:
+                _make_directory(paths.directory, mode)
+                opened = Descriptor(open_file(paths.attach_lock, mode))
         except FileNotFoundError:
+            if mode is None:
+                raise
             continue  # another process removed the directory in between
         try:
             try:
@@ -232,7 +266,7 @@ class Members:
         if members is not None:
             return members._holders()
         # Not attached here, so that closing the file drops no lock of this process.
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = raise_above(os.open(path, _TO_READ))
         try:
             return cls(fd, (status.st_dev, status.st_ino))._holders()
         finally:

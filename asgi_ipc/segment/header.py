@@ -59,6 +59,7 @@ class Header:
         )
         self.mode = words[at.H_MODE]
         self.members = words[at.H_MEMBERS]
+        self.created: float = memoryview(page).cast("d")[at.H_CREATED]
 
     @property
     def lock(self) -> str:
@@ -74,6 +75,11 @@ class Header:
     def layout(self) -> at.Layout:
         """The layout of the segment, if the header has no `fault`."""
         return at.Layout(*self.sizes)
+
+    @property
+    def of_an_earlier_boot(self) -> bool:
+        """Whether the clock began again since the segment was made: its times mean nothing now."""
+        return not self.created <= clock.monotonic()
 
     def fault(self) -> Fault | None:
         """Why this package cannot read the segment."""

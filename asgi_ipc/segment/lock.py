@@ -36,7 +36,7 @@ MUSL = (4, 4, 0x7FFFFFFF)
 _libc = ctypes.PyDLL(None)
 
 _FUTEX, _STATE, _LOST = GLIBC if hasattr(_libc, "gnu_get_libc_version") else MUSL
-_HOLDER = 0x3FFFFFFF
+_HOLDER, _OWNER_DIED, _WAITED_FOR = 0x3FFFFFFF, 0x40000000, 0x80000000  # in the futex word
 
 
 @cache
@@ -54,11 +54,6 @@ def machine() -> int:
 
 def init_mutex(memory: mmap.mmap, offset: int) -> None:
     """Make a mutex at `offset`. Nobody may hold or try the one that was there before."""
-    memory[offset : offset + LOCK_BYTES] = _new_mutex()
-
-
-def _new_mutex() -> bytes:
-    """The bytes of a mutex that nobody holds."""
     attributes = ctypes.create_string_buffer(64)
     mutex = ctypes.create_string_buffer(LOCK_BYTES)
     for call, *arguments in (
@@ -73,7 +68,7 @@ def _new_mutex() -> bytes:
     code = _libc.pthread_mutex_init(mutex, attributes)
     if code:
         raise OSError(code, f"pthread_mutex_init: {os.strerror(code)}")
-    return mutex.raw
+    memory[offset : offset + LOCK_BYTES] = mutex.raw
 
 
 class Mutex:
@@ -86,27 +81,30 @@ class Mutex:
         self.unlock = _libc["pthread_mutex_unlock"]
         self.unlock.restype = None  # nobody needs the result, and to make an int of it costs time
         self.consistent = _libc["pthread_mutex_consistent"]
-        self._bytes = memoryview(memory)[offset : offset + LOCK_BYTES]
         self._futex = ctypes.c_uint32.from_buffer(memory, offset + _FUTEX)
         self._state = ctypes.c_uint32.from_buffer(memory, offset + _STATE)
 
     def lost(self) -> bool:
-        """Whether nobody can ever take the mutex again."""
+        """Whether nobody can take the mutex any more."""
         return bool(self._state.value & 0x7FFFFFFF == _LOST)
 
-    def renew(self) -> None:
-        """Make the mutex new after a holder that is dead, or where nobody can take it any more,
-        while others try it. The caller has made sure of either, and holds the attach lock.
+    # Others try the mutex meanwhile. So neither of these two makes it new: after each store a try of
+    # another thread is as right as it was before.
 
-        The futex word names a holder until all else is new, so everybody is refused. Its last
-        store, a single one, lets go of the mutex.
-        """
-        new = _new_mutex()
+    def report_death(self, holder: int) -> None:
+        """Do what the kernel does when the holder of a mutex dies, if `holder` still holds it. The
+        thread must be dead, and one caller at a time may do this."""
+        word = self._futex.value
+        if word & _HOLDER == holder:
+            self._futex.value = word & _WAITED_FOR | _OWNER_DIED
+
+    def restore(self) -> None:
+        """Let others take a mutex that is lost, as the calling thread was told."""
         if self.lost():
-            self._futex.value = threading.get_native_id()
-        self._bytes[:_FUTEX] = new[:_FUTEX]
-        self._bytes[_FUTEX + 4 :] = new[_FUTEX + 4 :]
-        self._futex.value = 0
+            mine = self.mine()  # glibc names the thread whose try failed, and refuses all others
+            self._state.value = 0
+            if mine:
+                self._futex.value = 0
 
     def holder(self) -> int:
         """Thread id of the holder; 0 if there is none."""

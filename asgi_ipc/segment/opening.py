@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
 import os
 import stat
 from itertools import chain
@@ -26,7 +25,7 @@ from ..store.layout import (
     PROCESS_WORDS,
     WORD,
 )
-from .files import Descriptor, Members, attach_lock, check_owner
+from .files import Descriptor, Members, attach_lock, check_owner, map_file, raise_above
 from .header import Header, format_segment
 from .lock import init_mutex
 from .paths import SHM, Paths, full_prefix, prefixes
@@ -85,7 +84,8 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
     If it cannot, and no process is `alive` in it, it is stale: then remove it and return None.
     """
     try:
-        fd = posix_ipc.SharedMemory(paths.segment).fd  # never with a size: that would resize it
+        # Never with a size: that would resize it.
+        fd = raise_above(posix_ipc.SharedMemory(paths.segment).fd)
     except posix_ipc.ExistentialError:
         return None
     except posix_ipc.PermissionsError:
@@ -101,6 +101,8 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
             if alive:
                 raise fault.error_for(paths.prefix)
             stale = fault.reason
+        elif header.of_an_earlier_boot and not alive:
+            stale = "was made before the machine was last started, or before its clock went back"
         elif header.sizes != wanted.sizes:
             stale = f"has other sizes: {header.sizes}"
         else:
@@ -110,7 +112,7 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
                 logger.warning(
                     "prefix %r: the live segment %s; they hold for all", paths.prefix, stale
                 )
-            return Segment(paths, fd, mmap.mmap(fd, header.size), header, members)
+            return Segment(paths, fd, map_file(fd, header.size), header, members)
         logger.warning(
             "prefix %r: replacing a stale segment, which no process uses and which %s",
             paths.prefix,
@@ -128,16 +130,17 @@ def _first_page(fd: int, size: int) -> bytes:
     """A copy of the first page of a segment; shorter if the segment is. macOS cannot pread it."""
     if not size:
         return b""
-    with mmap.mmap(fd, min(size, PAGE)) as page:
+    with map_file(fd, min(size, PAGE)) as page:
         return page[:]
 
 
 def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
     layout = wanted.layout()
     try:
-        fd = posix_ipc.SharedMemory(
+        made = posix_ipc.SharedMemory(
             paths.segment, posix_ipc.O_CREX, mode=wanted.mode, size=layout.size
-        ).fd
+        )
+        fd = raise_above(made.fd)
     except OSError as error:
         raise SegmentError(
             f"cannot create shared memory of {layout.size} bytes: {error}"
@@ -147,7 +150,7 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
         if wanted.mode & 0o060:
             with contextlib.suppress(PermissionError):
                 os.fchown(fd, -1, os.stat(paths.directory).st_gid)
-        memory = mmap.mmap(fd, layout.size)
+        memory = map_file(fd, layout.size)
         first = allocate(fd, 0, layout.fixed_bytes)
         if not first or not allocate(fd, layout.log * WORD, FIRST_MARK):
             raise SegmentError(
@@ -172,7 +175,8 @@ def open_existing(paths: Paths, write: bool = False) -> Descriptor:
     not read it (or, with `write`, write to it).
     """
     try:
-        return Descriptor(posix_ipc.SharedMemory(paths.segment, read_only=not write).fd)
+        opened = posix_ipc.SharedMemory(paths.segment, read_only=not write)
+        return Descriptor(raise_above(opened.fd))
     except posix_ipc.ExistentialError:
         others = ", ".join(prefixes())
         raise NoSuchLayer(

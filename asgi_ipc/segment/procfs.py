@@ -31,11 +31,16 @@ def command_line(pid: int) -> str:
 
 def is_stopped(pid: int) -> bool:
     """Whether a process is stopped, by SIGSTOP or by a debugger."""
+    return _state(pid) in (b"T", b"t")
+
+
+def _state(thread: int) -> bytes:
+    """The letter for what a thread is doing; empty if it is unknown."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+        with open(f"/proc/{thread}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0]
     except (OSError, IndexError):
-        return False
+        return b""
 
 
 def process_of(thread: int) -> int:
@@ -81,6 +86,34 @@ def open_files_of(pid: int) -> tuple[int, int]:
                 if line.startswith("Max open files"):
                     return used, int(line.split()[3])
     return 0, 0
+
+
+def is_dead(thread: int) -> bool:
+    """Whether a thread has ended, with certainty. A zombie has: the kernel has done what it does
+    when a thread ends."""
+    return not thread_exists(thread) or (shows_threads() and _state(thread) in (b"Z", b"X"))
+
+
+def shows_threads() -> bool:
+    """Whether /proc shows the threads of this PID namespace by their ids."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
+def has_mapped(thread: int, inode: int) -> bool:
+    """Whether the process of a thread may have a file in its memory: False only if /proc shows that
+    it has not. Other devices may have a file of that number, which does not matter."""
+    try:
+        # Not that of the process: its main thread may have ended, and then it shows nothing.
+        with open(f"/proc/{thread}/maps", "rb") as file:
+            wanted = b"%d" % inode
+            return any(line.split(None, 5)[4] == wanted for line in file)
+    except (FileNotFoundError, ProcessLookupError):
+        return not is_dead(thread)
+    except (OSError, IndexError):
+        return True
 
 
 def flock_holder(path: str) -> int:

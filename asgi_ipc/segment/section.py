@@ -116,7 +116,7 @@ def make_section_of_three(
     number of them takes a tenth of the time of a whole section.
 
     `words` are those of the segment. `recover` is called, under the lock, when the store is dirty.
-    `renew(holder)` makes the lock new if its holder is dead after all, and says whether it did so;
+    `renew(holder)` frees the lock if its holder is dead after all, and says whether to try again;
     `holder` 0 means that the lock cannot be recovered.
     """
     trylock, unlock, consistent, handle = lock.trylock, lock.unlock, lock.consistent, lock.handle

@@ -21,9 +21,10 @@ import posix_ipc
 from ..store.layout import WORD
 from .cgroup import cgroup_allows
 from .doorbell import Doorbell, Ringer, path_of
-from .files import Members, attach_lock
+from .files import Members, attach_lock, raise_above
 from .header import Header
 from .paths import Paths
+from .procfs import has_mapped
 from .wanted import Wanted
 
 logger = logging.getLogger("asgi_ipc")
@@ -104,9 +105,14 @@ class Segment:
         """What rings the waiters of this segment."""
         return Ringer(self.paths.directory, self.nonce)
 
-    def exclusively(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other processes from creating, replacing or removing anything meanwhile."""
-        return attach_lock(self.paths, self.mode)
+    def exclusively(self, timeout: float) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes from creating, replacing or removing anything meanwhile, and from
+        renewing the lock. Raises LockTimeout after `timeout` seconds."""
+        return attach_lock(self.paths, self.mode, timeout)
+
+    def may_be_mapped_by(self, thread: int) -> bool:
+        """Whether the process of a thread may have this segment in its memory."""
+        return self._status is not None and has_mapped(thread, self._status.st_ino)
 
     def leave(self, index: int) -> None:
         """Give a process id back, and close what is open."""
@@ -123,7 +129,7 @@ class Segment:
             if self.paths.shows:
                 status = os.stat(self.paths.file)
             else:
-                fd = posix_ipc.SharedMemory(self.paths.segment).fd
+                fd = raise_above(posix_ipc.SharedMemory(self.paths.segment).fd)
                 status = os.fstat(fd)
                 os.close(fd)
         except (FileNotFoundError, posix_ipc.ExistentialError):

@@ -22,7 +22,7 @@ import weakref
 from ..options import Options
 from ..segment.cgroup import cgroup_allows
 from ..segment.doorbell import Doorbell, Ringer
-from ..segment.files import Descriptor, Members
+from ..segment.files import Descriptor, Members, raise_above
 from ..segment.header import format_segment
 from ..segment.paths import Paths
 from ..segment.segment import Segment
@@ -51,7 +51,7 @@ class _Bell(Doorbell):
     """A doorbell without a name: only this process rings it."""
 
     def __init__(self) -> None:
-        self._open: _Pipe | None = _Pipe(*os.pipe())
+        self._open: _Pipe | None = _Pipe(*map(raise_above, os.pipe()))
 
     def ring(self, row: int) -> None:
         pipe = self._open
@@ -143,7 +143,7 @@ class PrivateSegment(Segment):
     def ringer(self) -> Ringer:
         return _Ringer(self._bells)
 
-    def exclusively(self) -> contextlib.AbstractContextManager[None]:
+    def exclusively(self, timeout: float) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()  # the attachments of a process take turns anyway
 
     def repair(self) -> None:

@@ -7,8 +7,11 @@ import asyncio
 import errno
 import gc
 import logging
+import mmap
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +23,18 @@ import pytest
 from asgi_ipc import segment
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import LockTimeout, NotOwner, SegmentVanished
-from asgi_ipc.segment.lock import robust_mutexes
+from asgi_ipc.inspection.locked import complaints
+from asgi_ipc.inspection.view import View
+from asgi_ipc.segment import files
+from asgi_ipc.segment.lock import Mutex, robust_mutexes
+from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store import waiters
+from asgi_ipc.store.layout import H_LOCK, PAGE, WORD
 
-from ..forks import Line, child, children, on_linux, rests
+from ..forks import Line, bounded, child, children, in_child, on_linux, rests
 from ..unit.support import contents
 from ..waiting import LIVENESS, in_threads, until
-from .layers import NOTHING, SOON, Make
+from .layers import LOCKS, NOTHING, SHM, SOON, Make
 
 pytestmark = on_linux  # where a test can see what a process has open
 
@@ -251,6 +259,11 @@ def renew(found: Any, holder: int) -> bool:
     return found._resources.renew_lock(holder)
 
 
+def nobody() -> int:
+    """The id of a thread that does not exist."""
+    return next(pid for pid in range(2**22 - 1, 1, -1) if not Path(f"/proc/{pid}").exists())
+
+
 def test_a_mutex_that_somebody_made_anew_already_is_left_alone(held: tuple[Any, Any]) -> None:
     """Two processes find it unrecoverable; the second tries to renew it when the first holds it."""
     found, process = held
@@ -274,10 +287,137 @@ def test_the_mutex_of_a_dead_holder_is_made_anew(make: Make) -> None:
     layer = make(lock_timeout=0.05)
     layer.send("c", MESSAGE)
     found = layer._core.session.attachment
-    nobody = next(pid for pid in range(2**22 - 1, 1, -1) if not Path(f"/proc/{pid}").exists())
-    found.lock._futex.value = nobody
+    found.lock._futex.value = nobody()
     layer.send("c", MESSAGE)
     assert len(contents(make.look()).messages[b"c"]) == 2
+
+
+@pytest.fixture
+def visited(make: Make) -> Iterator[tuple[Any, Any]]:
+    """The same with a holder that is not attached."""
+    if not robust_mutexes():
+        pytest.skip("lacking: robust mutexes")
+    layer = make()
+    layer.send("c", MESSAGE)
+
+    def visit(line: Line) -> None:
+        file = os.open(SHM / f"asgi_ipc.{make.prefix}", os.O_RDWR)
+        lock = Mutex(mmap.mmap(file, PAGE), H_LOCK * WORD)
+        assert lock.trylock(lock.handle) == 0
+        rests(line)
+        lock.unlock(lock.handle)
+
+    with child(visit) as process:
+        process.hear()
+        yield layer._core.session.attachment, process
+
+
+def test_the_mutex_of_a_living_holder_that_is_not_attached_is_left_alone(
+    visited: tuple[Any, Any],
+) -> None:
+    found, process = visited
+    assert process.pid not in found.segment.members.pids()
+    assert not renew(found, found.lock.holder())
+    assert found.lock.trylock(found.lock.handle) == errno.EBUSY
+    process.say()
+    process.hear()
+    assert found.lock.trylock(found.lock.handle) == 0
+    found.lock.unlock(found.lock.handle)
+
+
+def test_a_holder_that_let_go_just_now_costs_the_next_one_nothing(
+    held: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read from the mutex, lets go and ends, and another takes the lock; all this before the
+    first look at it, or before the second."""
+    found, process = held
+    assert renew(found, nobody())
+    lives = [False, True]
+    monkeypatch.setattr(found._resources, "_may_live", lambda holder: lives.pop(0))
+    assert renew(found, found.lock.holder())
+    assert not lives
+    assert found.lock.trylock(found.lock.handle) == errno.EBUSY
+    process.say()
+    process.hear()
+
+
+def test_nobody_renews_while_another_attaches_or_verifies(make: Make) -> None:
+    if not robust_mutexes():
+        pytest.skip("lacking: robust mutexes")
+    layer = make(lock_timeout=0.05)
+    layer.send("c", MESSAGE)
+    found = layer._core.session.attachment
+    found.lock._futex.value = nobody()
+
+    def hold(line: Line) -> None:
+        with files.attach_lock(Paths(make.prefix), None):
+            rests(line)
+
+    with child(hold) as process:
+        process.hear()
+        with pytest.raises(LockTimeout):
+            layer.send("c", MESSAGE)
+        process.say()
+        process.hear()
+    layer.send("c", MESSAGE)
+
+
+@pytest.mark.parametrize("then", ["a zombie", "another program"])
+def test_the_thread_id_of_a_dead_holder_that_still_stands_for_something(
+    make: Make, then: str
+) -> None:
+    if not robust_mutexes():
+        pytest.skip("lacking: robust mutexes")
+    layer = make(lock_timeout=0.05)
+    layer.send("c", MESSAGE)
+    source = "pass" if then == "a zombie" else "import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-S", "-c", source]) as process:
+        if then == "a zombie":
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        else:
+            until(lambda: "asgi_ipc" not in Path(f"/proc/{process.pid}/maps").read_text())
+        layer._core.session.attachment.lock._futex.value = process.pid
+        layer.send("c", MESSAGE)
+        process.kill()
+    assert len(contents(make.look()).messages[b"c"]) == 2
+
+
+def test_processes_that_try_a_mutex_while_it_is_renewed_exclude_each_other(make: Make) -> None:
+    if not robust_mutexes():
+        pytest.skip("lacking: robust mutexes")
+    layer = make()
+    layer.send("c", MESSAGE)
+    found, dead = layer._core.session.attachment, nobody()
+    lock, words = found.lock, memoryview(mmap.mmap(-1, PAGE)).cast("Q")
+
+    def compete(line: Line) -> None:
+        line.say()
+        while not words[1]:
+            code = lock.trylock(lock.handle)
+            if code in (0, errno.EOWNERDEAD):
+                lock.consistent(lock.handle)
+                words[0] += 1
+                assert words[0] == 1, "two hold it"
+                words[0] = 0
+                lock.unlock(lock.handle)
+
+    def die_unreported(line: Line) -> None:
+        with bounded(SOON):
+            while lock.trylock(lock.handle) not in (0, errno.EOWNERDEAD):
+                time.sleep(0.0001)
+        lock.consistent(lock.handle)
+        lock._futex.value = dead  # so the kernel does not find out who held it
+
+    with children([compete] * 2) as processes:
+        for process in processes:
+            process.hear()
+        for _ in range(30):
+            with child(die_unreported) as victim:
+                victim.hear()
+            assert renew(found, dead)
+        words[1] = 1
+        for process in processes:
+            process.hear()
 
 
 def test_a_stopped_holder_is_named_by_every_call(make: Make, held: tuple[Any, Any]) -> None:
@@ -296,3 +436,45 @@ def test_a_stopped_holder_is_named_by_every_call(make: Make, held: tuple[Any, An
     process.say()
     process.hear()
     assert layer.receive(["c"]) == ("c", MESSAGE)
+
+
+# -- standard streams that are closed -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("low", [(0, 1, 2), (2,)])
+@pytest.mark.parametrize("lock", LOCKS)
+def test_no_descriptor_is_one_of_a_closed_standard_stream(
+    make: Make, lock: str, low: tuple[int, ...]
+) -> None:
+    """One line to it would damage the segment for everybody."""
+
+    def live() -> list[str]:
+        for number in low:
+            os.close(number)
+        opened: list[str] = []
+        layer, other = make(lock=lock), make.asyncio(lock=lock)
+
+        async def wait() -> None:
+            receiving = asyncio.ensure_future(other.receive("b"))
+            await asyncio.sleep(0.01)
+            layer.send("b", MESSAGE)
+            await receiving
+            await asyncio.sleep(0.01)
+            await asyncio.to_thread(look)
+
+        def look() -> None:
+            assert layer.receive(["nothing"], block=True, timeout=0.01) == NOTHING
+            assert complaints(View(make.prefix), LIVENESS) == []
+            for number in low:
+                try:
+                    opened.append(os.readlink(f"/proc/self/fd/{number}"))
+                except OSError:
+                    continue
+
+        layer.send("a", MESSAGE)
+        look()
+        asyncio.run(wait())
+        assert len(make.descriptors()) >= 4
+        return opened
+
+    assert [path for path in in_child(live) if make.prefix in path] == []

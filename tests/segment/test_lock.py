@@ -101,7 +101,7 @@ def test_a_mutex_of_this_machine_is_told_from_others() -> None:
 # -- the descriptors of a file lock ---------------------------------------------------------------
 
 
-def use(lock: FileLock) -> None:
+def use(lock: Lock) -> None:
     hold(lock)
     lock.unlock(lock.handle)
 
@@ -142,42 +142,25 @@ def test_a_file_lock_that_is_closed_leaves_no_descriptor(path: str) -> None:
 
 
 @needs_robust
-def test_a_mutex_that_is_renewed_is_never_held_twice(memory: mmap.mmap) -> None:
-    """One process renews it after a dead holder, over and over, while another tries it."""
+def test_a_death_is_reported_as_by_the_kernel(memory: mmap.mmap) -> None:
     mutex = Mutex(memory, H_LOCK * WORD)
-    words = memoryview(memory).cast("Q")
-    renewing, trying, over = 1, 2, 3  # words that say who is inside, and that it is over
     dead = next(pid for pid in range(2**22 - 1, 1, -1) if not process_of(pid))
 
-    def renew(line: Line) -> int:
-        """Returns how often it saw both inside at once."""
-        both = 0
-        line.hear()
-        for _ in range(3000):
-            while mutex.trylock(mutex.handle):
-                pass
-            mutex._futex.value = dead  # the death that the kernel did not report
-            mutex.renew()
-            if not mutex.trylock(mutex.handle):
-                words[renewing] = 1
-                both += sum(words[trying] for _ in range(20))
-                words[renewing] = 0
-                mutex.unlock(mutex.handle)
-        words[over] = 1
-        return both
+    def die_unreported(line: Line) -> None:
+        hold(mutex)
+        mutex._futex.value = dead
 
-    both = taken = 0
-    with child(renew) as process:
-        process.say()
-        while not words[over]:
-            if not mutex.trylock(mutex.handle):
-                words[trying] = 1
-                both += sum(words[renewing] for _ in range(200))
-                taken += 1
-                words[trying] = 0
-                mutex.unlock(mutex.handle)
-        both += process.hear()
-    assert taken and not both
+    with child(die_unreported) as process:
+        process.hear()
+        process.wait()
+    assert mutex.trylock(mutex.handle) == errno.EBUSY
+    mutex.report_death(dead - 1)  # who does not hold it
+    assert mutex.trylock(mutex.handle) == errno.EBUSY
+    mutex.report_death(dead)
+    assert mutex.trylock(mutex.handle) == errno.EOWNERDEAD
+    assert mutex.consistent(mutex.handle) == 0
+    mutex.unlock(mutex.handle)
+    use(mutex)
 
 
 @needs_robust
@@ -193,7 +176,7 @@ def test_a_mutex_that_nobody_can_take_is_renewed(memory: mmap.mmap) -> None:
     assert mutex.trylock(mutex.handle) == errno.EOWNERDEAD
     mutex.unlock(mutex.handle)  # without making it consistent
     assert mutex.lost() and mutex.trylock(mutex.handle) == errno.ENOTRECOVERABLE
-    mutex.renew()
+    mutex.restore()
     assert not mutex.lost() and mutex.holder() == 0
     assert mutex.trylock(mutex.handle) == 0
     assert mutex.trylock(mutex.handle) in (errno.EDEADLK, errno.EBUSY)

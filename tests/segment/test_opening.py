@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from asgi_ipc.segment.lock import Mutex
 from asgi_ipc.segment.opening import attach, destroy, open_existing
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import (
+    H_CREATED,
     H_LOCK,
     H_MACHINE,
     H_MAGIC,
@@ -285,6 +289,12 @@ def that_contradicts_itself(prefix: str) -> None:
     write_word(prefix, H_MESSAGE_MEMORY, 16 << 20)
 
 
+def of_an_earlier_boot(prefix: str) -> None:
+    """The clock began again: whoever looks now is younger than the segment."""
+    later = struct.pack("=d", time.monotonic() + 3600.0)
+    write_word(prefix, H_CREATED, int.from_bytes(later, sys.byteorder))
+
+
 STALE = [
     cut_short,
     made_empty,
@@ -294,6 +304,7 @@ STALE = [
     of_another_version,
     of_another_machine,
     that_contradicts_itself,
+    of_an_earlier_boot,
 ]
 
 
@@ -333,6 +344,17 @@ def test_a_segment_in_use_is_never_replaced(
         assert file_of(prefix).stat().st_ino == inode
         process.kill()
     assert attach_and_leave(wants(prefix)) != nonce
+
+
+def test_a_clock_that_went_back_while_others_live_changes_nothing(
+    prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with living(wants(prefix)) as process:
+        nonce = process.hear()
+        of_an_earlier_boot(prefix)
+        assert attach_and_leave(wants(prefix)) == nonce
+        assert warnings(caplog) == []
+        process.kill()
 
 
 @pytest.mark.parametrize("name", ["message_memory", "group_memory", "max_message_size"])
