@@ -88,8 +88,8 @@ class Mutex:
         """Whether nobody can take the mutex any more."""
         return bool(self._state.value & 0x7FFFFFFF == _LOST)
 
-    # Others try the mutex meanwhile. So neither of these two makes it new: after each store a try of
-    # another thread is as right as it was before.
+    # Others try the mutex meanwhile. So neither of these two makes it new: after each store, a try
+    # of another thread is as right as it was before.
 
     def report_death(self, holder: int) -> None:
         """Do what the kernel does when the holder of a mutex dies, if `holder` still holds it. The
