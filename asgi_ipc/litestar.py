@@ -7,13 +7,13 @@ group of a layer. Each process with subscribers is a member, and gets an event o
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Iterable
 from hashlib import sha256
 from typing import Any
 
 from litestar.channels.backends.base import ChannelsBackend
 
+from . import clock
 from .aio import IPCChannelLayer
 from .errors import InvalidName
 from .names import check_group
@@ -37,7 +37,7 @@ class IPCChannelsBackend(ChannelsBackend):
     async def on_startup(self) -> None:
         """Make the channel of this process; the plugin calls this."""
         self._channel = await self._layer.new_channel("litestar")
-        self._renew_at = time.monotonic() + self._layer.group_expiry / 2
+        self._renew_at = clock.monotonic() + self._layer.group_expiry / 2
 
     async def on_shutdown(self) -> None:
         """Leave all groups, and free what the layer uses; the plugin calls this."""
@@ -64,12 +64,13 @@ class IPCChannelsBackend(ChannelsBackend):
     async def stream_events(self) -> AsyncGenerator[tuple[str, bytes], None]:
         """Yield (channel, data) of each event of a subscribed channel, as it comes."""
         while True:
-            if time.monotonic() >= self._renew_at:
+            now, half = clock.monotonic(), self._layer.group_expiry / 2
+            if not now < self._renew_at <= now + half:
                 # A membership ends group_expiry seconds after its last add.
                 await self.subscribe(list(self._subscribed))
-                self._renew_at = time.monotonic() + self._layer.group_expiry / 2
+                self._renew_at = clock.monotonic() + half
             queue = self._channel.partition("!")[0] + "!"
-            seconds = max(self._renew_at - time.monotonic(), 0.0)
+            seconds = max(self._renew_at - clock.monotonic(), 0.0)
             _, event = await self._layer.receive_async([queue], timeout=seconds)
             if event is None:
                 continue

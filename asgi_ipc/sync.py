@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import time
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+from . import clock
 from .aio.operations import Core
 from .aio.thread import BLOCKING, finished
 from .base_layer import BaseChannelLayer
@@ -86,7 +86,9 @@ class IPCChannelLayer(BaseChannelLayer):
                 raise
             assert sources is not None  # a glance met a busy lock
             spent = self._options.lock_timeout
-        deadline = time.monotonic() + self._seconds(timeout) - spent
+        except ValueError as error:
+            raise session.attachment.explain(error) from None
+        deadline = clock.monotonic() + self._seconds(timeout) - spent
         return finished(core.receive(session, sources, deadline, BLOCKING)) or (None, None)
 
     def _seconds(self, timeout: float | None) -> float:
@@ -98,7 +100,7 @@ class IPCChannelLayer(BaseChannelLayer):
         """`receive` with ``block=True`` as a coroutine, on whatever asyncio loop runs it (A9)."""
         from .aio.loop import ASYNCIO
 
-        deadline = time.monotonic() + self._options.receive_timeout
+        deadline = clock.monotonic() + self._options.receive_timeout
         return await self._for_loops.receive_from(channels, deadline, ASYNCIO)
 
     def receive_twisted(self, channels: Iterable[str]) -> Any:

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
-
-import matplotlib
+from xml.sax.saxutils import escape
 
 from benchmarks.measure import Figures, Row
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-
-matplotlib.rcParams.update(
-    {
-        "svg.hashsalt": "asgi_ipc",
-        "svg.fonttype": "none",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "figure.constrained_layout.use": True,
-    }
-)
 
 COLORS = {
     "asgi_ipc-blocking": "#0b6e4f",
@@ -36,29 +22,50 @@ COLORS = {
 }
 FLOOR = "#c8c8c8"
 
+# In pixels.
+PANEL, HEIGHT = 500, 300  # of each of the four panels
+NAMES, LONGEST = 150, 270  # the names of the layers, and the longest bar
+TITLE, BELOW = 28, 12
 
-def _bars(axes: Axes, rows: list[Row], key: str, title: str, form: str = ",.0f") -> None:
+HEAD = """\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" \
+font-size="12">
+<rect width="100%" height="100%" fill="white"/>
+"""
+
+
+def _bars(
+    left: int, top: int, rows: list[Row], key: str, title: str, form: str = ",.0f"
+) -> Iterator[str]:
     """One bar for each layer, on a logarithmic scale, with its figure behind it."""
-    known = [row for row in rows if row.get(key)][::-1]
-    names, values = [row["layer"] for row in known], [row[key] for row in known]
-    bars = axes.barh(names, values, color=[COLORS.get(name, FLOOR) for name in names])
-    axes.bar_label(bars, [format(value, form) for value in values], padding=3, fontsize=8)
-    axes.set_xscale("log")
-    axes.margins(x=0.2)
-    axes.set_title(title, fontsize=9, loc="left")
-    axes.xaxis.set_visible(False)
-    axes.spines["bottom"].set_visible(False)
+    yield f'<text x="{left + NAMES}" y="{top + 16}" font-size="13">{escape(title)}</text>'
+    known = {row["layer"]: row[key] for row in rows if row.get(key)}
+    if not known:
+        return
+    least, most = min(known.values()) / 2, max(known.values())
+    step = (HEIGHT - TITLE - BELOW) / len(known)
+    yield f'<path d="M{left + NAMES - 0.5} {top + TITLE}v{HEIGHT - TITLE - BELOW}" stroke="black"/>'
+    for number, (name, value) in enumerate(known.items()):
+        begin, middle = left + NAMES, top + TITLE + step * (number + 0.5)
+        length = LONGEST * math.log(value / least) / math.log(most / least)
+        text = f'y="{middle + 4:.1f}"'
+        yield (
+            f'<text x="{begin - 6}" {text} text-anchor="end">{escape(name)}</text>'
+            f'<rect x="{begin}" y="{middle - 0.4 * step:.1f}" width="{length:.1f}" '
+            f'height="{0.8 * step:.1f}" fill="{COLORS.get(name, FLOOR)}"/>'
+            f'<text x="{begin + length + 5:.1f}" {text}>{format(value, form)}</text>'
+        )
 
 
 def draw(figures: Figures, path: Path) -> None:
     """Four panels: what each layer takes for a pair, a round trip, a message, a group send."""
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6))
-    _bars(axes[0, 0], figures.rows("pair"), "pair", "send + receive in one process, µs", ",.1f")
     trips = figures.rows("roundtrip", way="two cores") or figures.rows("roundtrip")
-    _bars(axes[0, 1], trips, "p50", "round trip of two processes, µs")
-    rates = figures.rows("throughput", receivers=1)
-    _bars(axes[1, 0], rates, "rate", "one sender, one receiver: messages a second")
-    rows = figures.rows("broadcast")
-    _bars(axes[1, 1], rows, "last", "group send: the last of 5,000 has it, ms")
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    rates, broadcasts = figures.rows("throughput", receivers=1), figures.rows("broadcast")
+    lines = [
+        *_bars(0, 0, figures.rows("pair"), "pair", "send + receive in one process, µs", ",.1f"),
+        *_bars(PANEL, 0, trips, "p50", "round trip of two processes, µs"),
+        *_bars(0, HEIGHT, rates, "rate", "one sender, one receiver: messages a second"),
+        *_bars(PANEL, HEIGHT, broadcasts, "last", "group send: the last of 5,000 has it, ms"),
+    ]
+    head = HEAD.format(width=2 * PANEL, height=2 * HEIGHT)
+    path.write_text(head + "\n".join(lines) + "\n</svg>\n", encoding="utf-8")

@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 from benchmarks.measure import Column, Figures, Row, Table
+from benchmarks.plot import draw
 from benchmarks.processes import REPOSITORY
 
 BLOCK = re.compile(r"(?<=^\.\. figures: )(?P<name>[^\n]*)\n.*?^\.\. end of figures\n", re.M | re.S)
@@ -111,8 +112,6 @@ def results(figures: Figures) -> str:
 
 
 def main() -> None:
-    from benchmarks.plot import draw
-
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

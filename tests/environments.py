@@ -200,12 +200,11 @@ def _answers(path: Path, version: str) -> bool:
 def _build(name: str, base: Path, folder: Path, pins: tuple[str, ...]) -> None:
     print(f"building the environment {name} in {folder}", file=sys.stderr)
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    pip = (str(folder / "bin" / "python"), "-m", "pip")
     for command in (
         [str(base), "-m", "venv", str(folder)],
-        [
-            *(str(folder / "bin" / "python"), "-m", "pip", "install"),
-            *("--quiet", "--disable-pip-version-check", *pins),
-        ],
+        [*pip, "install", "--quiet", "--disable-pip-version-check", "--no-compile", *pins],
+        [*pip, "uninstall", "--quiet", "--yes", "pip"],  # it takes room, and nobody needs it again
     ):
         done = subprocess.run(
             command,

@@ -14,13 +14,13 @@ loop, so that nothing of it outlives a loop or an attachment.
 from __future__ import annotations
 
 import contextlib
-import time
 import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from .. import clock
 from ..errors import IPCError, LockTimeout
 from ..segment.doorbell import ALL
 from .session import Session
@@ -72,6 +72,7 @@ class Hub(Waiter):
         self._spinning = False  # whether one of the loop's receives is
         self._epoch = 0  # of the last flush that is known here
         self._timer: Timer | None = None
+        self._look_at = 0.0  # when the timer is to call
 
     @property
     def sleepers(self) -> int:
@@ -157,10 +158,14 @@ class Hub(Waiter):
             self._core = core
             if self._timer is None:
                 self._activate(session)
+            elif clock.monotonic() > self._look_at + self.look_every:
+                # Set while the clock of the loop was replaced, it may never call.
+                self._timer.cancel()
+                self._set_timer()
             if ready:
                 return True
             if deadline is not None:
-                return await self.sleep(sleep.future, deadline - time.monotonic())
+                return await self.sleep(sleep.future, deadline - clock.monotonic())
             await sleep.future
             return True
         finally:
@@ -231,9 +236,9 @@ class Hub(Waiter):
         if not self._sleepers:
             self._deactivate()
             return
-        self._timer = self.later(self.look_every)
+        self._set_timer()
         try:
-            core.upkeep(session, time.monotonic())
+            core.upkeep(session, clock.monotonic())
             if self._lost_bell(session):
                 self.unwatch()
                 self._renew_bell(session)
@@ -303,6 +308,10 @@ class Hub(Waiter):
         self._epoch = session.epoch
         if self.bell is not None:
             self.watch()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        self._look_at = clock.monotonic() + self.look_every
         self._timer = self.later(self.look_every)
 
     def _deactivate(self) -> None:

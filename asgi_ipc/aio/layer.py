@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from .. import errors
+from .. import clock, errors
 from ..base_layer import AsyncBaseChannelLayer
 from ..errors import LockBusy, NotOwner
 from ..names import check_channel
@@ -85,6 +84,8 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
             found = core.glance(session, sources)
         except LockBusy:
             found = None
+        except ValueError as error:
+            raise session.attachment.explain(error) from None
         if found is None:
             found = await core.receive(session, sources, None, ASYNCIO)
             assert found is not None  # without a deadline there is always a message
@@ -111,7 +112,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         seconds = self._options.receive_timeout if timeout is _MISSING else timeout
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float, type(None))):
             raise TypeError(f"timeout must be a number of seconds or None, not {seconds!r}")
-        deadline = None if seconds is None else time.monotonic() + seconds
+        deadline = None if seconds is None else clock.monotonic() + seconds
         return await self._core.receive_from(channels, deadline, ASYNCIO)
 
     async def new_channel(self, prefix: str = "specific") -> str:
@@ -175,11 +176,11 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     async def _patiently(self, call: Callable[..., Answer], *args: Any) -> Answer:
         """Run `call`, letting the loop go on between tries while the lock is busy."""
         timeout = self._options.lock_timeout
-        deadline = time.monotonic() + timeout
+        deadline = clock.monotonic() + timeout
         while True:
             try:
                 return call(*args)
             except LockBusy as error:
-                if time.monotonic() >= deadline:
+                if clock.monotonic() >= deadline:
                     raise errors.LockTimeout(complaint(error.holder, timeout)) from None
                 await asyncio.sleep(0.001)

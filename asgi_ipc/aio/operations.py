@@ -7,10 +7,9 @@ must not know an event loop.
 from __future__ import annotations
 
 import math
-import time
 from typing import Any, NamedTuple
 
-from .. import errors
+from .. import clock, errors
 from ..errors import CorruptStore, NotAChannel
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
@@ -66,7 +65,7 @@ class Core(Receiving):
         body = self.encode(message)
         if len(body) > self.max_message_size:
             raise errors.MessageTooLarge(self._too_large(channel, len(body)))
-        now = time.monotonic()
+        now = clock.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
         waiter_id = session.section_of_three(session.put, target, body, now)
@@ -101,12 +100,10 @@ class Core(Receiving):
                 f"channel {channel!r} is at its capacity of {self.capacity_of(channel)} messages: "
                 "its readers are slower than its senders, or there are none"
             )
-        store = session.store
-        store.words[S_REFUSED] += 1
         raise errors.ChannelFull(
             f"there is no memory for another message to {channel!r}: message_memory="
-            f"{store.layout.message_memory} of prefix {self.prefix!r} is used up, or the machine "
-            "has no more shared memory (Docker: --shm-size)"
+            f"{session.store.layout.message_memory} of prefix {self.prefix!r} is used up, or the "
+            "machine has no more shared memory (Docker: --shm-size)"
         )
 
     def _too_large(self, channel: str, size: int) -> str:
@@ -121,7 +118,7 @@ class Core(Receiving):
         """Make `channel` a member, or renew its membership. Raises LimitReached."""
         names = check_group(group).encode("ascii"), check_channel(channel).encode("ascii")
         session = self.attach()
-        now = time.monotonic()
+        now = clock.monotonic()
         session.section(session.groups.add, *names, now, now + self.group_expiry)
 
     def group_discard(self, group: str, channel: str) -> None:
@@ -134,7 +131,7 @@ class Core(Receiving):
         """The members whose membership has not run out and whose readers are not known dead."""
         name = check_group(group).encode("ascii")
         session = self.attach()
-        now = time.monotonic()
+        now = clock.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
         found: list[str] = session.section(session.groups.channels, name, now)
@@ -153,7 +150,7 @@ class Core(Receiving):
         if len(body) > self.max_message_size:
             raise errors.MessageTooLarge(self._too_large(group, len(body)))
         session = self.session or self.attach()
-        now = time.monotonic()
+        now = clock.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
         progress = progress or Broadcast()
@@ -225,7 +222,7 @@ class Core(Receiving):
     def global_statistics(self) -> dict[str, Any]:
         """The six figures of the specification for the whole layer."""
         session = self.attach()
-        now = time.monotonic()
+        now = clock.monotonic()
         store = session.store
         session.section(store.sweep, now)
         words = store.words
@@ -241,7 +238,7 @@ class Core(Receiving):
         """The six figures of the specification for the queue that `channel` is kept in."""
         queue = split(check_channel(channel))[0]
         session = self.attach()
-        now = time.monotonic()
+        now = clock.monotonic()
         store = session.store
         row = session.section(store.find_unexpired, Target(queue.encode("ascii")), now)
         if not row:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 import weakref
 from collections.abc import Iterable
 from typing import Any, cast
@@ -14,6 +13,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python import threadable
 from zope.interface import implementer
 
+from .. import clock
 from .hub import Hub, Timer, hub_of
 from .operations import Core
 from .session import Session
@@ -113,5 +113,5 @@ def receive(core: Core, channels: Iterable[str], seconds: float) -> defer.Deferr
     async def pause(seconds: float) -> None:
         await task.deferLater(cast(Any, reactor), seconds, lambda: None)
 
-    deadline = time.monotonic() + seconds
+    deadline = clock.monotonic() + seconds
     return defer.ensureDeferred(core.receive_from(channels, deadline, Way(hub, pause)))

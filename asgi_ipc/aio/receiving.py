@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
+from .. import clock
 from ..attachment.inbox import ANY, Drained, Waiting
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
@@ -117,16 +117,16 @@ class Receiving(Base):
             if late is None:
                 return None
             waiter = late
-        if waiter.begin(session, sources, self.spin):
-            await waiter.spin(sources, self.spin, deadline)
         parked = False
         busy = None
         try:
+            if waiter.begin(session, sources, self.spin):
+                await waiter.spin(sources, self.spin, deadline)
             while True:
                 try:
                     found = self.take(session, sources, waiter, parked)
                 except LockTimeout as error:
-                    if deadline is not None and time.monotonic() >= deadline:
+                    if deadline is not None and clock.monotonic() >= deadline:
                         return None
                     busy = busy or _Busy(self)
                     busy.note(error)
@@ -137,6 +137,8 @@ class Receiving(Base):
                     return found
                 if not await waiter.wait(self, session, sources, deadline):
                     return None
+        except ValueError as error:
+            raise session.attachment.explain(error) from None
         finally:
             if parked:
                 self._leave(session, sources, waiter)
@@ -157,7 +159,7 @@ class Receiving(Base):
             try:
                 return call(*args)
             except LockTimeout as error:
-                if deadline is not None and time.monotonic() >= deadline:
+                if deadline is not None and clock.monotonic() >= deadline:
                     return None
                 busy.note(error)
                 await way.pause(_BUSY_PAUSE)
@@ -208,7 +210,7 @@ class Receiving(Base):
 
     def take_one(self, session: Session, source: Source, waiter_id: int = 0) -> Received | None:
         """`take` from one queue that is not process-specific. `waiter_id`: whom to park."""
-        now = time.monotonic()
+        now = clock.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
         while True:
@@ -230,7 +232,7 @@ class Receiving(Base):
         self, session: Session, sources: list[Source], waiter: Waiter | None, parked: bool
     ) -> Received | None:
         """`take` where there are several queues, or an inbox."""
-        now = time.monotonic()
+        now = clock.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
         while True:
@@ -409,7 +411,7 @@ class Receiving(Base):
         self, session: Session, source: Source, waiter_id: int
     ) -> tuple[list[Waiting], int]:
         """Inside a section. Returns whom to wake, and the queue's row if something is left."""
-        now = time.monotonic()
+        now = clock.monotonic()
         row = session.store.require(source.target, now)
         woken = self._drain(session, source, row, now)
         if waiter_id:
@@ -425,7 +427,7 @@ class _Busy:
         self._since = 0.0
 
     def note(self, error: LockTimeout) -> None:
-        now = time.monotonic()
+        now = clock.monotonic()
         self._since = self._since or now
         if isinstance(error, LockBusy) and now - self._since < self._core.options.lock_timeout:
             return

@@ -17,13 +17,15 @@ memory, so a receive may be interrupted in it at any point.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+
+from .. import clock
 
 if TYPE_CHECKING:
     from .source import Source
 
+_QUICKEST = 1e-7  # seconds: no step of spinning is quicker
 _MISSES = 5  # misses in a row that count: it is tried once in four to the power of that
 
 
@@ -62,10 +64,13 @@ def spinning(
 ) -> Iterator[None]:
     """Glance at `sources` in each step, for `seconds` or until `deadline`. Ends when something is
     there or somebody else parks. Notes whether it paid."""
-    now = time.monotonic()
+    now = began = clock.monotonic()
     until = now + seconds
     end = until if deadline is None else min(until, deadline)
-    while now < end:
+    # Not for ever, even if the clock does not go on.
+    for _ in range(int(seconds / _QUICKEST) + 1):
+        if not began <= now < end:
+            break
         for source in sources:
             if sees(source):
                 sources[0].spin.note(True)
@@ -73,6 +78,6 @@ def spinning(
             if source.awaited():
                 return
         yield
-        now = time.monotonic()
+        now = clock.monotonic()
     if now >= until:
         sources[0].spin.note(False)

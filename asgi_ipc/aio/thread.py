@@ -6,6 +6,7 @@ in one step (`finished`).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import select
 import time
@@ -16,6 +17,7 @@ from _thread import _count as other_threads
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import clock
 from ..errors import LockTimeout
 from ..segment.doorbell import ALL
 from .session import Session
@@ -89,19 +91,27 @@ class ThreadWaiter(Waiter):
                     joined.append((source.inbox, source.local))
                     if source.inbox.join(source.local, self):
                         return True
+            left = math.inf
             while True:
                 seconds = self.look_every
                 if deadline is not None:
-                    seconds = min(seconds, deadline - time.monotonic())
+                    # What was slept counts, even if the clock does not go on.
+                    left = min(left, deadline - clock.monotonic())
+                    seconds = min(seconds, left)
                     if seconds <= 0:
                         return False
                 if self.bell is None:
                     time.sleep(seconds)
+                    if self._lost_bell(session):
+                        with contextlib.suppress(LockTimeout):  # ridden out by the receive
+                            core.upkeep(session, clock.monotonic())
+                            self._renew_bell(session)
                     return True
                 if not self._poll.poll(math.ceil(seconds * 1000)):
+                    left -= seconds
                     # Look, in case the process that should have rung was killed before it could.
                     try:
-                        core.upkeep(session, time.monotonic())
+                        core.upkeep(session, clock.monotonic())
                         if self._lost_bell(session):
                             self._renew_bell(session)
                             return True

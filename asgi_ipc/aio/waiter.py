@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import clock
 from ..attachment.upkeep import CHECK_EVERY
 from ..segment.doorbell import Doorbell
 from .session import Session
@@ -23,7 +24,8 @@ LOOK_EVERY = 0.05  # seconds between two looks of a waiter that has no doorbell
 class Waiter(ABC):
     """A thread or an event loop that waits for messages."""
 
-    waiter_id = 0  # 0: all ids are taken, and the waiter looks by itself
+    waiter_id = 0  # 0: no id or no doorbell was left, and the waiter looks by itself
+    _retry_at = 0.0  # when it tries again to get one
     bell: Doorbell | None = None
 
     def __init__(self, session: Session) -> None:
@@ -35,6 +37,7 @@ class Waiter(ABC):
 
     def _take_bell(self, session: Session) -> None:
         """Get a waiter id and a doorbell, if there are any left."""
+        self._retry_at = clock.monotonic() + CHECK_EVERY
         taken = session.attachment.new_bell(session.section)
         if taken is not None:
             self.waiter_id, self._generation, self.bell = taken
@@ -47,8 +50,10 @@ class Waiter(ABC):
 
     def _lost_bell(self, session: Session) -> bool:
         """Whether nobody rings here any more: the doorbell was removed by hand, or its row in the
-        segment damaged. It has to be renewed then."""
-        return self.waiter_id > 0 and not session.store.is_waiter(self.waiter_id, self._generation)
+        segment damaged. Or there was none, and it is time to try again."""
+        if not self.waiter_id:
+            return not self._retry_at - CHECK_EVERY <= clock.monotonic() < self._retry_at
+        return not session.store.is_waiter(self.waiter_id, self._generation)
 
     def _renew_bell(self, session: Session) -> None:
         self._return_bell()

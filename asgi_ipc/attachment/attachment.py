@@ -8,16 +8,23 @@ not know which attachments there are (`process`), nor how a receive waits.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from functools import partial
 
-from ..errors import IncompatibleSegment, IPCError, LockTimeout, SegmentVanished
+from .. import clock
+from ..errors import (
+    IncompatibleSegment,
+    IPCError,
+    LockTimeout,
+    SegmentError,
+    SegmentVanished,
+)
 from ..segment.doorbell import Doorbell, Ringer
-from ..segment.section import Section, SectionOfThree, Waits, spread
+from ..segment.section import LEFT, Section, SectionOfThree, Waits, spread
 from ..store import recovery
 from ..store.groups import Groups
 from ..store.layout import FLUSHING, MAX_WAITERS, P_PID, S_DIRTY
@@ -26,6 +33,13 @@ from .resources import Resources
 from .upkeep import Hub, Upkeep
 
 logger = logging.getLogger("asgi_ipc")
+
+# Why a doorbell cannot be made, although the segment can be used: no inode or memory, no
+# descriptor, no permission.
+_NO_BELL = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+}
 
 
 class Attachment:
@@ -46,7 +60,9 @@ class Attachment:
         self._on_vanished = on_vanished
         self._warned = False
         self.broken: IPCError | None = None  # why it must not be used any more
-        self.due = 0.0  # time of the next upkeep; every send and receive compares it with the clock
+        # Time of the next upkeep; every send and receive compares it with the clock. Where that was
+        # set back, the next receive that waits does what is due.
+        self.due = 0.0
         self.prefix = resources.prefix
         self.segment = resources.segment
         self.store = resources.store
@@ -63,7 +79,7 @@ class Attachment:
         self.section = self.make_section(waits)
         if flush:
             self.flush(waits)
-        resources.enter(self.section, time.monotonic())
+        resources.enter(self.section, clock.monotonic())
         self.process = resources.process
 
     # -- sections ---------------------------------------------------------------------------------
@@ -88,7 +104,7 @@ class Attachment:
         """Inside a section."""
         self.store.words[S_DIRTY] = FLUSHING
         self.segment.repair()
-        recovery.flush(self.store, time.monotonic())
+        recovery.flush(self.store, clock.monotonic())
 
     def disown(self) -> None:
         """In a forked child: let go of what is the parent's, and let nobody use it."""
@@ -98,6 +114,15 @@ class Attachment:
         self.broken = IncompatibleSegment(
             "this attachment belongs to the parent process; the next call attaches again"
         )
+
+    def end(self) -> None:
+        """The interpreter is ending: let nobody use it any more."""
+        self.broken = SegmentError(LEFT)
+        self.due = 0.0  # so that calls of other threads notice
+
+    def explain(self, error: Exception) -> Exception:
+        """Return what to raise for `error`: at exit another thread may have released the memory."""
+        return error if self.broken is None else self.broken
 
     # -- wakeups ----------------------------------------------------------------------------------
 
@@ -114,6 +139,9 @@ class Attachment:
             # The message is in its queue: a busy lock must not look like a failed send. Receivers
             # find the message by their own safety check.
             pass
+        except (SegmentError, ValueError) as error:
+            if self.explain(error) is error:
+                raise  # else it was sent, and then this process left at exit
 
     def _pick_another(self, row: int, waiter_id: int, generation: int) -> int:
         """Inside a section: pick a waiter instead of one that is gone; 0 if there is none."""
@@ -129,18 +157,12 @@ class Attachment:
                 self.ring(row, waiter_id)
 
     def new_bell(self, section: Section) -> tuple[int, int, Doorbell] | None:
-        """Take a waiter id and open its doorbell: (id, generation, bell); None if ids ran out."""
+        """Take a waiter id and open its doorbell: (id, generation, bell); None if ids ran out or no
+        doorbell can be made."""
         self.upkeep.free_orphans(section)
         taken = section(self.store.add_waiter, self.process)
         if taken is None:
-            if not self._warned:
-                self._warned = True
-                logger.warning(
-                    "prefix %r: all %d waiter ids are in use; this thread or loop looks for "
-                    "messages every 50 ms instead of being woken",
-                    self.prefix,
-                    MAX_WAITERS - 1,
-                )
+            self._warn_of_looking(f"all {MAX_WAITERS - 1} waiter ids are in use")
             return None
         waiter_id, generation = taken
         try:
@@ -152,8 +174,21 @@ class Attachment:
                 section(self.store.remove_waiter, waiter_id, generation)
             if isinstance(error, FileNotFoundError):
                 self._check_vanished()
+            if isinstance(error, OSError) and error.errno in _NO_BELL:
+                self._warn_of_looking(f"cannot make a doorbell ({error.strerror})")
+                return None
             raise
         return waiter_id, generation, bell
+
+    def _warn_of_looking(self, why: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "prefix %r: %s; this thread or loop looks for messages every 50 ms instead of "
+                "being woken",
+                self.prefix,
+                why,
+            )
 
     # -- process-specific queues ------------------------------------------------------------------
 
@@ -183,7 +218,7 @@ class Attachment:
         """Do what is due. Raises SegmentVanished if the segment was removed."""
         if self.broken is not None:
             raise self.broken
-        if now >= self.upkeep.check_at:
+        if self.upkeep.check_due(now):
             self._check_vanished()
         self.due = self.upkeep.run(now, expiry, section)
         if self.store.dropped:

@@ -7,8 +7,8 @@ not count.
 from __future__ import annotations
 
 import logging
-import time
 
+from .. import clock
 from ..store.layout import BUFFER, DEAD_OWNER, DROP_REASONS, EXPIRED
 
 logger = logging.getLogger("asgi_ipc")
@@ -35,8 +35,8 @@ class DropLog:
 
     def __call__(self, reason: int, where: str, why: str = "") -> None:
         """Log that a message was dropped, unless the last line about `reason` is too young."""
-        now = time.monotonic()
-        if now - self._logged.get(reason, -LOG_EVERY) < LOG_EVERY:
+        now = clock.monotonic()
+        if 0 <= now - self._logged.get(reason, -LOG_EVERY) < LOG_EVERY:
             return
         self._logged[reason] = now
         why = f"{DROP_REASONS[reason]}: {why}" if why else DROP_REASONS[reason]

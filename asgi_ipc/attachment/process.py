@@ -6,16 +6,17 @@ begins with none. This module must not know what an attachment does.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
+from .. import clock
 from ..errors import IncompatibleSegment, Reentered
 from ..segment.files import Members
 from ..segment.opening import attach as attach_segment
@@ -175,7 +176,8 @@ def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
     except BaseException:
         segment.leave(index)
         raise
-    _finalizers[made] = weakref.finalize(made, _release_later, resources)
+    _finalizers[made] = finalizer = weakref.finalize(made, _release_later, resources)
+    finalizer.atexit = False  # `_leave_at_exit` also tells the layers, which may be called again
     resources.adopt(_kept.get(resources.identity, {}))
     _kept.pop(resources.identity, None)
     return made
@@ -228,7 +230,7 @@ def _release(resources: Resources) -> None:
     """Leave a segment, and keep what was drained from it and can still be received."""
     if resources.pid != os.getpid():
         return  # forked without fork handlers: all of this is the parent's
-    now = time.monotonic()
+    now = clock.monotonic()
     for identity, kept in list(_kept.items()):
         if identity[0] == resources.identity[0] or not _any_live(kept, now):
             del _kept[identity]
@@ -242,6 +244,32 @@ def _release(resources: Resources) -> None:
 def _any_live(inboxes: dict[str, Inbox], now: float) -> bool:
     return any(inbox.lives(now) for inbox in inboxes.values())
 
+
+# -- exit -----------------------------------------------------------------------------------------
+
+
+def _leave_at_exit() -> None:
+    """Leave all segments. Handlers that run later, and daemon threads, may call a layer again: that
+    attaches once more, and the kernel tells the other processes when this one is gone."""
+    try:
+        _guard.run(_end_all)
+    finally:
+        _guard.release_gone()
+
+
+def _end_all() -> None:
+    for attachment in listed(_finalizers):
+        finalizer = _finalizers.pop(attachment, None)
+        # Not called: the handler of `weakref` may have run before, and no finalizer runs after it.
+        alive = None if finalizer is None else finalizer.detach()
+        if alive is not None:
+            attachment.end()
+            detach(attachment)
+            _, release, args, _ = alive
+            release(*args)
+
+
+atexit.register(_leave_at_exit)
 
 # -- fork -----------------------------------------------------------------------------------------
 

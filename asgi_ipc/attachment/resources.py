@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable
 
+from .. import clock
 from ..errors import IPCError
 from ..segment.doorbell import ALL
-from ..segment.files import open_file
-from ..segment.lock import FileLock, Mutex
+from ..segment.lock import FileLock, Mutex, open_lock
 from ..segment.procfs import process_of, thread_exists
 from ..segment.section import (
     Section,
@@ -24,7 +23,7 @@ from ..segment.section import (
 )
 from ..segment.segment import Segment
 from ..store import recovery
-from ..store.layout import H_LOCK, LOCK_MUTEX, MAX_WAITERS, P_PID, PROCESS_WORDS, WORD
+from ..store.layout import MAX_WAITERS, P_PID, PROCESS_WORDS
 from ..store.store import Store
 from .drops import DropLog
 from .inbox import Inbox
@@ -35,6 +34,7 @@ class Resources:
     process, which has claimed the byte at `index`."""
 
     process = 0  # the row, once `enter` has made it
+    _closed = False
 
     def __init__(self, prefix: str, segment: Segment, index: int, lock: Mutex | FileLock) -> None:
         self.prefix = prefix
@@ -84,7 +84,7 @@ class Resources:
         return make_section_of_three(self.lock, self.store.words, recover, waits, self.renew_lock)
 
     def _recover(self) -> None:
-        recovery.recover(self.store, time.monotonic())
+        recovery.recover(self.store, clock.monotonic())
         self.ring_everyone()
 
     def ring_everyone(self) -> None:
@@ -121,17 +121,26 @@ class Resources:
         self.log_drop.tell()
         with contextlib.suppress(IPCError, OSError):
             section = make_section(self.lock, self.store.words, self._recover, Waits(1.0, 1.0))
-            section(self.store.leave, self.process, time.monotonic())
+            section(self._leave)
         self.ringer.close()
         self.segment.leave(self._index)
-        if isinstance(self.lock, FileLock):
-            self.lock.close()
-        self.store.close()
+        self.lock.close()
+        self._close()  # unless `_leave` did
+
+    def _leave(self) -> None:
+        """Inside a section: at exit a daemon thread may still call, but never in the middle of a
+        change. Its next section finds the memory released."""
+        self.store.leave(self.process, clock.monotonic())
+        self._close()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.store.close()
 
     def disown(self) -> None:
         """In a forked child: close what belongs to the parent, and do not touch the segment."""
-        if isinstance(self.lock, FileLock):
-            self.lock.close()  # or the child would hold the lock while its parent does
+        self.lock.close()  # or the child would hold the lock while its parent does
         self.ringer.close()
         with contextlib.suppress(OSError):
             os.close(self.segment.fd)
@@ -139,10 +148,7 @@ class Resources:
 
 def lock_of(segment: Segment) -> Mutex | FileLock:
     """The lock of a segment."""
-    if segment.lock_kind == LOCK_MUTEX:
-        return Mutex(segment.memory, H_LOCK * WORD)
-    path, mode = segment.paths.section_lock, segment.mode
-    return FileLock(path, lambda: open_file(path, mode))
+    return open_lock(segment.lock_kind, segment.memory, segment.paths.section_lock, segment.mode)
 
 
 def close_inherited(directory: str) -> None:

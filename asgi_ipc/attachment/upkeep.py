@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 import weakref
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
+from .. import clock
 from ..segment.section import Section
 from ..store.groups import Groups
 from ..store.layout import (
@@ -95,7 +95,7 @@ class Upkeep:
     def run(self, now: float, expiry: float, section: Section) -> float:
         """Do what is due, and return when to come again."""
         store, doubles = self._store, self._store.doubles
-        if now >= self.check_at:
+        if self.check_due(now):
             self.check_at = now + CHECK_EVERY
             self.retire_hubs()
             self.free_orphans(section)
@@ -109,6 +109,10 @@ class Upkeep:
         if not now < doubles[S_SWEEP_AT] <= now + SWEEP_EVERY:
             doubles[S_SWEEP_AT] = now + section(self._sweep, now)
         return min(self.check_at, now + SWEEP_SOON, doubles[S_SWEEP_AT])
+
+    def check_due(self, now: float) -> bool:
+        """Whether it is time to look at the segment's name and at who lives."""
+        return not now < self.check_at <= now + CHECK_EVERY
 
     def _sweep(self, now: float) -> float:
         """Inside a section: sweep the store. Returns the seconds until the next sweep."""
@@ -159,7 +163,7 @@ class Upkeep:
                 if nonce == ours and int(waiter_id) < MAX_WAITERS:
                     stale = self._store.waiter_taken(int(waiter_id)) != int(generation)
                 else:
-                    stale = time.time() - os.lstat(path).st_ctime > STALE_BELL
+                    stale = clock.of_files() - os.lstat(path).st_ctime > STALE_BELL
                 if stale:
                     os.unlink(path)
 
@@ -172,7 +176,7 @@ class Upkeep:
             if store.words[process + P_GENERATION] and not self._resources.is_alive(process):
                 done = section(store.bury, process, now, expiry) and done
                 self._tidy_at = now
-        if now >= self._tidy_at:
+        if not now < self._tidy_at <= now + TIDY_EVERY:
             self._tidy_at = now + TIDY_EVERY
             self._remove_stale_bells()
         return done

@@ -11,6 +11,7 @@ from typing import TextIO
 
 import click
 
+from .. import clock
 from ..codec import Codec, DecodeError
 from ..errors import SegmentVanished
 from ..inspection.tap import Seen, Tap
@@ -59,14 +60,14 @@ def tail(
     view = View(prefix)
     tap = Tap(view)
     codec = Codec(keys_of(keys))
-    deadline = None if seconds is None else time.monotonic() + seconds
-    check_at, shown, missed, last = 0.0, 0, 0, time.monotonic()
+    deadline = None if seconds is None else clock.monotonic() + seconds
+    check_at, shown, missed, last = 0.0, 0, 0, clock.monotonic()
     # On standard error, because standard output may be a file of messages.
     click.echo(f"Watching prefix {prefix!r}.", err=True)
     try:
-        while deadline is None or time.monotonic() < deadline:
+        while deadline is None or clock.monotonic() < deadline:
             seen = tap.look()
-            now = time.monotonic()
+            now = clock.monotonic()
             for message in seen:
                 if everything or _wanted(message, channels):
                     line = _json_line if as_json else _line
@@ -103,7 +104,7 @@ def _content(message: Seen, codec: Codec) -> dict[str, object] | None:
 
 def _at(moment: float) -> datetime.datetime:
     """The date and time of a moment on CLOCK_MONOTONIC."""
-    return datetime.datetime.fromtimestamp(time.time() - time.monotonic() + moment)
+    return datetime.datetime.fromtimestamp(time.time() - clock.monotonic() + moment)
 
 
 def _line(message: Seen, codec: Codec | None) -> str:

@@ -13,7 +13,7 @@ from ..errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuc
 from ..segment.cgroup import cgroup_allows
 from ..segment.opening import open_existing
 from ..segment.paths import SHM, Paths, full_prefix, prefixes
-from ..segment.procfs import command_line, is_stopped
+from ..segment.procfs import command_line, is_stopped, mappings_of, open_files_of, pids
 from ..statistics import UNREAD_AFTER, Channel
 from ..store import layout as at
 from . import locked
@@ -129,7 +129,7 @@ def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
                 f"{_process(pid)} is stopped",
                 f"kill -CONT {pid}",
             )
-        used, limit = _descriptors_of(pid)
+        used, limit = open_files_of(pid)
         if limit and used > limit * _MUCH:
             yield Finding(
                 WARNING,
@@ -140,8 +140,8 @@ def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
             )
     wanted = view.paths.file
     inode = os.fstat(view.fd).st_ino
-    for pid in _pids():
-        for other, removed in _mapped(pid, wanted):
+    for pid in pids():
+        for other, removed in mappings_of(pid, wanted):
             if other != inode:
                 yield Finding(
                     PROBLEM,
@@ -244,35 +244,6 @@ def _owner(prefix: str) -> int:
         return os.stat(Paths(full_prefix(prefix)).file).st_uid
     except OSError:
         return os.geteuid()
-
-
-def _pids() -> list[int]:
-    try:
-        return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-    except OSError:
-        return []
-
-
-def _mapped(pid: int, path: str) -> Iterator[tuple[int, bool]]:
-    """The segments at `path` that a process has mapped, as (inode, whether it was removed)."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", errors="replace") as file:
-        for line in file:
-            parts = line.split(None, 5)
-            if len(parts) == 6:
-                name, removed, _ = parts[5].rstrip("\n").partition(" (deleted)")
-                if name == path:
-                    yield int(parts[4]), bool(removed)
-
-
-def _descriptors_of(pid: int) -> tuple[int, int]:
-    """The open files of a process and its limit; (0, 0) if they cannot be read."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        used = len(os.listdir(f"/proc/{pid}/fd"))
-        with open(f"/proc/{pid}/limits") as file:
-            for line in file:
-                if line.startswith("Max open files"):
-                    return used, int(line.split()[3])
-    return 0, 0
 
 
 def _named(channels: list[Channel], most: int = 5) -> str:

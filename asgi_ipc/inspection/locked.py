@@ -8,16 +8,20 @@ they renew a lock whose holder is not attached.
 from __future__ import annotations
 
 import mmap
-import time
+import sys
 
-from ..segment.files import open_file
-from ..segment.lock import FileLock, Mutex
+from .. import clock
+from ..segment.lock import open_lock
 from ..segment.opening import open_existing
 from ..segment.section import Section, Waits, make_section
 from ..store import layout as at
 from ..store.store import Store
 from ..store.verify import verify
 from .view import View
+
+# A segment may be larger than the memory of the machine, and most of it holds nothing. Not every
+# `mmap` has the name; the number is that of Linux on x86 and ARM.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 def complaints(view: View, timeout: float) -> list[str]:
@@ -28,7 +32,7 @@ def complaints(view: View, timeout: float) -> list[str]:
     under the lock. Only then it may raise LockTimeout, after `timeout` seconds, or
     IncompatibleSegment if this process must not take the lock.
     """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
     store = Store(mmap.mmap(-1, view.layout.size, flags), view.layout)
     try:
         found = verify(store, _copy(view, store))
@@ -54,7 +58,7 @@ def _copy(view: View, store: Store) -> float:
     for start, end in parts:
         if 0 <= start <= end <= layout.log_end:  # or `verify` says what is wrong with it
             view.read_into(target[start * at.WORD : end * at.WORD], start * at.WORD)
-    return time.monotonic()
+    return clock.monotonic()
 
 
 def _open(view: View) -> mmap.mmap:
@@ -69,10 +73,6 @@ def _open(view: View) -> mmap.mmap:
 def _section(view: View, memory: mmap.mmap, timeout: float) -> Section:
     """`section.make_section`, without recovery."""
     words = memoryview(memory)[: at.PAGE].cast("Q")
-    lock: Mutex | FileLock
-    if view.header.lock_kind == at.LOCK_MUTEX:
-        lock = Mutex(memory, at.H_LOCK * at.WORD)
-    else:
-        path, mode = view.paths.section_lock, view.header.mode
-        lock = FileLock(path, lambda: open_file(path, mode))
+    header = view.header
+    lock = open_lock(header.lock_kind, memory, view.paths.section_lock, header.mode)
     return make_section(lock, words, lambda: None, Waits(timeout, timeout))

@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .. import clock
 from ..errors import SegmentVanished
-from ..segment.lock import FileLock, machine, mutex_holder
-from ..segment.procfs import command_line, is_stopped, process_of
+from ..segment.lock import machine, mutex_holder
+from ..segment.procfs import command_line, flock_holder, is_stopped, process_of
 from ..statistics import Channel, Group, Lock, Member, Memory, Process, Rates, Stats
 from ..store import layout as at
 from ..store.front import Front, read_front
@@ -50,7 +51,7 @@ class Snapshot:
             self._processes = view.words(layout.processes, at.MAX_PROCESSES * at.PROCESS_WORDS)
             self._waiters = view.words(layout.waiters, at.MAX_WAITERS * at.WAITER_WORDS)
             self._fronts = {
-                row: read_front(layout, view.read, row, words, time.monotonic())
+                row: read_front(layout, view.read, row, words, clock.monotonic())
                 for row, words in self.queues.items()
                 if words[at.Q_PENDING]
             }
@@ -59,7 +60,7 @@ class Snapshot:
             if not disturbed and all(header[i] == after[i] for i in (at.S_EPOCH, at.S_RECOVERIES)):
                 break
             time.sleep(_PAUSE)
-        self.now = time.monotonic()
+        self.now = clock.monotonic()
         self.attached = view.attached()
 
     # -- the layer as a whole ---------------------------------------------------------------------
@@ -125,7 +126,7 @@ class Snapshot:
     def holder(self) -> int:
         """Process id of the holder of the lock at this instant; 0 if it is free."""
         if self.header[at.H_LOCK_KIND] == at.LOCK_FILE:
-            return FileLock(self.view.paths.section_lock, lambda: -1).holder()
+            return flock_holder(self.view.paths.section_lock)
         if self.header[at.H_MACHINE] != machine():
             return 0
         thread = mutex_holder(self.view.read(at.H_LOCK * at.WORD, at.LOCK_BYTES))

@@ -9,10 +9,10 @@ It reads as `view` does: it takes no lock and must not write.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from .. import clock
 from ..segment.procfs import printable
 from ..store import layout as at
 from ..store.queues import checksum
@@ -118,7 +118,7 @@ class Tap:
                     else (),
                     sent,
                     expires,
-                    state == at.LIVE and expires > time.monotonic(),
+                    state == at.LIVE and expires > clock.monotonic(),
                     body,
                 ),
             )

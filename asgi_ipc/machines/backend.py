@@ -19,11 +19,10 @@ import asyncio
 import contextlib
 import importlib
 import inspect
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol
 
-from .. import errors
+from .. import clock, errors
 from ..aio.loop import timeout
 from ..base_layer import Message
 from ..errors import InvalidOption, RemoteUnavailable
@@ -114,7 +113,7 @@ class Caller:
         self._timeout = timeout
         self._layer: RemoteLayer | None = None
         self._why = ""
-        self._closed_until = 0.0  # time.monotonic(), while calls fail at once
+        self._closed_until = 0.0  # clock.monotonic(), while calls fail at once
 
     async def call(
         self, operation: Literal["send", "group_send"], name: str, message: Message
@@ -123,8 +122,8 @@ class Caller:
 
         Raises ChannelFull and RemoteUnavailable, and what the layer raises for bad arguments.
         """
-        now = time.monotonic()
-        if now < self._closed_until:
+        now = clock.monotonic()
+        if now < self._closed_until <= now + max(_RETRY_AFTER, self._timeout):
             raise RemoteUnavailable(self._why)
         if self._why:
             self._closed_until = now + self._timeout  # this call tries for all
@@ -148,7 +147,7 @@ class Caller:
                 f"the remote layer ({self._backend.path}) cannot be reached: {described(error)}. "
                 "This message was not sent. Messages within this machine continue"
             )
-            self._closed_until = time.monotonic() + _RETRY_AFTER
+            self._closed_until = clock.monotonic() + _RETRY_AFTER
             if self._layer is layer and self._backend.can_close:
                 self._layer = None
                 await self._backend.close(layer)

@@ -9,9 +9,9 @@ member names the home.
 from __future__ import annotations
 
 import re
-import time
 from hashlib import sha256
 
+from .. import clock
 from ..aio.layer import IPCChannelLayer
 from ..aio.loop import ASYNCIO
 from ..aio.session import Session
@@ -87,7 +87,7 @@ def unread_channels(session: Session, seconds: float) -> list[str]:
     It looks without the lock.
     """
     store = session.store
-    now = time.monotonic()
+    now = clock.monotonic()
     found = []
     for row in store.queues.rows():
         name = store.queues.name(row).decode("ascii", "replace")

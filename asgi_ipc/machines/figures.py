@@ -4,8 +4,8 @@ anything."""
 from __future__ import annotations
 
 import logging
-import time
 
+from .. import clock
 from ..attachment.drops import LOG_EVERY
 
 logger = logging.getLogger("asgi_ipc")
@@ -27,9 +27,9 @@ class Figures:
 
     def warn(self, what: str, why: str) -> None:
         """Log a loss. Of the losses that begin with the same word, log one in ten seconds."""
-        now = time.monotonic()
+        now = clock.monotonic()
         kind = what.partition(" ")[0]
-        if now - self._logged.get(kind, -LOG_EVERY) >= LOG_EVERY:
+        if not 0 <= now - self._logged.get(kind, -LOG_EVERY) < LOG_EVERY:
             self._logged[kind] = now
             logger.warning("prefix %r, %s: %s", self._prefix, what, why)
 

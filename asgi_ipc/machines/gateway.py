@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
 
+from .. import clock
 from ..aio.layer import IPCChannelLayer
 from ..aio.loop import timeout
 from ..aio.session import CACHED, Session
@@ -67,7 +67,7 @@ class Gateway:
         self.relay: Relay | None = None  # of this process, elected or not
         self.serving: Future[None] | None = None
         self.confirmed: dict[tuple[int, str], float] = {}
-        self._silent_until = 0.0  # time.monotonic(), while the relay does not answer
+        self._silent_until = 0.0  # clock.monotonic(), while the relay does not answer
         self._name = os.urandom(8).hex()
         self._number = 0
 
@@ -177,7 +177,7 @@ class Gateway:
         If the remote layer is away this is logged, and the relay joins when it is back.
         """
         key = (session.epoch, group)
-        if self.confirmed.get(key, 0.0) > time.monotonic():
+        if self._confirmed(key):
             return
         try:
             await self.ask({"do": what, "group": group})
@@ -185,12 +185,16 @@ class Gateway:
             self.figures.warn(f"group {group!r} is not joined yet", str(error))
         if len(self.confirmed) >= CACHED:
             self.confirmed.clear()
-        self.confirmed[key] = time.monotonic() + CONFIRMED  # asking again would not help sooner
+        self.confirmed[key] = clock.monotonic() + CONFIRMED  # asking again would not help sooner
+
+    def _confirmed(self, key: tuple[int, str]) -> bool:
+        now = clock.monotonic()
+        return now < self.confirmed.get(key, 0.0) <= now + CONFIRMED
 
     async def register_reader(self, session: Session, channel: str) -> None:
         """Enter this machine as the home of a channel whose name contains no machine."""
         group = reader_group(channel)
-        if self.confirmed.get((session.epoch, group), 0.0) <= time.monotonic():
+        if not self._confirmed((session.epoch, group)):
             await set_home(self._local, channel, machine_id(session))
             await self.join(session, group)
 
@@ -207,7 +211,8 @@ class Gateway:
         """In the loop thread: return "", or what went wrong."""
         if self.relay is not None and self.relay.elected:
             return await self.relay.handle(request)
-        if self._silent_until > time.monotonic():
+        now = clock.monotonic()
+        if now < self._silent_until <= now + 2 * self._timeout:
             return _SILENT
         control = self._control
         reply = await control.new_channel("asgi_ipc")
@@ -216,6 +221,6 @@ class Gateway:
             async with timeout(2 * self._timeout):
                 answer = await control.receive(reply)
         except asyncio.TimeoutError:
-            self._silent_until = time.monotonic() + 2 * self._timeout
+            self._silent_until = clock.monotonic() + 2 * self._timeout
             return _SILENT
         return str(answer["error"])

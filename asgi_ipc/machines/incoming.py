@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 
+from .. import clock
 from ..aio.layer import IPCChannelLayer
 from ..base_layer import Message
 from ..errors import SegmentError
@@ -40,7 +40,7 @@ class Incoming:
         self._seen: dict[str, None] = {}
         self._made = 0
         self.memory = -1
-        self.heard = 0.0  # time.monotonic() of the last message
+        self.heard = 0.0  # clock.monotonic() of the last message
         self.echoes: dict[str, asyncio.Future[None]] = {}  # by number: our own, to come back
 
     def new_number(self) -> str:
@@ -61,7 +61,7 @@ class Incoming:
     async def deliver(self, machine: str, envelope: Message, remote: RemoteLayer) -> None:
         """Do what a message says; a message that makes no sense is logged. Answers go to `remote`,
         where the message came from."""
-        self.heard = time.monotonic()
+        self.heard = clock.monotonic()
         try:
             number, sender = envelope["id"], envelope["from"]
             if number in self._seen:

@@ -10,10 +10,10 @@ Marks such as (A1), (B4) and (M7) name sentences of the contracts: see `asgi_ipc
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
+from .. import clock
 from ..aio.session import CACHED
 from ..base_layer import BaseChannelLayer, Message, Received
 from ..names import check_channel, check_receive
@@ -159,10 +159,14 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
             name for name in channels if isinstance(name, str) and ("!" in name or "?" in name)
         ]
         if marked:
-            core, now = self._local._core, time.monotonic()
+            core, now = self._local._core, clock.monotonic()
             epoch = (core.session or core.attach()).epoch
             known = self._registered
-            new = [check_receive(name) for name in marked if known.get((epoch, name), 0.0) < now]
+            new = [
+                check_receive(name)
+                for name in marked
+                if not now <= known.get((epoch, name), 0.0) <= now + CONFIRMED
+            ]
             if new:
                 registering = self._gateway.run(self._asyncio._register_readers(new))
                 if wait:

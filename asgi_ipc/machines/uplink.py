@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
 
+from .. import clock
 from ..aio.layer import IPCChannelLayer
 from ..aio.loop import timeout
 from ..aio.session import Session
@@ -84,7 +84,7 @@ class Uplink:
         self._settled = asyncio.Event()  # once it is up, or the first try has failed
         self._remote: RemoteLayer | None = None
         self._address = ""
-        self._joined: dict[str, float] = {}  # remote group → time.monotonic() of the last request
+        self._joined: dict[str, float] = {}  # remote group → clock.monotonic() of the last request
         self._joining = asyncio.Lock()
         self._unread_at = 0.0
         self._complained = False
@@ -109,7 +109,7 @@ class Uplink:
                 await self._limit(self._remote.group_add, group, self._address)
                 if not self._backend.named:
                     await self._wait_until_joined(group)
-            self._joined[group] = time.monotonic()
+            self._joined[group] = clock.monotonic()
 
     async def send_to_itself(self, group: str, kind: str, patience: float = _PATIENCE) -> None:
         """Send to a group that this machine is in, and wait until the message comes back.
@@ -124,10 +124,10 @@ class Uplink:
             if self._remote is None:
                 raise ConnectionError("the remote layer cannot be reached")
             await self._limit(self._remote.group_send, group, envelope)
-            sent = time.monotonic()
+            sent = clock.monotonic()
             while not echo.done():
                 await asyncio.wait([echo], timeout=min(0.5, patience))
-                now = time.monotonic()
+                now = clock.monotonic()
                 # While others' messages come, this one may be behind them, but not for ever.
                 if now - max(sent, self._incoming.heard) > patience or now - sent > 3 * patience:
                     raise ConnectionError(f"nothing came back from {group!r}")
@@ -200,14 +200,14 @@ class Uplink:
     async def _receive(self, connection: _Connection) -> None:
         machine = connection.machine
         while True:
-            began = time.monotonic()
+            began = clock.monotonic()
             try:
                 envelope = await connection.remote.receive(connection.address)
             except Exception as error:
                 if not is_timeout(error):
                     raise
                 # Idle for long. If it was not long, something is wrong, and the beats find out.
-                await asyncio.sleep(0 if time.monotonic() - began > 1 else 0.1)
+                await asyncio.sleep(0 if clock.monotonic() - began > 1 else 0.1)
                 continue
             await self._incoming.deliver(machine, envelope, connection.remote)
 
@@ -220,7 +220,7 @@ class Uplink:
         beats = [beat_group(machine, number) for number in range(_BEATS * shards)]
         if shards == 1:
             del beats[1:]
-        renewed = tidied = time.monotonic()
+        renewed = tidied = clock.monotonic()
         self._joined = dict.fromkeys(self._groups_here(connection), renewed)
         # The beats last: one that comes back proves that the joins before it are in force.
         await self._join_all([*fixed, *self._joined, *beats], connection, connection.before)
@@ -238,11 +238,11 @@ class Uplink:
                     *(self.send_to_itself(beat, "beat") for beat in beats[start : start + shards])
                 )
                 await asyncio.sleep(_BEAT_EVERY)
-                now = time.monotonic()
-                if now - tidied > _TIDY_EVERY:
+                now = clock.monotonic()
+                if not 0 <= now - tidied <= _TIDY_EVERY:
                     tidied = now
                     await self._tidy(connection)
-                if now - renewed > self._backend.group_expiry / 4:
+                if not 0 <= now - renewed <= self._backend.group_expiry / 4:
                     renewed = now
                     await self._join_all([*fixed, *beats, *self._joined], connection)
 
@@ -260,7 +260,7 @@ class Uplink:
 
     async def _tidy(self, connection: _Connection) -> None:
         """Join the groups that have members here by now, and leave those that have none."""
-        remote, address, now = connection.remote, connection.address, time.monotonic()
+        remote, address, now = connection.remote, connection.address, clock.monotonic()
         async with self._joining:
             here = set(self._groups_here(connection))
             for group in here.difference(self._joined):
@@ -296,7 +296,7 @@ class Uplink:
             if not name.startswith(OWN_NAMES):
                 found.append(name)
             elif name.startswith(DIRECTORY):
-                members = session.section(groups.channels, name.encode(), time.monotonic())
+                members = session.section(groups.channels, name.encode(), clock.monotonic())
                 if home_in(members) == machine:
                     found.append(READER + name[len(DIRECTORY) :])
         return found

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from .. import clock
 from ..errors import ForeignSegment, LockTimeout, SegmentError
 from ..store.layout import MAX_PROCESSES
 from .paths import Paths
@@ -89,7 +90,7 @@ def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterato
 
     Creates the directory if there is none. Raises LockTimeout after `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
+    deadline = clock.monotonic() + timeout
     while True:
         try:
             _make_directory(paths.directory, mode)
@@ -99,7 +100,7 @@ def attach_lock(paths: Paths, mode: int, timeout: float = _HALF_MADE) -> Iterato
         try:
             try:
                 while not _flocked(opened.number):
-                    if time.monotonic() > deadline:
+                    if clock.monotonic() > deadline:
                         raise LockTimeout(
                             f"another process has been attaching to prefix {paths.prefix!r} for "
                             f"{timeout:g} s (it holds {paths.attach_lock}). It is probably "

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import mmap
 import os
-import time
 from typing import NamedTuple
 
+from .. import clock
 from ..errors import CorruptHeader, IncompatibleSegment, SegmentError
 from ..options import MODES
 from ..store import layout as at
@@ -136,7 +136,7 @@ def format_segment(memory: mmap.mmap, layout: at.Layout, wanted: Wanted, members
 
     `members`: the inode of the file of byte locks. The first pages of the log are reserved.
     """
-    now = time.monotonic()
+    now = clock.monotonic()
     store = Store(memory, layout)
     store.format(layout.log + at.FIRST_MARK // at.WORD, now)
     words = store.words

@@ -17,12 +17,11 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Callable
 from functools import cache
 from zlib import crc32
 
-from ..store.layout import LOCK_BYTES
-from .files import Descriptor
+from ..store.layout import H_LOCK, LOCK_BYTES, LOCK_MUTEX, WORD
+from .files import Descriptor, open_file
 from .procfs import flock_holder
 
 _PTHREAD_PROCESS_SHARED = 1
@@ -117,6 +116,9 @@ class Mutex:
         """Whether the calling thread holds it."""
         return self.holder() == threading.get_native_id()
 
+    def close(self) -> None:
+        pass  # it is part of the segment's memory
+
 
 def mutex_holder(mutex: bytes) -> int:
     """Thread id of the holder in a copy of a mutex of this machine's libc; 0 for none."""
@@ -124,11 +126,14 @@ def mutex_holder(mutex: bytes) -> int:
 
 
 class FileLock:
-    """The same calls over a flock: one descriptor for each thread, opened when first used."""
+    """The same calls over a flock: one descriptor for each thread, opened when first used.
 
-    def __init__(self, path: str, open_file: Callable[[], int]) -> None:
+    The file at `path` is created with `mode`.
+    """
+
+    def __init__(self, path: str, mode: int) -> None:
         self.handle = path
-        self._open = open_file
+        self._mode = mode
         self._local = threading.local()
 
     def trylock(self, handle: object) -> int:
@@ -138,7 +143,7 @@ class FileLock:
         try:
             opened = local.opened
         except AttributeError:
-            opened = local.opened = Descriptor(self._open())
+            opened = local.opened = Descriptor(open_file(self.handle, self._mode))
         local.inside = True  # before it is true: a signal handler in between must not enter too
         try:
             fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,3 +172,8 @@ class FileLock:
     def close(self) -> None:
         """Close the descriptors of all threads."""
         self._local = threading.local()
+
+
+def open_lock(kind: int, memory: mmap.mmap, path: str, mode: int) -> Mutex | FileLock:
+    """The lock of a segment, by its kind: the mutex in its memory, or the file at `path`."""
+    return Mutex(memory, H_LOCK * WORD) if kind == LOCK_MUTEX else FileLock(path, mode)

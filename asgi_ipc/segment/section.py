@@ -20,7 +20,16 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from ..errors import CorruptStore, IPCError, LockBusy, LockLost, LockTimeout, Reentered
+from .. import clock
+from ..errors import (
+    CorruptStore,
+    IPCError,
+    LockBusy,
+    LockLost,
+    LockTimeout,
+    Reentered,
+    SegmentError,
+)
 from ..store.layout import S_DIRTY, S_LOCK_LONGEST, S_LOCK_WAITED, S_LOCK_WAITS
 from .lock import FileLock, Mutex
 from .procfs import command_line, process_of
@@ -40,6 +49,11 @@ _LONGEST_SLEEP = 0.001  # seconds
 
 # What Python raises when a value read from memory leads outside, or cannot be a count.
 _OUT_OF_RANGE = (IndexError, ValueError, ArithmeticError, struct.error)
+
+LEFT = (
+    "this process has left the segment, because its interpreter is ending. The next call attaches "
+    "again"
+)
 
 
 class Section(Protocol):
@@ -128,6 +142,8 @@ def make_section_of_three(
                 consistent(handle)
                 unlock(handle)
             if isinstance(error, _OUT_OF_RANGE) and not isinstance(error, IPCError):
+                if _released(words):
+                    raise SegmentError(LEFT) from None
                 raise CorruptStore(
                     f"the shared memory holds impossible values ({error})"
                 ) from error
@@ -136,9 +152,9 @@ def make_section_of_three(
 
     def acquire(code: int) -> None:
         """Go on after a first try that failed with `code`, until the lock is held."""
-        began = time.monotonic()
+        began = clock.monotonic()
         deadline = began + patience
-        tries, pause = 0, 0.0
+        tries, pause, slept = 0, 0.0, 0.0
         if code == errno.EBUSY and lock.mine():
             code = errno.EDEADLK  # which is what glibc says; musl does not
         while code:
@@ -160,7 +176,7 @@ def make_section_of_three(
             elif code != errno.EBUSY:
                 raise OSError(code, f"cannot take the lock of the segment: {os.strerror(code)}")
             elif tries > _SPINS:
-                if time.monotonic() >= deadline:
+                if clock.monotonic() >= deadline or slept > patience:
                     holder = lock.holder()
                     if not holder:  # it was released this very moment: one more try
                         code = trylock(handle)
@@ -171,16 +187,25 @@ def make_section_of_three(
                             raise LockBusy(holder)
                         raise LockTimeout(complaint(holder, timeout))
                 time.sleep(pause)
+                slept += pause  # it ends, even if the clock does not go on
                 pause = min(pause + 0.0001, _LONGEST_SLEEP)
             code = trylock(handle)
         if tries > _SPINS:  # it slept; `inspection` reads these
-            waited = int((time.monotonic() - began) * 1e9)
+            waited = int((clock.monotonic() - began) * 1e9)
             words[S_LOCK_WAITS] += 1
             words[S_LOCK_WAITED] += waited
             if waited > words[S_LOCK_LONGEST]:
                 words[S_LOCK_LONGEST] = waited
 
     return section
+
+
+def _released(words: memoryview[int]) -> bool:
+    """Whether this process has left the segment: an error then says nothing about its memory."""
+    try:
+        return len(words) < 0
+    except ValueError:
+        return True
 
 
 def _nested(frame: FrameType, handle: object) -> bool:

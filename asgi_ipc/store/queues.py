@@ -169,7 +169,10 @@ class Queues(Waiters):
         words, queue = self.words, target.words
         if queue[R_GENERATION] != target.generation:
             if not self.bind(target, now):
-                return GONE if target.fixed else NO_MEMORY
+                if target.fixed:
+                    return GONE
+                words[S_REFUSED] += 1
+                return NO_MEMORY
             queue = target.words
         row = target.row
         pending = queue[Q_PENDING]
@@ -188,6 +191,7 @@ class Queues(Waiters):
         if end > words[S_LIMIT] or size > words[S_BIGGEST] or live > log.max_live or at < log.start:
             at = self._make_room(size, now)
             if not at:
+                words[S_REFUSED] += 1
                 words[S_DIRTY] = CLEAN
                 return NO_MEMORY
             end = at + size

@@ -40,8 +40,7 @@ class _Pipe(Descriptor):
 
     __slots__ = ("writing",)
 
-    def __init__(self) -> None:
-        reading, writing = os.pipe()
+    def __init__(self, reading: int, writing: int) -> None:
         self.writing = Descriptor(writing)
         super().__init__(reading)
         for end in (reading, writing):
@@ -52,7 +51,7 @@ class _Bell(Doorbell):
     """A doorbell without a name: only this process rings it."""
 
     def __init__(self) -> None:
-        self._open: _Pipe | None = _Pipe()
+        self._open: _Pipe | None = _Pipe(*os.pipe())
 
     def ring(self, row: int) -> None:
         pipe = self._open

@@ -18,6 +18,7 @@ import re
 import secrets
 import time
 
+from .. import clock
 from ..attachment.attachment import Attachment
 from ..attachment.process import detach_all
 from ..segment.files import Members
@@ -109,8 +110,8 @@ def _processes(prefix: str) -> list[str]:
         return []
     members = Members.open(path, 0o600)
     try:
-        deadline = time.monotonic() + PATIENCE
-        while (pids := members.pids()) and time.monotonic() < deadline:
+        deadline = clock.monotonic() + PATIENCE
+        while (pids := members.pids()) and clock.monotonic() < deadline:
             time.sleep(0.01)
     finally:
         members.close()

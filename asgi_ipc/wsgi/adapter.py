@@ -7,9 +7,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterable, Iterator
 
+from .. import clock
 from ..base_layer import Message
 from ..errors import InvalidOption, IPCError, ReplyLost
 from ..options import check_seconds
@@ -167,7 +167,7 @@ class _Exchange:
         request["flow_channel"], request["flow_window"] = box.flow_channel, WINDOW
         if self._body.complete:
             request["body_channel"] = None
-            request["deadline"] = time.monotonic() + self._timeout
+            request["deadline"] = clock.monotonic() + self._timeout
         else:
             request["body_channel"] = self._layer.new_channel(f"{REQUESTS}.body?")
         self._layer.send(REQUESTS, request)
@@ -222,7 +222,7 @@ class _Exchange:
 
         Meanwhile, send the rest of the body, as fast as the worker reads it.
         """
-        deadline, pause = time.monotonic() + self._timeout, _PAUSE
+        deadline, pause = clock.monotonic() + self._timeout, _PAUSE
         while True:
             owes = not self._report_taken()
             uploads = self._chunk is not None or not self._body.complete
@@ -232,11 +232,11 @@ class _Exchange:
             if message is not None:
                 return message
             if uploads and self._upload():
-                deadline, pause = time.monotonic() + self._timeout, _PAUSE
+                deadline, pause = clock.monotonic() + self._timeout, _PAUSE
                 continue
             # Nothing rings when there is room again, so look. A response wakes this at once.
-            message = self._mailboxes.take(self._box, time.monotonic() + pause)
-            if message is not None or time.monotonic() >= deadline:
+            message = self._mailboxes.take(self._box, clock.monotonic() + pause)
+            if message is not None or clock.monotonic() >= deadline:
                 return message
             pause = min(2 * pause, _LONGEST_PAUSE)
 

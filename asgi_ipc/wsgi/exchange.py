@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
+from .. import clock
 from ..base_layer import Message
 from ..errors import ReplyLost
 from ..sync import IPCChannelLayer
@@ -37,9 +38,9 @@ class Peer:
 
     def wait(self, channel: str) -> Message:
         """Wait for its next message on `channel`, and return it. Raises ReplyLost."""
-        deadline = time.monotonic() + self.timeout
+        deadline = clock.monotonic() + self.timeout
         while True:
-            seconds = min(_LOOK_EVERY, deadline - time.monotonic())
+            seconds = min(_LOOK_EVERY, deadline - clock.monotonic())
             _, message = self.layer.receive([channel], block=True, timeout=seconds)
             if message is not None:
                 return message
@@ -49,7 +50,7 @@ class Peer:
         """Raise ReplyLost if its process is dead, or `deadline` has passed."""
         if not has_reader(self.layer._core, self.channel):
             raise ReplyLost(f"the process that reads {self.channel!r} is dead")
-        if time.monotonic() >= deadline:
+        if clock.monotonic() >= deadline:
             raise ReplyLost(
                 f"the client behind {self.channel!r} neither sent nor took data for "
                 f"{self.timeout} seconds"
@@ -205,7 +206,7 @@ class Response:
             message.update(self._head)
             if self._flow_channel is not None and message["more_content"]:
                 message["flow_control"] = True
-        deadline, pause = time.monotonic() + self._peer.timeout, _PAUSE
+        deadline, pause = clock.monotonic() + self._peer.timeout, _PAUSE
         while True:
             try:
                 self._peer.layer.send(self._peer.channel, message)

@@ -13,9 +13,9 @@ import contextlib
 import itertools
 import os
 import threading
-import time
 from collections import deque
 
+from .. import clock
 from ..base_layer import Message
 from ..errors import IPCError
 from ..sync import IPCChannelLayer
@@ -75,7 +75,7 @@ class Mailboxes:
                 if leads:
                     self._receive_for(box, deadline)
                     break
-                if not box.wake.wait(max(0.0, deadline - time.monotonic())):
+                if not box.wake.wait(max(0.0, deadline - clock.monotonic())):
                     break
             return box.messages.popleft() if box.messages else None
         finally:
@@ -84,7 +84,7 @@ class Mailboxes:
     def _receive_for(self, box: Mailbox, deadline: float) -> None:
         """Receive for all threads, until there is a reply in `box` or the time is up."""
         while not box.messages:
-            seconds = deadline - time.monotonic()
+            seconds = deadline - clock.monotonic()
             channel, message = self._layer.receive(self._channels, seconds > 0, max(seconds, 0.0))
             if channel is not None and message is not None:
                 self._deliver(channel, message)

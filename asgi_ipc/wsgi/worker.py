@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from .. import clock
 from ..base_layer import Message
 from ..errors import InvalidOption, IPCError, ReplyLost
 from ..options import check_int, check_seconds
@@ -134,7 +135,7 @@ class AsgiToWsgiWorker:
                     )
 
     def _answer(self, request: Message) -> None:
-        if time.monotonic() > request.get("deadline", float("inf")):
+        if clock.monotonic() > request.get("deadline", float("inf")):
             return  # nobody waits for the response
         peer = Peer(self.channel_layer, request["reply_channel"], self.timeout)
         response = Response(peer, request)

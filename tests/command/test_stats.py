@@ -154,7 +154,7 @@ def test_rates_begin_with_the_last_look_that_is_a_second_ago(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("asgi_ipc.inspection.snapshot.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("asgi_ipc.clock.monotonic", lambda: now[0])
     layer = IPCChannelLayer(prefix)
     layer.stats()
     for _ in range(10):

@@ -226,7 +226,7 @@ def test_an_exception_of_a_signal_handler_gets_out(
         return now
 
     with monkeypatch.context() as patch, pytest.raises(Out):
-        patch.setattr(spin, "time", SimpleNamespace(monotonic=monotonic))
+        patch.setattr(spin, "clock", SimpleNamespace(monotonic=monotonic))
         blocking.receive(["c"], block=True)
     blocking.send("c", MESSAGE)
     assert blocking.receive(["c"], block=True) == ("c", MESSAGE)
@@ -248,7 +248,7 @@ def test_it_spins_no_longer_than_it_may_wait_and_that_is_no_miss(
 ) -> None:
     clock = Clock()
     for module in (sync, spin, thread):
-        monkeypatch.setattr(module, "time", clock)
+        monkeypatch.setattr(module, "clock", clock)
     assert blocking.receive(["c"], block=True, timeout=0.02) == NOTHING
     assert (notes.begun, notes) == (1, [])
     assert clock.now - 1000 < 1
@@ -427,7 +427,7 @@ async def test_a_loop_spins_no_longer_than_it_may_wait_and_that_is_no_miss(
     clock = Clock()
     assert waiter.begin(session, sources, LONG)
     with monkeypatch.context() as patch:
-        patch.setattr(spin, "time", clock)
+        patch.setattr(spin, "clock", clock)
         await waiter.spin(sources, LONG, clock.now + 0.02)
     assert clock.now - 1000 < 1 and notes == []
     assert await layer.receive_async(["c"], timeout=0.001) == NOTHING  # and hands it on

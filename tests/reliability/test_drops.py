@@ -292,7 +292,7 @@ def test_at_most_one_line_in_ten_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(asgi_ipc.attachment.drops, "time", clock)
+    monkeypatch.setattr(asgi_ipc.attachment.drops, "clock", clock)
     layer = make(capacity=1)
     layer.group_add("chat", "a")
     layer.send("a", {})
@@ -387,7 +387,7 @@ def test_each_reason_is_logged_once_in_ten_seconds_with_names(
     if reason == "undecodable":
         pytest.importorskip("cryptography", reason="lacking: cryptography")
     clock = Clock()
-    monkeypatch.setattr(asgi_ipc.attachment.drops, "time", clock)
+    monkeypatch.setattr(asgi_ipc.attachment.drops, "clock", clock)
     drop = getattr(Reasons(prefix, make), reason)
     for times in (1, 2):
         drop()

@@ -207,8 +207,8 @@ class Model(RuleBasedStateMachine):
             asgi_ipc.attachment.resources,
             asgi_ipc.attachment.drops,
         ):
-            if hasattr(module, "time"):
-                self.patches.enter_context(mock.patch.object(module, "time", clock))
+            if hasattr(module, "clock"):
+                self.patches.enter_context(mock.patch.object(module, "clock", clock))
         # Log lines are not what this is about, and there are many.
         self.patches.enter_context(mock.patch.object(asgi_ipc.attachment.drops, "logger"))
         self.reserve = Reserve(72 * KIB if scarce else 1 << 40)

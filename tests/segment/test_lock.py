@@ -47,13 +47,9 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "section.lock")
 
 
-def file_lock(path: str) -> FileLock:
-    return FileLock(path, lambda: os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC))
-
-
 @pytest.fixture(params=[pytest.param("mutex", marks=needs_robust), "file"])
 def lock(request: pytest.FixtureRequest, memory: mmap.mmap, path: str) -> Iterator[Lock]:
-    yield Mutex(memory, H_LOCK * WORD) if request.param == "mutex" else file_lock(path)
+    yield Mutex(memory, H_LOCK * WORD) if request.param == "mutex" else FileLock(path, 0o600)
 
 
 def hold(lock: Lock) -> None:
@@ -123,7 +119,7 @@ def descriptors(path: str) -> int:
 
 @on_linux
 def test_a_thread_opens_the_file_lock_once(path: str) -> None:
-    lock = file_lock(path)
+    lock = FileLock(path, 0o600)
     for _ in range(5):
         use(lock)
     assert descriptors(path) == 1
@@ -131,7 +127,7 @@ def test_a_thread_opens_the_file_lock_once(path: str) -> None:
 
 @on_linux
 def test_threads_that_ended_leave_no_descriptor_of_the_file_lock(path: str) -> None:
-    lock = file_lock(path)
+    lock = FileLock(path, 0o600)
     for _ in range(20):
         in_threads([lambda: use(lock)])
     until(lambda: descriptors(path) <= 1)
@@ -139,7 +135,7 @@ def test_threads_that_ended_leave_no_descriptor_of_the_file_lock(path: str) -> N
 
 @on_linux
 def test_a_file_lock_that_is_closed_leaves_no_descriptor(path: str) -> None:
-    lock = file_lock(path)
+    lock = FileLock(path, 0o600)
     use(lock)
     lock.close()
     assert descriptors(path) == 0
@@ -154,7 +150,7 @@ def test_a_mutex_that_is_renewed_is_never_held_twice(memory: mmap.mmap) -> None:
     dead = next(pid for pid in range(2**22 - 1, 1, -1) if not process_of(pid))
 
     def renew(line: Line) -> int:
-        """Returns how often both were inside at once."""
+        """Returns how often it saw both inside at once."""
         both = 0
         line.hear()
         for _ in range(3000):
@@ -164,7 +160,7 @@ def test_a_mutex_that_is_renewed_is_never_held_twice(memory: mmap.mmap) -> None:
             mutex.renew()
             if not mutex.trylock(mutex.handle):
                 words[renewing] = 1
-                both += words[trying]
+                both += sum(words[trying] for _ in range(20))
                 words[renewing] = 0
                 mutex.unlock(mutex.handle)
         words[over] = 1
@@ -176,7 +172,7 @@ def test_a_mutex_that_is_renewed_is_never_held_twice(memory: mmap.mmap) -> None:
         while not words[over]:
             if not mutex.trylock(mutex.handle):
                 words[trying] = 1
-                both += words[renewing]
+                both += sum(words[renewing] for _ in range(200))
                 taken += 1
                 words[trying] = 0
                 mutex.unlock(mutex.handle)

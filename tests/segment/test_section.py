@@ -55,9 +55,7 @@ class Shared:
     def make_lock(self) -> Any:
         if self.kind == "mutex":
             return Mutex(self.memory, H_LOCK * WORD)
-        return FileLock(
-            self.path, lambda: os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        )
+        return FileLock(self.path, 0o600)
 
     def section(
         self,

@@ -7,6 +7,7 @@ in that table.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import pytest
@@ -131,9 +132,21 @@ def test_the_store_and_the_leaves_know_no_clock_and_no_system_call() -> None:
     found = {
         one.imported
         for one in everything()
-        if not one.ours and one.at_once and within(one.importer, {"store", *LEAVES})
+        if not one.ours and one.at_once and within(one.importer, {"store", *LEAVES} - {"clock"})
     }
     assert found and found <= PURE
+
+
+def test_all_others_read_the_clock_of_the_package() -> None:
+    """Test tools replace those of `time` (sleeping they leave alone)."""
+    allowed = {"clock", "conformance", "command.bench"}
+    reading = {
+        name
+        for name, path in structure.modules().items()
+        if re.search(r"\btime\.(monotonic|perf_counter)|from time import", path.read_text("utf-8"))
+    }
+    assert "clock" in reading
+    assert {name for name in reading if not within(name, allowed)} == set()
 
 
 def test_nothing_above_the_operations_reads_the_words_of_a_segment() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 
 import pytest
@@ -13,6 +15,7 @@ from asgi_ipc.inspection.locked import complaints
 from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.header import Fault, Header
 from asgi_ipc.store.layout import H_LOCK, LOCK_BYTES, Q_PENDING, WORD
+from asgi_ipc.store.store import Store
 
 from ...waiting import LIVENESS
 
@@ -92,3 +95,24 @@ def test_a_foreign_lock_is_not_taken(
     damage(layer)
     with pytest.raises(IncompatibleSegment, match="another world"):
         complaints(View(layer.prefix), LIVENESS)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="lacking: /proc/self/smaps")
+def test_nothing_is_reserved_for_the_copy(
+    layer: IPCChannelLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment may be larger than the memory of the machine."""
+    flags = []
+
+    def note(store: Store, now: float) -> list[str]:
+        kibibytes = store.layout.size // 1024
+        private = re.compile(r"^\S+ rw-p .*\nSize: +(\d+) kB(?:\n.*)*?\nVmFlags:(.*)", re.MULTILINE)
+        with open("/proc/self/smaps", encoding="utf-8") as maps:
+            found = private.findall(maps.read())
+        flags.extend(words.split() for size, words in found if int(size) == kibibytes)
+        return ["seems wrong"]
+
+    monkeypatch.setattr(locked, "verify", note)
+    complaints(View(layer.prefix), LIVENESS)
+    assert len(flags) == 2  # without the lock, and under it
+    assert all("nr" in words for words in flags), flags

@@ -37,7 +37,7 @@ def inspected(prefix: str) -> Inspected:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that snapshots and layers see, in its one item."""
     now = [time.monotonic()]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("asgi_ipc.clock.monotonic", lambda: now[0])
     return now
 
 

@@ -408,6 +408,17 @@ def test_when_memory_for_rows_cannot_be_reserved_new_channels_are_refused() -> N
     assert put(store, "c") == 0
 
 
+def test_what_is_refused_for_want_of_memory_is_counted_in_the_same_section() -> None:
+    store = make_store(queues=1)
+    sent = 0
+    while put(store, "c", bytes(400), capacity=1 << 30) != NO_MEMORY:
+        sent += 1
+    assert sent and store.words[S_REFUSED] == 1
+    assert put(store, "another") == NO_MEMORY  # no row
+    assert store.words[S_REFUSED] == 2
+    assert_whole(store)
+
+
 # -- bounded work ---------------------------------------------------------------------------------
 
 
