@@ -1,4 +1,4 @@
-"""Real processes for the tests of real clients: started, watched, waited for, always reaped.
+"""Real programs for tests and benchmarks: started, watched, waited for, always reaped.
 
 Every wait here is for a condition and has a bound, which is there for liveness only. What a process
 writes goes to a file, so that no full pipe holds it up, and is shown when something goes wrong.

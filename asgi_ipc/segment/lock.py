@@ -88,7 +88,7 @@ class Mutex:
         """Whether nobody can take the mutex any more."""
         return bool(self._state.value & 0x7FFFFFFF == _LOST)
 
-    # Others try the mutex meanwhile. So neither of these two makes it new: after each store a try
+    # Others try the mutex meanwhile. So neither of these two makes it new: after each store, a try
     # of another thread is as right as it was before.
 
     def report_death(self, holder: int) -> None:

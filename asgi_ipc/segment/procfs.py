@@ -66,6 +66,28 @@ def thread_exists(thread: int) -> bool:
     return True
 
 
+def mappings_of(pid: int, path: str) -> Iterator[tuple[int, bool]]:
+    """The files at `path` that a process has mapped, as (inode, whether it was removed)."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", errors="replace") as file:
+        for line in file:
+            parts = line.split(None, 5)
+            if len(parts) == 6:
+                name, removed, _ = parts[5].rstrip("\n").partition(" (deleted)")
+                if name == path:
+                    yield int(parts[4]), bool(removed)
+
+
+def open_files_of(pid: int) -> tuple[int, int]:
+    """How many files a process has open, and its limit; (0, 0) if they cannot be read."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        used = len(os.listdir(f"/proc/{pid}/fd"))
+        with open(f"/proc/{pid}/limits") as file:
+            for line in file:
+                if line.startswith("Max open files"):
+                    return used, int(line.split()[3])
+    return 0, 0
+
+
 def is_dead(thread: int) -> bool:
     """Whether a thread has ended, with certainty. A zombie has: the kernel has done what it does
     when a thread ends."""
@@ -92,28 +114,6 @@ def has_mapped(thread: int, inode: int) -> bool:
         return not is_dead(thread)
     except (OSError, IndexError):
         return True
-
-
-def mappings_of(pid: int, path: str) -> Iterator[tuple[int, bool]]:
-    """The files at `path` that a process has mapped, as (inode, whether it was removed)."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", errors="replace") as file:
-        for line in file:
-            parts = line.split(None, 5)
-            if len(parts) == 6:
-                name, removed, _ = parts[5].rstrip("\n").partition(" (deleted)")
-                if name == path:
-                    yield int(parts[4]), bool(removed)
-
-
-def open_files_of(pid: int) -> tuple[int, int]:
-    """How many files a process has open, and its limit; (0, 0) if they cannot be read."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        used = len(os.listdir(f"/proc/{pid}/fd"))
-        with open(f"/proc/{pid}/limits") as file:
-            for line in file:
-                if line.startswith("Max open files"):
-                    return used, int(line.split()[3])
-    return 0, 0
 
 
 def flock_holder(path: str) -> int:

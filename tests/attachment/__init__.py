@@ -1,0 +1,1 @@
+"""One process in a segment, with real layers: others die, fork and remove the segment."""

@@ -1,0 +1,1 @@
+"""What the blocking and the asyncio layer promise beyond the contracts."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import glob
-import os
 import subprocess
 import sys
 import textwrap
@@ -23,11 +22,13 @@ import asgi_ipc.aio
 import asgi_ipc.testing.aio
 import asgi_ipc.testing.sync
 from asgi_ipc import clock
+from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import SegmentVanished
 from asgi_ipc.segment import destroy
 
-from ..contract import LIVENESS, MESSAGE
-from ..processes import bounded
+from ..environments import child_environment
+from ..forks import bounded
+from ..waiting import LIVENESS
 
 Frozen = Callable[[str], AbstractContextManager[Any]]
 TOOLS = ["freezegun", "time_machine"]
@@ -83,7 +84,9 @@ def test_it_is_that_of_the_kernel_when_first_imported_by_a_test_with_another_tim
         assert clock.of_files() > 1.5e9
     assert abs(clock.monotonic() - time.monotonic()) < 60
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], check=True, env=child_environment()
+    )
 
 
 @pytest.mark.parametrize("date", DATES)
@@ -202,7 +205,7 @@ def faketime(tmp_path: Path) -> Iterator[Callable[..., str]]:
     def run(script: str, *arguments: str, **variables: str) -> str:
         dates.write_text("+10d\n")
         environment = {
-            **os.environ,
+            **child_environment(),
             "LD_PRELOAD": found[0],
             "FAKETIME_TIMESTAMP_FILE": str(dates),
             "FAKETIME_NO_CACHE": "1",

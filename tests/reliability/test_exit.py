@@ -10,8 +10,10 @@ import textwrap
 import pytest
 
 import asgi_ipc
+from asgi_ipc.conformance.base import MESSAGE
 
-from ..contract import LIVENESS, MESSAGE
+from ..environments import child_environment
+from ..waiting import LIVENESS
 
 KINDS = ["blocking", "asyncio"]
 
@@ -44,6 +46,7 @@ def run(prefix: str, kind: str, script: str, begin: str = "") -> str:
         capture_output=True,
         text=True,
         timeout=LIVENESS,
+        env=child_environment(),
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

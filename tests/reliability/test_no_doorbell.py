@@ -18,9 +18,10 @@ import asgi_ipc
 import asgi_ipc.aio
 import asgi_ipc.testing.sync
 from asgi_ipc.aio import waiter
+from asgi_ipc.conformance.base import MESSAGE
 
-from ..contract import LIVENESS, MESSAGE
-from ..processes import bounded
+from ..forks import bounded
+from ..waiting import LIVENESS
 
 WHY = [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM]
 

@@ -153,7 +153,7 @@ def clock(cored: Cored, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the operations. It stands at the time when the segment was made."""
     clock = Clock()
     clock.now = cored.store.doubles[operations.S_SINCE]
-    monkeypatch.setattr(operations, "time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(operations, "clock", clock)
     return clock
 
 
@@ -182,7 +182,7 @@ def test_rates_are_since_the_beginning_and_then_since_the_last_look(
 def test_refusals_have_a_rate_too(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cored = Cored(prefix, capacity=1)
     began = cored.store.doubles[operations.S_SINCE]
-    monkeypatch.setattr(operations, "time", SimpleNamespace(monotonic=lambda: began + 4))
+    monkeypatch.setattr(operations, "clock", SimpleNamespace(monotonic=lambda: began + 4))
     cored.core.send("c", HELLO)
     for _ in range(8):
         with pytest.raises(ChannelFull):
