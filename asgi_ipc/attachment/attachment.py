@@ -17,6 +17,7 @@ from functools import partial
 
 from .. import clock
 from ..errors import (
+    ForeignSegment,
     IncompatibleSegment,
     IPCError,
     LockTimeout,
@@ -172,7 +173,7 @@ class Attachment:
         except BaseException as error:
             with contextlib.suppress(LockTimeout):
                 section(self.store.remove_waiter, waiter_id, generation)
-            if isinstance(error, FileNotFoundError):
+            if isinstance(error, (FileNotFoundError, PermissionError)):
                 self._check_vanished()
             if isinstance(error, OSError) and error.errno in _NO_BELL:
                 self._warn_of_looking(f"cannot make a doorbell ({error.strerror})")
@@ -224,14 +225,25 @@ class Attachment:
         if self.store.dropped:
             self.log_drop.tell()
 
+    def is_usable(self) -> bool:
+        """Whether a layer that attaches now can use it."""
+        try:
+            return self.broken is None and not self.segment.vanished()
+        except ForeignSegment:
+            return False
+
     def _check_vanished(self) -> None:
-        """Raise SegmentVanished if the segment was removed; the next call then attaches again."""
-        if self.broken is None and self.segment.vanished():
-            self.broken = SegmentVanished(
-                f"the shared memory of prefix {self.prefix!r} was removed while this process was "
-                "attached (by somebody's rm, or by systemd's RemoveIPC=yes at a logout). Its "
-                "content is lost; the next call makes a new segment"
-            )
+        """Raise SegmentVanished if the segment was removed, and ForeignSegment if the user of this
+        process changed, who may not use it; the next call then attaches again."""
+        try:
+            if self.broken is None and self.segment.vanished():
+                self.broken = SegmentVanished(
+                    f"the shared memory of prefix {self.prefix!r} was removed while this process "
+                    "was attached (by somebody's rm, or by systemd's RemoveIPC=yes at a logout). "
+                    "Its content is lost; the next call makes a new segment"
+                )
+        except ForeignSegment as error:
+            self.broken = error
         if self.broken is not None:
             self._on_vanished(self)
             raise self.broken

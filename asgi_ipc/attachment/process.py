@@ -145,7 +145,7 @@ def attach(wanted: Wanted, waits: Waits, flush: bool = False) -> Attachment:
 def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
     key = wanted.provider or wanted.prefix
     found = _attachments.get(key)
-    if found is not None and (found.broken is not None or found.segment.vanished()):
+    if found is not None and not found.is_usable():
         # Layers that were attached before notice it for themselves, and raise SegmentVanished.
         found = None
     if found is None:

@@ -100,6 +100,8 @@ class Doorbell:
 class Ringer:
     """The senders' end, for one process: descriptors of the bells it has rung before."""
 
+    _complained = False
+
     def __init__(self, directory: str, nonce: int) -> None:
         self._directory = directory
         self._nonce = nonce
@@ -113,6 +115,7 @@ class Ringer:
                 known = self._connect(waiter_id, generation)
             except OSError as error:
                 # Out of descriptors, say: that is a problem of this process, not the waiter's end.
+                self._complain(error)
                 return error.errno not in _GONE
             if known is None:
                 return False
@@ -127,6 +130,11 @@ class Ringer:
             self._open.pop(waiter_id, None)
             return error.errno not in _GONE
         return True
+
+    def _complain(self, error: OSError) -> None:
+        if error.errno not in _GONE and not self._complained:
+            self._complained = True
+            logger.warning("cannot ring a doorbell, so receivers wait up to a second: %s", error)
 
     def _connect(self, waiter_id: int, generation: int) -> tuple[int, Descriptor] | None:
         self._open.pop(waiter_id, None)

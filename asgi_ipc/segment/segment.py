@@ -18,6 +18,7 @@ import os
 
 import posix_ipc
 
+from ..errors import ForeignSegment
 from ..store.layout import WORD
 from .cgroup import cgroup_allows
 from .doorbell import Doorbell, Ringer, path_of
@@ -121,7 +122,8 @@ class Segment:
         os.close(self.fd)
 
     def vanished(self) -> bool:
-        """Whether the segment or a file beside it was removed, or replaced by another."""
+        """Whether the segment or a file beside it was removed, or replaced by another. Raises
+        ForeignSegment if this process may not see that any more."""
         assert self._status is not None
         try:
             if os.stat(self.paths.members).st_ino != self.members.inode:
@@ -134,6 +136,13 @@ class Segment:
                 os.close(fd)
         except (FileNotFoundError, posix_ipc.ExistentialError):
             return True
+        except (PermissionError, posix_ipc.PermissionsError):
+            raise ForeignSegment(
+                f"this process runs as uid {os.geteuid()} now, which has no access to the segment "
+                f"of prefix {self.paths.prefix!r}. Attach with the first call after the change of "
+                "user (setuid), and remove the segment that was made before it; or give every "
+                "process mode=0o660 and a common group"
+            ) from None
         return not os.path.samestat(status, self._status)
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from asgi_ipc import segment
 from asgi_ipc.conformance.base import MESSAGE
-from asgi_ipc.errors import LockTimeout, NotOwner, SegmentVanished
+from asgi_ipc.errors import ForeignSegment, LockTimeout, NotOwner, SegmentVanished
 from asgi_ipc.inspection.locked import complaints
 from asgi_ipc.inspection.view import View
 from asgi_ipc.segment import files
@@ -31,7 +31,7 @@ from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store import waiters
 from asgi_ipc.store.layout import H_LOCK, PAGE, WORD
 
-from ..forks import Line, bounded, child, children, in_child, on_linux, rests
+from ..forks import NOBODY, Line, bounded, child, children, in_child, is_root, on_linux, rests
 from ..unit.support import contents
 from ..waiting import LIVENESS, in_threads, until
 from .layers import LOCKS, NOTHING, SHM, SOON, Make
@@ -478,3 +478,65 @@ def test_no_descriptor_is_one_of_a_closed_standard_stream(
         return opened
 
     assert [path for path in in_child(live) if make.prefix in path] == []
+
+
+# -- another user ---------------------------------------------------------------------------------
+
+
+@is_root
+@pytest.mark.parametrize("call", ["send", "receive"])
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_a_process_that_changed_its_user_is_told_why_it_may_not_go_on(
+    make: Make, kind: str, call: str
+) -> None:
+    async def use_asyncio(layer: Any) -> None:
+        if call == "send":
+            await layer.send("a", MESSAGE)
+        else:
+            await layer.receive_async(["nothing"], timeout=SOON)
+
+    def use(layer: Any) -> None:
+        if kind == "asyncio":
+            asyncio.run(use_asyncio(layer))
+        elif call == "send":
+            layer.send("a", MESSAGE)
+        else:
+            layer.receive(["nothing"], block=True, timeout=SOON)
+
+    def live() -> list[tuple[type[Exception], str]]:
+        layer = make() if kind == "blocking" else make.asyncio()
+        made = layer.send("b", MESSAGE)
+        if made is not None:
+            asyncio.run(made)
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        said: list[tuple[type[Exception], str]] = []
+        deadline = time.monotonic() + 2 * SOON
+        while len(said) < 3 and time.monotonic() < deadline:
+            try:
+                use(layer)
+                time.sleep(0.05)
+            except OSError as error:
+                said.append((type(error), str(error)))
+        return said
+
+    said = in_child(live)
+    assert [error for error, _ in said] == [ForeignSegment] * 3, said
+    assert all(str(NOBODY) in text for _, text in said), said
+    assert "setuid" in said[0][1]
+
+
+def test_a_doorbell_that_may_not_be_rung_is_one_warning(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    layer = make()
+    layer.send("a", MESSAGE)
+    ringer = layer._core.session.attachment._ringer
+
+    def refuse(waiter_id: int, generation: int) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(ringer, "_connect", refuse)
+    assert ringer.ring(1, 1, 0) and ringer.ring(2, 1, 0)
+    assert len([r for r in caplog.records if "Permission denied" in r.getMessage()]) == 1
