@@ -33,8 +33,9 @@ class Source:
         return words[Q_PENDING] > 0 or words[R_GENERATION] != self.target.generation
 
     def awaited(self) -> bool:
-        """Whether a waiter is parked at the queue. Senders ring it for the next message, whoever
-        takes that. Never true of a process-specific queue, which one process receives on."""
+        """Whether a waiter is parked at the queue. Senders ring it for the next message, even if
+        another takes that. Never true of a process-specific queue, which one process receives on.
+        """
         return self.inbox is None and self.target.words[Q_WAITING] > 0
 
     def buffered(self) -> bool:

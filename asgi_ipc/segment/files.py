@@ -175,7 +175,7 @@ def _is_at(fd: int, path: str) -> bool:
 def _make_directory(path: str, mode: int) -> None:
     mode |= (mode & 0o444) >> 2  # who may read may also look inside
     if mode & 0o060:
-        mode |= stat.S_ISGID  # files in it belong to the group, whoever creates them
+        mode |= stat.S_ISGID  # files in it belong to the group, no matter who creates them
     try:
         os.mkdir(path, mode)
     except FileExistsError:
