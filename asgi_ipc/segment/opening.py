@@ -169,7 +169,7 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
 
 
 def open_existing(paths: Paths, write: bool = False) -> Descriptor:
-    """Open a segment without attaching: creates and replaces nothing, no matter who owns the segment.
+    """Open a segment without attaching: creates and replaces nothing. It may be another user's.
 
     Raises NoSuchLayer, which names the layers that exist, and ForeignSegment if this process may
     not read it (or, with `write`, write to it).
