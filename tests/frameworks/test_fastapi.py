@@ -15,7 +15,7 @@ import pytest
 
 from asgi_ipc import IPCChannelLayer
 from tests import environments, processes
-from tests.waiting import LIVENESS
+from tests.waiting import LIVENESS, until
 
 for module in ("fastapi", "uvicorn"):
     pytest.importorskip(module, reason=f"lacking: {module}")
@@ -81,6 +81,4 @@ async def test_a_room_spans_all_processes(server: str, prefix: str) -> None:
         assert await hears(elsewhere) == "dinner"
         layer.close()
 
-    await asyncio.to_thread(
-        processes.wait_until, lambda: not who_is_there(server, "lobby"), "an empty room"
-    )
+    await asyncio.to_thread(until, lambda: not who_is_there(server, "lobby"), what="an empty room")

@@ -407,6 +407,9 @@ class _Words:
         found = self._view[at]
         return _Words(found, self._watch) if isinstance(at, slice) else found
 
+    def __len__(self) -> int:
+        return len(self._view)
+
     def __setitem__(self, at: int, value: Any) -> None:
         if self._watch.kills():
             raise Killed
