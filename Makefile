@@ -2,8 +2,6 @@
 
 PYTHON ?= python3
 DEMO_PORTS ?= 8001 8002
-# What the tests are installed with; "test-anywhere" leaves out what there is not for musl (Alpine).
-EXTRA ?= test
 # What is imported is compiled then: most of what is installed never is.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-compile
 
@@ -78,7 +76,7 @@ figures: .venv-bench/installed
 
 .venv/installed: setup.py pyproject.toml
 	$(make-environment)
-	.venv/bin/python $(PIP_INSTALL) --editable '.[$(EXTRA)]'
+	.venv/bin/python $(PIP_INSTALL) --editable '.[test]'
 	@touch $@
 
 .venv-demo/installed: setup.py pyproject.toml

@@ -37,8 +37,7 @@ BENCH = [
     "pyzmq",
     "websockets>=15",
 ]
-# What can be installed with musl too: the rest has no wheels for it.
-TEST_ANYWHERE = [
+TEST = [
     *CRYPTOGRAPHY,
     *TWISTED,
     *CHANNELS,
@@ -76,7 +75,6 @@ TEST_ANYWHERE = [
     "waitress",
     "websockets>=15",
 ]
-TEST = [*TEST_ANYWHERE, "playwright"]
 
 setup(
     name="asgi_ipc",
@@ -105,7 +103,6 @@ setup(
         "litestar": LITESTAR,
         "redis": REDIS,
         "bench": BENCH,
-        "test-anywhere": TEST_ANYWHERE,
         "test": TEST,
     },
     entry_points={

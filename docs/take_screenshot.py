@@ -1,25 +1,25 @@
 """Takes the picture of the demo that stands in the README: docs/images/chat.png.
 
-Runs the demo, opens a room on both of its servers in headless Chromium (Debian's, driven by
-Playwright), lets two people talk, and takes a picture of both windows.
+Runs the demo, opens a room on both of its servers in headless Chromium, lets two people talk, and
+takes a picture of both windows.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
+import asyncio
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
-
-from playwright.sync_api import Page, expect, sync_playwright
 
 HERE = Path(__file__).resolve().parent
-SECONDS = 60  # for whatever has to appear on a page
-SIZE = {"width": 1360, "height": 660}
+sys.path.insert(0, str(HERE.parent))
+
+from tests.clients.browsers import CHROMIUM, Page, browsing  # noqa: E402
+
+SIZE = {"width": 1360, "height": 660, "deviceScaleFactor": 1, "mobile": False}
+LIGHT = {"name": "prefers-color-scheme", "value": "light"}
 
 # Two windows side by side, each with the address that it shows.
 WINDOWS = """
@@ -34,7 +34,7 @@ WINDOWS = """
 </style>
 {windows}
 """
-WINDOW = '<div><p>{address}</p><iframe name="{name}" src="{address}"></iframe></div>'
+WINDOW = '<div><p>{1}</p><iframe name="{0}" src="{1}"></iframe></div>'
 
 TALK = (
     ("ada", "Is this thing on? I am on the first server."),
@@ -45,24 +45,33 @@ TALK = (
 )
 
 
-def talk(page: Page, ports: list[int]) -> None:
+async def take_picture(ports: list[int], to: Path) -> None:
     people = ("ada", "grace")
-    windows = [
-        WINDOW.format(name=name, address=f"http://127.0.0.1:{port}/room/lobby/?name={name}")
-        for name, port in zip(people, ports)
+    addresses = [
+        f"http://127.0.0.1:{port}/room/lobby/?name={name}" for name, port in zip(people, ports)
     ]
-    page.set_content(WINDOWS.format(windows="".join(windows)))
-    frames: dict[str, Any] = {name: page.frame_locator(f"iframe[name={name}]") for name in people}
-    for frame in frames.values():
-        expect(frame.locator("#people li")).to_have_count(len(people))
+    async with browsing() as browse:
+        page = await browse("data:text/html,")
+        await page.ask("Emulation.setDeviceMetricsOverride", **SIZE)
+        await page.ask("Emulation.setEmulatedMedia", features=[LIGHT])
+        windows = map(WINDOW.format, people, addresses)
+        await page.write(WINDOWS.format(windows="".join(windows)))
+        await talk(page, people)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        await page.take_picture(to)
+
+
+async def talk(page: Page, people: tuple[str, ...]) -> None:
+    for name in people:
+        await page.wait_for(f"{name}.document.querySelectorAll('#people li').length === 2")
     for name, text in TALK:
-        frames[name].locator("#text").fill(text)
-        frames[name].locator("#speak button").click()
+        await page.fill("#text", text, inside=name)
+        await page.click("#speak button", inside=name)
         for hearer in [name] if text.startswith("/") else people:
             said = "word-count" if text.startswith("/") else text
-            expect(frames[hearer].locator("#log")).to_contain_text(said)
-    for frame in frames.values():
-        expect(frame.locator("#process-count")).to_have_text("3")
+            await page.contains("#log", said, inside=hearer)
+    for name in people:
+        await page.shows("#process-count", "3", inside=name)
 
 
 def main() -> None:
@@ -71,10 +80,8 @@ def main() -> None:
     parser.add_argument("--ports", nargs=2, type=int, default=[8001, 8002], metavar="PORT")
     given = parser.parse_args()
     to, ports = given.to, given.ports
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
+    if CHROMIUM is None:
         sys.exit("There is no chromium here; on Debian: apt-get install chromium")
-    expect.set_options(timeout=SECONDS * 1000)
     demo = subprocess.Popen(
         [sys.executable, HERE.parent / "demo" / "run.py", "--ports", *map(str, ports)],
         stdout=subprocess.PIPE,
@@ -84,15 +91,7 @@ def main() -> None:
         assert demo.stdout is not None
         if not any("Ctrl-C" in line for line in demo.stdout):
             sys.exit("The demo did not start.")
-        with sync_playwright() as playwright:
-            # Chromium has no sandbox for root.
-            arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-            browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
-            page = browser.new_page(viewport=SIZE, color_scheme="light")
-            talk(page, ports)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            page.screenshot(path=to)
-            browser.close()
+        asyncio.run(take_picture(ports, to))
     finally:
         demo.send_signal(signal.SIGTERM)
         demo.wait()
