@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 
@@ -15,5 +17,16 @@ from .stepping import WORKERS
 def workers() -> Iterator[Executor]:
     """One process for each processor, started anew: small, and without threads."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(WORKERS, mp_context=context) as executor:
-        yield executor
+    executor = ProcessPoolExecutor(WORKERS, mp_context=context, initializer=_end_when_told)
+    yield executor
+    # If a test was interrupted, they are still at work.
+    executor.shutdown(wait=False, cancel_futures=True)
+    for process in multiprocessing.active_children():
+        process.terminate()
+    executor.shutdown()
+
+
+def _end_when_told() -> None:
+    """Clear up after SIGTERM, as after an exception. Ctrl-C is for the process that tells us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())

@@ -9,10 +9,15 @@ import gc
 import os
 import secrets
 import signal
+import sys
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from asgi_ipc import segment
+from asgi_ipc.segment.paths import Paths
+from asgi_ipc.store.layout import S_MARK, WORD
 
 from .clients import CLIENTS, Blocking, without_upkeep
 from .looking import (
@@ -40,6 +45,36 @@ class Plan(NamedTuple):
     steps: list[Step]
     before: Held
     after: Held
+
+
+def seen_by_others(paths: Paths) -> object:
+    """All that this process would leave to others if it died now: the bytes of the segment, the
+    files beside it, and its locks on these, which the kernel takes back."""
+    try:
+        with open(f"/dev/shm{paths.segment}", "rb") as file:
+            number = os.fstat(file.fileno()).st_ino
+            mark = os.pread(file.fileno(), WORD, S_MARK * WORD)
+            size = int.from_bytes(mark, sys.byteorder) * WORD
+            memory = os.pread(file.fileno(), size or 1 << 20, 0)
+    except FileNotFoundError:
+        number, memory = 0, b""
+    return memory, number, files_of(paths.directory), locks()
+
+
+def files_of(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def locks() -> list[bytes]:
+    """What the kernel knows of the locks that this process holds."""
+    found = []
+    for name in os.listdir("/proc/self/fdinfo"):
+        with suppress(OSError), open(f"/proc/self/fdinfo/{name}", "rb") as file:
+            found += [line for line in file if line.startswith(b"lock")]
+    return found
 
 
 class Deaths:
@@ -81,7 +116,8 @@ class Deaths:
             self.scenario.arm(victim)
 
             if fatal is None:
-                steps = record(lambda: self.scenario.operate(victim), victim.dirty)
+                seen = partial(seen_by_others, Paths(self.prefix))
+                steps = record(lambda: self.scenario.operate(victim), victim.dirty, seen)
                 connection.send([tuple(step) for step in steps])
             else:
                 stop_at(fatal, die, lambda: self.scenario.operate(victim))

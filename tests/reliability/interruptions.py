@@ -13,6 +13,7 @@ import secrets
 import signal
 import sys
 import time
+import warnings
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
@@ -108,6 +109,8 @@ class Interruptions:
         self.bystander = Blocking(self.prefix, **options)
 
         def child(connection: Connection) -> None:
+            # An exception may well come between the making of a coroutine and its first step.
+            warnings.simplefilter("ignore", RuntimeWarning)
             Victim(connection, task, self.prefix, options).serve()
 
         self._child = child

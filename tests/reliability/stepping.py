@@ -7,29 +7,35 @@ what was written (`test_torn_writes`).
 
 from __future__ import annotations
 
+import dis
 import gc
 import os
 import random
+import re
 import signal
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import cache
+from itertools import groupby
 from multiprocessing.connection import Connection, Pipe
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import asgi_ipc
 
 from ..waiting import LIVENESS
 
+T = TypeVar("T")
+
 FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 PACKAGE = os.path.dirname(asgi_ipc.__file__) + os.sep
 WORKERS = os.cpu_count() or 1
-DISTINCT = 400  # different instructions of an operation that are picked wherever they are
-SPREAD = 50  # moments of an operation that are picked wherever they fall
+DISTINCT = 200  # moments of an operation that are picked outside of a change
+SPREAD = 50  # steps of an operation that are picked wherever they fall
+FEW = 10  # the same where every state of the memory is picked anyway
 
 
 class Stepper:
@@ -143,11 +149,13 @@ def package_code() -> list[CodeType]:
 
 
 class Step(NamedTuple):
-    """One instruction of a recorded run. `dirty`: in the middle of a change."""
+    """One instruction of a recorded run. `dirty`: in the middle of a change. `moment`: a number,
+    which goes up where it makes a difference to be stopped here and not one instruction before."""
 
     instruction: tuple[str, int, int]
     where: str
     dirty: bool
+    moment: int
 
 
 def instruction_of(frame: FrameType) -> tuple[str, int, int]:
@@ -159,12 +167,60 @@ def place_of(frame: FrameType) -> str:
     return f"{os.path.basename(code.co_filename)}:{frame.f_lineno} {code.co_name}"
 
 
-def record(call: Callable[[], Any], dirty: Callable[[], bool]) -> list[Step]:
-    """The instructions that `call` takes when nothing stops it."""
+# Instructions that read or compute or jump, and leave all but the stack of their frame as it is.
+IDLE = re.compile(
+    "LOAD(?!_FAST_AND_CLEAR)|PUSH_NULL|COPY|SWAP|DUP|ROT|BINARY|COMPARE|CONTAINS|IS_OP|UNARY|BUILD"
+    "|JUMP|POP_JUMP|GET_ITER|RESUME|NOP|CACHE|EXTENDED|PRECALL|KW_NAMES|MAKE_CELL|FORMAT|TO_BOOL"
+)
+
+
+@cache
+def idle_instructions(code: CodeType) -> frozenset[int]:
+    """Where those of a function are."""
+    return frozenset(
+        one.offset
+        for one in dis.get_instructions(code)
+        if IDLE.match(one.opname) and not one.argrepr.endswith("=")  # x += 1
+    )
+
+
+@cache
+def handler_of(code: CodeType, lasti: int) -> int:
+    """What handles an exception of an instruction. Before Python 3.11 instructions set it, which
+    are not idle; 0 for these, and for none."""
+    for entry in getattr(dis.Bytecode(code), "exception_entries", ()):
+        if entry.start <= lasti < entry.end:
+            return int(entry.target)
+    return 0
+
+
+def record(
+    call: Callable[[], Any],
+    dirty: Callable[[], bool],
+    seen: Callable[[], object] | None = None,
+) -> list[Step]:
+    """The instructions that `call` takes when nothing stops it.
+
+    With `seen`, which returns all that other processes can see of this one, a new moment begins
+    when that has changed. Without it, after each instruction that is not idle, and where another
+    frame runs or another handler is in charge: for this process itself, an exception before an idle
+    instruction and one after it are the same.
+    """
     steps: list[Step] = []
+    moment, changed = 0, False
+    last = seen() if seen else None
 
     def at(frame: FrameType, n: int) -> None:
-        steps.append(Step(instruction_of(frame), place_of(frame), dirty()))
+        nonlocal moment, last, changed
+        if seen is None:
+            now: object = (id(frame), handler_of(frame.f_code, frame.f_lasti))
+            moment += changed or now != last
+        else:
+            now = seen() if changed else last
+            moment += now != last
+        last = now
+        steps.append(Step(instruction_of(frame), place_of(frame), dirty(), moment))
+        changed = frame.f_lasti not in idle_instructions(frame.f_code)
 
     Stepper(at).run(call)
     return steps
@@ -173,32 +229,38 @@ def record(call: Callable[[], Any], dirty: Callable[[], bool]) -> list[Step]:
 def chosen(steps: list[Step], many: int, outside: bool = False) -> list[int]:
     """At which of `steps` to stop, from 1: all of them at full length.
 
-    Else: all in the middle of a change; if these are more than `many`, the first time that each
-    instruction comes there. With `outside` also the first time of the other instructions, no more
-    than `DISTINCT` of them, others in each run. And some of all, evenly spread, others in each run.
-    Always the end, where nothing is stopped.
+    Else once in each moment, at any of its instructions, another one in each run. If there are more
+    than `many` moments: in the first that each instruction begins, and in some of all.
+    With `outside` this goes for the moments in the middle of a change; and no more than `DISTINCT`
+    of the others are picked, others in each run.
+    Also at some of all steps, evenly spread, others in each run. Always at the end, where nothing
+    is stopped.
     """
     count = len(steps)
-    numbers = range(1, count + 1)
     if FULL_LENGTH:
-        return [*numbers, 2 * count + 1000]
-    changing = [n for n in numbers if steps[n - 1].dirty]
+        return [*range(1, count + 1), 2 * count + 1000]
+    runs = [[*run] for _, run in groupby(range(1, count + 1), key=lambda n: steps[n - 1].moment)]
+    changing = [run for run in runs if not outside or steps[run[0] - 1].dirty]
     if len(changing) > many:
-        changing = _first(steps, changing)
-    every = max(1, count // SPREAD)
-    spread = numbers[random.randrange(every) :: every]
-    first = _first(steps, numbers) if outside else []
-    apart = -(-len(first) // DISTINCT) or 1
-    first = first[random.randrange(apart) :: apart]
-    return sorted({1, count, 2 * count + 1000, *changing, *first, *spread})
+        changing = _first(steps, changing) + some(changing, SPREAD)
+    others = some(_first(steps, runs), DISTINCT) if outside else []
+    spread = some(range(1, count + 1), SPREAD if outside else FEW)
+    picked = map(random.choice, changing + others)
+    return sorted({1, count, 2 * count + 1000, *picked, *spread})
 
 
-def _first(steps: list[Step], numbers: Iterable[int]) -> list[int]:
-    """The first of `numbers` at which each instruction comes."""
-    found: dict[Any, int] = {}
-    for n in numbers:
-        found.setdefault(steps[n - 1].instruction, n)
+def _first(steps: list[Step], runs: list[list[int]]) -> list[list[int]]:
+    """The first of the runs that each instruction begins, by the last one before it."""
+    found: dict[Any, list[int]] = {}
+    for run in runs:
+        found.setdefault(steps[max(run[0] - 2, 0)].instruction, run)
     return [*found.values()]
+
+
+def some(things: Sequence[T], many: int) -> list[T]:
+    """No more than `many` of them, evenly spread, others in each run."""
+    every = -(-len(things) // many) or 1
+    return [*things[random.randrange(every) :: every]]
 
 
 class Moment(NamedTuple):

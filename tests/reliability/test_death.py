@@ -1,10 +1,15 @@
 """Killed at any instruction: whatever a process was doing, the others go on.
 
 Every test runs one operation in a forked process, which is killed (SIGKILL: nothing is cleaned up)
-at its first instruction inside the package, at its second and so on; in a short run at those that
-`stepping.chosen` picks. After each death the lock is free, the next call puts right what was left,
-every message but the victim's is delivered once and in order, the groups are as before or as after,
-and the largest message fits.
+at its first instruction inside the package, at its second and so on. After each death the lock is
+free, the next call puts right what was left, every message but the victim's is delivered once and
+in order, the groups are as before or as after, and the largest message fits.
+
+A short run kills it once for each state that it leaves to others: the bytes of the segment, the
+files beside it, and the locks that the kernel takes back. A process that is killed leaves nothing
+else (nobody waits here whose doorbell it might ring), so that all instructions that leave the same
+state are the same death; which of them it is differs from run to run. `stepping.chosen` picks them,
+and a few more at random.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from .deaths import Task, die_at, plan
 from .scenarios import SCENARIOS
 from .stepping import chosen, in_parts, moments
 
-MANY = 400  # instructions in the middle of a change, of which a short run takes every one
+MANY = 400  # states of an operation, of which a short run takes every one
 
 
 def die_everywhere(workers: Executor, task: Task) -> None:
@@ -26,10 +31,12 @@ def die_everywhere(workers: Executor, task: Task) -> None:
     assert len(steps) >= scenario.least, "the instructions were not counted"
     assert (before != after) == scenario.changes, "the scenario does nothing"
     numbers = chosen(steps, MANY)
-    assert len(numbers) >= min(len(steps), 50)
+    states = steps[-1].moment + 1
+    assert states >= 5, "what it does was not seen"
+    assert len(numbers) >= min(states, MANY / 10)
     outcome = in_parts(workers, die_at, [*moments(steps, numbers)], task, before, after)
     failures = outcome.failures
-    print(f"{task}: killed at {len(numbers)} of {len(steps)} instructions")
+    print(f"{task}: killed at {len(numbers)} of {len(steps)} instructions, in {states} states")
     assert not failures, f"{len(failures)} of {len(numbers)}:\n" + "\n".join(failures[:30])
     assert outcome.before and outcome.after
     assert outcome.astray <= len(numbers) // 20, "it does not always take the same steps"

@@ -1,9 +1,13 @@
 """Interrupted at any instruction: what a signal handler that raises does, and what Ctrl-C does.
 
 A victim in a process of its own does one operation again and again, and an exception is raised at
-its first instruction inside the package, at its second and so on (in a short run at those that
-`stepping.chosen` picks). It stays attached all the while. After each exception the lock is free,
-nothing is half done, and both the victim and a bystander in another process go on.
+its first instruction inside the package, at its second and so on. It stays attached all the while.
+After each exception the lock is free, nothing is half done, and both the victim and a bystander in
+another process go on.
+
+A short run takes a series of instructions that only read, compute and jump as one moment: an
+exception anywhere in it leaves the same variables and the same memory, and meets the same handler.
+`stepping.chosen` picks the moments.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from .interruptions import interrupt_at, plan
 from .scenarios import SCENARIOS
 from .stepping import FULL_LENGTH, chosen, in_parts, moments
 
-MANY = 200  # instructions in the middle of a change, of which a short run takes every one
+MANY = 200  # moments in the middle of a change, of which a short run takes every one
 
 # Where the two layers go different ways; what happens inside a section is the same for both.
 WAYS_OF_ASYNCIO = [
