@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import signal
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -46,6 +47,9 @@ def prefix() -> Iterator[str]:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config.stash[leftovers] = Leftovers()
+        if config.getoption("numprocesses", None):
+            # The tests are in other processes, which have to be told.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

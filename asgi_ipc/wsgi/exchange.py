@@ -107,8 +107,12 @@ def read_whole(body: RequestBody) -> tuple[io.BufferedIOBase, int]:
     """Read a body to its end; return it as a file, and its length in bytes."""
     kept = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)
     piece = bytearray(BODY_CHUNK)
-    while size := body.readinto(piece):
-        kept.write(piece[:size])
+    try:
+        while size := body.readinto(piece):
+            kept.write(piece[:size])
+    except BaseException:
+        kept.close()
+        raise
     length = kept.tell()
     kept.seek(0)
     return cast(io.BufferedIOBase, kept), length

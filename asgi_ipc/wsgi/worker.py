@@ -168,13 +168,14 @@ class AsgiToWsgiWorker:
                 body.discard()
 
     def _call(self, environ: Environ, response: Response) -> None:
-        blocks = self.application(environ, response.start_response)
-        try:
-            response.send_all(blocks)
-        finally:
-            close = getattr(blocks, "close", None)
-            if close is not None:
-                close()
+        with environ["wsgi.input"]:
+            blocks = self.application(environ, response.start_response)
+            try:
+                response.send_all(blocks)
+            finally:
+                close = getattr(blocks, "close", None)
+                if close is not None:
+                    close()
 
     def _environ(self, request: Message, body: RequestBody | None) -> Environ:
         environ = environ_of(request)

@@ -393,7 +393,10 @@ class Model(RuleBasedStateMachine):
         for _ in range(times):
             self.send(who, channel, size)
 
-    @rule(who=st.integers(0, 9), channels=st.lists(st.sampled_from(NORMAL + SPECIFIC + MANY)))
+    @rule(
+        who=st.integers(0, 9),
+        channels=st.lists(st.sampled_from(NORMAL + SPECIFIC + MANY)) | st.permutations(MANY),
+    )
     def send_to_many(self, who: int, channels: list[str]) -> None:
         for i, channel in enumerate(channels):
             self.send(who + i, channel, 100 * i)
@@ -420,6 +423,13 @@ class Model(RuleBasedStateMachine):
         else:
             assert len(self.living(queue)) < self.capacity(channel)
             self.sent(queue, item)
+
+    @rule(who=st.integers(0, 9), group=st.sampled_from(GROUPS))
+    def send_to_a_group(self, who: int, group: str) -> None:
+        """As to a channel, which only one of them can be."""
+        self.settle()
+        if self.alive_in(group):
+            self.send(who, group, 10)
 
     @rule(who=st.integers(0, 9), channel=st.sampled_from(NORMAL + SPECIFIC))
     def send_too_much(self, who: int, channel: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import errno
 import logging
 import os
 import shutil
@@ -437,7 +438,11 @@ GARBAGE = {
 def write_into_bells(prefix: str, garbage: bytes) -> int:
     written = 0
     for path in bells(prefix):
-        fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO  # it was just made, and nobody has opened it to read
+            continue
         try:
             written += os.write(fd, garbage)
         except BlockingIOError:

@@ -723,14 +723,14 @@ def kinds_of_receive(aio: Any, own: str) -> dict[str, tuple[str, Callable[[], Aw
     """Where to send to, and a receive that gets it, of each kind."""
     queue = own.partition("!")[0] + "!"
 
-    async def message_of(receive: Awaitable[Any]) -> Any:
-        return (await receive)[1]
+    async def receive_any(channels: list[str], timeout: float | None) -> Any:
+        return (await aio.receive_async(channels, timeout))[1]
 
     return {
         "normal": ("c", lambda: aio.receive("c")),
         "process-specific": (own, lambda: aio.receive(own)),
-        "several": ("c", lambda: message_of(aio.receive_async(["b", "c", queue], None))),
-        "several, with a timeout": (own, lambda: message_of(aio.receive_async([queue, "c"], 60))),
+        "several": ("c", lambda: receive_any(["b", "c", queue], None)),
+        "several, with a timeout": (own, lambda: receive_any([queue, "c"], 60)),
     }
 
 
