@@ -117,7 +117,7 @@ class Receiving(Base):
             if late is None:
                 return None
             waiter = late
-        parked = False
+        parked = over = False
         busy = None
         try:
             if waiter.begin(session, sources, self.spin):
@@ -133,10 +133,10 @@ class Receiving(Base):
                     await way.pause(_BUSY_PAUSE)
                     continue
                 parked = found is None
-                if found is not None:
+                # What came before the deadline is received, however late this gets to run.
+                if found is not None or over:
                     return found
-                if not await waiter.wait(self, session, sources, deadline):
-                    return None
+                over = not await waiter.wait(self, session, sources, deadline)
         except ValueError as error:
             raise session.attachment.explain(error) from None
         finally:

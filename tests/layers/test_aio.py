@@ -197,6 +197,18 @@ async def test_receive_async_gives_nothing_when_its_timeout_runs_out(
     assert await asyncio.wait_for(waiting, LIVENESS) == NOTHING
 
 
+async def test_what_came_before_the_timeout_is_received_however_late(
+    make: Callable[..., Any],
+) -> None:
+    """A process may be held up for longer than a receive waits."""
+    layer = make()
+    waiting = asyncio.ensure_future(layer.receive_async(["p!", "c"], timeout=0.01))
+    await asyncio.sleep(0)
+    await layer.send("c", MESSAGE)
+    time.sleep(0.02)  # the loop does not get to run before the deadline
+    assert await waiting == ("c", MESSAGE)
+
+
 async def test_receive_async_waits_for_the_receive_timeout(make: Callable[..., Any]) -> None:
     layer = make(receive_timeout=0.05)
     assert await asyncio.wait_for(layer.receive_async(["c"]), LIVENESS) == NOTHING
