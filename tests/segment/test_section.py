@@ -4,6 +4,7 @@ calls from inside a call, and that none of this leaves the lock taken."""
 from __future__ import annotations
 
 import errno
+import gc
 import mmap
 import os
 import signal
@@ -507,6 +508,7 @@ def interrupted_at(step: int, call: Callable[[], Any]) -> bool:
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # a finalizer that runs meanwhile is not what is interrupted here
     sys.settrace(trace)
     try:
         call()
@@ -514,6 +516,7 @@ def interrupted_at(step: int, call: Callable[[], Any]) -> bool:
         return True
     finally:
         sys.settrace(before)
+        gc.enable()
     return False
 
 
