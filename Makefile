@@ -76,7 +76,10 @@ figures: .venv-bench/installed
 
 .venv/installed: setup.py pyproject.toml
 	$(make-environment)
-	.venv/bin/python $(PIP_INSTALL) --editable '.[test]'
+# uv takes seconds where pip takes a minute. It may not know of an index that only pip is told.
+	.venv/bin/python $(PIP_INSTALL) uv \
+	&& .venv/bin/uv pip install --quiet --python .venv/bin/python --editable '.[test]' \
+	|| .venv/bin/python $(PIP_INSTALL) --editable '.[test]'
 	@touch $@
 
 .venv-demo/installed: setup.py pyproject.toml

@@ -69,6 +69,7 @@ TEST = [
     "pyyaml",
     "ruff",
     "time-machine",
+    "uv",
     "uvicorn",
     "uvicorn-worker",
     "uvloop",
