@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from . import proofs
 from .leftovers import Leftovers
 
 # The suites' asserts are in modules that are not tests themselves.
@@ -73,6 +74,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Name what was left behind, and the tests that this machine lacks something for, loudly."""
+    if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full":
+        stats = terminalreporter.stats
+        proofs.write([*stats.get("passed", []), *stats.get("failed", [])])
     style = {"red": True, "bold": True}
     if lines := config.stash.get(left, []):
         terminalreporter.section(f"{len(lines)} THINGS WERE LEFT BEHIND", **style)

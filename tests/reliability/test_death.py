@@ -18,6 +18,7 @@ from concurrent.futures import Executor
 
 import pytest
 
+from ..proofs import Record
 from .deaths import Task, die_at, plan
 from .scenarios import SCENARIOS
 from .stepping import chosen, in_parts, moments
@@ -25,7 +26,7 @@ from .stepping import chosen, in_parts, moments
 MANY = 400  # states of an operation, of which a short run takes every one
 
 
-def die_everywhere(workers: Executor, task: Task) -> None:
+def die_everywhere(workers: Executor, task: Task, record_property: Record) -> None:
     scenario = SCENARIOS[task.scenario]
     steps, before, after = workers.submit(plan, task).result()
     assert len(steps) >= scenario.least, "the instructions were not counted"
@@ -37,21 +38,23 @@ def die_everywhere(workers: Executor, task: Task) -> None:
     outcome = in_parts(workers, die_at, [*moments(steps, numbers)], task, before, after)
     failures = outcome.failures
     print(f"{task}: killed at {len(numbers)} of {len(steps)} instructions, in {states} states")
+    record_property("kills", len(numbers))
+    record_property("distinct states", states)
     assert not failures, f"{len(failures)} of {len(numbers)}:\n" + "\n".join(failures[:30])
     assert outcome.before and outcome.after
     assert outcome.astray <= len(numbers) // 20, "it does not always take the same steps"
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_death_at_any_instruction(workers: Executor, name: str) -> None:
-    die_everywhere(workers, Task(name))
+def test_death_at_any_instruction(workers: Executor, name: str, record_property: Record) -> None:
+    die_everywhere(workers, Task(name), record_property)
 
 
 @pytest.mark.parametrize("name", ["send", "receive", "group_send"])
-def test_death_with_a_file_lock(workers: Executor, name: str) -> None:
-    die_everywhere(workers, Task(name, lock="file"))
+def test_death_with_a_file_lock(workers: Executor, name: str, record_property: Record) -> None:
+    die_everywhere(workers, Task(name, lock="file"), record_property)
 
 
 @pytest.mark.parametrize("name", ["send", "receive", "receive in vain"])
-def test_death_in_an_event_loop(workers: Executor, name: str) -> None:
-    die_everywhere(workers, Task(name, client="asyncio"))
+def test_death_in_an_event_loop(workers: Executor, name: str, record_property: Record) -> None:
+    die_everywhere(workers, Task(name, client="asyncio"), record_property)

@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 
 import pytest
 
+from ..proofs import Record
 from .deaths import Task
 from .interruptions import interrupt_at, plan
 from .scenarios import SCENARIOS
@@ -37,7 +38,7 @@ WAYS_OF_ASYNCIO = [
 ]
 
 
-def interrupt_everywhere(workers: Executor, task: Task) -> None:
+def interrupt_everywhere(workers: Executor, task: Task, record_property: Record) -> None:
     scenario = SCENARIOS[task.scenario]
     steps, before, after = workers.submit(plan, task).result()
     assert len(steps) >= scenario.least, "the instructions were not counted"
@@ -47,6 +48,7 @@ def interrupt_everywhere(workers: Executor, task: Task) -> None:
     outcome = in_parts(workers, interrupt_at, [*moments(steps, numbers)], task, before, after)
     failures = outcome.failures
     print(f"{task}: interrupted at {len(numbers)} of {len(steps)} instructions")
+    record_property("exceptions", len(numbers))
     assert not failures, f"{len(failures)} of {len(numbers)}:\n" + "\n".join(failures[:30])
     assert outcome.before and outcome.after
     # In a finalizer an exception is reported, and goes no further.
@@ -54,15 +56,17 @@ def interrupt_everywhere(workers: Executor, task: Task) -> None:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_exception_at_any_instruction(workers: Executor, name: str) -> None:
-    interrupt_everywhere(workers, Task(name))
+def test_exception_at_any_instruction(
+    workers: Executor, name: str, record_property: Record
+) -> None:
+    interrupt_everywhere(workers, Task(name), record_property)
 
 
 @pytest.mark.parametrize("name", SCENARIOS if FULL_LENGTH else WAYS_OF_ASYNCIO)
-def test_exception_in_an_event_loop(workers: Executor, name: str) -> None:
-    interrupt_everywhere(workers, Task(name, client="asyncio"))
+def test_exception_in_an_event_loop(workers: Executor, name: str, record_property: Record) -> None:
+    interrupt_everywhere(workers, Task(name, client="asyncio"), record_property)
 
 
 @pytest.mark.parametrize("name", ["send", "receive", "group_add", "flush"])
-def test_exception_with_a_file_lock(workers: Executor, name: str) -> None:
-    interrupt_everywhere(workers, Task(name, lock="file"))
+def test_exception_with_a_file_lock(workers: Executor, name: str, record_property: Record) -> None:
+    interrupt_everywhere(workers, Task(name, lock="file"), record_property)

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from ..processes import running
+from ..proofs import Record
 from .history import AFTER_KILL, KINDS, REPOSITORY, Disturbance, Event, judge
 
 SECONDS = 300 if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full" else 60
 
 
-def test_history(tmp_path: Path) -> None:
+def test_history(tmp_path: Path, record_property: Record) -> None:
     command = [sys.executable, "-m", "tests.reliability.history", "--seconds", str(SECONDS)]
     with running(command, log=tmp_path / "output", folder=REPOSITORY) as process:
         code = process.wait_for_end(timeout=5 * SECONDS + 120)
@@ -35,6 +36,8 @@ def test_history(tmp_path: Path) -> None:
     assert figures["killed"] >= SECONDS / 15
     assert figures["processes"] > 2 * len(KINDS)
     assert {"SIGKILL", "SIGSTOP"} <= set(figures["disturbances"])
+    record_property("messages received", figures["received"])
+    record_property("processes killed", figures["killed"])
 
 
 # -- the judge finds what is wrong ----------------------------------------------------------------

@@ -32,6 +32,7 @@ from asgi_ipc.store.layout import (
 from asgi_ipc.store.store import Store
 from asgi_ipc.store.verify import INTERRUPTED, verify
 
+from ..proofs import Record
 from ..unit.support import (
     FOREVER,
     KIB,
@@ -355,7 +356,9 @@ CASES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_whatever_a_death_leaves_of_the_writes_is_made_whole(name: str) -> None:
+def test_whatever_a_death_leaves_of_the_writes_is_made_whole(
+    name: str, record_property: Record
+) -> None:
     case = CASES[name]
     store = case.made()
     image = bytes(store.buffer)
@@ -379,6 +382,7 @@ def test_whatever_a_death_leaves_of_the_writes_is_made_whole(name: str) -> None:
         if wrong:
             failures.append(f"{where}: {wrong}")
     assert count > len(writes)
+    record_property("states of the memory", count)
     assert not failures, f"{len(failures)} of {count}:\n" + "\n".join(failures[:20])
 
 
