@@ -39,8 +39,10 @@ class Leftovers:
             # Those of others cannot be read, and one may end at any moment.
             with contextlib.suppress(OSError):
                 command = (folder / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
-                # Python's own helpers end with the process that they help.
-                if b" from multiprocessing." not in command and _is_of_this_run(folder):
+                # One without a command line is about to end: it has no memory any more. Python's
+                # own helpers end with the process that they help.
+                helper = b" from multiprocessing." in command
+                if command and not helper and _is_of_this_run(folder):
                     found[int(folder.name)] = command.decode(errors="replace")
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,13 @@ def workers() -> Iterator[Executor]:
     """One process for each processor, started anew: small, and without threads."""
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(WORKERS, mp_context=context, initializer=_end_when_told)
+    # Ctrl-C is for the process that tells them. They are born with this mask.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for _ in range(WORKERS):
+            executor.submit(os.getpid)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     yield executor
     # If a test was interrupted, they are still at work.
     executor.shutdown(wait=False, cancel_futures=True)
@@ -27,6 +35,5 @@ def workers() -> Iterator[Executor]:
 
 
 def _end_when_told() -> None:
-    """Clear up after SIGTERM, as after an exception. Ctrl-C is for the process that tells us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Clear up after SIGTERM, as after an exception."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
