@@ -32,14 +32,17 @@ leftovers = pytest.StashKey[Leftovers]()
 left = pytest.StashKey[list[str]]()
 
 
-@pytest.fixture
-def prefix() -> Iterator[str]:
-    """A prefix that nobody else uses; what was made under it is removed after the test."""
+def own_prefix() -> Iterator[str]:
+    """A prefix that nobody else uses; what was made under it is removed in the end."""
     name = f"t{os.getpid()}-{secrets.token_hex(4)}"
     yield name
     from asgi_ipc import segment
 
     segment.destroy(name)
+
+
+prefix = pytest.fixture(own_prefix, name="prefix")
+module_prefix = pytest.fixture(own_prefix, scope="module", name="module_prefix")
 
 
 # -- nothing is left ------------------------------------------------------------------------------

@@ -117,43 +117,51 @@ def site(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Iterato
         yield site
 
 
-def test_requests_one_after_another(site: Site) -> None:
+@pytest.fixture(scope="module")
+def shared_site(module_prefix: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The site, for all tests that end none of its processes."""
+    python = environments.environment("channels1")
+    with running_site(python, module_prefix, tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+def test_requests_one_after_another(shared_site: Site) -> None:
     taken = []
     for number in range(50):
         began = time.perf_counter()
-        site.echo(f"serial{number}")
+        shared_site.echo(f"serial{number}")
         taken.append(time.perf_counter() - began)
     print(f"median of 50 serial requests: {statistics.median(taken) * 1000:.2f} ms")
 
 
 @pytest.mark.parametrize(("number", "at_once"), [(300, 8), (50, 50)])
-def test_requests_at_once(site: Site, number: int, at_once: int) -> None:
+def test_requests_at_once(shared_site: Site, number: int, at_once: int) -> None:
     with ThreadPoolExecutor(at_once) as pool:
-        answers = list(pool.map(site.echo, (f"parallel{n}" for n in range(number))))
+        answers = list(pool.map(shared_site.echo, (f"parallel{n}" for n in range(number))))
     assert len(answers) == number
 
 
-def test_both_workers_answer(site: Site) -> None:
+def test_both_workers_answer(shared_site: Site) -> None:
     seen: set[int] = set()
     with ThreadPoolExecutor(8) as pool:
 
         def both_seen() -> bool:
-            answers = pool.map(site.echo, (f"who{n}" for n in range(16)))
+            answers = pool.map(shared_site.echo, (f"who{n}" for n in range(16)))
             seen.update(answer.worker for answer in answers)
-            return seen == {worker.pid for worker in site.workers}
+            return seen == {worker.pid for worker in shared_site.workers}
 
         until(both_seen, what="an answer from each of the workers", pause=0)
 
 
-def test_large_response(site: Site) -> None:
-    answer = site.request("/large")
+def test_large_response(shared_site: Site) -> None:
+    answer = shared_site.request("/large")
     assert answer.status == 200
     assert answer.content == large_content()
 
 
-def test_upload(site: Site) -> None:
+def test_upload(shared_site: Site) -> None:
     body = random.Random(7).randbytes(700_000)
-    answer = site.request("/upload", body)
+    answer = shared_site.request("/upload", body)
     assert answer.status == 200
     assert json.loads(answer.content) == {
         "length": len(body),
@@ -161,10 +169,10 @@ def test_upload(site: Site) -> None:
     }
 
 
-def test_chat(site: Site) -> None:
+def test_chat(shared_site: Site) -> None:
     """20 clients, 5 messages each: 2,000 arrive, none twice; and who has gone is no member."""
-    asyncio.run(chat(site, clients=20, messages=5))
-    until(lambda: site.members("lobby") == 0, what="an empty group")
+    asyncio.run(chat(shared_site, clients=20, messages=5))
+    until(lambda: shared_site.members("lobby") == 0, what="an empty group")
 
 
 @pytest.mark.parametrize("site", [["--force-sync"]], ids=["force-sync"], indirect=True)

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 
 from asgi_ipc import segment
 from asgi_ipc.segment.paths import Paths
+from tests.clients import demo
 from tests.clients.demo import Site
 from tests.waiting import LIVENESS
 
@@ -32,6 +33,14 @@ else:
 for module in ("channels", "daphne"):
     pytest.importorskip(module, reason=f"lacking: {module}, version 4 or later")
 websockets = pytest.importorskip("websockets", reason="lacking: websockets 15 or later")
+
+
+@pytest.fixture(scope="module")
+def shared_site(module_prefix: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The running demo, for all tests that end none of its processes."""
+    with demo.running(module_prefix, tmp_path_factory.mktemp("demo")) as site:
+        yield site
+
 
 ROUNDS = 100 if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full" else 5
 
@@ -75,10 +84,11 @@ async def assert_nothing_else(sockets: list[Any]) -> None:
     assert [text for [(_, text)] in heard] == ["the end"] * len(sockets)
 
 
-async def test_everybody_hears_everything_once_in_order(site: Site) -> None:
+async def test_everybody_hears_everything_once_in_order(shared_site: Site) -> None:
     async with AsyncExitStack() as stack:
         sockets = [
-            await stack.enter_async_context(site.connect(n % 2, f"speaker{n}")) for n in range(4)
+            await stack.enter_async_context(shared_site.connect(n % 2, f"speaker{n}"))
+            for n in range(4)
         ]
 
         async def speak(speaker: int, remarks: list[str]) -> None:
@@ -98,18 +108,20 @@ async def test_everybody_hears_everything_once_in_order(site: Site) -> None:
         await assert_nothing_else(sockets)
 
 
-async def test_a_third_process_speaks_to_both(site: Site) -> None:
-    async with site.connect(0) as first, site.connect(1) as second:
-        command = site.start("manage.py", "say", "lobby", "good morning \N{SUN BEHIND CLOUD}")
+async def test_a_third_process_speaks_to_both(shared_site: Site) -> None:
+    async with shared_site.connect(0) as first, shared_site.connect(1) as second:
+        command = shared_site.start(
+            "manage.py", "say", "lobby", "good morning \N{SUN BEHIND CLOUD}"
+        )
         await asyncio.to_thread(command.wait)
         for socket in (first, second):
             assert await hear(socket) == [("say", "good morning \N{SUN BEHIND CLOUD}")]
         await assert_nothing_else([first, second])
 
 
-async def test_the_worker_answers_who_asked(site: Site) -> None:
+async def test_the_worker_answers_who_asked(shared_site: Site) -> None:
     """From a normal channel to the worker's process, and back to one socket on either server."""
-    async with site.connect(0) as first, site.connect(1) as second:
+    async with shared_site.connect(0) as first, shared_site.connect(1) as second:
         for number in range(1, 6):
             for socket, words in ((first, "one " * number), (second, "two " * 2 * number)):
                 await say(socket, f"/count {words}")
@@ -118,17 +130,17 @@ async def test_the_worker_answers_who_asked(site: Site) -> None:
         await assert_nothing_else([first, second])
 
 
-async def test_everybody_sees_who_is_here(site: Site) -> None:
-    async with site.connect(0, "ada") as ada:
-        await see(ada, site, ("ada", 0))
-        async with site.connect(1, "gr%C3%A5ce") as grace:
+async def test_everybody_sees_who_is_here(shared_site: Site) -> None:
+    async with shared_site.connect(0, "ada") as ada:
+        await see(ada, shared_site, ("ada", 0))
+        async with shared_site.connect(1, "gr%C3%A5ce") as grace:
             for socket in (ada, grace):
-                await see(socket, site, ("ada", 0), ("gr\u00e5ce", 1))
-            async with site.connect(1, "ada"):
-                await see(grace, site, ("ada", 0), ("ada", 1), ("gr\u00e5ce", 1))
-        await see(ada, site, ("ada", 0))
-        async with site.connect(1, "%C3%A5" * 40):
-            await see(ada, site, ("ada", 0), ("\u00e5" * 16, 1))
+                await see(socket, shared_site, ("ada", 0), ("gr\u00e5ce", 1))
+            async with shared_site.connect(1, "ada"):
+                await see(grace, shared_site, ("ada", 0), ("ada", 1), ("gr\u00e5ce", 1))
+        await see(ada, shared_site, ("ada", 0))
+        async with shared_site.connect(1, "%C3%A5" * 40):
+            await see(ada, shared_site, ("ada", 0), ("\u00e5" * 16, 1))
 
 
 async def test_who_was_on_a_killed_server_is_not_here(site: Site) -> None:
@@ -161,8 +173,8 @@ async def hear_of_the_board(site: Site, wanted: Callable[[dict[str, Any]], bool]
         raise AssertionError(f"the last that the board showed: {figures}") from None
 
 
-async def test_the_board_counts_what_is_said(site: Site) -> None:
-    async with site.connect(0) as first, site.connect(1) as second:
+async def test_the_board_counts_what_is_said(shared_site: Site) -> None:
+    async with shared_site.connect(0) as first, shared_site.connect(1) as second:
         for number in range(REMARKS):
             await say(first, str(number))
         await hear(second, REMARKS)
@@ -171,10 +183,10 @@ async def test_the_board_counts_what_is_said(site: Site) -> None:
             """Each remark is a message to each server; and who is here has been told as well."""
             return figures["count"] >= 2 * REMARKS and figures["rooms"]["lobby"] == 2
 
-        await hear_of_the_board(site, counted)
+        await hear_of_the_board(shared_site, counted)
 
 
-def test_pages(site: Site) -> None:
+def test_pages(shared_site: Site) -> None:
     def status(port: int, path: str) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIVENESS)
         try:
@@ -183,26 +195,26 @@ def test_pages(site: Site) -> None:
         finally:
             connection.close()
 
-    for port in site.ports:
+    for port in shared_site.ports:
         assert status(port, "/") == 200
         assert status(port, "/board/") == 200
         assert status(port, "/room/lobby/") == 200
         assert status(port, "/room/no.such.name/") == 404
 
 
-async def test_a_page_of_another_site_is_refused(site: Site) -> None:
-    address = f"ws://127.0.0.1:{site.ports[0]}/room/lobby/"
+async def test_a_page_of_another_site_is_refused(shared_site: Site) -> None:
+    address = f"ws://127.0.0.1:{shared_site.ports[0]}/room/lobby/"
     with pytest.raises(websockets.InvalidStatus) as refusal:
         await websockets.connect(address, origin="http://elsewhere.example", proxy=None)
     assert refusal.value.response.status_code == 403
 
 
-async def test_a_second_start_leaves_the_first_alone(site: Site) -> None:
-    async with site.connect(0) as first, site.connect(1) as second:
-        again = site.start("run.py", "--ports", *map(str, site.ports))
+async def test_a_second_start_leaves_the_first_alone(shared_site: Site) -> None:
+    async with shared_site.connect(0) as first, shared_site.connect(1) as second:
+        again = shared_site.start("run.py", "--ports", *map(str, shared_site.ports))
         with pytest.raises(AssertionError, match="ended with 1"):
             await asyncio.to_thread(again.wait)
-        assert str(site.ports[0]) in again.output()
+        assert str(shared_site.ports[0]) in again.output()
         await assert_nothing_else([first, second])
 
 
