@@ -37,6 +37,8 @@ test-fast: TESTS = tests/unit tests/conformance
 test-fast: test
 
 test-all: export ASGI_IPC_TEST_LENGTH = full
+# Some proofs take many minutes. They do not hang.
+test-all: TESTS += -o faulthandler_timeout=3600
 test-all: test pythons coverage
 
 pythons: export ASGI_IPC_TEST_LENGTH =
