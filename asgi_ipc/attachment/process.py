@@ -318,9 +318,10 @@ def _after_fork_in_child() -> None:
     _gone.clear()
     for user in listed(_users):
         user.forked()
-    Members.forget_all()
-    for directory in _directories:
-        close_inherited(directory)
+    # Another copy of this package closes its own descriptors, when it notices.
+    if Members.forget_all():
+        for directory in _directories:
+            close_inherited(directory)
     _here[0] = 1.0
 
 
