@@ -410,9 +410,10 @@ def test_fork_beside_receives_that_wait(
 
     def work() -> object:
         nonlocal layer
-        assert layer.receive(["mine"]) == (None, None)
-        layer.send("mine", {"from": os.getpid()})
-        assert layer.receive(["mine"], block=True) == ("mine", {"from": os.getpid()})
+        mine = f"child{os.getpid()}"
+        assert layer.receive([mine]) == (None, None)
+        layer.send(mine, MESSAGE)
+        assert layer.receive([mine], block=True) == (mine, MESSAGE)
         return None
 
     def drop() -> object:
