@@ -175,7 +175,7 @@ def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
     if wanted.provider is None:
         _directories.add(Paths(wanted.prefix).directory)
     open_segment = attach_segment if wanted.provider is None else wanted.provider.attach
-    segment, index = open_segment(wanted)
+    segment, index = open_segment(wanted, waits.timeout)
     try:
         resources = Resources(wanted.prefix, segment, index, lock_of(segment))
         made = Attachment(resources, waits, detach, flush)

@@ -15,16 +15,21 @@ import stat
 import struct
 import sys
 import time
+from _thread import TIMEOUT_MAX, allocate_lock, start_new_thread
 from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType
 
 from .. import clock
 from ..errors import ForeignSegment, LockTimeout, SegmentError
 from ..store.layout import MAX_PROCESSES
 from .paths import Paths
+from .procfs import command_line, flock_holder, is_stopped
 
 _STANDARD = 2  # the highest descriptor of the standard streams
 _TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_HALF_MADE = 5.0  # seconds to wait for the holder of attach.lock
+PATIENCE = 10.0  # seconds to wait for attach.lock, where no option says how long
+_POLLED = 0.005  # seconds before a thread waits for it
+_waiting: set[str] = set()  # the files that a thread of this process waits for
 _OFD_GETLK, _OFD_SETLK = (36, 37) if sys.platform == "linux" else (0, 0)
 _STRETCHES = 1 << 40  # behind the byte locks of all processes
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
@@ -116,11 +121,12 @@ def check_owner(
 
 
 @contextlib.contextmanager
-def attach_lock(paths: Paths, mode: int | None, timeout: float = _HALF_MADE) -> Iterator[None]:
+def attach_lock(paths: Paths, mode: int | None, timeout: float = PATIENCE) -> Iterator[None]:
     """Hold the flock under which everything beside a segment is created and removed.
 
-    Creates the directory and the file if there are none. With `mode` None it creates nothing, opens
-    the file of any user, and raises FileNotFoundError. Raises LockTimeout after `timeout` seconds.
+    Those who wait get it in the order in which they came. Creates the directory and the file if
+    there are none. With `mode` None it creates nothing, opens the file of any user, and raises
+    FileNotFoundError. Raises LockTimeout after `timeout` seconds.
     """
     deadline = clock.monotonic() + timeout
     while True:
@@ -136,14 +142,8 @@ def attach_lock(paths: Paths, mode: int | None, timeout: float = _HALF_MADE) -> 
             continue  # another process removed the directory in between
         try:
             try:
-                while not _flocked(opened.number):
-                    if clock.monotonic() > deadline:
-                        raise LockTimeout(
-                            f"another process has been attaching to prefix {paths.prefix!r} for "
-                            f"{timeout:g} s (it holds {paths.attach_lock}). It is probably "
-                            "stopped: resume it (SIGCONT) or end it"
-                        )
-                    time.sleep(0.001)
+                if not _flocked(opened, paths.attach_lock, deadline - clock.monotonic()):
+                    raise LockTimeout(_complaint(paths, timeout))
                 # If the file was removed while we waited, this lock excludes nobody.
                 ours = _is_at(opened.number, paths.attach_lock)
                 if ours:
@@ -158,13 +158,78 @@ def attach_lock(paths: Paths, mode: int | None, timeout: float = _HALF_MADE) -> 
             return
 
 
-def _flocked(fd: int) -> bool:
-    """Try to take the flock; whether that worked."""
+def _flocked(opened: Descriptor, path: str, seconds: float) -> bool:
+    """Take the flock on the file at `path` within `seconds`; whether that worked."""
+    began, waited = clock.monotonic(), 0.0
+    # Under gevent or eventlet a "thread" that blocks holds up all others.
+    threads = isinstance(start_new_thread, BuiltinFunctionType)
+    while True:
+        try:
+            fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            pass
+        if waited >= seconds:
+            return False
+        pause = 0.001
+        if waited >= _POLLED:
+            if threads and path not in _waiting:
+                try:
+                    return _flocked_by_a_thread(opened, path, seconds - waited)
+                except RuntimeError:
+                    threads = False  # this process may not start one
+            pause = 0.02
+        time.sleep(pause)
+        # What was slept counts, even if the clock does not go on.
+        waited = max(waited + pause, clock.monotonic() - began)
+
+
+def _flocked_by_a_thread(opened: Descriptor, path: str, seconds: float) -> bool:
+    """Have a thread wait in the kernel, which wakes one process after the other, and the first that
+    came first. A thread that gets the lock too late lets go of it at once; until then the next
+    calls for the same file poll, so that there is never more than one such thread."""
+    decided: dict[str, bool] = {}  # by who was first: the thread, or the end of the time
+    done = allocate_lock()
+    done.acquire()
+
+    def wait() -> None:
+        try:
+            fcntl.flock(opened.number, fcntl.LOCK_EX)
+            if not decided.setdefault("in time", True):
+                fcntl.flock(opened.number, fcntl.LOCK_UN)
+        except OSError:
+            decided.setdefault("in time", False)
+        finally:
+            _waiting.discard(path)
+            done.release()
+
+    _waiting.add(path)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        start_new_thread(wait, ())
+    except BaseException:
+        _waiting.discard(path)
+        raise
+    try:
+        done.acquire(timeout=min(seconds, TIMEOUT_MAX))
+    finally:
+        in_time = decided.setdefault("in time", False)
+    return in_time
+
+
+def _complaint(paths: Paths, timeout: float) -> str:
+    """Tell a user who holds the flock that others did not get."""
+    pid = flock_holder(paths.attach_lock)
+    if not pid:
+        who = "processes that cannot be seen from here held it. Look for one that is stopped"
+    else:
+        who = f"process {pid} ({command_line(pid)[:100] or 'unknown'}) holds it"
+        if is_stopped(pid):
+            who += f", and is stopped: resume it (kill -CONT {pid}) or end it"
+    return (
+        f"{paths.attach_lock} was not free within {timeout:g} s, and whoever attaches to prefix "
+        f"{paths.prefix!r} has to hold it: {who}. If many processes start at once, give them a "
+        "higher lock_timeout"
+    )
 
 
 def _is_at(fd: int, path: str) -> bool:
@@ -331,18 +396,19 @@ class Members:
         return True
 
     def _locks(self, command: int, base: int = 0) -> Iterator[tuple[range, int]]:
-        """The locks of others on the bytes from `base` on: (indices, process id)."""
-        at = 0
-        while at < MAX_PROCESSES:
-            kind, start, length, pid = self._ask(command, base + at, MAX_PROCESSES - at)
-            if kind == fcntl.F_UNLCK:
-                return
-            end = start - base + max(length, 1)
-            yield range(max(start - base, at), min(end, MAX_PROCESSES)), pid
-            at = end
+        """The locks of others on the bytes from `base` on: (indices, process id), in any order. The
+        kernel tells of one lock that is there, not of the one at the lowest byte."""
+        gaps = [(0, MAX_PROCESSES)]
+        while gaps:
+            at, end = gaps.pop()
+            kind, start, length, pid = self._ask(command, base + at, end - at)
+            if kind != fcntl.F_UNLCK:
+                first, last = max(start - base, at), min(start - base + max(length, 1), end)
+                yield range(first, last), pid
+                gaps += [gap for gap in ((at, first), (last, end)) if gap[0] < gap[1]]
 
     def _ask(self, command: int, index: int, count: int) -> tuple[int, int, int, int]:
-        """The first lock of others on some bytes: (kind, start, length, pid). Who closes the file
+        """A lock of others on some bytes: (kind, start, length, pid). Who closes the file
         is not reported."""
         kind, start, length, pid = fcntl.F_UNLCK, 0, 0, 0
         if sys.platform == "darwin":

@@ -173,7 +173,7 @@ class InProcessProvider:
     def __init__(self) -> None:
         self._segment: PrivateSegment | None = None
 
-    def attach(self, wanted: Wanted) -> tuple[Segment, int]:
+    def attach(self, wanted: Wanted, timeout: float) -> tuple[Segment, int]:
         """Like `opening.attach`. Called when no other attachment to it is in use."""
         segment = self._segment
         if segment is not None and not segment.suits(wanted):

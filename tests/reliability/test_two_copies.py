@@ -20,7 +20,7 @@ import asgi_ipc
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.segment.files import Members
 from asgi_ipc.segment.paths import Paths
-from asgi_ipc.store.layout import P_GENERATION, S_BURY_AT
+from asgi_ipc.store.layout import MAX_PROCESSES, P_GENERATION, S_BURY_AT
 
 from ..environments import run_python
 from ..forks import Line, child, in_child, on_linux
@@ -83,7 +83,7 @@ def seen_from_outside(prefix: str) -> int:
 
     def look() -> int:
         members = Members.open(Paths(prefix).members, 0o600)
-        return sum(members.held(index) for index in range(8))
+        return sum(members.held(index) for index in range(MAX_PROCESSES))
 
     return int(in_child(look))
 
