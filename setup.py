@@ -66,6 +66,7 @@ TEST = [
     "pytest-asyncio>=0.24",
     "pytest-django",
     "pytest-xdist",
+    "pyuwsgi",  # uWSGI, as a wheel
     "pyyaml",
     "ruff",
     "time-machine",

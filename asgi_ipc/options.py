@@ -111,7 +111,8 @@ class Options:
     mode                      0o600        bits      who may open the segment
     max_message_size          4 MiB        bytes     of one message, packed
     receive_timeout           5            seconds   that a blocking receive waits, at most
-    lock_timeout              10           seconds   to wait for the lock, then LockTimeout
+    lock_timeout              10           seconds   to wait for the lock, and for others that
+                                                     attach; then LockTimeout
     spin                      0.0001       seconds   that a receive may spin before it sleeps
     lock                      "mutex"                or "file", the same in all processes
     ========================= ============ ========= ==============================================

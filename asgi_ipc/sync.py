@@ -15,7 +15,10 @@ from typing import Any
 
 from . import clock
 from .aio.operations import Core
+from .aio.receiving import listed
 from .aio.thread import BLOCKING, finished
+from .attachment.attachment import Inherited
+from .attachment.process import notice_fork
 from .base_layer import BaseChannelLayer
 from .errors import InvalidName, LockTimeout
 from .names import check_channel
@@ -66,30 +69,35 @@ class IPCChannelLayer(BaseChannelLayer):
         core = self._core
         session = core.session or core.attach()
         sources, spent = None, 0.0
+        if type(channels) is not list:
+            channels = listed(channels)
         try:
             # The usual case, as `core.sources` has it: one channel that is known already.
-            if type(channels) is list and len(channels) == 1:
+            if len(channels) == 1:
                 sources = session.sources[channels[0]]
         except (KeyError, TypeError):
             pass  # not looked up yet, or no name
         try:
-            found = core.glance(session, sources) if sources is not None else None
-            if found is not None:
-                return found
-            sources = sources or core.sources(session, channels)
-            if not sources:
-                return None, None
-            if not block:
-                return core.take(session, sources) or (None, None)
-        except LockTimeout:
-            if not block:
-                raise
-            assert sources is not None  # a glance met a busy lock
-            spent = self._options.lock_timeout
-        except ValueError as error:
-            raise session.attachment.explain(error) from None
-        deadline = clock.monotonic() + self._seconds(timeout) - spent
-        return finished(core.receive(session, sources, deadline, BLOCKING)) or (None, None)
+            try:
+                found = core.glance(session, sources) if sources is not None else None
+                if found is not None:
+                    return found
+                sources = sources or core.sources(session, channels)
+                if not sources:
+                    return None, None
+                if not block:
+                    return core.take(session, sources) or (None, None)
+            except LockTimeout:
+                if not block:
+                    raise
+                assert sources is not None  # a glance met a busy lock
+                spent = self._options.lock_timeout
+            except ValueError as error:
+                raise session.attachment.explain(error) from None
+            deadline = clock.monotonic() + self._seconds(timeout) - spent
+            return finished(core.receive(session, sources, deadline, BLOCKING)) or (None, None)
+        except Inherited:
+            return self.receive(channels, block, timeout)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._receive_timeout if timeout is None else timeout
@@ -164,6 +172,7 @@ class IPCChannelLayer(BaseChannelLayer):
     def close(self) -> None:
         """Free the descriptors and the memory map that this layer holds. Nothing is removed from
         shared memory, and the next call attaches again."""
+        notice_fork()
         self._core.detach()
         if "_for_loops" in vars(self):
             self._for_loops.detach()

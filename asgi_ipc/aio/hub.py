@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from .. import clock
+from ..attachment.process import notice_fork
 from ..errors import IPCError, LockTimeout
 from ..segment.doorbell import ALL
 from .session import Session
@@ -200,6 +201,10 @@ class Hub(Waiter):
         """The doorbell can be read: wake whom the rings are for."""
         session = self._session
         if self.bell is None or session is None:
+            return
+        notice_fork()
+        if session.attachment.broken is not None:
+            self._failed(session.attachment.broken)
             return
         others = []
         for row in self.bell.answer():

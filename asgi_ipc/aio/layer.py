@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from .. import clock, errors
+from ..attachment.attachment import Inherited
+from ..attachment.process import notice_fork
 from ..base_layer import AsyncBaseChannelLayer
 from ..errors import LockBusy, NotOwner
 from ..names import check_channel
@@ -53,6 +55,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     @property
     def client_prefix(self) -> str:
         """What tells this layer's process-specific channels from all others."""
+        notice_fork()
         return self._core.client_prefix
 
     # -- channels ---------------------------------------------------------------------------------
@@ -81,14 +84,17 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         except (KeyError, TypeError):
             sources = self._exact(session, channel)
         try:
-            found = core.glance(session, sources)
-        except LockBusy:
-            found = None
-        except ValueError as error:
-            raise session.attachment.explain(error) from None
-        if found is None:
-            found = await core.receive(session, sources, None, ASYNCIO)
-            assert found is not None  # without a deadline there is always a message
+            try:
+                found = core.glance(session, sources)
+            except LockBusy:
+                found = None
+            except ValueError as error:
+                raise session.attachment.explain(error) from None
+            if found is None:
+                found = await core.receive(session, sources, None, ASYNCIO)
+                assert found is not None  # without a deadline there is always a message
+        except Inherited:
+            return await self.receive(channel)
         return found[1]
 
     def _exact(self, session: Session, channel: str) -> list[Source]:
@@ -117,6 +123,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel of this layer (B1)."""
+        notice_fork()
         name = f"{prefix}{self._core.own}" + os.urandom(8).hex()
         return check_channel(name)
 
@@ -161,6 +168,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     async def close(self) -> None:
         """Free the descriptors and the memory map that this layer holds. Nothing is removed from
         shared memory, and the next call attaches again."""
+        notice_fork()
         session = self._core.session
         if session is not None:
             waiter = session.attachment.hubs.get(asyncio.get_running_loop())

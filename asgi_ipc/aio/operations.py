@@ -58,6 +58,9 @@ class Core(Receiving):
         Raises InvalidName, InvalidMessage, MessageTooLarge, ChannelFull, NotAChannel.
         """
         session = self.session or self.attach()
+        now = clock.monotonic()
+        if now >= session.due[0]:
+            session = self.after_upkeep(session, now)
         try:
             target = session.targets[channel]
         except (KeyError, TypeError):
@@ -65,9 +68,6 @@ class Core(Receiving):
         body = self.encode(message)
         if len(body) > self.max_message_size:
             raise errors.MessageTooLarge(self._too_large(channel, len(body)))
-        now = clock.monotonic()
-        if now >= session.attachment.due:
-            self.upkeep(session, now)
         waiter_id = session.section_of_three(session.put, target, body, now)
         if waiter_id:
             if waiter_id < 0:
@@ -132,7 +132,7 @@ class Core(Receiving):
         name = check_group(group).encode("ascii")
         session = self.attach()
         now = clock.monotonic()
-        if now >= session.attachment.due:
+        if now >= session.due[0]:
             self.upkeep(session, now)
         found: list[str] = session.section(session.groups.channels, name, now)
         return found
@@ -151,8 +151,8 @@ class Core(Receiving):
             raise errors.MessageTooLarge(self._too_large(group, len(body)))
         session = self.session or self.attach()
         now = clock.monotonic()
-        if now >= session.attachment.due:
-            self.upkeep(session, now)
+        if now >= session.due[0]:
+            session = self.after_upkeep(session, now)
         progress = progress or Broadcast()
         while progress.targets is None or progress.sent < len(progress.targets):
             rings, dropped = session.section(self._broadcast, session, name, body, now, progress)

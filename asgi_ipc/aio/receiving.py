@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from .. import clock
 from ..attachment.inbox import ANY, Drained, Waiting
+from ..attachment.process import notice_fork
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
@@ -64,7 +65,7 @@ class Receiving(Base):
         """Look up what a receive names; process-specific channels only up to the ``!``."""
         known = session.sources
         if type(channels) is not list:
-            channels = _listed(channels)
+            channels = listed(channels)
         try:
             if len(channels) == 1:
                 return known[channels[0]]
@@ -97,6 +98,7 @@ class Receiving(Base):
         self, channels: Iterable[str], deadline: float | None, way: Way
     ) -> Received | tuple[None, None]:
         """Attach if need be, and receive from the first of `channels` that has a message."""
+        notice_fork()
         session = self.session or await self.ride_out(way, deadline, self.attach)
         sources = self.sources(session, channels) if session is not None else None
         if session is None or not sources:
@@ -108,8 +110,12 @@ class Receiving(Base):
     ) -> Received | None:
         """Wait for a message in one of `sources`; None at `deadline`.
 
-        A lock that stays busy is ridden out, with a line in the log each ``lock_timeout``.
+        A lock that stays busy is ridden out, with a line in the log each ``lock_timeout``. Raises
+        Inherited in a child that was forked since `session` was looked up.
         """
+        notice_fork()
+        if session.attachment.broken is not None:
+            raise session.attachment.broken
         try:
             waiter = way.waiter(session)
         except LockTimeout:
@@ -211,7 +217,7 @@ class Receiving(Base):
     def take_one(self, session: Session, source: Source, waiter_id: int = 0) -> Received | None:
         """`take` from one queue that is not process-specific. `waiter_id`: whom to park."""
         now = clock.monotonic()
-        if now >= session.attachment.due:
+        if now >= session.due[0]:
             self.upkeep(session, now)
         while True:
             body = session.section_of_three(session.take, source.target, now, waiter_id)
@@ -233,7 +239,7 @@ class Receiving(Base):
     ) -> Received | None:
         """`take` where there are several queues, or an inbox."""
         now = clock.monotonic()
-        if now >= session.attachment.due:
+        if now >= session.due[0]:
             self.upkeep(session, now)
         while True:
             for source in sources:
@@ -435,7 +441,7 @@ class _Busy:
         logger.warning("prefix %r: a receive goes on waiting: %s", self._core.prefix, error)
 
 
-def _listed(channels: Iterable[str]) -> list[str]:
+def listed(channels: Iterable[str]) -> list[str]:
     if isinstance(channels, (str, bytes)):
         raise InvalidName(f"receive takes a list of channel names, not one string: [{channels!r}]")
     return list(channels)

@@ -7,8 +7,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from ..attachment.attachment import Attachment
-from ..attachment.process import attach, register
+from ..attachment.attachment import Attachment, Inherited
+from ..attachment.process import attach, notice_fork, register
 from ..codec import Codec
 from ..options import Options
 from ..segment.section import SectionOfThree, Waits, spread
@@ -40,6 +40,7 @@ class Session:
 
     __slots__ = (
         "attachment",
+        "due",
         "exact_sources",
         "fanouts",
         "groups",
@@ -63,6 +64,7 @@ class Session:
         capacity: Callable[[str], int],
     ) -> None:
         self.attachment = attachment
+        self.due = attachment.due_word
         self.section_of_three = section_of_three
         self.section = spread(section_of_three)
         self.store = attachment.store
@@ -135,6 +137,7 @@ class Base:
 
     def attach(self, flush: bool = False) -> Session:
         """Return the session; the first call attaches. `flush`: see `Attachment`."""
+        notice_fork()
         found = self.session
         if found is None:
             attachment = attach(self._wanted, self._waits, flush)
@@ -157,4 +160,14 @@ class Base:
         self.own = f".{self.client_prefix}!"
 
     def upkeep(self, session: Session, now: float) -> None:
+        """Do what is due. Raises Inherited if this is a child that was forked since."""
+        notice_fork()
         session.attachment.do_upkeep(now, self.expiry, session.section)
+
+    def after_upkeep(self, session: Session, now: float) -> Session:
+        """Do what is due, and return the session to go on with: another one in a forked child."""
+        try:
+            self.upkeep(session, now)
+        except Inherited:
+            return self.attach()
+        return session

@@ -18,6 +18,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import clock
+from ..attachment.process import notice_fork
 from ..errors import LockTimeout
 from ..segment.doorbell import ALL
 from .session import Session
@@ -72,6 +73,7 @@ class ThreadWaiter(Waiter):
         if before is None or self.bell is None:
             return False  # a receive of a signal handler was quicker
         mine = False
+        notice_fork()  # a child that was forked while this slept must not read the parent's rings
         for row in self.bell.answer():
             if row == ALL or row in [source.target.row for source in sources]:
                 mine = True

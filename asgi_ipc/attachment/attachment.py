@@ -25,6 +25,7 @@ from ..errors import (
     SegmentVanished,
 )
 from ..segment.doorbell import Doorbell, Ringer
+from ..segment.identity import wiped_word
 from ..segment.section import LEFT, Section, SectionOfThree, Waits, spread
 from ..store import recovery
 from ..store.groups import Groups
@@ -41,6 +42,10 @@ _NO_BELL = {
     *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
     *(errno.EACCES, errno.EPERM, errno.EROFS),
 }
+
+
+class Inherited(IncompatibleSegment):
+    """The attachment is the parent's, and this process a forked child: the call begins again."""
 
 
 class Attachment:
@@ -61,9 +66,9 @@ class Attachment:
         self._on_vanished = on_vanished
         self._warned = False
         self.broken: IPCError | None = None  # why it must not be used any more
-        # Time of the next upkeep; every send and receive compares it with the clock. Where that was
-        # set back, the next receive that waits does what is due.
-        self.due = 0.0
+        # Holds `due`. In a child that was forked in C it reads 0, so that upkeep is due, which
+        # notices the fork before anything of the parent is used.
+        self.due_word = wiped_word()
         self.prefix = resources.prefix
         self.segment = resources.segment
         self.store = resources.store
@@ -82,6 +87,16 @@ class Attachment:
             self.flush(waits)
         resources.enter(self.section, clock.monotonic())
         self.process = resources.process
+
+    @property
+    def due(self) -> float:
+        """Time of the next upkeep; every send and receive compares it with the clock. Where that
+        was set back, the next receive that waits does what is due."""
+        return self.due_word[0]
+
+    @due.setter
+    def due(self, value: float) -> None:
+        self.due_word[0] = value
 
     # -- sections ---------------------------------------------------------------------------------
 
@@ -112,9 +127,10 @@ class Attachment:
         for bell in list(self.bells):
             bell.forget()
         self._resources.disown()
-        self.broken = IncompatibleSegment(
+        self.broken = Inherited(
             "this attachment belongs to the parent process; the next call attaches again"
         )
+        self.due = 0.0  # so that a call that was in progress notices
 
     def end(self) -> None:
         """The interpreter is ending: let nobody use it any more."""

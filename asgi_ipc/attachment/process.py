@@ -1,7 +1,9 @@
 """This process: which attachments it has, one for each prefix, and who uses them.
 
 `attach` finds or makes one. It is released when no layer refers to it any more; a forked child
-begins with none. This module must not know what an attachment does.
+begins with none. Where a fork ran no fork handlers, `notice_fork` does what they do: whoever uses
+what a process remembers of itself calls it before. This module must not know what an attachment
+does.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from typing import Any, Protocol, TypeVar
 from .. import clock
 from ..errors import IncompatibleSegment, Reentered
 from ..segment.files import Members
+from ..segment.identity import wiped_word
 from ..segment.opening import attach as attach_segment
-from ..segment.paths import full_prefix
+from ..segment.paths import Paths, full_prefix
 from ..segment.section import Waits
 from ..segment.wanted import Provider, Wanted
 from .attachment import Attachment
@@ -56,6 +59,7 @@ _gone: list[Resources] = []  # of attachments that are gone, still to be release
 # Inboxes of attachments that are gone, by prefix and nonce of the segment. What was drained into
 # them and not delivered yet is for the next attachment of this process.
 _kept: dict[tuple[str, int], dict[str, Inbox]] = {}
+_directories: set[str] = set()  # beside the segments that this process ever attached to
 
 
 class _Guard:
@@ -168,8 +172,10 @@ def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
 
 
 def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
+    if wanted.provider is None:
+        _directories.add(Paths(wanted.prefix).directory)
     open_segment = attach_segment if wanted.provider is None else wanted.provider.attach
-    segment, index = open_segment(wanted)
+    segment, index = open_segment(wanted, waits.timeout)
     try:
         resources = Resources(wanted.prefix, segment, index, lock_of(segment))
         made = Attachment(resources, waits, detach, flush)
@@ -185,6 +191,7 @@ def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
 
 def attached_processes(members: str) -> dict[int, int]:
     """Return who is attached, read from the file of byte locks at `members`: index → process id."""
+    notice_fork()
     try:
         return _guard.run(Members.glance, members)
     finally:
@@ -211,6 +218,7 @@ def detach(attachment: Attachment) -> None:
 def detach_all() -> list[Attachment]:
     """Do the same for all prefixes, because what the environment adds to them changes. Returns the
     attachments that were in use."""
+    notice_fork()
     found = list(_attachments.values())
     for attachment in found:
         detach(attachment)
@@ -229,7 +237,8 @@ def _release_later(resources: Resources) -> None:
 def _release(resources: Resources) -> None:
     """Leave a segment, and keep what was drained from it and can still be received."""
     if resources.pid != os.getpid():
-        return  # forked without fork handlers: all of this is the parent's
+        resources.disown()  # forked without fork handlers: all of this is the parent's
+        return
     now = clock.monotonic()
     for identity, kept in list(_kept.items()):
         if identity[0] == resources.identity[0] or not _any_live(kept, now):
@@ -251,6 +260,7 @@ def _any_live(inboxes: dict[str, Inbox], now: float) -> bool:
 def _leave_at_exit() -> None:
     """Leave all segments. Handlers that run later, and daemon threads, may call a layer again: that
     attaches once more, and the kernel tells the other processes when this one is gone."""
+    notice_fork()
     try:
         _guard.run(_end_all)
     finally:
@@ -273,6 +283,18 @@ atexit.register(_leave_at_exit)
 
 # -- fork -----------------------------------------------------------------------------------------
 
+_here = wiped_word()  # 1 in the process that has run the handlers, 0 in a new one
+_here[0] = 1.0
+_noticing: dict[int, Any] = {}  # by process id: another process's may be locked
+
+
+def notice_fork() -> None:
+    """Run the handlers of a forked child, if it was forked in C and nobody ran them."""
+    if not _here[0]:
+        with _noticing.setdefault(os.getpid(), threading.RLock()):
+            if not _here[0]:
+                _after_fork_in_child()
+
 
 def _before_fork() -> None:
     _guard.before_fork()
@@ -286,11 +308,9 @@ def _after_fork_in_child() -> None:
     """Let go of the parent's attachments: the child attaches for itself with its first call."""
     global _guard
     _guard = _Guard()
-    directories = set()
     for attachment in listed(_finalizers):
         _finalizers.pop(attachment).detach()
         attachment.disown()
-        directories.add(attachment.segment.paths.directory)
         for user in listed(_users):
             user.detach(attachment)
     _attachments.clear()
@@ -298,9 +318,11 @@ def _after_fork_in_child() -> None:
     _gone.clear()
     for user in listed(_users):
         user.forked()
-    Members.forget_all()
-    for directory in directories:
-        close_inherited(directory)
+    # Another copy of this package closes its own descriptors, when it notices.
+    if Members.forget_all():
+        for directory in _directories:
+            close_inherited(directory)
+    _here[0] = 1.0
 
 
 os.register_at_fork(

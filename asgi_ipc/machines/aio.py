@@ -93,8 +93,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         A cancelled receive takes nothing (B4). Raises InvalidName, and NotOwner, an AssertionError,
         for a process-specific channel of another layer or process.
         """
-        if self._gateway.serving is None:
-            self._gateway.serve()
+        self._gateway.serve()
         if type(channel) is str and "?" in channel:
             await self._register_readers([channel])
         return await self._local.receive(channel)

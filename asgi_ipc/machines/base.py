@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..attachment.process import notice_fork
 from ..base_layer import _Common
 from ..errors import InvalidOption
 
@@ -70,6 +71,7 @@ class LocalAndRemote(_Common):
         relay of its machine, the messages ``relayed``, the ``duplicates`` that it dropped, and the
         messages that were ``undeliverable``.
         """
+        notice_fork()
         return dict(self._gateway.figures.counts)
 
     def __repr__(self) -> str:

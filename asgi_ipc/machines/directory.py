@@ -15,6 +15,7 @@ from .. import clock
 from ..aio.layer import IPCChannelLayer
 from ..aio.loop import ASYNCIO
 from ..aio.session import Session
+from ..attachment.process import notice_fork
 
 OWN_NAMES = "asgi_ipc."  # how names of this mode begin, on both layers
 DIRECTORY = OWN_NAMES + "home."  # local groups: the home of a channel
@@ -26,6 +27,7 @@ _MACHINE = re.compile(r"\.m([0-9a-f]{16})\.[0-9a-f]{16}!|\?m([0-9a-f]{16})\.")
 async def attach(local: IPCChannelLayer) -> Session:
     """Return the session of the local layer; attach first if need be, however busy the lock is."""
     core = local._core
+    notice_fork()
     return core.session or await core.attach_patiently(ASYNCIO)
 
 

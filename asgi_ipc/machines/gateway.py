@@ -18,7 +18,7 @@ from .. import clock
 from ..aio.layer import IPCChannelLayer
 from ..aio.loop import timeout
 from ..aio.session import CACHED, Session
-from ..attachment.process import register
+from ..attachment.process import notice_fork, register
 from ..base_layer import Message
 from ..errors import RemoteUnavailable
 from .backend import Backend, Caller
@@ -85,6 +85,7 @@ class Gateway:
 
     def serve(self) -> None:
         """Offer this process as the relay of its machine, from now on."""
+        notice_fork()
         if self.serving is None:
             self.serving = self._thread.submit(self._run_relay())
 
@@ -100,6 +101,7 @@ class Gateway:
 
     def stop(self, wait: bool = True) -> None:
         """End the loop thread. If the relay ran here, another process of the machine takes over."""
+        notice_fork()
         self.serving = None
         self.confirmed.clear()
         if self._caller is not None and wait:

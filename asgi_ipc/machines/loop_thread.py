@@ -15,6 +15,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from ..attachment.process import notice_fork
+
 T = TypeVar("T")
 Started = Future[tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]]
 
@@ -42,6 +44,7 @@ class LoopThread:
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run `coroutine` in the thread. The future gets its outcome, and cancels it."""
+        notice_fork()
         with self._lock:
             if self._loop is None:
                 self._start()
@@ -50,6 +53,7 @@ class LoopThread:
 
     def stop(self, wait: bool = True) -> None:
         """Cancel everything that runs in the thread and end it; `wait` until it has ended."""
+        notice_fork()
         with self._lock:
             loop, stopped, thread = self._loop, self._stopped, self._thread
             self._loop = self._stopped = self._thread = None

@@ -47,6 +47,7 @@ class Doorbell:
 
     def __init__(self, path: str, mode: int) -> None:
         self._path = path
+        self._pid = os.getpid()
         os.mkfifo(path, mode)
         try:
             os.chmod(path, mode)  # the umask may have taken bits away
@@ -86,9 +87,12 @@ class Doorbell:
                 os.write(bell.number, _pack_ring(row))
 
     def close(self) -> None:
-        """Close the descriptor and remove the name. May be called twice."""
+        """Close the descriptor and remove the name, which in a forked child is the parent's. May be
+        called twice."""
         if self._open is not None:
             self._open = None
+            if self._pid != os.getpid():
+                return
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
 

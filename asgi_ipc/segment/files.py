@@ -7,6 +7,7 @@ the byte locks that tell which processes live. This module must not open the seg
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -14,16 +15,23 @@ import stat
 import struct
 import sys
 import time
+from _thread import TIMEOUT_MAX, allocate_lock, start_new_thread
 from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType
 
 from .. import clock
 from ..errors import ForeignSegment, LockTimeout, SegmentError
 from ..store.layout import MAX_PROCESSES
 from .paths import Paths
+from .procfs import command_line, flock_holder, is_stopped
 
 _STANDARD = 2  # the highest descriptor of the standard streams
 _TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_HALF_MADE = 5.0  # seconds to wait for the holder of attach.lock
+PATIENCE = 10.0  # seconds to wait for attach.lock, where no option says how long
+_POLLED = 0.005  # seconds before a thread waits for it
+_waiting: set[str] = set()  # the files that a thread of this process waits for
+_OFD_GETLK, _OFD_SETLK = (36, 37) if sys.platform == "linux" else (0, 0)
+_STRETCHES = 1 << 40  # behind the byte locks of all processes
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 
 
@@ -113,11 +121,12 @@ def check_owner(
 
 
 @contextlib.contextmanager
-def attach_lock(paths: Paths, mode: int | None, timeout: float = _HALF_MADE) -> Iterator[None]:
+def attach_lock(paths: Paths, mode: int | None, timeout: float = PATIENCE) -> Iterator[None]:
     """Hold the flock under which everything beside a segment is created and removed.
 
-    Creates the directory and the file if there are none. With `mode` None it creates nothing, opens
-    the file of any user, and raises FileNotFoundError. Raises LockTimeout after `timeout` seconds.
+    Those who wait get it in the order in which they came. Creates the directory and the file if
+    there are none. With `mode` None it creates nothing, opens the file of any user, and raises
+    FileNotFoundError. Raises LockTimeout after `timeout` seconds.
     """
     deadline = clock.monotonic() + timeout
     while True:
@@ -133,14 +142,8 @@ def attach_lock(paths: Paths, mode: int | None, timeout: float = _HALF_MADE) -> 
             continue  # another process removed the directory in between
         try:
             try:
-                while not _flocked(opened.number):
-                    if clock.monotonic() > deadline:
-                        raise LockTimeout(
-                            f"another process has been attaching to prefix {paths.prefix!r} for "
-                            f"{timeout:g} s (it holds {paths.attach_lock}). It is probably "
-                            "stopped: resume it (SIGCONT) or end it"
-                        )
-                    time.sleep(0.001)
+                if not _flocked(opened, paths.attach_lock, deadline - clock.monotonic()):
+                    raise LockTimeout(_complaint(paths, timeout))
                 # If the file was removed while we waited, this lock excludes nobody.
                 ours = _is_at(opened.number, paths.attach_lock)
                 if ours:
@@ -155,13 +158,78 @@ def attach_lock(paths: Paths, mode: int | None, timeout: float = _HALF_MADE) -> 
             return
 
 
-def _flocked(fd: int) -> bool:
-    """Try to take the flock; whether that worked."""
+def _flocked(opened: Descriptor, path: str, seconds: float) -> bool:
+    """Take the flock on the file at `path` within `seconds`; whether that worked."""
+    began, waited = clock.monotonic(), 0.0
+    # Under gevent or eventlet a "thread" that blocks holds up all others.
+    threads = isinstance(start_new_thread, BuiltinFunctionType)
+    while True:
+        try:
+            fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            pass
+        if waited >= seconds:
+            return False
+        pause = 0.001
+        if waited >= _POLLED:
+            if threads and path not in _waiting:
+                try:
+                    return _flocked_by_a_thread(opened, path, seconds - waited)
+                except RuntimeError:
+                    threads = False  # this process may not start one
+            pause = 0.02
+        time.sleep(pause)
+        # What was slept counts, even if the clock does not go on.
+        waited = max(waited + pause, clock.monotonic() - began)
+
+
+def _flocked_by_a_thread(opened: Descriptor, path: str, seconds: float) -> bool:
+    """Have a thread wait in the kernel, which wakes one process after the other, and the first that
+    came first. A thread that gets the lock too late lets go of it at once; until then the next
+    calls for the same file poll, so that there is never more than one such thread."""
+    decided: dict[str, bool] = {}  # by who was first: the thread, or the end of the time
+    done = allocate_lock()
+    done.acquire()
+
+    def wait() -> None:
+        try:
+            fcntl.flock(opened.number, fcntl.LOCK_EX)
+            if not decided.setdefault("in time", True):
+                fcntl.flock(opened.number, fcntl.LOCK_UN)
+        except OSError:
+            decided.setdefault("in time", False)
+        finally:
+            _waiting.discard(path)
+            done.release()
+
+    _waiting.add(path)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        start_new_thread(wait, ())
+    except BaseException:
+        _waiting.discard(path)
+        raise
+    try:
+        done.acquire(timeout=min(seconds, TIMEOUT_MAX))
+    finally:
+        in_time = decided.setdefault("in time", False)
+    return in_time
+
+
+def _complaint(paths: Paths, timeout: float) -> str:
+    """Tell a user who holds the flock that others did not get."""
+    pid = flock_holder(paths.attach_lock)
+    if not pid:
+        who = "processes that cannot be seen from here held it. Look for one that is stopped"
+    else:
+        who = f"process {pid} ({command_line(pid)[:100] or 'unknown'}) holds it"
+        if is_stopped(pid):
+            who += f", and is stopped: resume it (kill -CONT {pid}) or end it"
+    return (
+        f"{paths.attach_lock} was not free within {timeout:g} s, and whoever attaches to prefix "
+        f"{paths.prefix!r} has to hold it: {who}. If many processes start at once, give them a "
+        "higher lock_timeout"
+    )
 
 
 def _is_at(fd: int, path: str) -> bool:
@@ -189,54 +257,85 @@ def _make_directory(path: str, mode: int) -> None:
 class Members:
     """The file of byte locks; see `paths`.
 
-    A process has one object for each file, because closing any descriptor of a file drops all locks
-    that the process holds on it. Callers must take turns (`attachment`).
+    The kernel does not report a process its own fcntl locks, and closing any descriptor of the file
+    drops all of them. So there is one object for each file, and callers must take turns
+    (`attachment`).
+
+    A process may also have several copies of this package: in sub-interpreters, or imported twice.
+    They know nothing of each other. So each claim is also a lock that belongs to the open file
+    (OFD), on a byte far behind the others, in a stretch that only this process uses. These locks
+    are reported, and closing another descriptor does not drop them. Other processes go by the fcntl
+    locks alone: a fork inherits the others. Who closes the file holds the whole stretch, so that no
+    copy has a claim or makes one meanwhile, and leaves it open where one has. Where there are no
+    OFD locks (macOS), a process must have one copy.
     """
 
     _open: dict[tuple[int, int], Members] = {}
 
-    def __init__(self, fd: int, key: tuple[int, int]) -> None:
+    def __init__(self, fd: int) -> None:
+        status = os.fstat(fd)
         self._fd = fd
-        self._key = key
-        self.inode = key[1]
+        self._key = status.st_dev, status.st_ino
+        self.inode = status.st_ino
+        self._pid = os.getpid()
         self._users = 0
-        self.claimed: set[int] = set()  # held by this process, which F_GETLK does not say
+        self.claimed: set[int] = set()  # held by this copy in this process
 
     @classmethod
     def open(cls, path: str, mode: int) -> Members:
         """Open or create the file at `path`; `close` it once for each `open`."""
+        return cls._known(path) or cls(open_file(path, mode))._use()
+
+    @classmethod
+    def _known(cls, path: str) -> Members | None:
+        """The object for the file at `path`, if there is one, with one user more."""
         try:
             found = os.stat(path, follow_symlinks=False)
-            members = cls._open.get((found.st_dev, found.st_ino))
         except FileNotFoundError:
-            members = None
-        if members is None:
-            fd = open_file(path, mode)
-            made = os.fstat(fd)
-            members = cls(fd, (made.st_dev, made.st_ino))
-            cls._open[members._key] = members
-        members._users += 1
-        return members
+            return None
+        members = cls._open.get((found.st_dev, found.st_ino))
+        return members and members._use()
+
+    def _use(self) -> Members:
+        self._open[self._key] = self
+        self._users += 1
+        return self
 
     def close(self) -> None:
         self._users -= 1
-        if not self._users and self._open.pop(self._key, None) is self:
+        if self._users or self._open.get(self._key) is not self:
+            return
+        if self._mark(fcntl.F_RDLCK, 0, MAX_PROCESSES):
+            del self._open[self._key]
             os.close(self._fd)
 
     @classmethod
-    def forget_all(cls) -> None:
-        """In a forked child: close the files, because the parent's locks are not its own."""
+    def forget_all(cls) -> bool:
+        """In a forked child: close the files, because the parent's locks are not its own. Returns
+        whether this is the only copy of the package that used them, there and here."""
+        alone = True
         for members in cls._open.values():
-            os.close(members._fd)
+            here = members._elsewhere()  # a copy that noticed the fork before this one did
+            alone = alone and not here and not members._elsewhere(pid=members._pid)
+            if not here:
+                os.close(members._fd)
         cls._open.clear()
+        return alone
 
     def claim(self, index: int) -> bool:
         """Take the byte at `index`; False if a process, or an attachment of this one, has it."""
         if index in self.claimed:
             return False
+        tries = 0
+        while not self._mark(fcntl.F_WRLCK, index):
+            if self._elsewhere(index) or tries > 1000:
+                return False
+            tries += 1
+            time.sleep(0.001)  # another copy is closing the file
         try:
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
         except (BlockingIOError, PermissionError):
+            self._mark(fcntl.F_UNLCK, index)
             return False
         self.claimed.add(index)
         return True
@@ -244,56 +343,88 @@ class Members:
     def release(self, index: int) -> None:
         self.claimed.discard(index)
         fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, index)
+        self._mark(fcntl.F_UNLCK, index)
 
     def pids(self) -> set[int]:
         """The other processes that hold a byte."""
-        found: set[int] = set()
-        at, end = 0, MAX_PROCESSES
-        while at < end:
-            kind, start, length, pid = self._ask(at, end - at)
-            if kind == fcntl.F_UNLCK:
-                break
-            found.add(pid)
-            at = start + max(length, 1)
-        return found
+        return {pid for _, pid in self._locks(fcntl.F_GETLK)}
 
     @classmethod
     def glance(cls, path: str) -> dict[int, int]:
         """Who holds which byte, this process included: index → process id, 0 for a process of
         another PID namespace. Does not create the file, and only needs to read it."""
-        status = os.stat(path, follow_symlinks=False)
-        members = cls._open.get((status.st_dev, status.st_ino))
-        if members is not None:
-            return members._holders()
-        # Not attached here, so that closing the file drops no lock of this process.
-        fd = raise_above(os.open(path, _TO_READ))
+        members = cls._known(path)
+        if members is None:
+            try:  # as `open` does, which uses the same object if it has to stay
+                fd = os.open(path, _TO_READ | os.O_RDWR)
+            except OSError:
+                fd = os.open(path, _TO_READ)
+            members = cls(raise_above(fd))._use()
         try:
-            return cls(fd, (status.st_dev, status.st_ino))._holders()
+            found = dict.fromkeys(members.claimed, os.getpid())
+            for indices, _ in members._locks(_OFD_GETLK, _stretch(os.getpid())):
+                found.update(dict.fromkeys(indices, os.getpid()))
+            for indices, pid in members._locks(fcntl.F_GETLK):
+                found.update(dict.fromkeys(indices, max(pid, 0)))
+            return found
         finally:
-            os.close(fd)
-
-    def _holders(self) -> dict[int, int]:
-        found = dict.fromkeys(self.claimed, os.getpid())
-        at = 0
-        while at < MAX_PROCESSES:
-            kind, start, length, pid = self._ask(at, MAX_PROCESSES - at)
-            if kind == fcntl.F_UNLCK:
-                break
-            end = start + max(length, 1)
-            found.update(dict.fromkeys(range(max(start, at), min(end, MAX_PROCESSES)), max(pid, 0)))
-            at = end
-        return found
+            members.close()
 
     def held(self, index: int, count: int = 1) -> bool:
-        """Whether another process holds one of the bytes. The kernel does not report our own."""
-        return self._ask(index, count)[0] != fcntl.F_UNLCK
+        """Whether another process holds one of the bytes, or another copy of this package in this
+        process. What this copy has claimed is not reported."""
+        kind = self._ask(fcntl.F_GETLK, index, count)[0]
+        return kind != fcntl.F_UNLCK or self._elsewhere(index, count)
 
-    def _ask(self, index: int, count: int) -> tuple[int, int, int, int]:
-        """The first lock of another process on some bytes: (kind, start, length, pid)."""
+    def _elsewhere(self, index: int = 0, count: int = 0, pid: int = 0) -> bool:
+        """Whether another copy in this process, or in that of `pid`, has claimed one of the bytes;
+        by default of all."""
+        first = _stretch(pid or os.getpid()) + index
+        return self._ask(_OFD_GETLK, first, count or MAX_PROCESSES)[0] != fcntl.F_UNLCK
+
+    def _mark(self, kind: int, index: int, count: int = 1) -> bool:
+        """Lock bytes of this process's stretch; False if another copy has one."""
+        first = _stretch(os.getpid()) + index
+        try:
+            if _OFD_SETLK:
+                fcntl.fcntl(self._fd, _OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, first, count, 0))
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a kernel without such locks
+                raise
+        return True
+
+    def _locks(self, command: int, base: int = 0) -> Iterator[tuple[range, int]]:
+        """The locks of others on the bytes from `base` on: (indices, process id), in any order. The
+        kernel tells of one lock that is there, not of the one at the lowest byte."""
+        gaps = [(0, MAX_PROCESSES)]
+        while gaps:
+            at, end = gaps.pop()
+            kind, start, length, pid = self._ask(command, base + at, end - at)
+            if kind != fcntl.F_UNLCK:
+                first, last = max(start - base, at), min(start - base + max(length, 1), end)
+                yield range(first, last), pid
+                gaps += [gap for gap in ((at, first), (last, end)) if gap[0] < gap[1]]
+
+    def _ask(self, command: int, index: int, count: int) -> tuple[int, int, int, int]:
+        """A lock of others on some bytes: (kind, start, length, pid). Who closes the file
+        is not reported."""
+        kind, start, length, pid = fcntl.F_UNLCK, 0, 0, 0
         if sys.platform == "darwin":
-            ask = _FLOCK.pack(index, count, 0, fcntl.F_WRLCK, os.SEEK_SET)
-            start, length, pid, kind, _ = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, ask))
+            if command == fcntl.F_GETLK:
+                ask = _FLOCK.pack(index, count, 0, fcntl.F_RDLCK, os.SEEK_SET)
+                start, length, pid, kind, _ = _FLOCK.unpack(fcntl.fcntl(self._fd, command, ask))
         else:
-            ask = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, index, count, 0)
-            kind, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(self._fd, fcntl.F_GETLK, ask))
+            ask = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, index, count, 0)
+            try:
+                kind, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(self._fd, command, ask))
+            except OSError as error:
+                if error.errno != errno.EINVAL or command != _OFD_GETLK:
+                    raise
         return kind, start, length, pid
+
+
+def _stretch(pid: int) -> int:
+    """Where the bytes begin that tell the copies of this package in a process from each other."""
+    return _STRETCHES + pid * MAX_PROCESSES

@@ -25,7 +25,7 @@ from ..store.layout import (
     PROCESS_WORDS,
     WORD,
 )
-from .files import Descriptor, Members, attach_lock, check_owner, map_file, raise_above
+from .files import PATIENCE, Descriptor, Members, attach_lock, check_owner, map_file, raise_above
 from .header import Header, format_segment
 from .lock import init_mutex
 from .paths import SHM, Paths, full_prefix, prefixes
@@ -34,19 +34,21 @@ from .wanted import Wanted
 
 logger = logging.getLogger("asgi_ipc")
 
+_IN_ORDER = 8  # free ids that a process tries, from the lowest on, before it begins elsewhere
+
 
 # -- attaching ------------------------------------------------------------------------------------
 
 
-def attach(wanted: Wanted) -> tuple[Segment, int]:
+def attach(wanted: Wanted, timeout: float = PATIENCE) -> tuple[Segment, int]:
     """Open the segment of a prefix and claim a process id; create or replace it first if need be.
 
-    Returns the segment and the index whose byte this process now holds. Raises
-    IncompatibleSegment, ForeignSegment, CorruptHeader, or SegmentError when shared memory cannot be
-    used at all.
+    Returns the segment and the index whose byte this process now holds. Raises LockTimeout if
+    others attach for `timeout` seconds, IncompatibleSegment, ForeignSegment, CorruptHeader, or
+    SegmentError when shared memory cannot be used at all.
     """
     paths = Paths(wanted.prefix)
-    with attach_lock(paths, wanted.mode):
+    with attach_lock(paths, wanted.mode, timeout):
         members = Members.open(paths.members, wanted.mode)
         segment = None
         try:
@@ -65,11 +67,17 @@ def attach(wanted: Wanted) -> tuple[Segment, int]:
 
 
 def _claim_index(segment: Segment) -> int:
-    """Claim a process id: one whose row is free, or else one of a process that died."""
+    """Claim a process id: one whose row is free, or else one of a process that died.
+
+    Many that start at once have claimed an id and not made its row yet: after a few that are taken
+    each process goes on somewhere else.
+    """
     first = segment.layout.processes + P_GENERATION
     rows = memoryview(segment.memory).cast("Q")[first : first + MAX_PROCESSES * PROCESS_WORDS]
-    free = (index for index in range(MAX_PROCESSES) if not rows[index * PROCESS_WORDS])
-    for index in chain(free, range(MAX_PROCESSES)):
+    used = rows[::PROCESS_WORDS].tolist()
+    free = [index for index, generation in enumerate(used) if not generation]
+    elsewhere = free[os.getpid() % MAX_PROCESSES :]
+    for index in chain(free[:_IN_ORDER], elsewhere, free, range(MAX_PROCESSES)):
         if segment.members.claim(index):
             return index
     raise LimitReached(

@@ -209,11 +209,14 @@ def _released(words: memoryview[int]) -> bool:
 
 
 def _nested(frame: FrameType, handle: object) -> bool:
-    """Whether the section that runs in `frame` was called from inside another for this lock."""
+    """Whether the section that runs in `frame` was called from inside another for this lock, or
+    from one of another copy of this package, whose handles tell nothing here."""
     code = frame.f_code
     outer = frame.f_back
     while outer is not None:
-        if outer.f_code is code and outer.f_locals.get("handle") is handle:
+        if outer.f_code == code and (
+            outer.f_code is not code or outer.f_locals.get("handle") is handle
+        ):
             return True
         outer = outer.f_back
     return False

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Provider(Protocol):
     """Who provides segments that are not shared memory. Its layers share one segment."""
 
-    def attach(self, wanted: Wanted) -> tuple[Segment, int]:
+    def attach(self, wanted: Wanted, timeout: float) -> tuple[Segment, int]:
         """Do what `opening.attach` does for shared memory."""
 
 

@@ -19,6 +19,8 @@ import tempfile
 import threading
 import weakref
 
+from ..attachment.attachment import Attachment
+from ..attachment.process import notice_fork, register
 from ..options import Options
 from ..segment.cgroup import cgroup_allows
 from ..segment.doorbell import Doorbell, Ringer
@@ -171,7 +173,7 @@ class InProcessProvider:
     def __init__(self) -> None:
         self._segment: PrivateSegment | None = None
 
-    def attach(self, wanted: Wanted) -> tuple[Segment, int]:
+    def attach(self, wanted: Wanted, timeout: float) -> tuple[Segment, int]:
         """Like `opening.attach`. Called when no other attachment to it is in use."""
         segment = self._segment
         if segment is not None and not segment.suits(wanted):
@@ -193,9 +195,38 @@ class InProcessProvider:
         """In a child: give up the parent's segment, whose lock the parent's threads may hold."""
         self._segment = None
 
+    def detach(self, attachment: Attachment) -> None:
+        """Do nothing, for `process.register`: layers are attached, not this."""
 
-_providers: weakref.WeakValueDictionary[str, InProcessProvider] = weakref.WeakValueDictionary()
-_providers_lock = threading.Lock()
+
+class _Providers:
+    """The provider of each prefix."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakValueDictionary[str, InProcessProvider] = (
+            weakref.WeakValueDictionary()
+        )
+        self.forked()
+        register(self)
+
+    def forked(self) -> None:
+        """In a child: another thread of the parent may hold the lock."""
+        self._lock = threading.Lock()
+
+    def detach(self, attachment: Attachment) -> None:
+        """Do nothing, for `process.register`."""
+
+    def of(self, prefix: str) -> InProcessProvider:
+        notice_fork()
+        with self._lock:
+            found = self._known.get(prefix)
+            if found is None:
+                found = self._known[prefix] = InProcessProvider()
+                register(found)
+            return found
+
+
+_providers = _Providers()
 
 
 class InProcessOptions(Options):
@@ -203,18 +234,4 @@ class InProcessOptions(Options):
 
     @property
     def provider(self) -> InProcessProvider:
-        with _providers_lock:
-            found = _providers.get(self.prefix)
-            if found is None:
-                found = _providers[self.prefix] = InProcessProvider()
-            return found
-
-
-def _after_fork_in_child() -> None:
-    global _providers_lock
-    _providers_lock = threading.Lock()
-    for provider in list(_providers.values()):
-        provider.forked()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+        return _providers.of(self.prefix)

@@ -1,9 +1,14 @@
-"""Forks of every kind, and two PID namespaces: each child attaches as a process of its own."""
+"""Forks of every kind, and two PID namespaces: each child attaches as a process of its own.
+
+The tests of forks run twice: with `os.fork`, and with the fork of C, of which Python's fork
+handlers learn nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -24,12 +29,15 @@ import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import LockTimeout
+from asgi_ipc.testing.sync import InProcessChannelLayer
 
 from ..environments import child_environment
 from ..processes import running
 from ..waiting import LIVENESS, until
 
 LOCKS = ("mutex", "file")
+# PyDLL, which keeps the GIL: in a child no thread is left that could release it.
+FORKS: dict[str, Callable[[], int]] = {"python": os.fork, "c": ctypes.PyDLL(None).fork}
 
 
 @pytest.fixture
@@ -48,9 +56,9 @@ def make(prefix: str) -> Iterator[Callable[..., Any]]:
 class Child:
     """A fork of this process that runs `work` and never returns from it."""
 
-    def __init__(self, work: Callable[[], object]) -> None:
+    def __init__(self, work: Callable[[], object], fork: Callable[[], int] = os.fork) -> None:
         read, write = os.pipe()
-        self.pid = os.fork()
+        self.pid = fork()
         if not self.pid:
             code, said = 1, ""
             try:
@@ -86,13 +94,19 @@ class Child:
         os.close(self._read)
 
 
+@pytest.fixture(params=FORKS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """How `fork` forks: a key of FORKS."""
+    return str(request.param)
+
+
 @pytest.fixture
-def fork() -> Iterator[Callable[[Callable[[], object]], Child]]:
+def fork(kind: str) -> Iterator[Callable[[Callable[[], object]], Child]]:
     """Forks this process. Children that are left at the end are killed, and all are reaped."""
     children: list[Child] = []
 
     def fork(work: Callable[[], object]) -> Child:
-        children.append(Child(work))
+        children.append(Child(work, FORKS[kind]))
         return children[-1]
 
     yield fork
@@ -212,28 +226,36 @@ def state_of(pid: int) -> str:
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_child_holds_nothing_of_its_parent(
-    make: Callable[..., Any], fork: Callable[..., Child], prefix: str, lock: str
+    make: Callable[..., Any], fork: Callable[..., Child], kind: str, prefix: str, lock: str
 ) -> None:
+    """After a fork in C, from its first call on."""
     layer = make(lock=lock)
     layer.send("c", MESSAGE)
     layer.receive(["c", "own!"], block=True)
     assert layer.receive(["c"], block=True) == (None, None)
 
     def held() -> list[str]:
+        if kind == "c":
+            layer.close()
         gc.collect()
-        links = []
-        for number in os.listdir("/proc/self/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                links.append(os.readlink(f"/proc/self/fd/{number}"))
-        return [link for link in links if prefix in link]
+        return [link for link in links() if prefix in link]
 
-    assert held()
+    assert any(prefix in link for link in links())
     assert fork(held).result() == "[]"
     # What the child closed was its own: the parent is rung as before.
     child = fork(lambda: layer.send("c", MESSAGE))
     peer = make(lock=lock, receive_timeout=LIVENESS)
     assert peer.receive(["c"], block=True) == ("c", MESSAGE)
     child.result()
+
+
+def links() -> list[str]:
+    """What the descriptors of this process are open for."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+    return found
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -311,7 +333,9 @@ def test_preload_as_uvicorn_does(prefix: str, fork: Callable[..., Child]) -> Non
     asyncio.run(layer.close())
 
 
-def test_children_of_children(make: Callable[..., Any], fork: Callable[..., Child]) -> None:
+def test_children_of_children(
+    make: Callable[..., Any], fork: Callable[..., Child], kind: str
+) -> None:
     layer = make(receive_timeout=LIVENESS)
     layer.send("c", {"generation": 0})
 
@@ -320,7 +344,7 @@ def test_children_of_children(make: Callable[..., Any], fork: Callable[..., Chil
         assert got == ("c", {"generation": generation - 1}), got
         layer.send("c", {"generation": generation})
         if generation < 4:
-            child = Child(lambda: descend(generation + 1))
+            child = Child(lambda: descend(generation + 1), FORKS[kind])
             try:
                 return child.result()
             finally:
@@ -329,6 +353,152 @@ def test_children_of_children(make: Callable[..., Any], fork: Callable[..., Chil
 
     assert fork(lambda: descend(1)).result().count("4")
     assert layer.receive(["c"], block=True) == ("c", {"generation": 4})
+
+
+# -- what a process remembers of itself ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["used", "made"])
+def test_a_child_has_names_of_its_own(prefix: str, fork: Callable[..., Child], used: bool) -> None:
+    """A layer that was used before the fork, and one that was only made."""
+    layer = asgi_ipc.aio.IPCChannelLayer(prefix)
+
+    async def own() -> str:
+        name = await layer.new_channel()
+        if used:
+            await layer.send(name, MESSAGE)
+            assert await layer.receive(name) == MESSAGE
+        return name.partition("!")[0]
+
+    async def use() -> str:
+        name = await layer.new_channel()
+        await layer.group_add("all", name)
+        await layer.send(name, MESSAGE)
+        assert await asyncio.wait_for(layer.receive(name), LIVENESS) == MESSAGE
+        return name.partition("!")[0]
+
+    mine = asyncio.run(own())
+    names = {eval(fork(lambda: asyncio.run(use())).result()) for _ in range(3)}
+    assert len(names | {mine, asyncio.run(use())}) == 4
+    asyncio.run(layer.close())
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_fork_beside_receives_that_wait(
+    make: Callable[..., Any], prefix: str, fork: Callable[..., Child], lock: str
+) -> None:
+    """A thread and an event loop of the parent wait; children receive and end, by themselves and
+    with what they inherited dropped; the parent is rung as before."""
+    layer = make(lock=lock, receive_timeout=LIVENESS)
+    looping = asgi_ipc.aio.IPCChannelLayer(prefix, lock=lock)
+    parked = layer._core.attach().attachment
+    name: list[str] = []
+    got: list[Any] = []
+
+    async def wait() -> None:
+        name.append(await looping.new_channel())
+        got.append(await looping.receive(name[0]))
+
+    threads = [
+        threading.Thread(target=lambda: got.append(layer.receive(["c"], block=True)[1])),
+        threading.Thread(target=lambda: asyncio.run(wait())),
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(parked.bells) == 2)
+    bells = {link for link in links() if prefix in link and link.count(".") > 3}
+
+    def work() -> object:
+        nonlocal layer
+        mine = f"child{os.getpid()}"
+        assert layer.receive([mine]) == (None, None)
+        layer.send(mine, MESSAGE)
+        assert layer.receive([mine], block=True) == (mine, MESSAGE)
+        return None
+
+    def drop() -> object:
+        nonlocal layer, looping, parked
+        del layer, looping, parked
+        gc.collect()
+        return None
+
+    for child in (fork(work), fork(work), fork(drop)):
+        child.result()
+    assert bells and all(map(os.path.exists, bells))
+    layer.send("c", MESSAGE)
+    layer.send(name[0], MESSAGE)
+    for thread in threads:
+        thread.join(LIVENESS)
+    assert got == [MESSAGE, MESSAGE]
+    asyncio.run(looping.close())
+
+
+def test_fork_in_a_signal_handler_of_a_receive(
+    make: Callable[..., Any], kind: str, prefix: str
+) -> None:
+    """Both copies of the receive go on, each as a process of its own."""
+    layer = make(receive_timeout=LIVENESS)
+    receive, send = os.pipe()
+    children = []
+
+    def handle(number: int, frame: Any) -> None:
+        children.append(FORKS[kind]())
+        os.write(send, b"f")
+
+    def give() -> None:
+        os.read(receive, 1), os.read(receive, 1)
+        sender = asgi_ipc.IPCChannelLayer(prefix)
+        for _ in range(2):
+            sender.send("c", MESSAGE)
+
+    layer.receive(["c"], block=True, timeout=0.01)
+    before = signal.signal(signal.SIGALRM, handle)
+    parent = os.getpid()
+    try:
+        giver = threading.Thread(target=give)
+        giver.start()
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            answer = layer.receive(["c"], block=True)
+        finally:
+            if os.getpid() != parent:
+                os._exit(0 if answer == ("c", MESSAGE) else 1)
+        assert answer == ("c", MESSAGE)
+        giver.join(LIVENESS)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        os.close(receive)
+        os.close(send)
+
+
+def test_layers_within_one_process_begin_anew(prefix: str, fork: Callable[..., Child]) -> None:
+    layer = InProcessChannelLayer(prefix)
+    layer.send("c", MESSAGE)
+    assert fork(lambda: layer.receive(["c"])).result() == "(None, None)"
+    assert layer.receive(["c"]) == ("c", MESSAGE)
+    layer.close()
+
+
+def test_layers_over_several_machines_begin_anew(prefix: str, fork: Callable[..., Child]) -> None:
+    """The child has no thread for the remote layer yet, and no connection."""
+    remote = {"BACKEND": "asgi_ipc.aio.IPCChannelLayer", "CONFIG": {"prefix": f"{prefix}.remote"}}
+    layer = asgi_ipc.LocalAndRemoteChannelLayer(remote, {"prefix": prefix})
+    try:
+        layer.group_add("all", "own!a")
+
+        def work() -> object:
+            layer.group_add("all", "child!a")
+            layer.send_group("all", MESSAGE)
+            got = layer.receive(["child!"], block=True)
+            layer.close()
+            return got
+
+        assert fork(work).result() == repr(("child!a", MESSAGE))
+        assert layer.receive(["own!"], block=True) == ("own!a", MESSAGE)
+    finally:
+        layer.close()
+        asgi_ipc.segment.destroy(f"{prefix}.remote")
 
 
 # -- multiprocessing ------------------------------------------------------------------------------
@@ -456,10 +626,12 @@ def attached(prefix: str) -> bool:
     return False
 
 
+@pytest.mark.parametrize("kind", ["python"], indirect=True)
 def test_moments_between_forks_and_calls(
     make: Callable[..., Any], fork: Callable[..., Child]
 ) -> None:
-    """Threads that send, receive and attach while this process forks again and again."""
+    """Threads that send, receive and attach while this process forks again and again. Not in C:
+    where threads compete for the GIL, CPython itself may hang in the child of such a fork."""
     layer = make(capacity=100_000)
     stop = threading.Event()
     sent = [0, 0]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asgi_ipc.errors import ForeignSegment, LockTimeout
+from asgi_ipc.segment import files
 from asgi_ipc.segment.files import Members, attach_lock, check_owner, open_file
 from asgi_ipc.segment.paths import Paths
+from asgi_ipc.segment.procfs import is_stopped
 
+from ..environments import run_python
 from ..forks import NOBODY, Line, child, in_child, is_root, on_linux, rests
+from ..waiting import LIVENESS, until
 
 
 @pytest.fixture
@@ -205,6 +211,20 @@ def test_closing_one_of_two_users_keeps_the_claims(path: str, members: Members) 
     assert in_child(look)
 
 
+def test_all_are_seen_in_whatever_order_they_came(path: str, members: Members) -> None:
+    """The kernel tells of some lock in a stretch, not of the first."""
+    indices = [5, 1, 9, 3, 7]
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(claiming(path, index)) for index in indices[:2]]
+        members.claim(4)
+        processes += [stack.enter_context(claiming(path, index)) for index in indices[2:]]
+        for process in processes:
+            process.hear()
+        pids = {index: process.pid for index, process in zip(indices, processes)}
+        assert members.pids() == set(pids.values())
+        assert Members.glance(path) == {**pids, 4: os.getpid()}
+
+
 def test_a_file_that_was_replaced_has_its_own_members(path: str, members: Members) -> None:
     members.claim(3)
     os.unlink(path)
@@ -229,6 +249,133 @@ def test_one_process_attaches_at_a_time(prefix: str) -> None:
                 pass
         process.kill()
         with attach_lock(Paths(prefix), 0o600, timeout=0.02):
+            pass
+
+
+def waiters(path: str) -> int:
+    """How many wait in the kernel for a flock on the file at `path`."""
+    inode = os.stat(path).st_ino
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return sum("->" in words and words[6].endswith(f":{inode}") for words in lines)
+
+
+@on_linux
+def test_those_who_wait_get_the_flock_in_the_order_in_which_they_came(prefix: str) -> None:
+    paths = Paths(prefix)
+    order = os.pipe()
+
+    def hold(line: Line) -> None:
+        with attach_lock(paths, 0o600):
+            rests(line)
+
+    def wait(number: int) -> Callable[[Line], None]:
+        def wait(line: Line) -> None:
+            with attach_lock(paths, 0o600, LIVENESS):
+                os.write(order[1], bytes([number]))
+
+        return wait
+
+    with contextlib.ExitStack() as stack:
+        holder = stack.enter_context(child(hold))
+        holder.hear()
+        waiting = []
+        for number in range(8):
+            waiting.append(stack.enter_context(child(wait(number))))
+            until(lambda number=number: waiters(paths.attach_lock) == number + 1)
+        holder.say()
+        for process in waiting:
+            process.hear()
+        assert list(os.read(order[0], 8)) == list(range(8))
+    for fd in order:
+        os.close(fd)
+
+
+@on_linux
+@pytest.mark.parametrize("stopped", [True, False])
+def test_who_waits_in_vain_is_told_who_holds_the_flock(prefix: str, stopped: bool) -> None:
+    """And the thread that waited lets go when it gets it at last."""
+    paths = Paths(prefix)
+
+    def hold(line: Line) -> None:
+        with attach_lock(paths, 0o600):
+            rests(line)
+
+    with child(hold) as process:
+        process.hear()
+        if stopped:
+            process.kill(signal.SIGSTOP)
+            until(lambda: is_stopped(process.pid))
+        for _ in range(3):
+            with pytest.raises(LockTimeout, match=rf"process {process.pid} .*lock_timeout") as told:
+                with attach_lock(paths, 0o600, timeout=0.05):
+                    pass
+            assert ("is stopped: resume it" in str(told.value)) == stopped
+            assert waiters(paths.attach_lock) == 1  # not one more for each try
+        process.kill()
+        until(lambda: not files._waiting)
+        with attach_lock(paths, 0o600, timeout=0.05):
+            assert not in_child(lambda: taken(paths))
+
+
+def taken(paths: Paths) -> bool:
+    try:
+        with attach_lock(paths, 0o600, timeout=0.02):
+            return True
+    except LockTimeout:
+        return False
+
+
+def test_a_program_ends_while_its_thread_waits(prefix: str) -> None:
+    def hold(line: Line) -> None:
+        with attach_lock(Paths(prefix), 0o600):
+            rests(line)
+
+    source = f"""
+import asgi_ipc, os
+layer = asgi_ipc.IPCChannelLayer({prefix!r}, lock_timeout=0.1)
+try:
+    layer.send("c", {{}})
+except asgi_ipc.errors.LockTimeout:
+    print("timed out")
+pid = os.fork()
+if not pid:
+    os._exit(0)
+print(os.waitpid(pid, 0)[1])
+"""
+    with child(hold) as process:
+        process.hear()
+        assert run_python(source).split() == ["timed", "out", "0"]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_where_no_thread_can_wait_it_polls(
+    prefix: str, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Under gevent, which replaces the function, a thread that blocks would hold up all others; and
+    the process may have as many threads as it may."""
+
+    def start(*_: object) -> None:
+        raise AssertionError("a thread was started")
+
+    def refuse(*_: object) -> bool:
+        raise RuntimeError("can't start new thread")
+
+    if fails:
+        monkeypatch.setattr(files, "_flocked_by_a_thread", refuse)
+    else:
+        monkeypatch.setattr(files, "start_new_thread", start)
+
+    def hold(line: Line) -> None:
+        with attach_lock(Paths(prefix), 0o600):
+            rests(line)
+
+    with child(hold) as process:
+        process.hear()
+        with pytest.raises(LockTimeout):
+            with attach_lock(Paths(prefix), 0o600, timeout=0.05):
+                pass
+        process.say()
+        with attach_lock(Paths(prefix), 0o600, timeout=LIVENESS):
             pass
 
 
