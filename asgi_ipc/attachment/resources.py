@@ -138,6 +138,7 @@ class Resources:
         """Leave the segment: clear up what this process has in it, and close everything."""
         self.log_drop.tell()
         with contextlib.suppress(IPCError, OSError):
+            self.segment.check_length()
             section = make_section(self.lock, self.store.words, self._recover, Waits(1.0, 1.0))
             section(self._leave)
         self.ringer.close()

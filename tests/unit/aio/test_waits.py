@@ -46,7 +46,10 @@ class Around:
         self.drained: list[str] = []
         self.waiting: dict[int, int] = {}  # by row, messages
         self.attachment = SimpleNamespace(
-            new_bell=self.new_bell, give_back=self.give_back, pass_on=self.passed_on.append
+            broken=None,
+            new_bell=self.new_bell,
+            give_back=self.give_back,
+            pass_on=self.passed_on.append,
         )
         self.store = SimpleNamespace(
             is_waiter=lambda *_: self.valid,
