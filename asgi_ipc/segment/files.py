@@ -106,6 +106,16 @@ def check_kind(path: str, status: os.stat_result, kind: Callable[[int], bool]) -
         raise _of_another_kind(path)
 
 
+def remove_file(path: str) -> None:
+    """Remove a file, if there is one. Raises ForeignSegment for a directory."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        raise _of_another_kind(path) from None
+
+
 def _of_another_kind(path: str) -> ForeignSegment:
     return ForeignSegment(f"{path} is of another type than this package creates; remove it")
 

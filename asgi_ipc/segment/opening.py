@@ -34,6 +34,7 @@ from .files import (
     map_file,
     open_existing_file,
     raise_above,
+    remove_file,
 )
 from .header import Header, format_segment
 from .lock import init_mutex
@@ -235,8 +236,7 @@ def remove(paths: Paths) -> bool:
         _unlink(paths)
         check_owner(paths.directory, os.lstat(paths.directory), 0o600, stat.S_ISDIR)
         for name in os.listdir(paths.directory):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(paths.directory, name))
+            remove_file(os.path.join(paths.directory, name))
         with contextlib.suppress(OSError):
             os.rmdir(paths.directory)
     return True
@@ -253,4 +253,7 @@ def _unlink(paths: Paths) -> bool:
             f"the segment of prefix {paths.prefix!r} belongs to another user, and only that user "
             "can remove it"
         ) from None
+    except IsADirectoryError:
+        check_kind(paths.file, os.lstat(paths.file), stat.S_ISREG)
+        raise
     return True

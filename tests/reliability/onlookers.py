@@ -130,7 +130,7 @@ class Onlooker:
 
     def __init__(self, kind: str, prefix: str) -> None:
         self.kind, self.prefix = kind, prefix
-        self.looks, self.kills = 0, 0
+        self.looks, self.kills, self.before = 0, 0, 0
         self.problems: list[str] = []
         self.start()
 
@@ -160,6 +160,7 @@ class Onlooker:
         self.child.wait()
         self._reader.join()
         self.kills += 1
+        self.before = self.looks
 
     def end(self) -> None:
         """Wait for its own end, which comes with that of the segment."""
@@ -231,8 +232,9 @@ def look_on(seconds: float, seed: int) -> tuple[list[str], dict[str, Any]]:
             time.sleep(chance.uniform(0, 2 * KILL_EVERY))
             if time.monotonic() < over:
                 one = chance.choice(onlookers)
-                one.kill()
-                one.start()
+                if one.looks > one.before:  # else it has not even begun
+                    one.kill()
+                    one.start()
         if screen.poll() is not None:
             problems.append(f"top ended with {screen.returncode}")
         history.wait()

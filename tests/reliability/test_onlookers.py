@@ -31,5 +31,5 @@ def test_onlookers_find_no_damage_and_do_none(tmp_path: Path) -> None:
     assert code == 0, output
     figures = json.loads(output[output.index("{") : output.rindex("}") + 1])
     assert set(figures["looks"]) == set(LOOKS)
-    assert all(looks > 5 for looks in figures["looks"].values()), output
-    assert figures["history"]["received"] > 10 * SECONDS
+    assert all(figures["looks"].values()), output
+    assert figures["history"]["received"] > SECONDS
