@@ -83,6 +83,8 @@ def open_file(path: str, mode: int) -> int:
         fd = open_existing_file(path)
     except FileNotFoundError:
         return open_file(path, mode)
+    except ForeignSegment:
+        raise
     except PermissionError as error:
         raise ForeignSegment(f"cannot open {path}: {error.strerror}") from None
     check_owner(path, os.fstat(fd), mode, stat.S_ISREG)

@@ -22,7 +22,13 @@ import pytest
 
 from asgi_ipc import segment
 from asgi_ipc.conformance.base import MESSAGE
-from asgi_ipc.errors import ForeignSegment, LockTimeout, NotOwner, SegmentVanished
+from asgi_ipc.errors import (
+    ForeignSegment,
+    IncompatibleSegment,
+    LockTimeout,
+    NotOwner,
+    SegmentVanished,
+)
 from asgi_ipc.inspection.locked import complaints
 from asgi_ipc.inspection.view import View
 from asgi_ipc.segment import files
@@ -31,7 +37,19 @@ from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store import waiters
 from asgi_ipc.store.layout import H_LOCK, PAGE, WORD
 
-from ..forks import NOBODY, Line, bounded, child, children, in_child, is_root, on_linux, rests
+from ..forks import (
+    NOBODY,
+    Line,
+    another_clock,
+    bounded,
+    child,
+    children,
+    in_child,
+    is_root,
+    on_linux,
+    or_skip,
+    rests,
+)
 from ..unit.support import contents
 from ..waiting import LIVENESS, in_threads, until
 from .layers import LOCKS, NOTHING, SHM, SOON, Make
@@ -525,6 +543,31 @@ def test_a_process_that_changed_its_user_is_told_why_it_may_not_go_on(
     assert [error for error, _ in said] == [ForeignSegment] * 3, said
     assert all(str(NOBODY) in text for _, text in said), said
     assert "setuid" in said[0][1]
+
+
+@pytest.mark.parametrize("offset", [-100, 100_000])
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_a_process_that_changed_its_clock_is_told_that_it_may_not_go_on(
+    make: Make, kind: str, offset: int
+) -> None:
+    """It moved to another time namespace, where messages would expire at once or last too long."""
+
+    def live() -> str:
+        layer = make() if kind == "blocking" else make.asyncio()
+        made = layer.send("b", MESSAGE)
+        if made is not None:
+            asyncio.run(made)
+        with another_clock(offset):
+            try:
+                if kind == "blocking":
+                    layer.receive(["nothing"], block=True, timeout=2 * SOON)
+                else:
+                    asyncio.run(layer.receive_async(["nothing"], timeout=2 * SOON))
+            except IncompatibleSegment as error:
+                return str(error)
+        return "it goes on"
+
+    assert "another time namespace" in or_skip(live)
 
 
 def test_a_doorbell_that_may_not_be_rung_is_one_warning(
