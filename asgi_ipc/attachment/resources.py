@@ -120,14 +120,17 @@ class Resources:
         """Whether a thread that the mutex names may be alive. If not, that is certain.
 
         If its id has been given to a thread of another program meanwhile, that is dead, too: who
-        holds the mutex has the segment in its memory. What may not be seen counts as alive.
+        holds the mutex has the segment in its memory. And if it has been given to a thread of this
+        process, this process can tell. What may not be seen counts as alive.
         """
         if is_dead(holder):
             return False
         pid = process_of(holder)
+        if pid == os.getpid() and shows_threads():
+            return self.lock.held_by(holder)
         return (
             not shows_threads()
-            or pid in {0, os.getpid()}
+            or not pid
             or pid in self.segment.members.pids()
             or self.segment.may_be_mapped_by(holder)
         )

@@ -37,6 +37,7 @@ from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store import waiters
 from asgi_ipc.store.layout import H_LOCK, PAGE, WORD
 
+from ..environments import child_environment
 from ..forks import (
     NOBODY,
     Line,
@@ -398,6 +399,65 @@ def test_the_thread_id_of_a_dead_holder_that_still_stands_for_something(
         layer.send("c", MESSAGE)
         process.kill()
     assert len(contents(make.look()).messages[b"c"]) == 2
+
+
+DIE_UNREPORTED = """
+import ctypes, os, sys, asgi_ipc
+layer = asgi_ipc.IPCChannelLayer(sys.argv[1])
+layer.send("c", {"text": "of the victim"})
+lock = layer._core.session.attachment.lock
+assert lock.trylock(lock.handle) == 0
+set_robust_list = {"x86_64": 273, "aarch64": 99}[os.uname().machine]
+assert ctypes.CDLL(None).syscall(set_robust_list, ctypes.create_string_buffer(24), 24) == 0
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("whose", ["the caller", "another thread", "another process"])
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_the_thread_id_of_a_dead_holder_was_given_to_a_thread_of_the_layer(
+    make: Make, kind: str, whose: str
+) -> None:
+    """Its death was not reported. What it left in the mutex are addresses of its own memory."""
+    if not robust_mutexes() or os.uname().machine not in ("x86_64", "aarch64"):
+        pytest.skip("lacking: robust mutexes, and the numbers of system calls")
+    layer = make(lock_timeout=0.2)
+    layer.send("c", MESSAGE)
+    lock = layer._core.session.attachment.lock
+    done = threading.Event()
+
+    def call() -> bool:
+        if kind == "asyncio":
+            asyncio.run(make.asyncio().send("c", MESSAGE))
+        else:
+            make(lock_timeout=0.2).send("c", MESSAGE)
+        return True
+
+    def attached(line: Line) -> bool:
+        make().send("here", MESSAGE)
+        line.say(threading.get_native_id())
+        line.hear()
+        return call()
+
+    with child(attached) as process:
+        other = process.hear()
+        run = [sys.executable, "-c", DIE_UNREPORTED, make.prefix]
+        subprocess.run(run, env=child_environment(), check=True)
+        assert lock.holder() not in (0, threading.get_native_id())
+        thread = threading.Thread(target=done.wait)
+        thread.start()
+        ids = {"the caller": threading.get_native_id(), "another thread": thread.native_id}
+        lock._futex.value = ids.get(whose, other)
+        if whose == "another process":
+            process.say()  # which finds out for all
+            assert process.hear()
+        else:
+            assert call()
+        done.set()
+        thread.join()
+    layer.send("c", MESSAGE)
+    assert len(contents(make.look()).messages[b"c"]) == 3 + 1
+    assert complaints(View(make.prefix), LIVENESS) == []
 
 
 def test_processes_that_try_a_mutex_while_it_is_renewed_exclude_each_other(make: Make) -> None:
