@@ -62,8 +62,9 @@ class Attachment:
         self._on_vanished = on_vanished
         self._warned = False
         self.broken: IPCError | None = None  # why it must not be used any more
-        # Time of the next upkeep; every send and receive compares it with the clock. Where that was
-        # set back, the next receive that waits does what is due.
+        # Time of the next upkeep; every send and receive compares it with the clock. It has no
+        # upper bound: one more comparison would be felt, and no kernel sets this clock back. Where
+        # something else did (libfaketime, setns), the next receive that waits does what is due.
         self.due = 0.0
         self.prefix = resources.prefix
         self.segment = resources.segment
