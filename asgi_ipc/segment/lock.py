@@ -38,6 +38,8 @@ _GET_ROBUST_LIST = {"x86_64": 274, "aarch64": 100}.get(os.uname().machine, 0)
 _LISTED = 1000  # mutexes of one thread that are looked at
 _ADDRESSES = struct.Struct("PlP")  # head of the list: first entry, where its futex is, pending
 
+_has_gil = getattr(sys, "_is_gil_enabled", lambda: True)
+
 _libc = ctypes.PyDLL(None)
 
 _FUTEX, _STATE, _LOST = GLIBC if hasattr(_libc, "gnu_get_libc_version") else MUSL
@@ -98,8 +100,11 @@ class Mutex:
         not if a dead thread had the same id. True if that cannot be told.
 
         The kernel has the answer: the list of mutexes that it releases when the thread ends. No
-        other thread takes or releases one meanwhile, because that is done with the GIL held.
+        other thread takes or releases one meanwhile, because that is done with the GIL held. Where
+        there is none, only the caller itself can be asked.
         """
+        if thread != threading.get_native_id() and not _has_gil():
+            return True
         head, size = ctypes.c_size_t(), ctypes.c_size_t()
         ask = (thread, ctypes.byref(head), ctypes.byref(size))
         if not _GET_ROBUST_LIST or _libc.syscall(_GET_ROBUST_LIST, *ask):

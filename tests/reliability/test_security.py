@@ -13,6 +13,8 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import Q_DROPS, S_DROPS, UNDECODABLE
 
+from ..environments import child_environment
 from ..forks import bounded
 from ..waiting import LIVENESS, until
 from .test_corruption import in_child
@@ -384,6 +387,39 @@ def test_a_segment_of_another_kind_is_refused_by_who_uses_it_and_who_looks(
         for call in (use, View):
             with pytest.raises(ForeignSegment, match="is of another type.*remove it"):
                 call(prefix)
+
+
+OPENS = """
+import os, sys
+opened = []
+def note(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and "asgi_ipc." in arguments[0]:
+        opened.append(arguments[2])
+sys.addaudithook(note)
+import asgi_ipc
+layer = asgi_ipc.IPCChannelLayer(sys.argv[1], lock="file")
+layer.send("a", {"n": 1})
+layer.receive(["b"], block=True, timeout=0.01)
+layer.close()
+asgi_ipc.segment.destroy(sys.argv[1])
+creates = [flags for flags in opened if flags & os.O_CREAT]
+assert len(creates) >= 3, opened
+assert all(flags & os.O_EXCL for flags in creates), creates
+"""
+
+
+def test_files_are_created_or_opened_and_never_either(prefix: str) -> None:
+    """The kernel refuses an open that may create, where the directory is sticky and the file is
+    another user's (fs.protected_regular, fs.protected_fifos)."""
+    done = subprocess.run(
+        [sys.executable, "-c", OPENS, prefix],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIVENESS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_directory_where_a_file_should_be_is_not_removed(prefix: str) -> None:
