@@ -144,6 +144,31 @@ def unshare_time() -> None:
     _call(_libc.unshare, _NEW_TIME)
 
 
+@contextlib.contextmanager
+def another_clock(offset: int) -> Iterator[None]:
+    """In a child with one thread: move to a time namespace whose clock is `offset` seconds ahead,
+    and back."""
+
+    def make(line: Line) -> None:
+        unshare_time()
+        try:
+            with open("/proc/self/timens_offsets", "w") as offsets:
+                offsets.write(f"monotonic {offset} 0")
+        except OSError as error:
+            raise Lacking(str(error)) from None
+        with child(rests) as inhabitant:
+            line.say(inhabitant.pid)
+            line.hear()
+
+    with child(make) as made, open("/proc/self/ns/time") as home:
+        with open(f"/proc/{made.hear()}/ns/time") as there:
+            _call(_libc.setns, there.fileno(), _NEW_TIME)
+            try:
+                yield
+            finally:
+                _call(_libc.setns, home.fileno(), _NEW_TIME)
+
+
 def mount_small_shared_memory(size: int) -> None:
     """In a child: a /dev/shm of `size` bytes that nobody else sees."""
     _call(_libc.unshare, _NEW_MOUNTS)

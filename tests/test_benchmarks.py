@@ -180,6 +180,14 @@ def test_every_peer_is_measured(tmp_path: Path) -> None:
             assert figures.rows("broadcast", layer=name)[0]["last"] > 0
 
 
+def test_the_cost_of_a_whole_checksum_is_measured() -> None:
+    done = run("benchmarks.checksums", "--tiny")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith((" ", "10,"))]
+    assert [row[0] for row in rows] == ["100,000", "1,000,000", "10,000,000"], done.stdout
+    assert all(float(figure.replace(",", "")) > 0 for row in rows for figure in row)
+
+
 def test_help_names_every_workload() -> None:
     shown = run("benchmarks", "--help").stdout
     assert all(f"\n  {name} " in shown for name in WORKLOADS)

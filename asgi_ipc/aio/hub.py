@@ -326,7 +326,7 @@ class Hub(Waiter):
             self._timer = None
         session, self._session, self._core = self._session, None, None
         rows, self._rows, self._drains = self._rows, {}, {}
-        if session is None:
+        if session is None or session.attachment.broken is not None:
             return
         with contextlib.suppress(IPCError):
             for row in rows:

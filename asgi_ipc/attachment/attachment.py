@@ -17,6 +17,7 @@ from functools import partial
 
 from .. import clock
 from ..errors import (
+    CorruptHeader,
     ForeignSegment,
     IncompatibleSegment,
     IPCError,
@@ -90,8 +91,9 @@ class Attachment:
 
     @property
     def due(self) -> float:
-        """Time of the next upkeep; every send and receive compares it with the clock. Where that
-        was set back, the next receive that waits does what is due."""
+        """Time of the next upkeep; every send and receive compares it with the clock. It has no
+        upper bound: one more comparison would be felt, and no kernel sets this clock back. Where
+        something else did (libfaketime, setns), the next receive that waits does what is due."""
         return self.due_word[0]
 
     @due.setter
@@ -112,6 +114,7 @@ class Attachment:
 
     def flush(self, waits: Waits) -> None:
         """Discard all messages and groups, also in a store that recovery gives up on."""
+        self._check_usable(look=False)
         section = self.make_section(waits, recover=lambda: None)
         section(self._flush)
         self._resources.ring_everyone()
@@ -190,7 +193,7 @@ class Attachment:
             with contextlib.suppress(LockTimeout):
                 section(self.store.remove_waiter, waiter_id, generation)
             if isinstance(error, (FileNotFoundError, PermissionError)):
-                self._check_vanished()
+                self._check_usable()
             if isinstance(error, OSError) and error.errno in _NO_BELL:
                 self._warn_of_looking(f"cannot make a doorbell ({error.strerror})")
                 return None
@@ -232,11 +235,8 @@ class Attachment:
     # -- upkeep -----------------------------------------------------------------------------------
 
     def do_upkeep(self, now: float, expiry: float, section: Section) -> None:
-        """Do what is due. Raises SegmentVanished if the segment was removed."""
-        if self.broken is not None:
-            raise self.broken
-        if self.upkeep.check_due(now):
-            self._check_vanished()
+        """Do what is due. Raises what `_check_usable` does."""
+        self._check_usable(self.upkeep.check_due(now))
         self.due = self.upkeep.run(now, expiry, section)
         if self.store.dropped:
             self.log_drop.tell()
@@ -244,21 +244,25 @@ class Attachment:
     def is_usable(self) -> bool:
         """Whether a layer that attaches now can use it."""
         try:
+            self.segment.check_length()
             return self.broken is None and not self.segment.vanished()
-        except ForeignSegment:
+        except (CorruptHeader, ForeignSegment, IncompatibleSegment):
             return False
 
-    def _check_vanished(self) -> None:
-        """Raise SegmentVanished if the segment was removed, and ForeignSegment if the user of this
-        process changed, who may not use it; the next call then attaches again."""
+    def _check_usable(self, look: bool = True) -> None:
+        """Raise CorruptHeader if the segment was cut short; and, if this is to `look` at its name,
+        SegmentVanished if it was removed, and ForeignSegment or IncompatibleSegment if this process
+        changed its user or its clock, and may not use it. The next call then attaches again."""
         try:
-            if self.broken is None and self.segment.vanished():
+            if self.broken is None:
+                self.segment.check_length()
+            if look and self.broken is None and self.segment.vanished():
                 self.broken = SegmentVanished(
                     f"the shared memory of prefix {self.prefix!r} was removed while this process "
                     "was attached (by somebody's rm, or by systemd's RemoveIPC=yes at a logout). "
                     "Its content is lost; the next call makes a new segment"
                 )
-        except ForeignSegment as error:
+        except (CorruptHeader, ForeignSegment, IncompatibleSegment) as error:
             self.broken = error
         if self.broken is not None:
             self._on_vanished(self)

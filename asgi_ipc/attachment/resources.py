@@ -120,14 +120,17 @@ class Resources:
         """Whether a thread that the mutex names may be alive. If not, that is certain.
 
         If its id has been given to a thread of another program meanwhile, that is dead, too: who
-        holds the mutex has the segment in its memory. What may not be seen counts as alive.
+        holds the mutex has the segment in its memory. And if it has been given to a thread of this
+        process, this process can tell. What may not be seen counts as alive.
         """
         if is_dead(holder):
             return False
         pid = process_of(holder)
+        if pid == os.getpid() and shows_threads():
+            return self.lock.held_by(holder)
         return (
             not shows_threads()
-            or pid in {0, os.getpid()}
+            or not pid
             or pid in self.segment.members.pids()
             or self.segment.may_be_mapped_by(holder)
         )
@@ -138,6 +141,7 @@ class Resources:
         """Leave the segment: clear up what this process has in it, and close everything."""
         self.log_drop.tell()
         with contextlib.suppress(IPCError, OSError):
+            self.segment.check_length()
             section = make_section(self.lock, self.store.words, self._recover, Waits(1.0, 1.0))
             section(self._leave)
         self.ringer.close()

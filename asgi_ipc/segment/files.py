@@ -27,6 +27,7 @@ from .procfs import command_line, flock_holder, is_stopped
 
 _STANDARD = 2  # the highest descriptor of the standard streams
 _TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OF_ANOTHER_KIND = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # a link, a socket, a directory
 PATIENCE = 10.0  # seconds to wait for attach.lock, where no option says how long
 _POLLED = 0.005  # seconds before a thread waits for it
 _waiting: set[str] = set()  # the files that a thread of this process waits for
@@ -78,21 +79,54 @@ def map_file(fd: int, size: int, prot: int = mmap.PROT_READ | mmap.PROT_WRITE) -
 
 def open_file(path: str, mode: int) -> int:
     """Open or create a file of ours, with exactly `mode`. Raises ForeignSegment."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = raise_above(os.open(path, flags | os.O_CREAT | os.O_EXCL, mode))
+        fd = raise_above(os.open(path, flags, mode))
         os.fchmod(fd, mode)  # the umask may have taken bits away
         return fd
     except FileExistsError:
         pass
     try:
-        fd = raise_above(os.open(path, flags))
+        fd = open_existing_file(path)
     except FileNotFoundError:
         return open_file(path, mode)
+    except ForeignSegment:
+        raise
     except PermissionError as error:
         raise ForeignSegment(f"cannot open {path}: {error.strerror}") from None
     check_owner(path, os.fstat(fd), mode, stat.S_ISREG)
     return fd
+
+
+def open_existing_file(path: str, access: int = os.O_RDWR) -> int:
+    """Open a file for reading or writing, without waiting for the other end of a FIFO. Raises
+    ForeignSegment for what cannot be opened because it is no file."""
+    try:
+        return raise_above(os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno not in _OF_ANOTHER_KIND:
+            raise
+        raise _of_another_kind(path) from None
+
+
+def check_kind(path: str, status: os.stat_result, kind: Callable[[int], bool]) -> None:
+    """Raise ForeignSegment for what is not of a `kind` (`stat.S_ISREG`, say)."""
+    if not kind(status.st_mode):
+        raise _of_another_kind(path)
+
+
+def remove_file(path: str) -> None:
+    """Remove a file, if there is one. Raises ForeignSegment for a directory."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        raise _of_another_kind(path) from None
+
+
+def _of_another_kind(path: str) -> ForeignSegment:
+    return ForeignSegment(f"{path} is of another type than this package creates; remove it")
 
 
 def check_owner(
@@ -100,8 +134,7 @@ def check_owner(
 ) -> None:
     """Refuse what another user made, unless `mode` opens the layer to a group that we share.
 
-    Also refuses what everybody can write, and what is not of this `kind` (`stat.S_ISREG`, say).
-    Raises ForeignSegment.
+    Also refuses what everybody can write, and what is not of this `kind`. Raises ForeignSegment.
     """
     ours = status.st_uid == os.geteuid() or (
         mode & 0o060 == 0o060
@@ -114,8 +147,8 @@ def check_owner(
             "Another user made it: choose another prefix, or, to share it with a group, give every "
             "process mode=0o660 and a common group"
         )
-    if kind is not None and not kind(status.st_mode):
-        raise ForeignSegment(f"{path} is of another type than this package creates; remove it")
+    if kind is not None:
+        check_kind(path, status, kind)
     if status.st_mode & 0o002:
         raise ForeignSegment(f"everybody can write to {path}; remove it, or correct its mode")
 

@@ -33,6 +33,13 @@ _PTHREAD_MUTEX_ERRORCHECK = 2
 GLIBC = (0, 8, 0x7FFFFFFE)
 MUSL = (4, 4, 0x7FFFFFFF)
 
+# The number of the system call that tells where a thread has its list of robust mutexes.
+_GET_ROBUST_LIST = {"x86_64": 274, "aarch64": 100}.get(os.uname().machine, 0)
+_LISTED = 1000  # mutexes of one thread that are looked at
+_ADDRESSES = struct.Struct("PlP")  # head of the list: first entry, where its futex is, pending
+
+_has_gil = getattr(sys, "_is_gil_enabled", lambda: True)
+
 _libc = ctypes.PyDLL(None)
 
 _FUTEX, _STATE, _LOST = GLIBC if hasattr(_libc, "gnu_get_libc_version") else MUSL
@@ -88,12 +95,46 @@ class Mutex:
         """Whether nobody can take the mutex any more."""
         return bool(self._state.value & 0x7FFFFFFF == _LOST)
 
+    def held_by(self, thread: int) -> bool:
+        """Whether a thread of this process, which its futex word names, holds the mutex. It does
+        not if a dead thread had the same id. True if that cannot be told.
+
+        The kernel has the answer: the list of mutexes that it releases when the thread ends. No
+        other thread takes or releases one meanwhile, because that is done with the GIL held. Where
+        there is none, only the caller itself can be asked.
+        """
+        if thread != threading.get_native_id() and not _has_gil():
+            return True
+        head, size = ctypes.c_size_t(), ctypes.c_size_t()
+        ask = (thread, ctypes.byref(head), ctypes.byref(size))
+        if not _GET_ROBUST_LIST or _libc.syscall(_GET_ROBUST_LIST, *ask):
+            return True
+        if not head.value:
+            return False
+        futex = ctypes.addressof(self._futex)
+        try:
+            with open("/proc/self/mem", "rb", buffering=0) as memory:
+                read = os.pread(memory.fileno(), _ADDRESSES.size, head.value)
+                entry, offset, pending = _ADDRESSES.unpack(read)
+                if pending and pending + offset == futex:
+                    return True
+                for _ in range(_LISTED):
+                    if entry == head.value:
+                        return False
+                    if entry + offset == futex:
+                        return True
+                    at = entry & ~1  # a mark of the kernel's
+                    (entry,) = struct.unpack("P", os.pread(memory.fileno(), 8, at))
+        except (OSError, OverflowError, struct.error):
+            pass
+        return True
+
     # Others try the mutex meanwhile. So neither of these two makes it new: after each store, a try
     # of another thread is as right as it was before.
 
     def report_death(self, holder: int) -> None:
-        """Do what the kernel does when the holder of a mutex dies, if `holder` still holds it. The
-        thread must be dead, and one caller at a time may do this."""
+        """Do what the kernel does when the holder of a mutex dies, if that still names `holder`.
+        The thread that held it must be dead, and one caller at a time may do this."""
         word = self._futex.value
         if word & _HOLDER == holder:
             self._futex.value = word & _WAITED_FOR | _OWNER_DIED
@@ -162,6 +203,9 @@ class FileLock:
 
     def mine(self) -> bool:
         return False  # `trylock` says so itself
+
+    def held_by(self, thread: int) -> bool:
+        return True  # the kernel releases it in any case
 
     def holder(self) -> int:
         """Process id of the holder; 0 if there is none or it is unknown."""

@@ -25,7 +25,18 @@ from ..store.layout import (
     PROCESS_WORDS,
     WORD,
 )
-from .files import PATIENCE, Descriptor, Members, attach_lock, check_owner, map_file, raise_above
+from .files import (
+    PATIENCE,
+    Descriptor,
+    Members,
+    attach_lock,
+    check_kind,
+    check_owner,
+    map_file,
+    open_existing_file,
+    raise_above,
+    remove_file,
+)
 from .header import Header, format_segment
 from .lock import init_mutex
 from .paths import SHM, Paths, full_prefix, prefixes
@@ -92,14 +103,9 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
     If it cannot, and no process is `alive` in it, it is stale: then remove it and return None.
     """
     try:
-        # Never with a size: that would resize it.
-        fd = raise_above(posix_ipc.SharedMemory(paths.segment).fd)
-    except posix_ipc.ExistentialError:
+        fd = _open_shared(paths, os.O_RDWR, "choose another prefix")
+    except FileNotFoundError:
         return None
-    except posix_ipc.PermissionsError:
-        raise ForeignSegment(
-            f"the segment of prefix {paths.prefix!r} belongs to another user; choose another prefix"
-        ) from None
     try:
         status = os.fstat(fd)
         check_owner(f"the segment of prefix {paths.prefix!r}", status, wanted.mode)
@@ -183,18 +189,39 @@ def open_existing(paths: Paths, write: bool = False) -> Descriptor:
     not read it (or, with `write`, write to it).
     """
     try:
-        opened = posix_ipc.SharedMemory(paths.segment, read_only=not write)
-        return Descriptor(raise_above(opened.fd))
-    except posix_ipc.ExistentialError:
+        access = os.O_RDWR if write else os.O_RDONLY
+        return Descriptor(_open_shared(paths, access, "run this as its owner or as root"))
+    except FileNotFoundError:
         others = ", ".join(prefixes())
         raise NoSuchLayer(
             f"there is no layer with prefix {paths.prefix!r} on this machine; "
             + (f"there are: {others}" if others else "there are no layers at all")
         ) from None
-    except posix_ipc.PermissionsError:
+
+
+def _open_shared(paths: Paths, access: int, advice: str) -> int:
+    """Open the shared memory. Raises FileNotFoundError; and ForeignSegment for what is no shared
+    memory or, with `advice`, for that of another user."""
+    try:
+        if paths.shows:
+            # Not as posix_ipc does: it waits where somebody put a FIFO in its place.
+            fd = open_existing_file(paths.file, access)
+            try:
+                check_kind(paths.file, os.fstat(fd), stat.S_ISREG)
+            except BaseException:
+                os.close(fd)
+                raise
+            return fd
+        # Never with a size: that would resize it.
+        opened = posix_ipc.SharedMemory(paths.segment, read_only=access == os.O_RDONLY)
+        return raise_above(opened.fd)
+    except posix_ipc.ExistentialError as error:
+        raise FileNotFoundError(*error.args) from None
+    except ForeignSegment:
+        raise
+    except (PermissionError, posix_ipc.PermissionsError):
         raise ForeignSegment(
-            f"the segment of prefix {paths.prefix!r} belongs to another user: run this as its "
-            "owner or as root"
+            f"the segment of prefix {paths.prefix!r} belongs to another user: {advice}"
         ) from None
 
 
@@ -218,8 +245,7 @@ def remove(paths: Paths) -> bool:
         _unlink(paths)
         check_owner(paths.directory, os.lstat(paths.directory), 0o600, stat.S_ISDIR)
         for name in os.listdir(paths.directory):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(paths.directory, name))
+            remove_file(os.path.join(paths.directory, name))
         with contextlib.suppress(OSError):
             os.rmdir(paths.directory)
     return True
@@ -236,4 +262,7 @@ def _unlink(paths: Paths) -> bool:
             f"the segment of prefix {paths.prefix!r} belongs to another user, and only that user "
             "can remove it"
         ) from None
+    except IsADirectoryError:
+        check_kind(paths.file, os.lstat(paths.file), stat.S_ISREG)
+        raise
     return True

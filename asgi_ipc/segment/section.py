@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from threading import get_native_id
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -137,8 +138,10 @@ def make_section_of_three(
             # A lost mutex must not even be unlocked: glibc takes this thread for its holder, and
             # crashes.
             # Where `mine` is not set yet the lock may still be ours, unless an outer section has
-            # it.
-            if not isinstance(error, LockLost) and (mine or not _nested(sys._getframe(), handle)):
+            # it, or a dead thread that had the id of this one.
+            if not isinstance(error, LockLost) and (
+                mine or (not _nested(sys._getframe(), handle) and lock.held_by(get_native_id()))
+            ):
                 consistent(handle)
                 unlock(handle)
             if isinstance(error, _OUT_OF_RANGE) and not isinstance(error, IPCError):
@@ -168,7 +171,13 @@ def make_section_of_three(
                         "handler or __del__ of this thread. Set a flag there, or call from another "
                         "thread"
                     )
-                return  # an earlier call lost track of it: it is ours nevertheless
+                if lock.held_by(get_native_id()):
+                    return  # an earlier call lost track of it: it is ours nevertheless
+                # A thread whose death was not reported had the id that this one has now.
+                if renew(lock.holder()):
+                    code = trylock(handle)
+                    continue
+                code = errno.EBUSY
             tries += 1
             if code == errno.ENOTRECOVERABLE:
                 if not renew(0):

@@ -2,7 +2,7 @@
 
 A segment has its full size as addresses from the start, and hardly any of it as memory: pages are
 reserved in steps, before they are touched, because tmpfs kills a process with SIGBUS that touches a
-page for which it has no memory.
+page for which it has no memory. It does the same where the file has been cut short.
 
 This module must not create, replace or remove a segment (`opening`), and knows nothing of what is
 stored in it.
@@ -18,14 +18,14 @@ import os
 
 import posix_ipc
 
-from ..errors import ForeignSegment
+from ..errors import CorruptHeader, ForeignSegment, IncompatibleSegment
 from ..store.layout import WORD
 from .cgroup import cgroup_allows
 from .doorbell import Doorbell, Ringer, path_of
 from .files import Members, attach_lock, raise_above
 from .header import Header
 from .paths import Paths
-from .procfs import has_mapped
+from .procfs import has_mapped, namespace
 from .wanted import Wanted
 
 logger = logging.getLogger("asgi_ipc")
@@ -47,11 +47,14 @@ class Segment:
         self.nonce = header.nonce
         self.lock_kind = header.lock_kind
         self.mode = header.mode
+        self._time_namespace = header.time_namespace
         self._identity = header.identity
         self._status = os.fstat(fd) if fd >= 0 else None
 
     def reserve(self, offset: int, length: int) -> bool:
-        """Make bytes of the segment safe to touch; False if there is no memory for them."""
+        """Make bytes of the segment safe to touch; False if there is no memory for them. Raises
+        CorruptHeader as `check_length` does."""
+        self.check_length()  # the kernel would make the file longer again, and the middle zeros
         if not self._backed(offset, length) and not cgroup_allows(length):
             return False
         return allocate(self.fd, offset, length)
@@ -121,10 +124,29 @@ class Segment:
         self.members.close()
         os.close(self.fd)
 
+    def check_length(self) -> None:
+        """Raise CorruptHeader if the segment was cut short: nobody may touch it any more."""
+        if self._status is None:
+            return
+        length = os.fstat(self.fd).st_size
+        if length < self._status.st_size:
+            raise CorruptHeader(
+                f"the segment of prefix {self.paths.prefix!r} was cut short to {length} bytes "
+                "while processes used it, and what it held is lost. A process that touches what "
+                "is missing is killed by SIGBUS"
+            )
+
     def vanished(self) -> bool:
         """Whether the segment or a file beside it was removed, or replaced by another. Raises
-        ForeignSegment if this process may not see that any more."""
+        ForeignSegment if this process may not see that any more, and IncompatibleSegment if its
+        clock is another than it was."""
         assert self._status is not None
+        if namespace("time") not in (0, self._time_namespace):
+            raise IncompatibleSegment(
+                "this process has moved to another time namespace, where the clock is not that of "
+                f"the segment of prefix {self.paths.prefix!r}. Move before the first call, and run "
+                "all processes of a prefix in one time namespace"
+            )
         try:
             if os.stat(self.paths.members).st_ino != self.members.inode:
                 return True

@@ -22,7 +22,13 @@ import pytest
 
 from asgi_ipc import segment
 from asgi_ipc.conformance.base import MESSAGE
-from asgi_ipc.errors import ForeignSegment, LockTimeout, NotOwner, SegmentVanished
+from asgi_ipc.errors import (
+    ForeignSegment,
+    IncompatibleSegment,
+    LockTimeout,
+    NotOwner,
+    SegmentVanished,
+)
 from asgi_ipc.inspection.locked import complaints
 from asgi_ipc.inspection.view import View
 from asgi_ipc.segment import files
@@ -31,7 +37,20 @@ from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store import waiters
 from asgi_ipc.store.layout import H_LOCK, PAGE, WORD
 
-from ..forks import NOBODY, Line, bounded, child, children, in_child, is_root, on_linux, rests
+from ..environments import child_environment
+from ..forks import (
+    NOBODY,
+    Line,
+    another_clock,
+    bounded,
+    child,
+    children,
+    in_child,
+    is_root,
+    on_linux,
+    or_skip,
+    rests,
+)
 from ..unit.support import contents
 from ..waiting import LIVENESS, in_threads, until
 from .layers import LOCKS, NOTHING, SHM, SOON, Make
@@ -382,6 +401,65 @@ def test_the_thread_id_of_a_dead_holder_that_still_stands_for_something(
     assert len(contents(make.look()).messages[b"c"]) == 2
 
 
+DIE_UNREPORTED = """
+import ctypes, os, sys, asgi_ipc
+layer = asgi_ipc.IPCChannelLayer(sys.argv[1])
+layer.send("c", {"text": "of the victim"})
+lock = layer._core.session.attachment.lock
+assert lock.trylock(lock.handle) == 0
+set_robust_list = {"x86_64": 273, "aarch64": 99}[os.uname().machine]
+assert ctypes.CDLL(None).syscall(set_robust_list, ctypes.create_string_buffer(24), 24) == 0
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("whose", ["the caller", "another thread", "another process"])
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_the_thread_id_of_a_dead_holder_was_given_to_a_thread_of_the_layer(
+    make: Make, kind: str, whose: str
+) -> None:
+    """Its death was not reported. What it left in the mutex are addresses of its own memory."""
+    if not robust_mutexes() or os.uname().machine not in ("x86_64", "aarch64"):
+        pytest.skip("lacking: robust mutexes, and the numbers of system calls")
+    layer = make(lock_timeout=0.2)
+    layer.send("c", MESSAGE)
+    lock = layer._core.session.attachment.lock
+    done = threading.Event()
+
+    def call() -> bool:
+        if kind == "asyncio":
+            asyncio.run(make.asyncio().send("c", MESSAGE))
+        else:
+            make(lock_timeout=0.2).send("c", MESSAGE)
+        return True
+
+    def attached(line: Line) -> bool:
+        make().send("here", MESSAGE)
+        line.say(threading.get_native_id())
+        line.hear()
+        return call()
+
+    with child(attached) as process:
+        other = process.hear()
+        run = [sys.executable, "-c", DIE_UNREPORTED, make.prefix]
+        subprocess.run(run, env=child_environment(), check=True)
+        assert lock.holder() not in (0, threading.get_native_id())
+        thread = threading.Thread(target=done.wait)
+        thread.start()
+        ids = {"the caller": threading.get_native_id(), "another thread": thread.native_id}
+        lock._futex.value = ids.get(whose, other)
+        if whose == "another process":
+            process.say()  # which finds out for all
+            assert process.hear()
+        else:
+            assert call()
+        done.set()
+        thread.join()
+    layer.send("c", MESSAGE)
+    assert len(contents(make.look()).messages[b"c"]) == 3 + 1
+    assert complaints(View(make.prefix), LIVENESS) == []
+
+
 def test_processes_that_try_a_mutex_while_it_is_renewed_exclude_each_other(make: Make) -> None:
     if not robust_mutexes():
         pytest.skip("lacking: robust mutexes")
@@ -525,6 +603,31 @@ def test_a_process_that_changed_its_user_is_told_why_it_may_not_go_on(
     assert [error for error, _ in said] == [ForeignSegment] * 3, said
     assert all(str(NOBODY) in text for _, text in said), said
     assert "setuid" in said[0][1]
+
+
+@pytest.mark.parametrize("offset", [-100, 100_000])
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_a_process_that_changed_its_clock_is_told_that_it_may_not_go_on(
+    make: Make, kind: str, offset: int
+) -> None:
+    """It moved to another time namespace, where messages would expire at once or last too long."""
+
+    def live() -> str:
+        layer = make() if kind == "blocking" else make.asyncio()
+        made = layer.send("b", MESSAGE)
+        if made is not None:
+            asyncio.run(made)
+        with another_clock(offset):
+            try:
+                if kind == "blocking":
+                    layer.receive(["nothing"], block=True, timeout=2 * SOON)
+                else:
+                    asyncio.run(layer.receive_async(["nothing"], timeout=2 * SOON))
+            except IncompatibleSegment as error:
+                return str(error)
+        return "it goes on"
+
+    assert "another time namespace" in or_skip(live)
 
 
 def test_a_doorbell_that_may_not_be_rung_is_one_warning(

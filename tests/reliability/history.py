@@ -459,6 +459,7 @@ def judge(
     disturbances: Iterable[Disturbance],
     begin: float,
     end: float,
+    longest: float = LONGEST,
 ) -> tuple[list[str], dict[str, Any]]:
     """What is wrong with a history, in words, and figures that show how much there was to judge."""
     events, killed = list(events), set(killed)
@@ -506,7 +507,7 @@ def judge(
     for event in events:
         if event.what not in ("sent", "full", "got", "none", "waited"):
             continue
-        since, allowed = event.begin, LONGEST
+        since, allowed = event.begin, longest
         if event.what == "waited":
             allowed += float(OPTIONS["receive_timeout"])
         elif event.what == "got":
@@ -518,7 +519,7 @@ def judge(
         outside = _outside(since, event.end, windows)
         judged += outside == event.end - since
         took = outside - event.late
-        worst = max(worst, took - allowed + LONGEST)
+        worst = max(worst, took - allowed + longest)
         if took > allowed:
             problems.append(
                 f"{event.process}: {event.what} {event.uid} {event.channel} took "
@@ -588,7 +589,9 @@ def left_behind(prefix: str) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_fifo())
 
 
-def history(seconds: float, seed: int, folder: Path) -> tuple[list[str], dict[str, Any]]:
+def history(
+    seconds: float, seed: int, folder: Path, longest: float = LONGEST
+) -> tuple[list[str], dict[str, Any]]:
     """Live through it, and judge it: problems and figures."""
     prefix = f"h{os.getpid()}-{secrets.token_hex(4)}"
     open_before = set(os.listdir("/proc/self/fd"))
@@ -600,7 +603,8 @@ def history(seconds: float, seed: int, folder: Path) -> tuple[list[str], dict[st
             chaos.stop_all()
         drops = chaos.drops()
         problems, figures = judge(
-            read(folder), chaos.killed, drops, chaos.disturbances, chaos.begin, chaos.end
+            *(read(folder), chaos.killed, drops, chaos.disturbances),
+            *(chaos.begin, chaos.end, longest),
         )
         problems = chaos.problems + problems
         for name, code in chaos.codes.items():
@@ -644,6 +648,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--longest", type=float, default=LONGEST, help="seconds for any call")
     parser.add_argument("--keep", help="folder for the logs, which stay there")
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--prefix", help=argparse.SUPPRESS)
@@ -657,7 +662,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         kept = given.keep or stack.enter_context(tempfile.TemporaryDirectory())
         Path(kept).mkdir(parents=True, exist_ok=True)
-        problems, figures = history(given.seconds, seed, Path(kept))
+        problems, figures = history(given.seconds, seed, Path(kept), given.longest)
     print(json.dumps(figures, indent=1), flush=True)
     for problem in problems[:50]:
         print("PROBLEM:", problem)

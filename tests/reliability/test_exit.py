@@ -115,7 +115,8 @@ def test_daemon_threads_that_go_on_are_told_or_attach_again(prefix: str, kind: s
                 note(error)
         asyncio.run(loop())
     def note(error):
-        seen.add(type(error).__name__ + ": " + str(error))
+        if not isinstance(error, layer.ChannelFull):  # receives may be slower than sends
+            seen.add(type(error).__name__ + ": " + str(error))
     def last():
         time.sleep(0.2)
         print("\\n".join(sorted(seen)))

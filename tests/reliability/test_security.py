@@ -11,7 +11,10 @@ import errno
 import logging
 import os
 import shutil
+import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +28,12 @@ import asgi_ipc
 from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.errors import ForeignSegment, InvalidOption, IPCError
+from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import Q_DROPS, S_DROPS, UNDECODABLE
 
+from ..environments import child_environment
+from ..forks import bounded
 from ..waiting import LIVENESS, until
 from .test_corruption import in_child
 
@@ -334,28 +340,96 @@ def test_what_the_world_can_write_is_refused(prefix: str, what: str) -> None:
         os.chmod(path, mode)
 
 
-@pytest.mark.parametrize("what", ["attach.lock", "members"])
-@pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
+OTHER_KINDS = ["link", "fifo", "socket", "directory"]
+
+
+@contextmanager
+def of_another_kind(path: str, kind: str, target: Path) -> Iterator[None]:
+    """Something at `path` that is no file. `target` is where a link leads, and is left alone."""
+    target.write_bytes(b"precious")
+    if kind == "link":
+        os.symlink(target, path)
+    elif kind == "fifo":
+        os.mkfifo(path, 0o600)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path)
+    else:
+        os.mkdir(path)
+    try:
+        yield
+        assert target.read_bytes() == b"precious"
+    finally:
+        if os.path.lexists(path):
+            os.rmdir(path) if kind == "directory" else os.unlink(path)
+
+
+@pytest.mark.parametrize("what", ["attach.lock", "members", "section.lock"])
+@pytest.mark.parametrize("kind", OTHER_KINDS)
 def test_a_file_of_another_kind_is_refused(
     prefix: str, what: str, kind: str, tmp_path: Path
 ) -> None:
     paths = Paths(prefix)
     os.mkdir(paths.directory, 0o700)
     path = os.path.join(paths.directory, what)
-    target = tmp_path / "target"
-    target.write_bytes(b"precious")
-    if kind == "link":
-        os.symlink(target, path)
-    elif kind == "fifo":
-        os.mkfifo(path, 0o600)
-    else:
-        os.mkdir(path)
-    try:
-        with pytest.raises((IPCError, OSError)):
-            use(prefix)
-        assert target.read_bytes() == b"precious"
-    finally:
-        os.rmdir(path) if kind == "directory" else os.unlink(path)
+    with of_another_kind(path, kind, tmp_path / "target"), bounded():
+        with pytest.raises(ForeignSegment, match=f"{what} is of another type.*remove it"):
+            use(prefix, lock="file")
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_a_segment_of_another_kind_is_refused_by_who_uses_it_and_who_looks(
+    prefix: str, kind: str, tmp_path: Path
+) -> None:
+    """To open a FIFO for reading would wait for somebody who writes."""
+    path = "/dev/shm" + Paths(prefix).segment
+    with of_another_kind(path, kind, tmp_path / "target"), bounded():
+        for call in (use, View):
+            with pytest.raises(ForeignSegment, match="is of another type.*remove it"):
+                call(prefix)
+
+
+OPENS = """
+import os, sys
+opened = []
+def note(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and "asgi_ipc." in arguments[0]:
+        opened.append(arguments[2])
+sys.addaudithook(note)
+import asgi_ipc
+layer = asgi_ipc.IPCChannelLayer(sys.argv[1], lock="file")
+layer.send("a", {"n": 1})
+layer.receive(["b"], block=True, timeout=0.01)
+layer.close()
+asgi_ipc.segment.destroy(sys.argv[1])
+creates = [flags for flags in opened if flags & os.O_CREAT]
+assert len(creates) >= 3, opened
+assert all(flags & os.O_EXCL for flags in creates), creates
+"""
+
+
+def test_files_are_created_or_opened_and_never_either(prefix: str) -> None:
+    """The kernel refuses an open that may create, where the directory is sticky and the file is
+    another user's (fs.protected_regular, fs.protected_fifos)."""
+    done = subprocess.run(
+        [sys.executable, "-c", OPENS, prefix],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIVENESS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_directory_where_a_file_should_be_is_not_removed(prefix: str) -> None:
+    paths = Paths(prefix)
+    os.mkdir(paths.directory, 0o700)
+    os.mkdir(os.path.join(paths.directory, "members"))
+    with pytest.raises(ForeignSegment, match="members is of another type"):
+        segment.destroy(prefix)
+    os.rmdir(os.path.join(paths.directory, "members"))
+    assert segment.destroy(prefix)
 
 
 def a_regular_file(bell: Path) -> None:

@@ -102,6 +102,15 @@ def test_more_rings_than_are_read_at_once_mean_all(folder: str) -> None:
         assert bell.answer() == []
 
 
+def test_a_flood_of_rings_does_not_keep_its_reader(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody writes as fast as this reads, so that the bell is never empty."""
+    with bell_of(folder) as bell, bounded(LIVENESS / 6):
+        monkeypatch.setattr(os, "read", lambda fd, room: bytes(room))
+        assert bell.answer() == [ALL]
+
+
 def test_half_a_ring_means_all(folder: str) -> None:
     with bell_of(folder) as bell:
         os.write(bell.fileno(), b"abc")

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from asgi_ipc.errors import CorruptHeader
 from asgi_ipc.segment import segment
 from asgi_ipc.segment.opening import destroy
-from asgi_ipc.store.layout import PAGE
+from asgi_ipc.store.layout import PAGE, WORD
 from asgi_ipc.store.queues import NO_MEMORY
 from asgi_ipc.store.store import Store
 
@@ -55,6 +56,15 @@ def test_memory_beyond_that_of_the_cgroup_is_not_reserved(
         monkeypatch.undo()
         assert found.reserve(found.layout.size - PAGE, PAGE)
         assert os.fstat(found.fd).st_blocks > blocks
+
+
+def test_a_segment_that_was_cut_short_does_not_grow(prefix: str) -> None:
+    """To grow it would make it as long as it was, with zeros in the middle."""
+    with attached(wants(prefix)) as (found, _):
+        os.truncate(file_of(prefix), found.layout.size - PAGE)
+        with pytest.raises(CorruptHeader, match=f"{prefix}.*cut short.*destroy"):
+            found.reserve(found.layout.log * WORD, PAGE)
+        assert file_of(prefix).stat().st_size == found.layout.size - PAGE
 
 
 # -- the end --------------------------------------------------------------------------------------

@@ -1,0 +1,115 @@
+"""Allocations of Python that fail, in the middle of any call. What is left is what any exception
+leaves: the lock is free, the store is whole, and a message is there once or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import asgi_ipc
+import asgi_ipc.aio
+from asgi_ipc.conformance.base import MESSAGE
+from asgi_ipc.inspection import locked
+from asgi_ipc.inspection.view import View
+
+from ..forks import Line, child
+from ..waiting import LIVENESS
+
+CALM = 3  # calls in a row that succeed, after which no allocation of a call is left to fail
+_testcapi: Any = pytest.importorskip("_testcapi", reason="lacking: _testcapi, Python's own tests")
+
+
+def failing(at: int, count: int, call: Callable[..., Any], *args: Any) -> Any:
+    """What `call` returns, or MemoryError, if `count` allocations fail from number `at` on."""
+    _testcapi.set_nomemory(at, at + count)
+    try:
+        result = call(*args)
+        _testcapi.remove_mem_hooks()
+    except MemoryError:
+        _testcapi.remove_mem_hooks()
+        result = MemoryError
+    return result
+
+
+class Blocking:
+    def __init__(self, prefix: str) -> None:
+        self.layer = asgi_ipc.IPCChannelLayer(prefix)
+        self.core = self.layer._core
+
+    def send(self, channel: str, message: Any) -> Any:
+        return self.layer.send(channel, message)
+
+    def receive(self, channel: str) -> Any:
+        return self.layer.receive([channel])[1]
+
+
+class Asyncio(Blocking):
+    """The calls of an event loop, as a task makes them: no call here has to wait."""
+
+    def __init__(self, prefix: str) -> None:
+        self.layer = asgi_ipc.aio.IPCChannelLayer(prefix)
+        self.core = self.layer._core
+
+    def send(self, channel: str, message: Any) -> Any:
+        return step(self.layer.send(channel, message))
+
+    def receive(self, channel: str) -> Any:
+        return step(self.layer.receive(channel))
+
+
+def step(call: Any) -> Any:
+    try:
+        call.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits")
+
+
+@pytest.mark.parametrize("count", [1, 12])
+@pytest.mark.parametrize("kind", [Blocking, Asyncio])
+def test_a_call_in_which_allocations_fail(prefix: str, kind: Any, count: int) -> None:
+    channel = "c"
+
+    async def fail() -> tuple[int, set[int]]:
+        """In an event loop, as any task, which has nothing to do."""
+        layer = kind(prefix)
+        layer.send(channel, MESSAGE)
+        assert layer.receive(channel) == MESSAGE
+        session = layer.core.session
+        lock, row = session.attachment.lock, session.targets[channel].row
+        sent, received, raised = 0, [], 0
+        for what in ("send", "receive"):
+            at = calm = 0
+            while calm < CALM:
+                sent += 1
+                message = {"number": sent}
+                if what == "receive":
+                    layer.send(channel, message)
+                    result = failing(at, count, layer.receive, channel)
+                else:
+                    result = failing(at, count, layer.send, channel, message)
+                assert lock.holder() == 0
+                raised += result is MemoryError
+                calm = 0 if result is MemoryError else calm + 1
+                if result not in (None, MemoryError):
+                    received.append(result["number"])
+                layer.core.group_channels("nobody")  # recovers, if that is necessary
+                while session.pending(row):
+                    received.append(layer.receive(channel)["number"])
+                at += 1
+        assert received == sorted(set(received)), "doubled, or out of order"
+        return raised, set(range(1, sent + 1)) - set(received)
+
+    def run(line: Line) -> tuple[int, set[int]]:
+        gc.disable()  # it would allocate, and take most of the time
+        return asyncio.run(fail())
+
+    with child(run) as process:
+        raised, missing = process.hear()
+    assert raised > 20
+    assert len(missing) <= raised  # nothing is lost without a word
+    assert locked.complaints(View(prefix), LIVENESS) == []
