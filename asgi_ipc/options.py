@@ -101,8 +101,8 @@ class Options:
     ========================= ============ ========= ==============================================
     option                    default      unit
     ========================= ============ ========= ==============================================
-    message_memory            100 MiB      bytes     for messages; the live segment's value holds
-    group_memory              20 MiB       bytes     for groups; the live segment's value holds
+    message_memory            100 MiB      bytes     of messages that may wait; see below
+    group_memory              20 MiB       bytes     for groups, 250 for each membership
     expiry                    60           seconds   after which an unread message is dropped
     group_expiry              86400        seconds   from the last add to the end of a membership
     capacity                  100          messages  that may be pending in a channel
@@ -115,6 +115,13 @@ class Options:
     spin                      0.0001       seconds   that a receive may spin before it sleeps
     lock                      "mutex"                or "file", the same in all processes
     ========================= ============ ========= ==============================================
+
+    ``message_memory`` limits what may wait in all channels together: the messages as they are
+    packed (and encrypted), with 64 bytes for each. ``send`` raises ChannelFull before that is
+    exceeded. ``max_message_size`` must fit into it, with a kilobyte to spare. The segment takes
+    more of the machine's memory, because it needs room to move messages, and holds channels and
+    groups as well: see :doc:`/howto/docker`. While processes are attached, the sizes with which the
+    segment was made hold for all.
 
     ``spin`` is used only in channels whose messages arrive faster than that. There it saves the
     wakeup, the slowest part of a message's way, and keeps a processor busy in between

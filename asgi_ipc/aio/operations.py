@@ -14,7 +14,7 @@ from ..errors import CorruptStore, NotAChannel
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
 from ..names import check_channel, check_group, split
-from ..statistics import Stats
+from ..statistics import Stats, size
 from ..store.layout import (
     CAPACITY,
     MEMORY,
@@ -22,10 +22,12 @@ from ..store.layout import (
     Q_PENDING,
     Q_REFUSED,
     Q_SENT,
+    S_LIVE,
     S_REFUSED,
     S_SEQ,
     S_SEQ_BASE,
     S_SINCE,
+    WORD,
 )
 from ..store.queues import FULL, GONE, NO_MEMORY, Target
 from .fanout import Broadcast, Fanout
@@ -71,7 +73,7 @@ class Core(Receiving):
         waiter_id = session.section_of_three(session.put, target, body, now)
         if waiter_id:
             if waiter_id < 0:
-                self._refuse(session, channel, waiter_id)
+                self._refuse(session, channel, waiter_id, len(body))
             session.ring(target.row, waiter_id)
 
     def _target(self, session: Session, channel: str) -> Target:
@@ -94,16 +96,18 @@ class Core(Receiving):
                 "for a channel too, receive on that channel first"
             )
 
-    def _refuse(self, session: Session, channel: str, why: int) -> None:
+    def _refuse(self, session: Session, channel: str, why: int, length: int) -> None:
         if why == FULL:
             raise errors.ChannelFull(
                 f"channel {channel!r} is at its capacity of {self.capacity_of(channel)} messages: "
                 "its readers are slower than its senders, or there are none"
             )
+        limit = session.store.layout.message_memory
         raise errors.ChannelFull(
-            f"there is no memory for another message to {channel!r}: message_memory="
-            f"{session.store.layout.message_memory} of prefix {self.prefix!r} is used up, or the "
-            "machine has no more shared memory (Docker: --shm-size)"
+            f"there is no memory for another message to {channel!r}: message_memory={limit} of "
+            f"prefix {self.prefix!r} is used up ({size(session.store.words[S_LIVE] * WORD)} of "
+            f"{size(limit)} in use, and the message takes {size(length)}), or the machine has no "
+            "more shared memory (Docker: --shm-size)"
         )
 
     def _too_large(self, channel: str, size: int) -> str:
@@ -146,10 +150,10 @@ class Core(Receiving):
         the same `progress` goes on where LockBusy interrupted the last one.
         """
         name = check_group(group).encode("ascii")
+        session = self.session or self.attach()  # which may lower max_message_size
         body = self.codec.encode(message)
         if len(body) > self.max_message_size:
             raise errors.MessageTooLarge(self._too_large(group, len(body)))
-        session = self.session or self.attach()
         now = clock.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)

@@ -159,15 +159,6 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: str
     console.print(table)
 
 
-def size(count: float) -> str:
-    """Bytes as text."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
-
-
 def span(seconds: float) -> str:
     """A time span as text."""
     if seconds < 1:

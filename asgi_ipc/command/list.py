@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from ..inspection.layers import layers
-from .common import json_option, print_json, print_table, size
+from ..statistics import size
+from .common import json_option, print_json, print_table
 
 
 @click.command("list")

@@ -14,11 +14,11 @@ from ..segment.cgroup import cgroup_allows
 from ..segment.opening import open_existing
 from ..segment.paths import SHM, Paths, full_prefix, prefixes
 from ..segment.procfs import command_line, is_stopped, mappings_of, open_files_of, pids
-from ..statistics import UNREAD_AFTER, Channel
+from ..statistics import UNREAD_AFTER, Channel, size
 from ..store import layout as at
 from . import locked
 from .snapshot import Snapshot
-from .surroundings import OK, PROBLEM, WARNING, Finding, machine_findings, mib
+from .surroundings import OK, PROBLEM, WARNING, Finding, machine_findings
 from .view import View, attached_to
 
 _MUCH = 0.9  # share of a limit above which a warning is due
@@ -66,7 +66,7 @@ def _layer(prefix: str) -> Iterator[Finding]:
             WARNING,
             prefix,
             "processes",
-            f"no process is attached; {mib(view.reserved())} reserved, "
+            f"no process is attached; {size(view.reserved())} reserved, "
             f"{snapshot.totals().pending} messages pending",
             f"if the layer is no longer used: {destroy}",
         )
@@ -86,14 +86,14 @@ def _room(view: View, snapshot: Snapshot) -> Iterator[Finding]:
     with contextlib.suppress(OSError):
         status = os.statvfs(SHM)
         free = status.f_bavail * status.f_frsize
-        level, text = OK, f"{mib(memory.in_use)} of {mib(memory.limit)} in use"
+        level, text = OK, f"{size(memory.in_use)} of {size(memory.limit)} in use"
         remedy = ""
         if memory.in_use > memory.limit * _MUCH:
             level = WARNING
             remedy = "add readers, or raise message_memory in all processes"
         elif free < missing - memory.reserved:
             level = WARNING
-            text += f", but {SHM} has only {mib(free)} free: senders get ChannelFull before that"
+            text += f", but {SHM} has only {size(free)} free: senders get ChannelFull before that"
             remedy = f"enlarge {SHM} (docker run --shm-size=...), or lower message_memory"
         elif not cgroup_allows(max(missing - memory.reserved, 0)):
             level = WARNING

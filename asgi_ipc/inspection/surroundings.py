@@ -16,6 +16,7 @@ from pathlib import Path
 from ..segment.lock import robust_mutexes
 from ..segment.paths import SHM
 from ..segment.procfs import user_name
+from ..statistics import size
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
@@ -61,8 +62,8 @@ def shared_memory() -> Iterator[Finding]:
             PROBLEM, "", subject, f"{SHM}: {error.strerror}", "mount a tmpfs there, with mode 1777"
         )
         return
-    size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
-    figures = f"{SHM} has {mib(size)}, of which {mib(free)} are free"
+    whole, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+    figures = f"{SHM} has {size(whole)}, of which {size(free)} are free"
     if free < _SMALLEST:
         yield Finding(
             PROBLEM,
@@ -72,7 +73,7 @@ def shared_memory() -> Iterator[Finding]:
             "remove unused layers (asgi-ipc list, asgi-ipc destroy), or enlarge it "
             "(docker run --shm-size=256m, mount -o remount,size=...)",
         )
-    elif size <= _DOCKERS_DEFAULT:
+    elif whole <= _DOCKERS_DEFAULT:
         yield Finding(
             WARNING,
             "",
@@ -202,8 +203,3 @@ def leftovers() -> Iterator[Finding]:
                         "the next process repairs that; to remove it now: "
                         f"asgi-ipc destroy --prefix {prefix}",
                     )
-
-
-def mib(count: int) -> str:
-    """Bytes as text."""
-    return f"{count / (1 << 20):.1f} MiB"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..errors import InvalidOption
 from ..options import Options
-from ..store.layout import LOCK_FILE, LOCK_MUTEX, MAX_WORDS, WORD, Layout
+from ..store.layout import LOCK_FILE, LOCK_MUTEX, MAX_WORDS, OVERHEAD, WORD, Layout
 from .lock import robust_mutexes
 from .paths import Paths
 
@@ -68,8 +68,15 @@ class Wanted(NamedTuple):
         return LOCK_FILE if self.lock == "file" or not robust_mutexes() else LOCK_MUTEX
 
     def layout(self) -> Layout:
-        """The layout of a new segment. Raises InvalidOption if that would be too large."""
+        """The layout of a new segment. Raises InvalidOption if that would be too large, or the
+        largest message does not fit into it."""
         layout = Layout(*self.sizes)
+        if not layout.largest_fits:
+            raise InvalidOption(
+                f"max_message_size {self.max_message_size} does not fit into message_memory "
+                f"{self.message_memory}: a message takes up to {OVERHEAD} bytes more than its own "
+                "size. Raise message_memory, or lower max_message_size"
+            )
         if layout.log_end > MAX_WORDS:
             raise InvalidOption(
                 "message_memory, group_memory and max_message_size are too large together: a "

@@ -153,11 +153,11 @@ def test_a_process_with_a_shared_memory_of_its_own(prefix: str) -> None:
 
     def elsewhere(line):  # type: ignore[no-untyped-def]
         mount_small_shared_memory(8 << 20)
-        layer = IPCChannelLayer(prefix, message_memory=1 << 20)
+        layer = IPCChannelLayer(prefix, message_memory=1 << 20, max_message_size=1 << 16)
         layer.send("a", {})
         rests(line)
 
-    layer = IPCChannelLayer(prefix, message_memory=1 << 20)
+    layer = IPCChannelLayer(prefix, message_memory=1 << 20, max_message_size=1 << 16)
     layer.send("a", {})
     or_skip(lambda: mount_small_shared_memory(8 << 20))
     with child(elsewhere) as process:

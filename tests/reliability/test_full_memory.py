@@ -15,8 +15,12 @@ from typing import Any
 import pytest
 
 from asgi_ipc import IPCChannelLayer
-from asgi_ipc.errors import ChannelFull, LimitReached, SegmentError
-from asgi_ipc.store.layout import DROP_REASONS, S_DROPS
+from asgi_ipc.errors import ChannelFull, LimitReached, MessageTooLarge, SegmentError
+from asgi_ipc.inspection.diagnosis import diagnose
+from asgi_ipc.inspection.surroundings import WARNING
+from asgi_ipc.options import MIN_MEMORY
+from asgi_ipc.statistics import size
+from asgi_ipc.store.layout import DROP_REASONS, OVERHEAD, S_DROPS
 
 from .test_corruption import in_child
 
@@ -266,12 +270,59 @@ def test_message_memory_is_a_limit(prefix: str, memory: int) -> None:
     for _ in range(5):
         accepted, error = fill(layer, channels, lambda: 900)
         assert f"message_memory={memory}" in error
+        used = layer.stats().memory
+        assert used.in_use <= used.limit == memory
         assert drain(layer, channels) == accepted
         stored.append(sum(map(len, accepted.values())) * 900)
-    # A largest record, local parts included, always fits, so small memories are exceeded by that.
-    assert memory * 0.75 < stored[0] and len(set(stored)) == 1
+    assert memory * 0.9 < stored[0] < memory and len(set(stored)) == 1
     layer.send("a", {"pad": b"x" * 19_900})
     assert layer.receive(["a"])[0] == "a"
+    layer.close()
+
+
+def test_the_largest_message_fits_into_the_least_memory(prefix: str) -> None:
+    """Also where it goes to many sockets of a process, whose names are stored with it."""
+    largest = MIN_MEMORY - OVERHEAD
+    layer = IPCChannelLayer(prefix, message_memory=MIN_MEMORY, max_message_size=largest)
+    message = {"pad": b"x" * (largest - 8)}
+    for _ in range(3):
+        layer.send("a", message)
+        with pytest.raises(ChannelFull):
+            layer.send("a", message)
+        assert layer.receive(["a"]) == ("a", message)
+    for number in range(10):
+        layer.group_add("g", f"socket!{number}")
+    layer.send_group("g", message)
+    found = [layer.receive(["socket!"]) for _ in range(10)]
+    assert sorted(found) == [(f"socket!{number}", message) for number in range(10)]
+    with pytest.raises(MessageTooLarge):
+        layer.send("a", {"pad": b"x" * largest})
+    layer.close()
+
+
+def test_the_limit_is_the_same_figure_everywhere(prefix: str) -> None:
+    """In the error, in `stats` and in `doctor`."""
+    layer = IPCChannelLayer(prefix, message_memory=2 * MIB, max_message_size=MIB, capacity=MANY)
+    accepted, error = fill(layer, ["a"], lambda: 100_000)
+    memory = layer.stats().memory
+    shown = f"{size(memory.in_use)} of 2.0 MiB in use"
+    assert shown in error
+    (found,) = (one for one in diagnose(prefix) if (one.prefix, one.subject) == (prefix, "memory"))
+    assert found.text.startswith(shown) and found.level == WARNING
+    assert drain(layer, ["a"]) == accepted
+    layer.close()
+
+
+@pytest.mark.parametrize("first", ["send", "send_group"])
+def test_a_live_segment_with_a_lower_limit_holds_for_the_first_call_too(
+    prefix: str, first: str
+) -> None:
+    layer = IPCChannelLayer(prefix, max_message_size=10_000)
+    layer.group_add("g", "a")
+    other = IPCChannelLayer(prefix)
+    with pytest.raises(MessageTooLarge, match="max_message_size is 10000"):
+        getattr(other, first)("g" if first == "send_group" else "a", {"pad": b"x" * 20_000})
+    other.close()
     layer.close()
 
 

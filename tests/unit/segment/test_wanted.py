@@ -13,7 +13,7 @@ from asgi_ipc.errors import InvalidOption
 from asgi_ipc.options import MAX_MEMORY, Options
 from asgi_ipc.segment import wanted
 from asgi_ipc.segment.wanted import Sizes, Wanted
-from asgi_ipc.store.layout import LOCK_FILE, LOCK_MUTEX
+from asgi_ipc.store.layout import LOCK_FILE, LOCK_MUTEX, OVERHEAD
 
 from ..support import KIB
 
@@ -48,6 +48,16 @@ def test_all_memory_together_has_a_limit(make: Callable[..., object]) -> None:
     """Each of the sizes alone would be allowed."""
     with pytest.raises(InvalidOption, match=r"too large together.*smaller than 32 GiB"):
         make(message_memory=MAX_MEMORY, group_memory=MAX_MEMORY)
+
+
+@pytest.mark.parametrize("make", [of, IPCChannelLayer, asgi_ipc.aio.IPCChannelLayer])
+def test_the_largest_message_has_to_fit(make: Callable[..., object]) -> None:
+    with pytest.raises(InvalidOption, match="max_message_size 4194304 .* message_memory 65536"):
+        make(message_memory=64 * KIB)
+    largest = 64 * KIB - OVERHEAD
+    make(message_memory=64 * KIB, max_message_size=largest)
+    with pytest.raises(InvalidOption, match=f"max_message_size {largest + 1} does not fit"):
+        make(message_memory=64 * KIB, max_message_size=largest + 1)
 
 
 @pytest.mark.parametrize("layer", [IPCChannelLayer, asgi_ipc.aio.IPCChannelLayer])
