@@ -29,7 +29,7 @@ from ..store.layout import (
     S_SINCE,
     WORD,
 )
-from ..store.queues import FULL, GONE, NO_MEMORY, Target
+from ..store.queues import CHANNELS, FULL, GONE, MESSAGES, NO_MEMORY, Target
 from .fanout import Broadcast, Fanout
 from .receiving import Receiving
 from .session import CACHED, Session
@@ -102,13 +102,22 @@ class Core(Receiving):
                 f"channel {channel!r} is at its capacity of {self.capacity_of(channel)} messages: "
                 "its readers are slower than its senders, or there are none"
             )
-        limit = session.store.layout.message_memory
         raise errors.ChannelFull(
-            f"there is no memory for another message to {channel!r}: message_memory={limit} of "
-            f"prefix {self.prefix!r} is used up ({size(session.store.words[S_LIVE] * WORD)} of "
-            f"{size(limit)} in use, and the message takes {size(length)}), or the machine has no "
-            "more shared memory (Docker: --shm-size)"
+            f"there is no memory for another message to {channel!r} of prefix {self.prefix!r}: "
+            + self._lack(session, length)
         )
+
+    def _lack(self, session: Session, length: int) -> str:
+        """Which limit the last message met, of `length` bytes, and the remedy."""
+        store = session.store
+        if store.lack == MESSAGES:
+            limit = store.layout.message_memory
+            return (
+                f"message_memory={limit} is used up ({size(store.words[S_LIVE] * WORD)} of "
+                f"{size(limit)} in use, and the message takes {size(length)} and more). Add "
+                "receivers, or raise message_memory in all processes"
+            )
+        return store.why_no_channel() if store.lack == CHANNELS else store.shortage()
 
     def _too_large(self, channel: str, size: int) -> str:
         return (
@@ -164,7 +173,8 @@ class Core(Receiving):
                 session.ring(row, waiter_id)
             for target, reason in dropped:
                 queue = target.queue.decode("ascii")
-                session.attachment.log_drop(reason, f"group {group!r}, channel {queue!r}")
+                why = self._lack(session, len(body)) if reason == MEMORY else ""
+                session.attachment.log_drop(reason, f"group {group!r}, channel {queue!r}", why)
 
     def _broadcast(
         self, session: Session, group: bytes, body: bytes, now: float, progress: Broadcast

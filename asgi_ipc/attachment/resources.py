@@ -42,7 +42,7 @@ class Resources:
         self.prefix = prefix
         self.segment = segment
         self.lock = lock
-        self.store = Store(segment.memory, segment.layout, segment.reserve)
+        self.store = Store(segment.memory, segment.layout, segment.reserve, segment.shortage)
         self.ringer = segment.ringer()
         self.log_drop = DropLog(prefix, self.store.dropped)
         self.inboxes: dict[str, Inbox] = {}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from ..errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuchLayer
-from ..segment.cgroup import cgroup_allows
+from ..segment.cgroup import full_cgroup
 from ..segment.opening import open_existing
 from ..segment.paths import SHM, Paths, full_prefix, prefixes
 from ..segment.procfs import command_line, is_stopped, mappings_of, open_files_of, pids
@@ -82,7 +82,9 @@ def _room(view: View, snapshot: Snapshot) -> Iterator[Finding]:
     """Whether the layer can grow to its limits, and whether it is close to them."""
     prefix, stats = view.prefix, snapshot.stats()
     memory = stats.memory
-    missing = memory.limit - memory.in_use
+    log = view.layout.log, view.layout.log_end, snapshot.header[at.S_MARK]
+    missing = max(log[1] - max(log[0], log[2]), 0) * at.WORD  # until message_memory is the limit
+    full = full_cgroup(missing)
     with contextlib.suppress(OSError):
         status = os.statvfs(SHM)
         free = status.f_bavail * status.f_frsize
@@ -91,14 +93,20 @@ def _room(view: View, snapshot: Snapshot) -> Iterator[Finding]:
         if memory.in_use > memory.limit * _MUCH:
             level = WARNING
             remedy = "add readers, or raise message_memory in all processes"
-        elif free < missing - memory.reserved:
+        elif free < missing:
             level = WARNING
             text += f", but {SHM} has only {size(free)} free: senders get ChannelFull before that"
             remedy = f"enlarge {SHM} (docker run --shm-size=...), or lower message_memory"
-        elif not cgroup_allows(max(missing - memory.reserved, 0)):
+        elif full is not None:
             level = WARNING
-            text += ", but the memory limit of this container (cgroup) is lower than that"
-            remedy = "raise the memory limit, or lower message_memory"
+            text += (
+                f", but the memory limit of the cgroup {full.folder}, {size(full.limit)}, leaves "
+                "less than that: senders get ChannelFull before"
+            )
+            remedy = (
+                "raise it (docker run --memory, MemoryMax= of a systemd unit), or lower "
+                "message_memory"
+            )
         yield Finding(level, prefix, "memory", text, remedy)
     for what, used, limit, remedy in (
         ("memberships", stats.memberships, stats.memberships_limit, "raise group_memory"),

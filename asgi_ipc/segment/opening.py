@@ -28,7 +28,7 @@ from ..store.layout import (
 from .files import Descriptor, Members, attach_lock, check_owner, map_file, raise_above
 from .header import Header, format_segment
 from .lock import init_mutex
-from .paths import SHM, Paths, full_prefix, prefixes
+from .paths import Paths, full_prefix, prefixes
 from .segment import Segment, allocate
 from .wanted import Wanted
 
@@ -151,12 +151,9 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
             with contextlib.suppress(PermissionError):
                 os.fchown(fd, -1, os.stat(paths.directory).st_gid)
         memory = map_file(fd, layout.size)
-        first = allocate(fd, 0, layout.fixed_bytes)
-        if not first or not allocate(fd, layout.log * WORD, FIRST_MARK):
-            raise SegmentError(
-                f"no room for the segment of prefix {paths.prefix!r} in {SHM}. Make {SHM} larger "
-                "(Docker: --shm-size) or free some of it"
-            )
+        why = allocate(fd, 0, layout.fixed_bytes) or allocate(fd, layout.log * WORD, FIRST_MARK)
+        if why:
+            raise SegmentError(f"no room for the segment of prefix {paths.prefix!r}: {why}")
         header = format_segment(memory, layout, wanted, members.inode)
         return Segment(paths, fd, memory, header, members)
     except BaseException:

@@ -19,13 +19,15 @@ import os
 import posix_ipc
 
 from ..errors import ForeignSegment
+from ..statistics import size
 from ..store.layout import WORD
-from .cgroup import cgroup_allows
+from .cgroup import full_cgroup
 from .doorbell import Doorbell, Ringer, path_of
 from .files import Members, attach_lock, raise_above
 from .header import Header
 from .paths import Paths
 from .procfs import has_mapped
+from .refusals import reason
 from .wanted import Wanted
 
 logger = logging.getLogger("asgi_ipc")
@@ -49,12 +51,20 @@ class Segment:
         self.mode = header.mode
         self._identity = header.identity
         self._status = os.fstat(fd) if fd >= 0 else None
+        self._shortage = ""
 
     def reserve(self, offset: int, length: int) -> bool:
-        """Make bytes of the segment safe to touch; False if there is no memory for them."""
-        if not self._backed(offset, length) and not cgroup_allows(length):
-            return False
-        return allocate(self.fd, offset, length)
+        """Make bytes of the segment safe to touch; False if there is no memory for them, and then
+        `shortage` says why."""
+        why = "" if self._backed(offset, length) else cgroup_shortage(length)
+        why = why or allocate(self.fd, offset, length)
+        if why:
+            self._shortage = why
+        return not why
+
+    def shortage(self) -> str:
+        """Why memory was refused last, and the remedy."""
+        return self._shortage or "the machine has no more shared memory"
 
     def _backed(self, offset: int, length: int) -> bool:
         """Whether there is memory behind some bytes already, as after a flush."""
@@ -146,15 +156,27 @@ class Segment:
         return not os.path.samestat(status, self._status)
 
 
-def allocate(fd: int, offset: int, length: int) -> bool:
-    """Have the kernel put memory behind some bytes of a segment; False if it has none."""
+def cgroup_shortage(length: int) -> str:
+    """Why the memory cgroups of this process leave no room for some bytes, and the remedy; "" if
+    they leave it."""
+    full = full_cgroup(length)
+    if full is None:
+        return ""
+    return (
+        f"the memory limit of the cgroup {full.folder}, {size(full.limit)}, is used up but for a "
+        "margin. Raise it (docker run --memory, MemoryMax= of a systemd unit, limits.memory in "
+        "Kubernetes), or lower message_memory"
+    )
+
+
+def allocate(fd: int, offset: int, length: int) -> str:
+    """Have the kernel put memory behind some bytes of a segment. Returns "", or why it does not,
+    and the remedy."""
     try:
         os.posix_fallocate(fd, offset, length)
     except AttributeError:
         pass  # macOS: shared memory is not overcommitted
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.ENOMEM):
-            return False
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-    return True
+            return reason(error)
+    return ""

@@ -20,12 +20,11 @@ import threading
 import weakref
 
 from ..options import Options
-from ..segment.cgroup import cgroup_allows
 from ..segment.doorbell import Doorbell, Ringer
 from ..segment.files import Descriptor, Members, raise_above
 from ..segment.header import format_segment
 from ..segment.paths import Paths
-from ..segment.segment import Segment
+from ..segment.segment import Segment, cgroup_shortage
 from ..segment.wanted import Wanted
 from ..store.layout import LOCK_FILE
 
@@ -134,7 +133,8 @@ class PrivateSegment(Segment):
         return self.sizes == wanted.sizes and self.lock_kind == wanted.lock_kind
 
     def reserve(self, offset: int, length: int) -> bool:
-        return cgroup_allows(length)
+        self._shortage = cgroup_shortage(length)
+        return not self._shortage
 
     def new_bell(self, waiter_id: int, generation: int) -> Doorbell:
         bell = self._bells[waiter_id, generation] = _Bell()

@@ -6,10 +6,12 @@ these tests runs in a child that has mounted a small tmpfs as its shared memory.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +21,11 @@ from asgi_ipc.errors import ChannelFull, LimitReached, MessageTooLarge, SegmentE
 from asgi_ipc.inspection.diagnosis import diagnose
 from asgi_ipc.inspection.surroundings import WARNING
 from asgi_ipc.options import MIN_MEMORY
+from asgi_ipc.segment import destroy
 from asgi_ipc.statistics import size
 from asgi_ipc.store.layout import DROP_REASONS, OVERHEAD, S_DROPS
 
+from ..waiting import until
 from .test_corruption import in_child
 
 _CLONE_NEWNS = 0x20000
@@ -96,7 +100,8 @@ def test_full_shared_memory(prefix: str, size: str, body: int, least: int) -> No
         stored = []
         for turn in range(3):
             accepted, error = fill(layer, channels, lambda: body)
-            assert "no memory" in error and "--shm-size" in error
+            assert "no memory" in error and "/dev/shm is full" in error and "--shm-size" in error
+            assert "message_memory" not in error
             alive(f"full, {turn}")
             # It stays full, and nothing else breaks.
             for _ in range(100):
@@ -235,8 +240,9 @@ def test_groups_until_shared_memory_is_full(prefix: str) -> None:
         for i in range(20_000):
             try:
                 layer.group_add("g", f"x.{i % 50}!{i}")
-            except LimitReached:
+            except LimitReached as error:
                 refused += 1
+                assert "/dev/shm is full" in str(error) and "group_memory" not in str(error)
                 if refused > 20:
                     break
             else:
@@ -255,6 +261,82 @@ def test_groups_until_shared_memory_is_full(prefix: str) -> None:
 
     result = with_shared_memory_of("8m", work)
     assert result["refused"] > 20
+
+
+# -- a small cgroup -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def own_cgroup(limit: int) -> Iterator[str]:
+    """A memory cgroup inside that of this process; its folder. Skips where none can be made."""
+    folder, version = "", 2
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            folder, version = f"/sys/fs/cgroup/memory{path}", 1
+        elif not controllers and not folder:
+            folder = f"/sys/fs/cgroup{path}"
+    folder = os.path.join(folder, f"asgi_ipc.{os.getpid()}")
+    try:
+        os.mkdir(folder)
+    except OSError as error:
+        pytest.skip(f"lacking: the right to make a cgroup ({error})")
+    try:
+        file = os.path.join(folder, "memory.limit_in_bytes" if version == 1 else "memory.max")
+        try:
+            Path(file).write_text(str(limit))
+        except OSError as error:
+            pytest.skip(f"lacking: a cgroup that limits memory ({error})")
+        yield folder
+    finally:
+        until(lambda: _removed(folder), what="the cgroup to be empty")
+
+
+def _removed(folder: str) -> bool:
+    try:
+        os.rmdir(folder)
+    except OSError:
+        return False
+    return True
+
+
+def test_memory_that_the_page_cache_takes_can_be_had(prefix: str, tmp_path: Path) -> None:
+    """A file that is read again and again fills a cgroup. The kernel gives that up for messages.
+    When these have taken it, the error names the cgroup, and nobody is killed."""
+    limit, cached = 96 * MIB, 72 * MIB
+    file = tmp_path / "read"
+    with open(file, "wb") as writing:
+        writing.write(os.urandom(MIB) * (cached // MIB))
+        os.fsync(writing.fileno())
+        os.posix_fadvise(writing.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def work(alive: Callable[[str], None]) -> Any:
+        Path(folder, "cgroup.procs").write_text(str(os.getpid()))
+        for _ in range(4):
+            with open(file, "rb", buffering=0) as reading:
+                while reading.read(MIB):
+                    pass
+        stat = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+        if int(stat["inactive_file"]) + int(stat["active_file"]) < cached // 2:
+            return "not cached"
+        layer = IPCChannelLayer(prefix, capacity=MANY)
+        alive("cached")
+        accepted, error = fill(layer, ["a"], lambda: 100_000)
+        alive("full")
+        in_use = layer.stats().memory.in_use
+        assert drain(layer, ["a"]) == accepted
+        destroy(prefix)
+        return [int(stat["active_file"]), in_use, error]
+
+    with own_cgroup(limit) as folder:
+        result = in_child(work)
+    if result == "not cached":
+        pytest.skip("lacking: a file system whose page cache counts")
+    active, in_use, error = result
+    assert active > cached // 3, "what was read is not active, so this shows nothing"
+    assert in_use > 40 * MIB
+    assert f"cgroup {folder}, 96.0 MiB" in error and "--memory" in error
+    assert "message_memory=" not in error and "--shm-size" not in error
 
 
 # -- a segment that is small by its options -------------------------------------------------------
