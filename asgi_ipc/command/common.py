@@ -4,6 +4,7 @@ tables, JSON, sizes and times. Must not know what any of them shows."""
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import sys
 import time
@@ -20,6 +21,7 @@ from .. import errors
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
 from ..segment.paths import prefixes
+from ..segment.refusals import reason
 from ..statistics import Channel
 from .exits import INTERRUPTED, NOT_NOW, UNUSABLE, WRONG_USAGE
 
@@ -42,6 +44,12 @@ class Commands(click.Group):
             sys.exit(INTERRUPTED)
         except errors.IPCError as error:
             fail(str(error), code_of(error))
+        except OSError as error:
+            if (
+                error.errno == errno.EPIPE
+            ):  # whoever read the output has left: click knows what to do
+                raise
+            fail(reason(error), UNUSABLE)
 
 
 def code_of(error: errors.IPCError) -> int:

@@ -85,12 +85,15 @@ class Doorbell:
             with contextlib.suppress(OSError):  # full of rings: the waiter knows
                 os.write(bell.number, _pack_ring(row))
 
-    def close(self) -> None:
-        """Close the descriptor and remove the name. May be called twice."""
+    def close(self, unlink: Callable[[str], None] = os.unlink) -> None:
+        """Close the descriptor and remove the name. May be called twice. Uses no name of this
+        module: a finalizer may call it while the interpreter takes the modules down."""
         if self._open is not None:
             self._open = None
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+            try:
+                unlink(self._path)
+            except OSError:
+                pass
 
     def forget(self) -> None:
         """In a forked child: close the descriptor and leave the name, which is the parent's."""

@@ -20,6 +20,7 @@ from .. import clock
 from ..errors import ForeignSegment, LockTimeout, SegmentError
 from ..store.layout import MAX_PROCESSES
 from .paths import Paths
+from .refusals import reason, told
 
 _STANDARD = 2  # the highest descriptor of the standard streams
 _TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -125,8 +126,7 @@ def attach_lock(paths: Paths, mode: int | None, timeout: float = _HALF_MADE) -> 
             if mode is None:
                 opened = Descriptor(raise_above(os.open(paths.attach_lock, _TO_READ)))
             else:
-                _make_directory(paths.directory, mode)
-                opened = Descriptor(open_file(paths.attach_lock, mode))
+                opened = Descriptor(_open_attach_lock(paths, mode))
         except FileNotFoundError:
             if mode is None:
                 raise
@@ -172,7 +172,23 @@ def _is_at(fd: int, path: str) -> bool:
         return False
 
 
-def _make_directory(path: str, mode: int) -> None:
+def _open_attach_lock(paths: Paths, mode: int) -> int:
+    """Open or create the file, and before it the directory; leave none where the file cannot be
+    made."""
+    made = _make_directory(paths.directory, mode)
+    try:
+        # Told before the directory is removed: it may have taken the last inode.
+        with told(f"create {paths.attach_lock}", FileNotFoundError):
+            return open_file(paths.attach_lock, mode)
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(paths.directory)
+        raise
+
+
+def _make_directory(path: str, mode: int) -> bool:
+    """Make a directory, or check that the one that is there is ours. Returns whether it is new."""
     mode |= (mode & 0o444) >> 2  # who may read may also look inside
     if mode & 0o060:
         mode |= stat.S_ISGID  # files in it belong to the group, no matter who creates them
@@ -180,10 +196,11 @@ def _make_directory(path: str, mode: int) -> None:
         os.mkdir(path, mode)
     except FileExistsError:
         check_owner(path, os.lstat(path), mode, stat.S_ISDIR)
-        return
+        return False
     except OSError as error:
-        raise SegmentError(f"cannot create {path}: {error.strerror}") from error
+        raise SegmentError(f"cannot create {path}: {reason(error)}") from error
     os.chmod(path, mode)  # the umask may have taken bits away
+    return True
 
 
 class Members:

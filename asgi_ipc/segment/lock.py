@@ -23,6 +23,7 @@ from zlib import crc32
 from ..store.layout import H_LOCK, LOCK_BYTES, LOCK_MUTEX, WORD
 from .files import Descriptor, open_file
 from .procfs import flock_holder
+from .refusals import told
 
 _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
@@ -141,7 +142,8 @@ class FileLock:
         try:
             opened = local.opened
         except AttributeError:
-            opened = local.opened = Descriptor(open_file(self.handle, self._mode))
+            with told(f"open the lock {self.handle}"):
+                opened = local.opened = Descriptor(open_file(self.handle, self._mode))
         local.inside = True  # before it is true: a signal handler in between must not enter too
         try:
             fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)

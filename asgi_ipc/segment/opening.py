@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import stat
+import sys
 from itertools import chain
 
 import posix_ipc
@@ -29,6 +30,7 @@ from .files import Descriptor, Members, attach_lock, check_owner, map_file, rais
 from .header import Header, format_segment
 from .lock import init_mutex
 from .paths import Paths, full_prefix, prefixes
+from .refusals import MISSING, reason, told
 from .segment import Segment, allocate
 from .wanted import Wanted
 
@@ -46,22 +48,36 @@ def attach(wanted: Wanted) -> tuple[Segment, int]:
     used at all.
     """
     paths = Paths(wanted.prefix)
-    with attach_lock(paths, wanted.mode):
-        members = Members.open(paths.members, wanted.mode)
-        segment = None
-        try:
+    if sys.platform == "linux" and not paths.shows:
+        raise SegmentError(MISSING)
+    doing = f"attach to the segment of prefix {paths.prefix!r}"
+    with told(doing), attach_lock(paths, wanted.mode):
+        return _attach(paths, wanted, doing)
+
+
+def _attach(paths: Paths, wanted: Wanted, doing: str) -> tuple[Segment, int]:
+    """`attach`, under the flock. If it fails and nobody uses what is there, it leaves nothing."""
+    segment, members, unused = None, None, not os.path.exists(paths.members)
+    try:
+        with told(doing):  # before there is room again: the error says what there was none of
+            members = Members.open(paths.members, wanted.mode)
             alive = bool(members.claimed) or members.held(0, MAX_PROCESSES)
-            segment = _open(paths, wanted, members, alive) or _create(paths, wanted, members)
+            segment = _open(paths, wanted, members, alive)
+            unused = segment is None and not alive
+            segment = segment or _create(paths, wanted, members)
             segment.warn_of_mode(wanted)
             if not alive and segment.lock_kind == LOCK_MUTEX:
                 # Nobody else is attached, so nobody holds it, whatever state it was left in.
                 init_mutex(segment.memory, H_LOCK * WORD)
             return segment, _claim_index(segment)
-        except BaseException:
+    except BaseException:
+        if members is not None:
             members.close()
-            if segment is not None:
-                os.close(segment.fd)
-            raise
+        if segment is not None:
+            os.close(segment.fd)
+        elif unused:
+            _clear(paths)
+        raise
 
 
 def _claim_index(segment: Segment) -> int:
@@ -143,7 +159,8 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
         fd = raise_above(made.fd)
     except OSError as error:
         raise SegmentError(
-            f"cannot create shared memory of {layout.size} bytes: {error}"
+            f"cannot create shared memory of {layout.size} bytes for prefix {paths.prefix!r}: "
+            f"{reason(error)}"
         ) from error
     try:
         os.fchmod(fd, wanted.mode)
@@ -171,6 +188,11 @@ def open_existing(paths: Paths, write: bool = False) -> Descriptor:
     Raises NoSuchLayer, which names the layers that exist, and ForeignSegment if this process may
     not read it (or, with `write`, write to it).
     """
+    with told(f"open the segment of prefix {paths.prefix!r}"):
+        return _open_existing(paths, write)
+
+
+def _open_existing(paths: Paths, write: bool) -> Descriptor:
     try:
         opened = posix_ipc.SharedMemory(paths.segment, read_only=not write)
         return Descriptor(raise_above(opened.fd))
@@ -195,7 +217,8 @@ def destroy(prefix: str) -> bool:
 
     Processes that are attached notice within a second, and raise SegmentVanished.
     """
-    return remove(Paths(full_prefix(prefix)))
+    with told(f"remove the segment of prefix {prefix!r}"):
+        return remove(Paths(full_prefix(prefix)))
 
 
 def remove(paths: Paths) -> bool:
@@ -206,12 +229,22 @@ def remove(paths: Paths) -> bool:
     with attach_lock(paths, 0o600):
         _unlink(paths)
         check_owner(paths.directory, os.lstat(paths.directory), 0o600, stat.S_ISDIR)
-        for name in os.listdir(paths.directory):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(paths.directory, name))
-        with contextlib.suppress(OSError):
-            os.rmdir(paths.directory)
+        _clear(paths)
     return True
+
+
+def _clear(paths: Paths) -> None:
+    """Remove the directory beside a segment, and what is in it. Under the flock, whose file goes
+    last: until then nobody makes another. Needs no descriptor unless there is more than usual."""
+    last = os.path.basename(paths.attach_lock)
+    names = {os.path.basename(path) for path in (paths.members, paths.section_lock)}
+    with contextlib.suppress(OSError):
+        names.update(os.listdir(paths.directory))
+    for name in (*(names - {last}), last):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(paths.directory, name))
+    with contextlib.suppress(OSError):
+        os.rmdir(paths.directory)
 
 
 def _unlink(paths: Paths) -> bool:

@@ -51,10 +51,16 @@ _WHY = {
     errno.EROFS: READ_ONLY,
 }
 
+# What posix_ipc says in words only.
+_POSIX_IPC = {
+    "This process already has the maximum number of files open": errno.EMFILE,
+    "The system limit on the total number of open files has been reached": errno.ENFILE,
+}
+
 
 def reason(error: OSError | ValueError) -> str:
     """Why the system refused something, and the remedy."""
-    number = getattr(error, "errno", None) or 0
+    number = getattr(error, "errno", None) or _POSIX_IPC.get(str(error), 0)
     if number == errno.ENOSPC:
         return NO_INODES if _no_inodes() else FULL
     if number in (errno.ENOENT, errno.ENOTDIR) and not os.path.isdir(SHM):
@@ -79,12 +85,14 @@ def _no_inodes() -> bool:
 
 
 @contextlib.contextmanager
-def told(doing: str) -> Iterator[None]:
+def told(doing: str, *others: type[OSError]) -> Iterator[None]:
     """Raise SegmentError, with the reason and the remedy, if the system refuses what the block asks
-    of it. `doing` completes "cannot ...". Errors of this package pass."""
+    of it. `doing` completes "cannot ...". Errors of this package pass, and `others`."""
     try:
         yield
     except IPCError:
+        raise
+    except others:
         raise
     except (OSError, ValueError) as error:
         raise SegmentError(f"cannot {doing}: {reason(error)}") from error

@@ -18,12 +18,14 @@ import sys
 import tempfile
 import threading
 import weakref
+from collections.abc import Callable
 
 from ..options import Options
 from ..segment.doorbell import Doorbell, Ringer
 from ..segment.files import Descriptor, Members, raise_above
 from ..segment.header import format_segment
 from ..segment.paths import Paths
+from ..segment.refusals import told
 from ..segment.segment import Segment, cgroup_shortage
 from ..segment.wanted import Wanted
 from ..store.layout import LOCK_FILE
@@ -58,7 +60,7 @@ class _Bell(Doorbell):
             with contextlib.suppress(BlockingIOError):  # full of rings: the waiter knows
                 os.write(pipe.writing.number, row.to_bytes(4, sys.byteorder))
 
-    def close(self) -> None:
+    def close(self, unlink: object = None) -> None:
         self._open = None
 
 
@@ -159,10 +161,18 @@ class PrivateSegment(Segment):
         return False
 
 
-def _unlink(path: str, pid: int) -> None:
-    if os.getpid() == pid:  # not in a child that was forked meanwhile
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+def _unlink(
+    path: str,
+    pid: int,
+    getpid: Callable[[], int] = os.getpid,
+    unlink: Callable[[str], None] = os.unlink,
+) -> None:
+    """A finalizer, and so without names of this module."""
+    if getpid() == pid:  # not in a child that was forked meanwhile
+        try:
+            unlink(path)
+        except FileNotFoundError:
+            pass
 
 
 class InProcessProvider:
@@ -182,7 +192,8 @@ class InProcessProvider:
             )
             segment = None
         if segment is None:
-            segment = self._segment = PrivateSegment(wanted)
+            with told(f"make a segment of prefix {wanted.prefix!r} in this process"):
+                segment = self._segment = PrivateSegment(wanted)
         index = next(
             i for i in range(len(segment.members.claimed) + 1) if i not in segment.members.claimed
         )
