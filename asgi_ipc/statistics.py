@@ -141,10 +141,10 @@ class Layer:
     prefix: str
     layout_version: int  # 0 if it cannot be read
     owner: str  # the user's name, or the uid if that has no name
-    mode: int  # permission bits
+    mode: str  # permission bits, in octal: "0o600"
     size: int  # bytes of address space
     in_use: int  # bytes, by messages
     reserved: int  # bytes of the machine's memory
     pending: int  # messages
-    processes: int  # attached
+    processes: int | None  # attached; None if this user may not know
     problem: str  # why it cannot be read; "" if it can

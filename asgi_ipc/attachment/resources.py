@@ -166,7 +166,8 @@ class Resources:
 
 def lock_of(segment: Segment) -> Mutex | FileLock:
     """The lock of a segment."""
-    return open_lock(segment.lock_kind, segment.memory, segment.paths.section_lock, segment.mode)
+    path = segment.paths.section_lock
+    return open_lock(segment.lock_kind, segment.memory, path, segment.mode, segment.group)
 
 
 def close_inherited(directory: str) -> None:

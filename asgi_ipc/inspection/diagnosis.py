@@ -13,12 +13,12 @@ from ..errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuc
 from ..segment.cgroup import full_cgroup
 from ..segment.opening import open_existing
 from ..segment.paths import SHM, Paths, full_prefix, prefixes
-from ..segment.procfs import command_line, is_stopped, mappings_of, open_files_of, pids
+from ..segment.procfs import command_line, is_stopped, mappings_of, open_files_of, pids, user_name
 from ..statistics import UNREAD_AFTER, Channel, size
 from ..store import layout as at
 from . import locked
 from .snapshot import Snapshot
-from .surroundings import OK, PROBLEM, WARNING, Finding, machine_findings
+from .surroundings import OK, PROBLEM, WARNING, Finding, as_owner, machine_findings
 from .view import View, attached_to
 
 _MUCH = 0.9  # share of a limit above which a warning is due
@@ -43,23 +43,26 @@ def diagnose(only: str | None = None) -> list[Finding]:
 
 def _layer(prefix: str) -> Iterator[Finding]:
     attached = attached_to(Paths(full_prefix(prefix)))
-    destroy = f"asgi-ipc destroy --prefix {prefix}"
+    destroy = as_owner(f"asgi-ipc destroy --prefix {prefix}", _owner(prefix))
     try:
         view = View(prefix)
         snapshot = Snapshot(view)
     except NoSuchLayer:
         raise
     except IPCError as error:
+        if isinstance(error, PermissionError):
+            owner = user_name(_owner(prefix))
+            text = f"it belongs to user {owner}, and cannot be looked into from here"
+            remedy = "to check it, run this as " + " or as ".join(dict.fromkeys((owner, "root")))
+            yield Finding(OK, prefix, "segment", text, remedy)
+            return
         if attached and isinstance(error, IncompatibleSegment):
             remedy = "stop the processes of one of the two versions, or give them another prefix"
-        elif isinstance(error, PermissionError):
-            remedy = "run this as the owner of the segment or as root"
         elif attached:
             remedy = f"stop its processes, then {destroy}"
         else:
             remedy = f"the next process replaces it; to remove it now: {destroy}"
-        level = PROBLEM if attached or isinstance(error, PermissionError) else WARNING
-        yield Finding(level, prefix, "segment", str(error), remedy)
+        yield Finding(PROBLEM if attached else WARNING, prefix, "segment", str(error), remedy)
         return
     if not attached:
         yield Finding(
@@ -204,7 +207,11 @@ def _state(view: View, snapshot: Snapshot) -> Iterator[Finding]:
     yield Finding(OK, prefix, "lock", "it is free")
     if wrong:
         yield Finding(
-            PROBLEM, prefix, "invariants", "; ".join(wrong[:3]), f"asgi-ipc flush --prefix {prefix}"
+            PROBLEM,
+            prefix,
+            "invariants",
+            "; ".join(wrong[:3]),
+            as_owner(f"asgi-ipc flush --prefix {prefix}", _owner(prefix)),
         )
     else:
         yield Finding(OK, prefix, "invariants", "all hold")

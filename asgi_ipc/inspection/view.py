@@ -105,7 +105,10 @@ class View:
     def options(self) -> dict[str, int | str]:
         """The constructor options of a layer that fits this segment."""
         header = self.header
-        return {**header.sizes._asdict(), "mode": header.mode, "lock": header.lock}
+        options = {**header.sizes._asdict(), "mode": header.mode, "lock": header.lock}
+        if self.fd >= 0 and header.mode & 0o060:
+            options["group"] = os.fstat(self.fd).st_gid
+        return options
 
     def attached(self) -> dict[int, int]:
         """Who is attached: index → process id, 0 for a process of another PID namespace."""

@@ -105,9 +105,11 @@ class Ringer:
 
     _complained = False
 
-    def __init__(self, directory: str, nonce: int) -> None:
+    def __init__(self, directory: str, nonce: int, group: int | None = None) -> None:
+        """`group`: whose members ring each other, by its id; None: those of this process's."""
         self._directory = directory
         self._nonce = nonce
+        self._group = group
         self._open: dict[int, tuple[int, Descriptor]] = {}  # waiter id → generation, its bell
 
     def ring(self, waiter_id: int, generation: int, row: int) -> bool:
@@ -146,7 +148,7 @@ class Ringer:
         bell = Descriptor(raise_above(os.open(path, flags)))
         try:
             # Members of the group that the segment is open to ring each other.
-            check_owner(path, os.fstat(bell.number), 0o660, stat.S_ISFIFO)
+            check_owner(path, os.fstat(bell.number), 0o660, stat.S_ISFIFO, self._group)
         except ForeignSegment as error:
             logger.warning("did not ring a doorbell: %s", error)
             return None

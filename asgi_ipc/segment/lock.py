@@ -130,9 +130,10 @@ class FileLock:
     The file at `path` is created with `mode`.
     """
 
-    def __init__(self, path: str, mode: int) -> None:
+    def __init__(self, path: str, mode: int, group: int | None = None) -> None:
         self.handle = path
         self._mode = mode
+        self._group = group
         self._local = threading.local()
 
     def trylock(self, handle: object) -> int:
@@ -143,7 +144,7 @@ class FileLock:
             opened = local.opened
         except AttributeError:
             with told(f"open the lock {self.handle}"):
-                opened = local.opened = Descriptor(open_file(self.handle, self._mode))
+                opened = local.opened = Descriptor(open_file(self.handle, self._mode, self._group))
         local.inside = True  # before it is true: a signal handler in between must not enter too
         try:
             fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,6 +175,10 @@ class FileLock:
         self._local = threading.local()
 
 
-def open_lock(kind: int, memory: mmap.mmap, path: str, mode: int) -> Mutex | FileLock:
+def open_lock(
+    kind: int, memory: mmap.mmap, path: str, mode: int, group: int | None = None
+) -> Mutex | FileLock:
     """The lock of a segment, by its kind: the mutex in its memory, or the file at `path`."""
-    return Mutex(memory, H_LOCK * WORD) if kind == LOCK_MUTEX else FileLock(path, mode)
+    if kind == LOCK_MUTEX:
+        return Mutex(memory, H_LOCK * WORD)
+    return FileLock(path, mode, group)

@@ -26,10 +26,19 @@ from ..store.layout import (
     PROCESS_WORDS,
     WORD,
 )
-from .files import Descriptor, Members, attach_lock, check_owner, map_file, raise_above
+from .files import (
+    Descriptor,
+    Members,
+    attach_lock,
+    check_owner,
+    foreign_remedy,
+    map_file,
+    raise_above,
+)
 from .header import Header, format_segment
 from .lock import init_mutex
 from .paths import Paths, full_prefix, prefixes
+from .procfs import user_name
 from .refusals import MISSING, reason, told
 from .segment import Segment, allocate
 from .wanted import Wanted
@@ -51,7 +60,7 @@ def attach(wanted: Wanted) -> tuple[Segment, int]:
     if sys.platform == "linux" and not paths.shows:
         raise SegmentError(MISSING)
     doing = f"attach to the segment of prefix {paths.prefix!r}"
-    with told(doing), attach_lock(paths, wanted.mode):
+    with told(doing), attach_lock(paths, wanted.mode, group=wanted.group):
         return _attach(paths, wanted, doing)
 
 
@@ -60,7 +69,7 @@ def _attach(paths: Paths, wanted: Wanted, doing: str) -> tuple[Segment, int]:
     segment, members, unused = None, None, not os.path.exists(paths.members)
     try:
         with told(doing):  # before there is room again: the error says what there was none of
-            members = Members.open(paths.members, wanted.mode)
+            members = Members.open(paths.members, wanted.mode, wanted.group)
             alive = bool(members.claimed) or members.held(0, MAX_PROCESSES)
             segment = _open(paths, wanted, members, alive)
             unused = segment is None and not alive
@@ -106,11 +115,13 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
         return None
     except posix_ipc.PermissionsError:
         raise ForeignSegment(
-            f"the segment of prefix {paths.prefix!r} belongs to another user; choose another prefix"
+            f"the segment of prefix {paths.prefix!r} belongs to another user, and is not open to "
+            f"{user_name(os.geteuid())}. {foreign_remedy(paths.file)}"
         ) from None
     try:
         status = os.fstat(fd)
-        check_owner(f"the segment of prefix {paths.prefix!r}", status, wanted.mode)
+        name = f"the segment of prefix {paths.prefix!r}"
+        check_owner(name, status, wanted.mode, group=wanted.group)
         header = Header(_first_page(fd, status.st_size), status.st_size)
         fault = header.attach_fault(wanted, members.inode)
         if fault is not None:

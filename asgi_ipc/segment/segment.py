@@ -26,7 +26,7 @@ from .doorbell import Doorbell, Ringer, path_of
 from .files import Members, attach_lock, raise_above
 from .header import Header
 from .paths import Paths
-from .procfs import has_mapped
+from .procfs import group_name, has_mapped
 from .refusals import reason
 from .wanted import Wanted
 
@@ -51,6 +51,9 @@ class Segment:
         self.mode = header.mode
         self._identity = header.identity
         self._status = os.fstat(fd) if fd >= 0 else None
+        # What is beside it belongs to the same group, where that may open it.
+        shared = self._status is not None and self.mode & 0o060
+        self.group = self._status.st_gid if self._status is not None and shared else None
         self._shortage = ""
 
     def reserve(self, offset: int, length: int) -> bool:
@@ -106,6 +109,15 @@ class Segment:
                 if wanted.mode & 0o060
                 else "other users of its group can still read and change everything",
             )
+        elif wanted.group is not None and self.group not in (None, wanted.group):
+            logger.warning(
+                "prefix %r: the segment belongs to group %s, and this process asks for group %s, "
+                "whose members have no access. To change the group, stop the processes of this "
+                "prefix and remove the segment with asgi_ipc.segment.destroy()",
+                wanted.prefix,
+                group_name(self.group or 0),
+                group_name(wanted.group),
+            )
 
     def new_bell(self, waiter_id: int, generation: int) -> Doorbell:
         """The doorbell of a new waiter of this process."""
@@ -114,12 +126,12 @@ class Segment:
 
     def ringer(self) -> Ringer:
         """What rings the waiters of this segment."""
-        return Ringer(self.paths.directory, self.nonce)
+        return Ringer(self.paths.directory, self.nonce, self.group)
 
     def exclusively(self, timeout: float) -> contextlib.AbstractContextManager[None]:
         """Keep other processes from creating, replacing or removing anything meanwhile, and from
         renewing the lock. Raises LockTimeout after `timeout` seconds."""
-        return attach_lock(self.paths, self.mode, timeout)
+        return attach_lock(self.paths, self.mode, timeout, self.group)
 
     def may_be_mapped_by(self, thread: int) -> bool:
         """Whether the process of a thread may have this segment in its memory."""

@@ -9,6 +9,7 @@ from ..options import Options
 from ..store.layout import LOCK_FILE, LOCK_MUTEX, MAX_WORDS, OVERHEAD, WORD, Layout
 from .lock import robust_mutexes
 from .paths import Paths
+from .procfs import group_of_name
 
 if TYPE_CHECKING:
     from .segment import Segment
@@ -42,6 +43,7 @@ class Wanted(NamedTuple):
     mode: int
     lock: str
     provider: Provider | None = None  # None: shared memory
+    group: int | None = None  # that the segment is to belong to; None: that of the process
 
     @classmethod
     def of(cls, options: Options) -> Wanted:
@@ -55,6 +57,7 @@ class Wanted(NamedTuple):
             options.mode,
             options.lock,
             options.provider,
+            None if options.group is None else _group_id(options.group),
         )
         wanted.layout()
         return wanted
@@ -83,3 +86,18 @@ class Wanted(NamedTuple):
                 f"segment must be smaller than {(MAX_WORDS + 1) * WORD >> 30} GiB"
             )
         return layout
+
+
+def _group_id(group: str | int) -> int:
+    """The gid of a group by its name, or that gid. Raises InvalidOption if there is no such."""
+    if isinstance(group, int):
+        if not 0 <= group < (1 << 32) - 1:
+            raise InvalidOption(f"group={group} is no gid")
+        return group
+    found = group_of_name(group)
+    if found is None:
+        raise InvalidOption(
+            f"group={group!r} is no group of this machine or container: create it (groupadd), or "
+            "give its gid as an int"
+        )
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 from collections.abc import Callable
 from typing import Any
 
@@ -64,3 +65,18 @@ def test_the_largest_message_has_to_fit(make: Callable[..., object]) -> None:
 def test_a_layer_refuses_a_prefix_that_cannot_be(layer: Callable[..., object]) -> None:
     with pytest.raises(InvalidOption, match="prefix"):
         layer("a/b")
+
+
+def test_a_group_is_looked_up_by_its_name() -> None:
+    root = grp.getgrgid(0).gr_name
+    assert of(mode=0o660, group=root).group == of(mode=0o660, group=0).group == 0
+    assert of(mode=0o660).group is of().group is None
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [("no-such-group", "groupadd"), ("a\0b", "groupadd"), (-1, "is no gid"), (1 << 32, "no gid")],
+)
+def test_a_group_that_is_not_there_is_refused(group: Any, said: str) -> None:
+    with pytest.raises(InvalidOption, match=f"group=.*{said}"):
+        of(mode=0o660, group=group)
