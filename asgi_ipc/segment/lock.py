@@ -20,10 +20,11 @@ import threading
 from functools import cache
 from zlib import crc32
 
+from ..errors import SegmentError
 from ..store.layout import H_LOCK, LOCK_BYTES, LOCK_MUTEX, WORD
 from .files import Descriptor, open_file
 from .procfs import flock_holder
-from .refusals import told
+from .refusals import reason, told
 
 _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
@@ -151,6 +152,9 @@ class FileLock:
         except BlockingIOError:
             local.inside = False
             return errno.EBUSY
+        except OSError as error:  # no room for a lock, or a file system without them
+            local.inside = False
+            raise SegmentError(f"cannot take the lock {self.handle}: {reason(error)}") from error
         return 0
 
     def unlock(self, handle: object) -> int:
