@@ -8,7 +8,16 @@ over POSIX shared memory.
 Importing this imports neither Django, Channels, Twisted nor Redis.
 """
 
+import sys
 from typing import Any
+
+if sys.implementation.name != "cpython":
+    # The lock is taken without letting go of the GIL (ctypes.PyDLL), and an attachment is released
+    # when nothing refers to it any more: neither is so elsewhere.
+    raise ImportError(
+        f"asgi_ipc runs on CPython only, and this is {sys.implementation.name}: run the processes "
+        "that use it on CPython"
+    )
 
 from . import errors
 from .sync import IPCChannelLayer

@@ -151,16 +151,19 @@ def _has_uint64(values: Iterable[Any]) -> bool:
 
 def _plain_copy(message: object) -> dict[str, Any]:
     """Copy `message` with every value as its base type, or raise InvalidMessage."""
-    if not isinstance(message, dict):
+    if not issubclass(type(message), dict):
         raise InvalidMessage(f"a message must be a dict, not {_named(message)}")
     copied = _plain(message, "message", 0)
     assert isinstance(copied, dict)
     return copied
 
 
-def _plain(value: object, path: str, depth: int) -> Any:
+def _plain(value: Any, path: str, depth: int) -> Any:
+    """Copy one value. Of a subclass, what it holds is sent: none of its methods is called, which
+    could say something else, or fail. Nor is its ``__class__`` asked, by which lazy objects pretend
+    to be what they will become."""
     kind = type(value)
-    if isinstance(value, str):
+    if issubclass(kind, str):
         value = value if kind is str else str.__str__(value)
         try:
             value.encode()
@@ -171,31 +174,47 @@ def _plain(value: object, path: str, depth: int) -> Any:
         return value
     if value is None or kind is bool or kind is float or kind is bytes:
         return value
-    if isinstance(value, int):
+    if issubclass(kind, int):
+        value = int.__int__(value)
         if not INT_MIN <= value <= INT_MAX:
-            raise InvalidMessage(f"{path} is {int(value)}; ints must fit in signed 64 bits")
-        return int(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, bytes):
-        return bytes(value)
-    if isinstance(value, (dict, list, tuple)):
+            raise InvalidMessage(f"{path} is {_digits(value)}; ints must fit in signed 64 bits")
+        return value
+    if issubclass(kind, float):
+        return float.__float__(value)
+    if issubclass(kind, bytes):
+        return bytes.__getitem__(value, slice(None))
+    if issubclass(kind, (dict, list, tuple)):
         if depth >= MAX_DEPTH:
             raise InvalidMessage(f"{path[:80]}… is nested deeper than {MAX_DEPTH} levels")
-        if isinstance(value, dict):
+        if issubclass(kind, dict):
             copied = {}
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    raise InvalidMessage(f"{path} has the key {key!r:.80}; keys must be str")
+            for key, item in dict.items(value):
+                if not issubclass(type(key), str):
+                    raise InvalidMessage(f"{path} has the key {_shown(key)}; keys must be str")
                 copied[_plain(key, f"a key of {path}", depth)] = _plain(
                     item, f"{path}[{str.__str__(key)!r}]", depth + 1
                 )
             return copied
-        return [_plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+        items = list.__iter__(value) if issubclass(kind, list) else tuple.__iter__(value)
+        return [_plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(items)]
     raise InvalidMessage(
         f"{path} is {_named(value)}; a message can hold bytes, str, int, float, bool, None, "
-        "lists and dicts with str keys"
+        "lists and dicts with str keys. Convert it first: str(...) makes text of a lazy string, "
+        "int(...) a number"
     )
+
+
+def _digits(value: int) -> str:
+    """An int as text; Python refuses to make decimal digits of a very large one."""
+    return str(value) if value.bit_length() < 1000 else f"an int of {value.bit_length()} bits"
+
+
+def _shown(value: object) -> str:
+    """The start of what `repr` says of a value, which may fail."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:
+        return f"of {_named(value)}"
 
 
 def _named(value: object) -> str:

@@ -17,6 +17,7 @@ needed.
     ├── ReplyLost              an HTTP response broke off
     ├── RemoteUnavailable      another machine cannot be reached    (ConnectionError)
     ├── Reentered              a call within a call of the same thread (RuntimeError)
+    ├── NoEventLoop            a wait where no asyncio loop runs    (RuntimeError)
     └── SegmentError           the shared memory itself             (OSError)
         ├── IncompatibleSegment    another layout, machine, libc or namespace
         ├── ForeignSegment         owned by another user, or open to all users
@@ -88,6 +89,10 @@ class RemoteUnavailable(IPCError, ConnectionError):
 
 class Reentered(IPCError, RuntimeError):
     """A signal handler or ``__del__`` called the layer while its thread was inside a call."""
+
+
+class NoEventLoop(IPCError, RuntimeError):
+    """A call of an asyncio layer has to wait, and no event loop of asyncio runs here."""
 
 
 class SegmentError(IPCError, OSError):

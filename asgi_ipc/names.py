@@ -8,6 +8,7 @@ channel name may also contain one ``?`` (single-reader) or one ``!`` (process-sp
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from .errors import InvalidName
 
@@ -18,17 +19,17 @@ _GROUP = re.compile(r"[a-zA-Z0-9._-]+").fullmatch
 _ALLOWED = "ASCII letters, digits, '-', '_' and '.'"
 
 
-def check_channel(name: object) -> str:
+def check_channel(name: Any) -> str:
     """Return `name` if it is a channel name to send to, else raise InvalidName."""
-    if isinstance(name, str) and len(name) <= MAX_NAME and _CHANNEL(name):
-        return name
+    if issubclass(type(name), str) and len(name) <= MAX_NAME and _CHANNEL(name):
+        return str.__str__(name)
     raise InvalidName(_complaint("channel", name))
 
 
-def check_group(name: object) -> str:
+def check_group(name: Any) -> str:
     """Return `name` if it is a group name, else raise InvalidName."""
-    if isinstance(name, str) and len(name) <= MAX_NAME and _GROUP(name):
-        return name
+    if issubclass(type(name), str) and len(name) <= MAX_NAME and _GROUP(name):
+        return str.__str__(name)
     raise InvalidName(_complaint("group", name))
 
 
@@ -55,9 +56,10 @@ def split(name: str) -> tuple[str, str]:
     return queue + mark, local
 
 
-def _complaint(kind: str, name: object) -> str:
-    if not isinstance(name, str):
-        return f"a {kind} name must be a str, not {type(name).__name__}: {name!r:.80}"
+def _complaint(kind: str, name: Any) -> str:
+    # Not isinstance: lazy strings say of themselves that they are str, and are not.
+    if not issubclass(type(name), str):
+        return f"a {kind} name must be a str, not {type(name).__name__}: {_shown(name)}"
     if not name:
         return f"a {kind} name must not be empty"
     if len(name) > MAX_NAME:
@@ -68,3 +70,11 @@ def _complaint(kind: str, name: object) -> str:
     if name.endswith("?") and _GROUP(name[:-1]):
         return f"channel name {name!r} ends in '?': pass it to new_channel(), which completes it"
     return f"channel name {name!r} must consist of {_ALLOWED}, with at most one '?' or '!' inside"
+
+
+def _shown(value: object) -> str:
+    """The start of what `repr` says of a value, which may fail."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:
+        return "which cannot be shown"

@@ -52,8 +52,11 @@ class Capacities:
 def check_int(name: str, value: object, least: int, most: int) -> None:
     """Raise InvalidOption unless `value` is an int from `least` to `most`."""
     if type(value) is not int or not least <= value <= most:
-        shown = f"{least:#o} to {most:#o}" if name == "mode" else f"{least} to {most}"
-        raise InvalidOption(f"{name} must be an int from {shown}, not {value!r}")
+        show: Callable[[Any], str] = oct if name == "mode" else str
+        shown = show(value) if type(value) is int else repr(value)
+        raise InvalidOption(
+            f"{name} must be an int from {show(least)} to {show(most)}, not {shown}"
+        )
 
 
 def check_seconds(name: str, value: object) -> None:
@@ -94,21 +97,22 @@ def _compiled(patterns: object) -> list[tuple[_Match, int]]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Options:
     """The options of a layer. All processes of a prefix should give the same.
 
     ========================= ============ ========= ==============================================
     option                    default      unit
     ========================= ============ ========= ==============================================
-    message_memory            100 MiB      bytes     for messages; the live segment's value holds
-    group_memory              20 MiB       bytes     for groups; the live segment's value holds
+    message_memory            100 MiB      bytes     of messages that may wait; see below
+    group_memory              20 MiB       bytes     for groups, 250 for each membership
     expiry                    60           seconds   after which an unread message is dropped
     group_expiry              86400        seconds   from the last add to the end of a membership
     capacity                  100          messages  that may be pending in a channel
     channel_capacity          None                   dict of glob or compiled re to capacity
     symmetric_encryption_keys None                   list of str or bytes; the first encrypts
-    mode                      0o600        bits      who may open the segment
+    mode                      0o600        bits      who may open the segment; 0o660 for a group
+    group                     None                   name or gid of that group; see below
     max_message_size          4 MiB        bytes     of one message, packed
     receive_timeout           5            seconds   that a blocking receive waits, at most
     lock_timeout              10           seconds   to wait for the lock, and for others that
@@ -116,6 +120,17 @@ class Options:
     spin                      0.0001       seconds   that a receive may spin before it sleeps
     lock                      "mutex"                or "file", the same in all processes
     ========================= ============ ========= ==============================================
+
+    ``message_memory`` limits what may wait in all channels together: the messages as they are
+    packed (and encrypted), with 64 bytes for each. ``send`` raises ChannelFull before that is
+    exceeded. ``max_message_size`` must fit into it, with a kilobyte to spare. The segment takes
+    more of the machine's memory, because it needs room to move messages, and holds channels and
+    groups as well: see :doc:`/howto/docker`. While processes are attached, the sizes with which the
+    segment was made hold for all.
+
+    With ``mode=0o660`` alone, the segment belongs to the effective group of the process that makes
+    it, so that it depends on who comes first whether the others get in. ``group`` says which group
+    it is. All users of a layer must be members of it.
 
     ``spin`` is used only in channels whose messages arrive faster than that. There it saves the
     wakeup, the slowest part of a message's way, and keeps a processor busy in between
@@ -131,11 +146,21 @@ class Options:
     channel_capacity: Mapping[str | re.Pattern[str], int] | None = None
     symmetric_encryption_keys: Iterable[str | bytes] | None = None
     mode: int = 0o600
+    group: str | int | None = None
     max_message_size: int = 4 << 20
     receive_timeout: float = 5
     lock_timeout: float = 10
     spin: float = 0.0001
     lock: str = "mutex"
+
+    def __repr__(self) -> str:
+        """With the mode in octal, and without the keys."""
+        given = {field.name: repr(getattr(self, field.name)) for field in fields(self)}
+        given["mode"] = oct(self.mode) if type(self.mode) is int else repr(self.mode)
+        if self.symmetric_encryption_keys is not None:
+            given["symmetric_encryption_keys"] = "<hidden>"
+        named = ", ".join(f"{name}={value}" for name, value in given.items())
+        return f"{type(self).__name__}({named})"
 
     @property
     def provider(self) -> Provider | None:
@@ -175,6 +200,15 @@ class Options:
             check_int(name, getattr(self, name), least, most)
         if self.mode not in MODES:
             raise InvalidOption(f"mode must be 0o600, or 0o660 for a group, not {self.mode:#o}")
+        if self.group is not None:
+            if type(self.group) not in (str, int):
+                raise InvalidOption(
+                    f"group must be the name of a group, or its gid as an int, not {self.group!r}"
+                )
+            if self.mode == 0o600:
+                raise InvalidOption(
+                    f"group={self.group!r} lets nobody in with mode=0o600: give mode=0o660 as well"
+                )
         for name in ("expiry", "group_expiry", "receive_timeout", "lock_timeout"):
             check_seconds(name, getattr(self, name))
         if (

@@ -13,6 +13,15 @@ from dataclasses import dataclass
 UNREAD_AFTER = 10.0  # seconds after which a pending message without a reader deserves a warning
 
 
+def size(count: float) -> str:
+    """Bytes as text, the same in the command and in errors."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
 @dataclass(frozen=True)
 class Rates:
     """Events per second, over the last `period` seconds."""
@@ -28,10 +37,12 @@ class Rates:
 class Memory:
     """The memory of the messages and of the whole segment, in bytes."""
 
-    in_use: int  # by pending messages, and by expired ones that are not dropped yet
+    in_use: int  # by messages that wait, with 64 bytes for each; the expired ones until dropped
     high_water: int  # the highest `in_use` since creation; sampled ten times a second
-    limit: int  # message_memory
-    reserved: int  # of the machine's memory, by the whole segment; kept until it is removed
+    limit: int  # message_memory: send raises ChannelFull before `in_use` exceeds it
+    # Of the machine's memory, by the whole segment; kept until that is removed. It is more than
+    # `in_use`: moving messages takes room, and channels and groups are in it too.
+    reserved: int
     size: int  # of the segment's address space: the most that it can reserve
 
 
@@ -130,10 +141,10 @@ class Layer:
     prefix: str
     layout_version: int  # 0 if it cannot be read
     owner: str  # the user's name, or the uid if that has no name
-    mode: int  # permission bits
+    mode: str  # permission bits, in octal: "0o600"
     size: int  # bytes of address space
     in_use: int  # bytes, by messages
     reserved: int  # bytes of the machine's memory
     pending: int  # messages
-    processes: int  # attached
+    processes: int | None  # attached; None if this user may not know
     problem: str  # why it cannot be read; "" if it can

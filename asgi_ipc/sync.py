@@ -124,7 +124,7 @@ class IPCChannelLayer(BaseChannelLayer):
 
     def new_channel(self, pattern: str) -> str:
         """Return an unused name for `pattern`, which ends in ``?`` (A3). Raises InvalidName."""
-        if not isinstance(pattern, str) or not pattern.endswith("?"):
+        if not issubclass(type(pattern), str) or not pattern.endswith("?"):
             raise InvalidName(
                 f"new_channel takes a pattern that ends in '?', not {pattern!r}. For a name with "
                 "'!', make one up in the process that receives on it"

@@ -97,6 +97,11 @@ KNOWN = {
         pythons=("3.11", "3.12", "3.13", "3.10", "3.9"),
         pins=("channels>=4", "channels_redis", "pyzmq", *OWN_DEPENDENCIES),
     ),
+    # Other ways to run many things in one thread.
+    "loops": Environment(
+        pythons=("3.11", "3.12", "3.13", "3.10", "3.9"),
+        pins=("eventlet", "gevent", "trio", *OWN_DEPENDENCIES),
+    ),
     "asgiref1-oldest": Environment(ASGIREF1_PYTHONS, (*ASGIREF1, *OWN_DEPENDENCIES)),
     "asgiref1-newest": Environment(ASGIREF1_PYTHONS[::-1], (*ASGIREF1, *OWN_DEPENDENCIES)),
 }

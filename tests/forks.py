@@ -131,7 +131,7 @@ def bounded(seconds: float = LIVENESS) -> Iterator[None]:
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _NEW_MOUNTS, _NEW_PIDS, _NEW_TIME = 0x20000, 0x20000000, 0x80
-_RECURSIVE, _PRIVATE = 0x4000, 0x40000
+_RECURSIVE, _PRIVATE, _REMOUNT, _READ_ONLY = 0x4000, 0x40000, 0x20, 0x1
 
 
 def unshare_pids() -> None:
@@ -169,11 +169,27 @@ def another_clock(offset: int) -> Iterator[None]:
                 _call(_libc.setns, home.fileno(), _NEW_TIME)
 
 
-def mount_small_shared_memory(size: int) -> None:
-    """In a child: a /dev/shm of `size` bytes that nobody else sees."""
+def mount_small_shared_memory(size: int, *more: str) -> None:
+    """In a child: a /dev/shm of `size` bytes that nobody else sees; `more` options of tmpfs."""
+    _unshare_mounts()
+    options = ",".join((f"size={size}", *more)).encode()
+    _call(_libc.mount, b"tmpfs", b"/dev/shm", b"tmpfs", 0, options)
+
+
+def make_shared_memory_read_only() -> None:
+    """In a child that has mounted a /dev/shm of its own."""
+    _call(_libc.mount, b"tmpfs", b"/dev/shm", b"tmpfs", _REMOUNT | _READ_ONLY, None)
+
+
+def hide_devices() -> None:
+    """In a child: an empty /dev, so that there is no /dev/shm."""
+    _unshare_mounts()
+    _call(_libc.mount, b"tmpfs", b"/dev", b"tmpfs", 0, None)
+
+
+def _unshare_mounts() -> None:
     _call(_libc.unshare, _NEW_MOUNTS)
     _call(_libc.mount, b"none", b"/", None, _RECURSIVE | _PRIVATE, None)
-    _call(_libc.mount, b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=%d" % size)
 
 
 class Lacking(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..store.layout import LOCAL_SEPARATOR, MAX_LOCALS, Q_CAPACITY
+from ..store.layout import LOCAL_SEPARATOR, Q_CAPACITY
 from ..store.plans import Plan
 from ..store.queues import Target
 from ..store.store import Store
@@ -32,7 +32,7 @@ class Fanout:
             store.words[row + Q_CAPACITY] = capacity  # read by `inspection`
             by_queue[queue] = [
                 store.fix(Target(queue, joined, capacity, self._expiry), row, generation)
-                for joined in _joined(list(parts))
+                for joined in _joined(list(parts), store.layout.max_locals)
             ]
         self.targets = [target for targets in by_queue.values() for target in targets]
         plan.changed.clear()
@@ -46,10 +46,10 @@ class Broadcast:
         self.sent = 0
 
 
-def _joined(local_parts: list[bytes]) -> list[bytes]:
-    """The local parts of a broadcast to one queue, joined; in several pieces if there are many."""
+def _joined(local_parts: list[bytes], most: int) -> list[bytes]:
+    """The local parts of a broadcast to one queue, joined, in pieces of at most `most` bytes."""
     whole = LOCAL_SEPARATOR.join(local_parts)
-    if len(whole) <= MAX_LOCALS:
+    if len(whole) <= most:
         return [whole]
     middle = len(local_parts) // 2
-    return _joined(local_parts[:middle]) + _joined(local_parts[middle:])
+    return _joined(local_parts[:middle], most) + _joined(local_parts[middle:], most)

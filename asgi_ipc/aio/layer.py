@@ -8,7 +8,6 @@ Codes in parentheses, such as (B1), name the rules of the contracts in docs/conf
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from ..options import Options
 from ..segment.section import complaint
 from ..statistics import Stats
 from .fanout import Broadcast
-from .loop import ASYNCIO
+from .loop import ASYNCIO, pause, running_loop
 from .operations import Core
 from .session import Session
 from .source import Source
@@ -171,7 +170,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         notice_fork()
         session = self._core.session
         if session is not None:
-            waiter = session.attachment.hubs.get(asyncio.get_running_loop())
+            waiter = session.attachment.hubs.get(running_loop())
             if waiter is not None:
                 waiter.release()
         self._core.detach()
@@ -191,4 +190,4 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
             except LockBusy as error:
                 if clock.monotonic() >= deadline:
                     raise errors.LockTimeout(complaint(error.holder, timeout)) from None
-                await asyncio.sleep(0.001)
+                await pause(0.001)

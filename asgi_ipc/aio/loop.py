@@ -8,6 +8,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
+from ..errors import NoEventLoop
 from .hub import Hub, hub_of
 from .session import Session
 from .waiter import Way
@@ -81,9 +82,27 @@ def _resolve(future: asyncio.Future[None], error: BaseException | None) -> None:
             future.set_exception(error)
 
 
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The running loop of asyncio. Raises NoEventLoop, as under trio."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise NoEventLoop(
+            "this call waits in an event loop of asyncio, and none is running here. Under another "
+            "library (trio, curio) use the blocking layer, asgi_ipc.IPCChannelLayer, in a thread "
+            "(trio.to_thread.run_sync), or asyncio by trio-asyncio"
+        ) from None
+
+
+async def pause(seconds: float) -> None:
+    """Sleep, and let the loop run."""
+    running_loop()
+    await asyncio.sleep(seconds)
+
+
 def current_hub(session: Session) -> AsyncioHub:
     """The hub of the running loop."""
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     found = session.loop_waiter
     if found is None or found.ref() is not loop:
         session.loop_waiter = None  # the last one may be of a closed loop: let it go
@@ -91,4 +110,4 @@ def current_hub(session: Session) -> AsyncioHub:
     return found
 
 
-ASYNCIO = Way(current_hub, asyncio.sleep)
+ASYNCIO = Way(current_hub, pause)

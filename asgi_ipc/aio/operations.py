@@ -14,7 +14,7 @@ from ..errors import CorruptStore, NotAChannel
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
 from ..names import check_channel, check_group, split
-from ..statistics import Stats
+from ..statistics import Stats, size
 from ..store.layout import (
     CAPACITY,
     MEMORY,
@@ -22,12 +22,14 @@ from ..store.layout import (
     Q_PENDING,
     Q_REFUSED,
     Q_SENT,
+    S_LIVE,
     S_REFUSED,
     S_SEQ,
     S_SEQ_BASE,
     S_SINCE,
+    WORD,
 )
-from ..store.queues import FULL, GONE, NO_MEMORY, Target
+from ..store.queues import CHANNELS, FULL, GONE, MESSAGES, NO_MEMORY, Target
 from .fanout import Broadcast, Fanout
 from .receiving import Receiving
 from .session import CACHED, Session
@@ -71,7 +73,7 @@ class Core(Receiving):
         waiter_id = session.section_of_three(session.put, target, body, now)
         if waiter_id:
             if waiter_id < 0:
-                self._refuse(session, channel, waiter_id)
+                self._refuse(session, channel, waiter_id, len(body))
             session.ring(target.row, waiter_id)
 
     def _target(self, session: Session, channel: str) -> Target:
@@ -94,17 +96,28 @@ class Core(Receiving):
                 "for a channel too, receive on that channel first"
             )
 
-    def _refuse(self, session: Session, channel: str, why: int) -> None:
+    def _refuse(self, session: Session, channel: str, why: int, length: int) -> None:
         if why == FULL:
             raise errors.ChannelFull(
                 f"channel {channel!r} is at its capacity of {self.capacity_of(channel)} messages: "
                 "its readers are slower than its senders, or there are none"
             )
         raise errors.ChannelFull(
-            f"there is no memory for another message to {channel!r}: message_memory="
-            f"{session.store.layout.message_memory} of prefix {self.prefix!r} is used up, or the "
-            "machine has no more shared memory (Docker: --shm-size)"
+            f"there is no memory for another message to {channel!r} of prefix {self.prefix!r}: "
+            + self._lack(session, length)
         )
+
+    def _lack(self, session: Session, length: int) -> str:
+        """Which limit the last message met, of `length` bytes, and the remedy."""
+        store = session.store
+        if store.lack == MESSAGES:
+            limit = store.layout.message_memory
+            return (
+                f"message_memory={limit} is used up ({size(store.words[S_LIVE] * WORD)} of "
+                f"{size(limit)} in use, and the message takes {size(length)} and more). Add "
+                "receivers, or raise message_memory in all processes"
+            )
+        return store.why_no_channel() if store.lack == CHANNELS else store.shortage()
 
     def _too_large(self, channel: str, size: int) -> str:
         return (
@@ -146,10 +159,10 @@ class Core(Receiving):
         the same `progress` goes on where LockBusy interrupted the last one.
         """
         name = check_group(group).encode("ascii")
+        session = self.session or self.attach()  # which may lower max_message_size
         body = self.codec.encode(message)
         if len(body) > self.max_message_size:
             raise errors.MessageTooLarge(self._too_large(group, len(body)))
-        session = self.session or self.attach()
         now = clock.monotonic()
         if now >= session.due[0]:
             session = self.after_upkeep(session, now)
@@ -160,7 +173,8 @@ class Core(Receiving):
                 session.ring(row, waiter_id)
             for target, reason in dropped:
                 queue = target.queue.decode("ascii")
-                session.attachment.log_drop(reason, f"group {group!r}, channel {queue!r}")
+                why = self._lack(session, len(body)) if reason == MEMORY else ""
+                session.attachment.log_drop(reason, f"group {group!r}, channel {queue!r}", why)
 
     def _broadcast(
         self, session: Session, group: bytes, body: bytes, now: float, progress: Broadcast

@@ -31,6 +31,19 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+_READABLE = select.POLLIN
+
+
+class _Select:
+    """What is used of `select.poll`, by `select.select`. eventlet takes the one away, and replaces
+    the other by one that lets its other green threads run."""
+
+    def register(self, fd: int, events: int) -> None:
+        self._fds = [fd]
+
+    def poll(self, milliseconds: int) -> list[int]:
+        return select.select(self._fds, [], [], milliseconds / 1000)[0]
+
 
 class ThreadWaiter(Waiter):
     """The waiter of one thread.
@@ -43,10 +56,10 @@ class ThreadWaiter(Waiter):
 
     def _take_bell(self, session: Session) -> None:
         self.rung = None
-        self._poll = select.poll()
+        self._poll = select.poll() if hasattr(select, "poll") else _Select()
         super()._take_bell(session)
         if self.bell is not None:
-            self._poll.register(self.bell.fileno(), select.POLLIN)
+            self._poll.register(self.bell.fileno(), _READABLE)
 
     def wake(self) -> None:
         """Another thread of this process has put something into an inbox that we wait for."""

@@ -230,6 +230,10 @@ def detach_all() -> list[Attachment]:
 
 def _release_later(resources: Resources) -> None:
     """Leave the segment of an attachment that is gone; called by its finalizer."""
+    if not isinstance(_gone, list):
+        # The interpreter is taking this module down, without having called `_leave_at_exit` (so do
+        # sub-interpreters of uWSGI). The kernel tells the other processes.
+        return
     _gone.append(resources)
     _guard.release_gone()
 

@@ -42,7 +42,7 @@ class Resources:
         self.prefix = prefix
         self.segment = segment
         self.lock = lock
-        self.store = Store(segment.memory, segment.layout, segment.reserve)
+        self.store = Store(segment.memory, segment.layout, segment.reserve, segment.shortage)
         self.ringer = segment.ringer()
         self.log_drop = DropLog(prefix, self.store.dropped)
         self.inboxes: dict[str, Inbox] = {}
@@ -170,7 +170,8 @@ class Resources:
 
 def lock_of(segment: Segment) -> Mutex | FileLock:
     """The lock of a segment."""
-    return open_lock(segment.lock_kind, segment.memory, segment.paths.section_lock, segment.mode)
+    path = segment.paths.section_lock
+    return open_lock(segment.lock_kind, segment.memory, path, segment.mode, segment.group)
 
 
 def close_inherited(directory: str) -> None:

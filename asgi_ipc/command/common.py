@@ -4,6 +4,7 @@ tables, JSON, sizes and times. Must not know what any of them shows."""
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import sys
 import time
@@ -20,6 +21,7 @@ from .. import errors
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
 from ..segment.paths import prefixes
+from ..segment.refusals import reason
 from ..statistics import Channel
 from .exits import INTERRUPTED, NOT_NOW, UNUSABLE, WRONG_USAGE
 
@@ -42,6 +44,12 @@ class Commands(click.Group):
             sys.exit(INTERRUPTED)
         except errors.IPCError as error:
             fail(str(error), code_of(error))
+        except OSError as error:
+            if (
+                error.errno == errno.EPIPE
+            ):  # whoever read the output has left: click knows what to do
+                raise
+            fail(reason(error), UNUSABLE)
 
 
 def code_of(error: errors.IPCError) -> int:
@@ -157,15 +165,6 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: str
         table.add_row(*row)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
     console.print(table)
-
-
-def size(count: float) -> str:
-    """Bytes as text."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def span(seconds: float) -> str:

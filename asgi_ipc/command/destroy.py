@@ -9,6 +9,7 @@ import click
 
 from .. import segment
 from ..errors import IPCError
+from ..inspection.surroundings import as_owner
 from ..inspection.view import View, attached_to
 from ..segment.opening import open_existing
 from ..segment.paths import Paths, full_prefix
@@ -33,7 +34,12 @@ def destroy(prefix: str, force: bool) -> None:
         View(prefix)  # its error lists the layers that exist
         return
     if owner != os.geteuid():
-        fail(f"prefix {prefix!r} belongs to {user_name(owner)}; run this as that user", UNUSABLE)
+        command = as_owner(f"asgi-ipc destroy --prefix {prefix}", owner)
+        fail(
+            f"prefix {prefix!r} belongs to {user_name(owner)}, and only that user may remove it: "
+            f"{command}",
+            UNUSABLE,
+        )
     attached = sorted(set(attached_to(paths).values()))
     if attached and not force:
         listed = "; ".join(f"{pid} {command_line(pid)[:60]}".strip() for pid in attached)

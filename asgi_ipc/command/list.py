@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from ..inspection.layers import layers
-from .common import json_option, print_json, print_table, size
+from ..statistics import size
+from .common import json_option, print_json, print_table
 
 
 @click.command("list")
@@ -14,7 +15,8 @@ def list_layers(as_json: bool) -> None:
     """List the layers on this machine, of all users.
 
     IN_USE is the memory of the messages, RESERVED what the layer has taken from the machine, SIZE
-    the most that it can take. PENDING counts the messages that wait.
+    the most that it can take. PENDING counts the messages that wait. A ? stands for what this user
+    may not know.
     """
     found = layers()
     if as_json:
@@ -40,12 +42,12 @@ def list_layers(as_json: bool) -> None:
                 layer.prefix,
                 str(layer.layout_version or "?"),
                 layer.owner,
-                f"{layer.mode:04o}",
+                layer.mode,
                 "?" if layer.problem else size(layer.in_use),
                 size(layer.reserved),
                 size(layer.size),
                 "?" if layer.problem else str(layer.pending),
-                str(layer.processes),
+                "?" if layer.processes is None else str(layer.processes),
             ]
             for layer in found
         ],

@@ -14,8 +14,8 @@ from textual.widgets import DataTable, Footer, Input, Static
 from ..errors import IPCError
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
-from ..statistics import Channel, Stats
-from .common import pending, rate, selected, short_span, size, span
+from ..statistics import Channel, Stats, size
+from .common import pending, rate, selected, short_span, span
 
 Cell = Union[str, Text]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..statistics import Stats
+from ..statistics import Stats, size
 from .common import (
     interval_option,
     json_option,
@@ -12,7 +12,6 @@ from .common import (
     print_json,
     print_table,
     rate,
-    size,
     span,
     two_snapshots,
 )

@@ -16,7 +16,8 @@ from ..codec import Codec, DecodeError
 from ..errors import SegmentVanished
 from ..inspection.tap import Seen, Tap
 from ..inspection.view import View
-from .common import complete_channel, first_few, json_option, prefix_option, size, span
+from ..statistics import size
+from .common import complete_channel, first_few, json_option, prefix_option, span
 from .messages import json_of, keys_of, keys_option
 
 _IDLE = 0.005  # seconds between two looks at the log

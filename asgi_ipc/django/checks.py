@@ -61,6 +61,13 @@ def _check(where: str, backend: type, config: dict[str, Any]) -> Iterator[CheckM
             hint='Name the site: "CONFIG": {"prefix": "mysite"}.',
             id="asgi_ipc.W003",
         )
+    if options.mode != 0o600 and options.group is None:
+        yield Warning(
+            f"{where}: mode={options.mode:#o} without group. The layer then belongs to the "
+            "effective group of the process that comes first, and who is not in that is refused.",
+            hint='Name the group: "CONFIG": {..., "mode": 0o660, "group": "mysite"}.',
+            id="asgi_ipc.W004",
+        )
     yield from _room(where, options, Wanted.of(options).layout())
     yield from _live(where, options, Paths(full_prefix(options.prefix)))
 

@@ -10,15 +10,15 @@ import time
 from collections.abc import Iterator
 
 from ..errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuchLayer
-from ..segment.cgroup import cgroup_allows
+from ..segment.cgroup import full_cgroup
 from ..segment.opening import open_existing
 from ..segment.paths import SHM, Paths, full_prefix, prefixes
-from ..segment.procfs import command_line, is_stopped, mappings_of, open_files_of, pids
-from ..statistics import UNREAD_AFTER, Channel
+from ..segment.procfs import command_line, is_stopped, mappings_of, open_files_of, pids, user_name
+from ..statistics import UNREAD_AFTER, Channel, size
 from ..store import layout as at
 from . import locked
 from .snapshot import Snapshot
-from .surroundings import OK, PROBLEM, WARNING, Finding, machine_findings, mib
+from .surroundings import OK, PROBLEM, WARNING, Finding, as_owner, machine_findings
 from .view import View, attached_to
 
 _MUCH = 0.9  # share of a limit above which a warning is due
@@ -43,30 +43,33 @@ def diagnose(only: str | None = None) -> list[Finding]:
 
 def _layer(prefix: str) -> Iterator[Finding]:
     attached = attached_to(Paths(full_prefix(prefix)))
-    destroy = f"asgi-ipc destroy --prefix {prefix}"
+    destroy = as_owner(f"asgi-ipc destroy --prefix {prefix}", _owner(prefix))
     try:
         view = View(prefix)
         snapshot = Snapshot(view)
     except NoSuchLayer:
         raise
     except IPCError as error:
+        if isinstance(error, PermissionError):
+            owner = user_name(_owner(prefix))
+            text = f"it belongs to user {owner}, and cannot be looked into from here"
+            remedy = "to check it, run this as " + " or as ".join(dict.fromkeys((owner, "root")))
+            yield Finding(OK, prefix, "segment", text, remedy)
+            return
         if attached and isinstance(error, IncompatibleSegment):
             remedy = "stop the processes of one of the two versions, or give them another prefix"
-        elif isinstance(error, PermissionError):
-            remedy = "run this as the owner of the segment or as root"
         elif attached:
             remedy = f"stop its processes, then {destroy}"
         else:
             remedy = f"the next process replaces it; to remove it now: {destroy}"
-        level = PROBLEM if attached or isinstance(error, PermissionError) else WARNING
-        yield Finding(level, prefix, "segment", str(error), remedy)
+        yield Finding(PROBLEM if attached else WARNING, prefix, "segment", str(error), remedy)
         return
     if not attached:
         yield Finding(
             WARNING,
             prefix,
             "processes",
-            f"no process is attached; {mib(view.reserved())} reserved, "
+            f"no process is attached; {size(view.reserved())} reserved, "
             f"{snapshot.totals().pending} messages pending",
             f"if the layer is no longer used: {destroy}",
         )
@@ -82,23 +85,31 @@ def _room(view: View, snapshot: Snapshot) -> Iterator[Finding]:
     """Whether the layer can grow to its limits, and whether it is close to them."""
     prefix, stats = view.prefix, snapshot.stats()
     memory = stats.memory
-    missing = memory.limit - memory.in_use
+    log = view.layout.log, view.layout.log_end, snapshot.header[at.S_MARK]
+    missing = max(log[1] - max(log[0], log[2]), 0) * at.WORD  # until message_memory is the limit
+    full = full_cgroup(missing)
     with contextlib.suppress(OSError):
         status = os.statvfs(SHM)
         free = status.f_bavail * status.f_frsize
-        level, text = OK, f"{mib(memory.in_use)} of {mib(memory.limit)} in use"
+        level, text = OK, f"{size(memory.in_use)} of {size(memory.limit)} in use"
         remedy = ""
         if memory.in_use > memory.limit * _MUCH:
             level = WARNING
             remedy = "add readers, or raise message_memory in all processes"
-        elif free < missing - memory.reserved:
+        elif free < missing:
             level = WARNING
-            text += f", but {SHM} has only {mib(free)} free: senders get ChannelFull before that"
+            text += f", but {SHM} has only {size(free)} free: senders get ChannelFull before that"
             remedy = f"enlarge {SHM} (docker run --shm-size=...), or lower message_memory"
-        elif not cgroup_allows(max(missing - memory.reserved, 0)):
+        elif full is not None:
             level = WARNING
-            text += ", but the memory limit of this container (cgroup) is lower than that"
-            remedy = "raise the memory limit, or lower message_memory"
+            text += (
+                f", but the memory limit of the cgroup {full.folder}, {size(full.limit)}, leaves "
+                "less than that: senders get ChannelFull before"
+            )
+            remedy = (
+                "raise it (docker run --memory, MemoryMax= of a systemd unit), or lower "
+                "message_memory"
+            )
         yield Finding(level, prefix, "memory", text, remedy)
     for what, used, limit, remedy in (
         ("memberships", stats.memberships, stats.memberships_limit, "raise group_memory"),
@@ -196,7 +207,11 @@ def _state(view: View, snapshot: Snapshot) -> Iterator[Finding]:
     yield Finding(OK, prefix, "lock", "it is free")
     if wrong:
         yield Finding(
-            PROBLEM, prefix, "invariants", "; ".join(wrong[:3]), f"asgi-ipc flush --prefix {prefix}"
+            PROBLEM,
+            prefix,
+            "invariants",
+            "; ".join(wrong[:3]),
+            as_owner(f"asgi-ipc flush --prefix {prefix}", _owner(prefix)),
         )
     else:
         yield Finding(OK, prefix, "invariants", "all hold")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from ..attachment.process import attached_processes
 from ..errors import IPCError
 from ..segment.header import Header
 from ..segment.opening import open_existing
@@ -14,7 +15,7 @@ from ..segment.procfs import user_name
 from ..statistics import Layer
 from ..store import layout as at
 from .snapshot import Snapshot
-from .view import View, attached_to
+from .view import View
 
 
 def layers() -> list[Layer]:
@@ -29,7 +30,8 @@ def layers() -> list[Layer]:
 def _layer(prefix: str) -> Layer:
     paths = Paths(full_prefix(prefix))
     status = os.stat(paths.file, follow_symlinks=False)
-    version = in_use = pending = processes = 0
+    version = in_use = pending = 0
+    processes: int | None
     problem = ""
     try:
         opened = open_existing(paths)
@@ -41,12 +43,12 @@ def _layer(prefix: str) -> Layer:
         raise
     except IPCError as error:
         problem = str(error)
-        processes = len(attached_to(paths))
+        processes = _attached(paths)
     return Layer(
         prefix=prefix,
         layout_version=version,
         owner=user_name(status.st_uid),
-        mode=status.st_mode & 0o777,
+        mode=oct(status.st_mode & 0o777),
         size=status.st_size,
         in_use=in_use,
         reserved=status.st_blocks * 512,
@@ -54,3 +56,13 @@ def _layer(prefix: str) -> Layer:
         processes=processes,
         problem=problem,
     )
+
+
+def _attached(paths: Paths) -> int | None:
+    """How many processes are attached; None if this user may not know."""
+    try:
+        return len(attached_processes(paths.members))
+    except FileNotFoundError:
+        return 0
+    except OSError:
+        return None

@@ -17,6 +17,7 @@ from ..errors import LockBusy, LockTimeout, SegmentVanished
 from ..segment.files import attach_lock, map_file
 from ..segment.lock import open_lock
 from ..segment.opening import open_existing
+from ..segment.refusals import told
 from ..segment.section import Section, Waits, complaint, make_section
 from ..store import layout as at
 from ..store.store import Store
@@ -38,7 +39,8 @@ def complaints(view: View, timeout: float) -> list[str]:
     if this process must not take the lock, or SegmentVanished.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
-    store = Store(mmap.mmap(-1, view.layout.size, flags), view.layout)
+    with told(f"copy the segment of prefix {view.prefix!r}"):
+        store = Store(mmap.mmap(-1, view.layout.size, flags), view.layout)
     try:
         found = verify(store, _copy(view, store))
         if found:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import resource
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from pathlib import Path
 from ..segment.lock import robust_mutexes
 from ..segment.paths import SHM
 from ..segment.procfs import user_name
+from ..segment.refusals import READ_ONLY
+from ..statistics import size
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
@@ -61,8 +64,8 @@ def shared_memory() -> Iterator[Finding]:
             PROBLEM, "", subject, f"{SHM}: {error.strerror}", "mount a tmpfs there, with mode 1777"
         )
         return
-    size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
-    figures = f"{SHM} has {mib(size)}, of which {mib(free)} are free"
+    whole, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+    figures = f"{SHM} has {size(whole)}, of which {size(free)} are free"
     if free < _SMALLEST:
         yield Finding(
             PROBLEM,
@@ -72,7 +75,7 @@ def shared_memory() -> Iterator[Finding]:
             "remove unused layers (asgi-ipc list, asgi-ipc destroy), or enlarge it "
             "(docker run --shm-size=256m, mount -o remount,size=...)",
         )
-    elif size <= _DOCKERS_DEFAULT:
+    elif whole <= _DOCKERS_DEFAULT:
         yield Finding(
             WARNING,
             "",
@@ -83,13 +86,19 @@ def shared_memory() -> Iterator[Finding]:
         )
     else:
         yield Finding(OK, "", subject, figures)
-    if not os.access(SHM, os.W_OK | os.X_OK):
+    if status.f_flag & os.ST_RDONLY:
+        text, _, remedy = READ_ONLY.partition(". ")
+        yield Finding(PROBLEM, "", subject, text, remedy)
+    elif not os.access(SHM, os.W_OK | os.X_OK):
+        mode = stat.S_IMODE(os.stat(SHM).st_mode)
         yield Finding(
             PROBLEM,
             "",
             subject,
-            f"{user_name(os.geteuid())} cannot write to {SHM}",
-            f"chmod 1777 {SHM}",
+            f"{user_name(os.geteuid())} cannot write to {SHM}, which has mode {mode:#o}",
+            as_owner(f"chmod 1777 {SHM}", 0)
+            if mode & 0o003 != 0o003
+            else "find out what forbids it: a security module, a sandbox or a user namespace",
         )
 
 
@@ -171,6 +180,22 @@ def container() -> Finding:
     )
 
 
+def as_owner(command: str, uid: int) -> str:
+    """A command as this user has to give it, so that it runs as another. Not even root may do what
+    changes the layer of another user."""
+    if uid == os.geteuid():
+        return command
+    if os.geteuid() == 0:
+        return f"sudo -u {_user(uid)} {command}"
+    return f"as {user_name(uid)}: {command}"
+
+
+def _user(uid: int) -> str:
+    """A user as sudo takes it."""
+    name = user_name(uid)
+    return f"'#{uid}'" if name == str(uid) else name
+
+
 def leftovers() -> Iterator[Finding]:
     """Objects in shared memory that no process will use again."""
     with contextlib.suppress(OSError):
@@ -188,7 +213,8 @@ def leftovers() -> Iterator[Finding]:
                 prefix,
                 "leftovers",
                 "asgi_ipc 1.x left this shared memory behind",
-                f"after its processes have ended: rm {pair}",
+                "after its processes have ended: "
+                + as_owner(f"rm {pair}", 0 if not os.geteuid() else _uid(f"{SHM}/{name}")),
             )
         for name in sorted(names):
             if name.startswith("asgi_ipc.") and name.endswith(".d") and name[:-2] not in names:
@@ -198,12 +224,16 @@ def leftovers() -> Iterator[Finding]:
                         WARNING,
                         prefix,
                         "leftovers",
-                        "the segment was removed, but not the directory beside it",
+                        "there is the directory that lies beside a segment, and no segment: that "
+                        "was removed, or could not be created",
                         "the next process repairs that; to remove it now: "
-                        f"asgi-ipc destroy --prefix {prefix}",
+                        + as_owner(f"asgi-ipc destroy --prefix {prefix}", _uid(f"{SHM}/{name}")),
                     )
 
 
-def mib(count: int) -> str:
-    """Bytes as text."""
-    return f"{count / (1 << 20):.1f} MiB"
+def _uid(path: str) -> int:
+    """The owner of a file; this user if it is gone."""
+    try:
+        return os.lstat(path).st_uid
+    except OSError:
+        return os.geteuid()

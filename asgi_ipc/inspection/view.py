@@ -19,6 +19,7 @@ from ..segment.header import Header
 from ..segment.opening import open_existing
 from ..segment.paths import Paths, full_prefix
 from ..segment.procfs import printable
+from ..segment.refusals import told
 from ..store import layout as at
 
 _ROWS_AT_ONCE = 1024
@@ -105,7 +106,10 @@ class View:
     def options(self) -> dict[str, int | str]:
         """The constructor options of a layer that fits this segment."""
         header = self.header
-        return {**header.sizes._asdict(), "mode": header.mode, "lock": header.lock}
+        options = {**header.sizes._asdict(), "mode": header.mode, "lock": header.lock}
+        if self.fd >= 0 and header.mode & 0o060:
+            options["group"] = os.fstat(self.fd).st_gid
+        return options
 
     def attached(self) -> dict[int, int]:
         """Who is attached: index → process id, 0 for a process of another PID namespace."""
@@ -136,10 +140,11 @@ class View:
 
 def attached_to(paths: Paths) -> dict[int, int]:
     """Who is attached to the segment at `paths`: index → process id, 0 for a process of another PID
-    namespace. Empty if that cannot be read."""
+    namespace. Empty if this user may not know. Raises SegmentError if the system refuses to say."""
     try:
-        return attached_processes(paths.members)
-    except OSError:
+        with told("see which processes are attached", FileNotFoundError, PermissionError):
+            return attached_processes(paths.members)
+    except (FileNotFoundError, PermissionError):
         return {}
 
 

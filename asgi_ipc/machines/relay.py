@@ -97,7 +97,7 @@ class Relay:
     def _take_lock(self, session: Session) -> bool:
         segment = session.attachment.segment
         path = os.path.join(segment.paths.directory, "relay.lock")
-        fd = open_file(path, segment.mode)
+        fd = open_file(path, segment.mode, segment.group)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,6 +1,10 @@
 """Whether the memory cgroup of this process, by which containers are limited, has room left.
 
 It only reads what the kernel shows: it must not know what the memory is for.
+
+A cgroup refuses nothing, unlike tmpfs: it sends the OOM killer, so one has to ask first. But before
+that it reclaims: memory that the kernel can take back is not used up. It keeps as many files in its
+page cache as the limit allows, and each that is read again counts as active.
 """
 
 from __future__ import annotations
@@ -8,28 +12,35 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 _MARGIN = 16 << 20  # bytes that stay free; in a small cgroup, a tenth of its limit
 
 
-def cgroup_allows(length: int) -> bool:
-    """Whether the memory cgroup has room for `length` more bytes and a margin.
+class FullCgroup(NamedTuple):
+    """A cgroup that leaves too little room."""
 
-    A cgroup refuses nothing, unlike tmpfs: it sends the OOM killer, so one has to ask first.
-    """
+    folder: str
+    limit: int  # bytes
+
+
+def full_cgroup(length: int) -> FullCgroup | None:
+    """The memory cgroup that has no room for `length` more bytes and a margin; None if all have."""
     for limit_file, used_file in _cgroup_files():
         try:
             with open(limit_file) as file:
                 limit = file.read().strip()
             if limit == "max" or int(limit) >= 1 << 60:
                 continue
+            margin = min(_MARGIN, int(limit) // 10)
+            folder = os.path.dirname(used_file)
             with open(used_file) as file:
-                free = int(limit) - int(file.read()) + _reclaimable(os.path.dirname(used_file))
+                free = int(limit) - int(file.read()) + _reclaimable(folder, margin)
         except (OSError, ValueError):
             continue
-        if free - min(_MARGIN, int(limit) // 10) < length:
-            return False
-    return True
+        if free - margin < length:
+            return FullCgroup(folder, int(limit))
+    return None
 
 
 def _cgroup_files() -> Iterator[tuple[str, str]]:
@@ -58,14 +69,23 @@ def _cgroup_files() -> Iterator[tuple[str, str]]:
             path = os.path.dirname(path)
 
 
-def _reclaimable(folder: str) -> int:
-    """Bytes of page cache that the kernel gives up before it kills."""
+def _reclaimable(folder: str, margin: int) -> int:
+    """Bytes that the kernel takes back before it kills: page cache and slabs. Of what is in use, it
+    is left a margin, or half, as in the kernel's own MemAvailable: programs run from there."""
+    found: dict[str, int] = {}
     with (
         contextlib.suppress(OSError, ValueError),
         open(os.path.join(folder, "memory.stat")) as file,
     ):
         for line in file:
             name, _, value = line.partition(" ")
-            if name == "inactive_file":
-                return int(value)
-    return 0
+            found[name] = int(value)
+
+    def counted(name: str) -> int:
+        # In version 1 the plain figure is without the cgroups inside, which the limit counts.
+        return found.get(f"total_{name}", found.get(name, 0))
+
+    free = counted("inactive_file")
+    for part in map(counted, ("active_file", "slab_reclaimable")):
+        free += part - min(part // 2, margin)
+    return free

@@ -87,15 +87,22 @@ class Doorbell:
             with contextlib.suppress(OSError):  # full of rings: the waiter knows
                 os.write(bell.number, _pack_ring(row))
 
-    def close(self) -> None:
+    def close(
+        self,
+        unlink: Callable[[str], None] = os.unlink,
+        getpid: Callable[[], int] = os.getpid,
+    ) -> None:
         """Close the descriptor and remove the name, which in a forked child is the parent's. May be
-        called twice."""
+        called twice. Uses no name of this module: a finalizer may call it while the interpreter
+        takes the modules down."""
         if self._open is not None:
             self._open = None
-            if self._pid != os.getpid():
+            if self._pid != getpid():
                 return
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+            try:
+                unlink(self._path)
+            except OSError:
+                pass
 
     def forget(self) -> None:
         """In a forked child: close the descriptor and leave the name, which is the parent's."""
@@ -107,9 +114,11 @@ class Ringer:
 
     _complained = False
 
-    def __init__(self, directory: str, nonce: int) -> None:
+    def __init__(self, directory: str, nonce: int, group: int | None = None) -> None:
+        """`group`: whose members ring each other, by its id; None: those of this process's."""
         self._directory = directory
         self._nonce = nonce
+        self._group = group
         self._open: dict[int, tuple[int, Descriptor]] = {}  # waiter id → generation, its bell
 
     def ring(self, waiter_id: int, generation: int, row: int) -> bool:
@@ -148,7 +157,7 @@ class Ringer:
         bell = Descriptor(raise_above(os.open(path, flags)))
         try:
             # Members of the group that the segment is open to ring each other.
-            check_owner(path, os.fstat(bell.number), 0o660, stat.S_ISFIFO)
+            check_owner(path, os.fstat(bell.number), 0o660, stat.S_ISFIFO, self._group)
         except ForeignSegment as error:
             logger.warning("did not ring a doorbell: %s", error)
             return None

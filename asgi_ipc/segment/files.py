@@ -23,7 +23,8 @@ from .. import clock
 from ..errors import ForeignSegment, LockTimeout, SegmentError
 from ..store.layout import MAX_PROCESSES
 from .paths import Paths
-from .procfs import command_line, flock_holder, is_stopped
+from .procfs import command_line, flock_holder, group_name, is_stopped, user_name
+from .refusals import reason, told
 
 _STANDARD = 2  # the highest descriptor of the standard streams
 _TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -77,8 +78,9 @@ def map_file(fd: int, size: int, prot: int = mmap.PROT_READ | mmap.PROT_WRITE) -
     return mmap.mmap(fd, size, prot=prot)
 
 
-def open_file(path: str, mode: int) -> int:
-    """Open or create a file of ours, with exactly `mode`. Raises ForeignSegment."""
+def open_file(path: str, mode: int, group: int | None = None) -> int:
+    """Open or create a file of ours, with exactly `mode`. Raises ForeignSegment. `group`: see
+    `check_owner`; a new file gets that of its directory."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = raise_above(os.open(path, flags, mode))
@@ -86,15 +88,17 @@ def open_file(path: str, mode: int) -> int:
         return fd
     except FileExistsError:
         pass
+    except PermissionError:
+        raise _no_access(path) from None
     try:
         fd = open_existing_file(path)
     except FileNotFoundError:
-        return open_file(path, mode)
+        return open_file(path, mode, group)
     except ForeignSegment:
         raise
-    except PermissionError as error:
-        raise ForeignSegment(f"cannot open {path}: {error.strerror}") from None
-    check_owner(path, os.fstat(fd), mode, stat.S_ISREG)
+    except PermissionError:
+        raise _no_access(path) from None
+    check_owner(path, os.fstat(fd), mode, stat.S_ISREG, group)
     return fd
 
 
@@ -129,23 +133,36 @@ def _of_another_kind(path: str) -> ForeignSegment:
     return ForeignSegment(f"{path} is of another type than this package creates; remove it")
 
 
+def _no_access(path: str) -> ForeignSegment:
+    return ForeignSegment(
+        f"{path} is not open to user {user_name(os.geteuid())} (uid {os.geteuid()}). "
+        + foreign_remedy(path)
+    )
+
+
 def check_owner(
-    path: str, status: os.stat_result, mode: int, kind: Callable[[int], bool] | None = None
+    path: str,
+    status: os.stat_result,
+    mode: int,
+    kind: Callable[[int], bool] | None = None,
+    group: int | None = None,
 ) -> None:
-    """Refuse what another user made, unless `mode` opens the layer to a group that we share.
+    """Refuse what another user made, unless `mode` opens the layer to a group that we share: to
+    `group`, if one is named, else to one that this process is in.
 
     Also refuses what everybody can write, and what is not of this `kind`. Raises ForeignSegment.
     """
     ours = status.st_uid == os.geteuid() or (
         mode & 0o060 == 0o060
         and status.st_mode & 0o060 == 0o060
-        and status.st_gid in {os.getegid(), *os.getgroups()}
+        and status.st_gid in ({os.getegid(), *os.getgroups()} if group is None else {group})
     )
     if not ours:
         raise ForeignSegment(
-            f"{path} belongs to uid {status.st_uid}, and this process runs as uid {os.geteuid()}. "
-            "Another user made it: choose another prefix, or, to share it with a group, give every "
-            "process mode=0o660 and a common group"
+            f"{path} belongs to user {user_name(status.st_uid)} (uid {status.st_uid}, group "
+            f"{group_name(status.st_gid)}, mode {status.st_mode & 0o777:#o}), and this process "
+            f"runs as {user_name(os.geteuid())} (uid {os.geteuid()}). "
+            + foreign_remedy(path, status.st_uid)
         )
     if kind is not None:
         check_kind(path, status, kind)
@@ -153,8 +170,25 @@ def check_owner(
         raise ForeignSegment(f"everybody can write to {path}; remove it, or correct its mode")
 
 
+def foreign_remedy(path: str, uid: int | None = None) -> str:
+    """What to do about something that another user made, who came first: another prefix would
+    only divide the processes."""
+    for there in (path, os.path.dirname(path)):
+        with contextlib.suppress(OSError):
+            uid = os.lstat(there).st_uid if uid is None else uid
+    owner = "its owner" if uid is None else user_name(uid)
+    return (
+        "Run all processes of the layer as one user. If that was not meant to be "
+        f"{owner}, end what {owner} runs of it, and let {owner} remove what is left (asgi-ipc "
+        "destroy). To share a layer among users, give every process mode=0o660 and the same "
+        "group=, of which all are members"
+    )
+
+
 @contextlib.contextmanager
-def attach_lock(paths: Paths, mode: int | None, timeout: float = PATIENCE) -> Iterator[None]:
+def attach_lock(
+    paths: Paths, mode: int | None, timeout: float = PATIENCE, group: int | None = None
+) -> Iterator[None]:
     """Hold the flock under which everything beside a segment is created and removed.
 
     Those who wait get it in the order in which they came. Creates the directory and the file if
@@ -167,8 +201,7 @@ def attach_lock(paths: Paths, mode: int | None, timeout: float = PATIENCE) -> It
             if mode is None:
                 opened = Descriptor(raise_above(os.open(paths.attach_lock, _TO_READ)))
             else:
-                _make_directory(paths.directory, mode)
-                opened = Descriptor(open_file(paths.attach_lock, mode))
+                opened = Descriptor(_open_attach_lock(paths, mode, group))
         except FileNotFoundError:
             if mode is None:
                 raise
@@ -273,18 +306,45 @@ def _is_at(fd: int, path: str) -> bool:
         return False
 
 
-def _make_directory(path: str, mode: int) -> None:
+def _open_attach_lock(paths: Paths, mode: int, group: int | None) -> int:
+    """Open or create the file, and before it the directory; leave none where the file cannot be
+    made."""
+    made = _make_directory(paths.directory, mode, group)
+    try:
+        # Told before the directory is removed: it may have taken the last inode.
+        with told(f"create {paths.attach_lock}", FileNotFoundError):
+            return open_file(paths.attach_lock, mode, group)
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(paths.directory)
+        raise
+
+
+def _make_directory(path: str, mode: int, group: int | None) -> bool:
+    """Make a directory, or check that the one that is there is ours. Returns whether it is new."""
     mode |= (mode & 0o444) >> 2  # who may read may also look inside
     if mode & 0o060:
         mode |= stat.S_ISGID  # files in it belong to the group, no matter who creates them
     try:
         os.mkdir(path, mode)
     except FileExistsError:
-        check_owner(path, os.lstat(path), mode, stat.S_ISDIR)
-        return
+        check_owner(path, os.lstat(path), mode, stat.S_ISDIR, group)
+        return False
     except OSError as error:
-        raise SegmentError(f"cannot create {path}: {error.strerror}") from error
-    os.chmod(path, mode)  # the umask may have taken bits away
+        raise SegmentError(f"cannot create {path}: {reason(error)}") from error
+    try:
+        if group is not None:
+            os.chown(path, -1, group)
+        os.chmod(path, mode)  # the umask may have taken bits away
+    except PermissionError:
+        os.rmdir(path)
+        raise ForeignSegment(
+            f"user {user_name(os.geteuid())} cannot give {path} to group {group_name(group or 0)}, "
+            "which the option group names, without being a member of it. Add the user to the group "
+            "(usermod -a -G), and start the process anew"
+        ) from None
+    return True
 
 
 class Members:
@@ -315,9 +375,9 @@ class Members:
         self.claimed: set[int] = set()  # held by this copy in this process
 
     @classmethod
-    def open(cls, path: str, mode: int) -> Members:
+    def open(cls, path: str, mode: int, group: int | None = None) -> Members:
         """Open or create the file at `path`; `close` it once for each `open`."""
-        return cls._known(path) or cls(open_file(path, mode))._use()
+        return cls._known(path) or cls(open_file(path, mode, group))._use()
 
     @classmethod
     def _known(cls, path: str) -> Members | None:

@@ -20,9 +20,11 @@ import threading
 from functools import cache
 from zlib import crc32
 
+from ..errors import SegmentError
 from ..store.layout import H_LOCK, LOCK_BYTES, LOCK_MUTEX, WORD
 from .files import Descriptor, open_file
 from .procfs import flock_holder
+from .refusals import reason, told
 
 _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1
@@ -170,9 +172,10 @@ class FileLock:
     The file at `path` is created with `mode`.
     """
 
-    def __init__(self, path: str, mode: int) -> None:
+    def __init__(self, path: str, mode: int, group: int | None = None) -> None:
         self.handle = path
         self._mode = mode
+        self._group = group
         self._local = threading.local()
 
     def trylock(self, handle: object) -> int:
@@ -182,13 +185,17 @@ class FileLock:
         try:
             opened = local.opened
         except AttributeError:
-            opened = local.opened = Descriptor(open_file(self.handle, self._mode))
+            with told(f"open the lock {self.handle}"):
+                opened = local.opened = Descriptor(open_file(self.handle, self._mode, self._group))
         local.inside = True  # before it is true: a signal handler in between must not enter too
         try:
             fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             local.inside = False
             return errno.EBUSY
+        except OSError as error:  # no room for a lock, or a file system without them
+            local.inside = False
+            raise SegmentError(f"cannot take the lock {self.handle}: {reason(error)}") from error
         return 0
 
     def unlock(self, handle: object) -> int:
@@ -216,6 +223,10 @@ class FileLock:
         self._local = threading.local()
 
 
-def open_lock(kind: int, memory: mmap.mmap, path: str, mode: int) -> Mutex | FileLock:
+def open_lock(
+    kind: int, memory: mmap.mmap, path: str, mode: int, group: int | None = None
+) -> Mutex | FileLock:
     """The lock of a segment, by its kind: the mutex in its memory, or the file at `path`."""
-    return Mutex(memory, H_LOCK * WORD) if kind == LOCK_MUTEX else FileLock(path, mode)
+    if kind == LOCK_MUTEX:
+        return Mutex(memory, H_LOCK * WORD)
+    return FileLock(path, mode, group)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import stat
+import sys
 from itertools import chain
 
 import posix_ipc
@@ -32,6 +33,7 @@ from .files import (
     attach_lock,
     check_kind,
     check_owner,
+    foreign_remedy,
     map_file,
     open_existing_file,
     raise_above,
@@ -39,7 +41,9 @@ from .files import (
 )
 from .header import Header, format_segment
 from .lock import init_mutex
-from .paths import SHM, Paths, full_prefix, prefixes
+from .paths import Paths, full_prefix, prefixes
+from .procfs import user_name
+from .refusals import MISSING, reason, told
 from .segment import Segment, allocate
 from .wanted import Wanted
 
@@ -59,22 +63,36 @@ def attach(wanted: Wanted, timeout: float = PATIENCE) -> tuple[Segment, int]:
     SegmentError when shared memory cannot be used at all.
     """
     paths = Paths(wanted.prefix)
-    with attach_lock(paths, wanted.mode, timeout):
-        members = Members.open(paths.members, wanted.mode)
-        segment = None
-        try:
+    if sys.platform == "linux" and not paths.shows:
+        raise SegmentError(MISSING)
+    doing = f"attach to the segment of prefix {paths.prefix!r}"
+    with told(doing), attach_lock(paths, wanted.mode, timeout, wanted.group):
+        return _attach(paths, wanted, doing)
+
+
+def _attach(paths: Paths, wanted: Wanted, doing: str) -> tuple[Segment, int]:
+    """`attach`, under the flock. If it fails and nobody uses what is there, it leaves nothing."""
+    segment, members, unused = None, None, not os.path.exists(paths.members)
+    try:
+        with told(doing):  # before there is room again: the error says what there was none of
+            members = Members.open(paths.members, wanted.mode, wanted.group)
             alive = bool(members.claimed) or members.held(0, MAX_PROCESSES)
-            segment = _open(paths, wanted, members, alive) or _create(paths, wanted, members)
+            segment = _open(paths, wanted, members, alive)
+            unused = segment is None and not alive
+            segment = segment or _create(paths, wanted, members)
             segment.warn_of_mode(wanted)
             if not alive and segment.lock_kind == LOCK_MUTEX:
                 # Nobody else is attached, so nobody holds it, whatever state it was left in.
                 init_mutex(segment.memory, H_LOCK * WORD)
             return segment, _claim_index(segment)
-        except BaseException:
+    except BaseException:
+        if members is not None:
             members.close()
-            if segment is not None:
-                os.close(segment.fd)
-            raise
+        if segment is not None:
+            os.close(segment.fd)
+        elif unused:
+            _clear(paths)
+        raise
 
 
 def _claim_index(segment: Segment) -> int:
@@ -103,12 +121,13 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
     If it cannot, and no process is `alive` in it, it is stale: then remove it and return None.
     """
     try:
-        fd = _open_shared(paths, os.O_RDWR, "choose another prefix")
+        fd = _open_shared(paths, os.O_RDWR, foreign_remedy(paths.file))
     except FileNotFoundError:
         return None
     try:
         status = os.fstat(fd)
-        check_owner(f"the segment of prefix {paths.prefix!r}", status, wanted.mode)
+        name = f"the segment of prefix {paths.prefix!r}"
+        check_owner(name, status, wanted.mode, group=wanted.group)
         header = Header(_first_page(fd, status.st_size), status.st_size)
         fault = header.attach_fault(wanted, members.inode)
         if fault is not None:
@@ -157,7 +176,8 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
         fd = raise_above(made.fd)
     except OSError as error:
         raise SegmentError(
-            f"cannot create shared memory of {layout.size} bytes: {error}"
+            f"cannot create shared memory of {layout.size} bytes for prefix {paths.prefix!r}: "
+            f"{reason(error)}"
         ) from error
     try:
         os.fchmod(fd, wanted.mode)
@@ -165,12 +185,9 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
             with contextlib.suppress(PermissionError):
                 os.fchown(fd, -1, os.stat(paths.directory).st_gid)
         memory = map_file(fd, layout.size)
-        first = allocate(fd, 0, layout.fixed_bytes)
-        if not first or not allocate(fd, layout.log * WORD, FIRST_MARK):
-            raise SegmentError(
-                f"no room for the segment of prefix {paths.prefix!r} in {SHM}. Make {SHM} larger "
-                "(Docker: --shm-size) or free some of it"
-            )
+        why = allocate(fd, 0, layout.fixed_bytes) or allocate(fd, layout.log * WORD, FIRST_MARK)
+        if why:
+            raise SegmentError(f"no room for the segment of prefix {paths.prefix!r}: {why}")
         header = format_segment(memory, layout, wanted, members.inode)
         return Segment(paths, fd, memory, header, members)
     except BaseException:
@@ -188,9 +205,14 @@ def open_existing(paths: Paths, write: bool = False) -> Descriptor:
     Raises NoSuchLayer, which names the layers that exist, and ForeignSegment if this process may
     not read it (or, with `write`, write to it).
     """
+    with told(f"open the segment of prefix {paths.prefix!r}"):
+        return _open_existing(paths, write)
+
+
+def _open_existing(paths: Paths, write: bool) -> Descriptor:
     try:
         access = os.O_RDWR if write else os.O_RDONLY
-        return Descriptor(_open_shared(paths, access, "run this as its owner or as root"))
+        return Descriptor(_open_shared(paths, access, "Run this as its owner or as root"))
     except FileNotFoundError:
         others = ", ".join(prefixes())
         raise NoSuchLayer(
@@ -221,7 +243,8 @@ def _open_shared(paths: Paths, access: int, advice: str) -> int:
         raise
     except (PermissionError, posix_ipc.PermissionsError):
         raise ForeignSegment(
-            f"the segment of prefix {paths.prefix!r} belongs to another user: {advice}"
+            f"the segment of prefix {paths.prefix!r} belongs to another user, and is not open to "
+            f"{user_name(os.geteuid())}. {advice}"
         ) from None
 
 
@@ -233,7 +256,8 @@ def destroy(prefix: str) -> bool:
 
     Processes that are attached notice within a second, and raise SegmentVanished.
     """
-    return remove(Paths(full_prefix(prefix)))
+    with told(f"remove the segment of prefix {prefix!r}"):
+        return remove(Paths(full_prefix(prefix)))
 
 
 def remove(paths: Paths) -> bool:
@@ -244,11 +268,21 @@ def remove(paths: Paths) -> bool:
     with attach_lock(paths, 0o600):
         _unlink(paths)
         check_owner(paths.directory, os.lstat(paths.directory), 0o600, stat.S_ISDIR)
-        for name in os.listdir(paths.directory):
-            remove_file(os.path.join(paths.directory, name))
-        with contextlib.suppress(OSError):
-            os.rmdir(paths.directory)
+        _clear(paths)
     return True
+
+
+def _clear(paths: Paths) -> None:
+    """Remove the directory beside a segment, and what is in it. Under the flock, whose file goes
+    last: until then nobody makes another. Needs no descriptor unless there is more than usual."""
+    last = os.path.basename(paths.attach_lock)
+    names = {os.path.basename(path) for path in (paths.members, paths.section_lock)}
+    with contextlib.suppress(OSError):
+        names.update(os.listdir(paths.directory))
+    for name in (*(names - {last}), last):
+        remove_file(os.path.join(paths.directory, name))
+    with contextlib.suppress(OSError):
+        os.rmdir(paths.directory)
 
 
 def _unlink(paths: Paths) -> bool:

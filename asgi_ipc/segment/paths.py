@@ -32,7 +32,7 @@ class Paths:
     """The names that follow from a full prefix. Raises InvalidOption for one that cannot be."""
 
     def __init__(self, prefix: str) -> None:
-        if not isinstance(prefix, str) or not re.fullmatch(r"[a-zA-Z0-9._-]+", prefix):
+        if not issubclass(type(prefix), str) or not re.fullmatch(r"[a-zA-Z0-9._-]+", prefix):
             raise InvalidOption(
                 f"prefix {prefix!r:.120} must be a str of ASCII letters, digits, '-', '_' and '.'"
             )

@@ -7,6 +7,7 @@ This module must not import the rest of the package.
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import pwd
 from collections.abc import Iterator
@@ -149,3 +150,19 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """The name of a group; its number as text if it has none."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def group_of_name(name: str) -> int | None:
+    """The gid of a group; None if there is none of that name."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        return None

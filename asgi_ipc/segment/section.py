@@ -183,7 +183,7 @@ def make_section_of_three(
                 if not renew(0):
                     raise LockLost("the lock of the segment can be neither recovered nor renewed")
             elif code != errno.EBUSY:
-                raise OSError(code, f"cannot take the lock of the segment: {os.strerror(code)}")
+                raise SegmentError(f"cannot take the lock of the segment: {os.strerror(code)}")
             elif tries > _SPINS:
                 if clock.monotonic() >= deadline or slept > patience:
                     holder = lock.holder()

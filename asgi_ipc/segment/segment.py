@@ -19,13 +19,15 @@ import os
 import posix_ipc
 
 from ..errors import CorruptHeader, ForeignSegment, IncompatibleSegment
+from ..statistics import size
 from ..store.layout import WORD
-from .cgroup import cgroup_allows
+from .cgroup import full_cgroup
 from .doorbell import Doorbell, Ringer, path_of
 from .files import Members, attach_lock, raise_above
 from .header import Header
 from .paths import Paths
-from .procfs import has_mapped, namespace
+from .procfs import group_name, has_mapped, namespace
+from .refusals import reason
 from .wanted import Wanted
 
 logger = logging.getLogger("asgi_ipc")
@@ -50,14 +52,24 @@ class Segment:
         self._time_namespace = header.time_namespace
         self._identity = header.identity
         self._status = os.fstat(fd) if fd >= 0 else None
+        # What is beside it belongs to the same group, where that may open it.
+        shared = self._status is not None and self.mode & 0o060
+        self.group = self._status.st_gid if self._status is not None and shared else None
+        self._shortage = ""
 
     def reserve(self, offset: int, length: int) -> bool:
-        """Make bytes of the segment safe to touch; False if there is no memory for them. Raises
-        CorruptHeader as `check_length` does."""
+        """Make bytes of the segment safe to touch; False if there is no memory for them, and then
+        `shortage` says why. Raises CorruptHeader as `check_length` does."""
         self.check_length()  # the kernel would make the file longer again, and the middle zeros
-        if not self._backed(offset, length) and not cgroup_allows(length):
-            return False
-        return allocate(self.fd, offset, length)
+        why = "" if self._backed(offset, length) else cgroup_shortage(length)
+        why = why or allocate(self.fd, offset, length)
+        if why:
+            self._shortage = why
+        return not why
+
+    def shortage(self) -> str:
+        """Why memory was refused last, and the remedy."""
+        return self._shortage or "the machine has no more shared memory"
 
     def _backed(self, offset: int, length: int) -> bool:
         """Whether there is memory behind some bytes already, as after a flush."""
@@ -99,6 +111,15 @@ class Segment:
                 if wanted.mode & 0o060
                 else "other users of its group can still read and change everything",
             )
+        elif wanted.group is not None and self.group not in (None, wanted.group):
+            logger.warning(
+                "prefix %r: the segment belongs to group %s, and this process asks for group %s, "
+                "whose members have no access. To change the group, stop the processes of this "
+                "prefix and remove the segment with asgi_ipc.segment.destroy()",
+                wanted.prefix,
+                group_name(self.group or 0),
+                group_name(wanted.group),
+            )
 
     def new_bell(self, waiter_id: int, generation: int) -> Doorbell:
         """The doorbell of a new waiter of this process."""
@@ -107,12 +128,12 @@ class Segment:
 
     def ringer(self) -> Ringer:
         """What rings the waiters of this segment."""
-        return Ringer(self.paths.directory, self.nonce)
+        return Ringer(self.paths.directory, self.nonce, self.group)
 
     def exclusively(self, timeout: float) -> contextlib.AbstractContextManager[None]:
         """Keep other processes from creating, replacing or removing anything meanwhile, and from
         renewing the lock. Raises LockTimeout after `timeout` seconds."""
-        return attach_lock(self.paths, self.mode, timeout)
+        return attach_lock(self.paths, self.mode, timeout, self.group)
 
     def may_be_mapped_by(self, thread: int) -> bool:
         """Whether the process of a thread may have this segment in its memory."""
@@ -168,15 +189,27 @@ class Segment:
         return not os.path.samestat(status, self._status)
 
 
-def allocate(fd: int, offset: int, length: int) -> bool:
-    """Have the kernel put memory behind some bytes of a segment; False if it has none."""
+def cgroup_shortage(length: int) -> str:
+    """Why the memory cgroups of this process leave no room for some bytes, and the remedy; "" if
+    they leave it."""
+    full = full_cgroup(length)
+    if full is None:
+        return ""
+    return (
+        f"the memory limit of the cgroup {full.folder}, {size(full.limit)}, is used up but for a "
+        "margin. Raise it (docker run --memory, MemoryMax= of a systemd unit, limits.memory in "
+        "Kubernetes), or lower message_memory"
+    )
+
+
+def allocate(fd: int, offset: int, length: int) -> str:
+    """Have the kernel put memory behind some bytes of a segment. Returns "", or why it does not,
+    and the remedy."""
     try:
         os.posix_fallocate(fd, offset, length)
     except AttributeError:
         pass  # macOS: shared memory is not overcommitted
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.ENOMEM):
-            return False
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-    return True
+            return reason(error)
+    return ""

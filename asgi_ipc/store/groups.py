@@ -38,11 +38,17 @@ class Groups:
         room = bool(member) or self._ensure_room(now)
         row = store.groups.find(group)  # to make room may have freed it
         if not room:
+            full = store.members.is_full or store.groups.is_full
             raise LimitReached(
                 f"no room for channel {channel.decode('ascii')!r} in group "
-                f"{group.decode('ascii')!r}: group memory is used up by {store.members.used} "
-                f"memberships in {store.groups.used} groups. Raise group_memory in all processes "
-                "of this prefix, or lower group_expiry"
+                f"{group.decode('ascii')!r}: "
+                + (
+                    f"group_memory is used up by {store.members.used} memberships in "
+                    f"{store.groups.used} groups. Raise it in all processes of this prefix, or "
+                    "lower group_expiry"
+                    if full
+                    else store.shortage()
+                )
             )
         store.require(queue, now)
         words[at.S_DIRTY] = at.DIRTY

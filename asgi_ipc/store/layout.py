@@ -27,7 +27,7 @@ import struct
 from typing import NamedTuple
 
 MAGIC = int.from_bytes(b"asgi_ipc", "little")
-VERSION = 1  # of everything in this file; increment it with any change
+VERSION = 2  # of everything in this file; increment it with any change
 
 WORD = 8
 PAGE = 4096
@@ -188,6 +188,11 @@ TAKEN = struct.Struct("=IIQQ8xIId12xI")  # the fields that `Queues.take` needs
 LIVE, DEAD = 1, 2
 LOCAL_SEPARATOR = b","  # occurs in no name
 MAX_LOCALS = 1 << 20  # bytes of local parts in one record; a larger broadcast takes several
+LEAST_LOCALS = 1024  # and those for which there is room beside the largest message
+
+# Bytes that the largest message may take beyond its own size: its record, its local parts, and what
+# rounds both up.
+OVERHEAD = RECORD_WORDS * WORD + LEAST_LOCALS + 2 * WORD
 
 FIRST_MARK = 64 * 1024  # bytes of log that a fresh segment reserves
 MAX_WORDS = (1 << 32) - 1  # of a segment: the ends of the log are halves
@@ -228,13 +233,22 @@ class Layout:
         at = _page(self.groups.end)
         self.members = TableMap(S_TABLES + 2 * TABLE_WORDS, at, MEMBER_WORDS, members)
         self.log = _page(self.members.end)
-        # Encryption adds a third; a broadcast also carries its local parts.
-        self.max_record = record_words(max_message_size * 3 // 2 + 1024, MAX_LOCALS)
+        # What may wait: every record counts whole.
+        self.max_live = message_memory // WORD
+        # The local parts of a broadcast share a record with the largest message: they may take half
+        # of what that leaves.
+        beside = max(message_memory - max_message_size - OVERHEAD, 0)
+        self.max_locals = min(MAX_LOCALS, LEAST_LOCALS + beside // 2)
+        self.max_record = record_words(max_message_size, self.max_locals)
         # Live records take up at most three quarters of the log, and room for two of the biggest
         # stays free: a record that blocks the tail can then always be copied elsewhere.
-        self.max_live = max(message_memory // WORD, self.max_record)
         self.log_end = _page(self.log + self.max_live * 4 // 3 + 2 * self.max_record)
         self.size = self.log_end * WORD
+
+    @property
+    def largest_fits(self) -> bool:
+        """Whether `message_memory` has room for a message of `max_message_size`."""
+        return self.max_message_size + OVERHEAD <= self.message_memory
 
 
 def record_words(body: int, local_parts: int) -> int:

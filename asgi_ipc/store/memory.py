@@ -12,6 +12,8 @@ from .layout import S_COUNTER, Layout
 
 # Makes bytes usable (offset, length) and returns whether it could.
 Reserve = Callable[[int, int], bool]
+# Why it could not the last time, and the remedy.
+Shortage = Callable[[], str]
 
 
 class Buffer(Protocol):

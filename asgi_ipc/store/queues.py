@@ -62,13 +62,16 @@ from .layout import (
     record_words,
 )
 from .log import Log
-from .memory import Buffer, Reserve
+from .memory import Buffer, Reserve, Shortage
 from .table import Table
 from .waiters import Waiters
 
 LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
 
 FULL, NO_MEMORY, GONE = -1, -2, -3  # what `put` returns instead of a waiter id
+# Which limit was met where there is no memory: message_memory, the rows of the segment, or what the
+# machine has, of which `shortage` knows more.
+MESSAGES, CHANNELS, MACHINE = range(3)
 
 # The row of a target that was not looked up yet: it is not in use, and nothing is pending in it.
 _NO_WORDS: memoryview[int] = memoryview(bytes(QUEUE_WORDS * WORD)).cast("Q")
@@ -144,10 +147,13 @@ class Target:
 class Queues(Waiters):
     """Queues by name, and the messages in them."""
 
+    lack = 0  # what the last NO_MEMORY was for want of: MESSAGES, CHANNELS or MACHINE
+
     def __init__(
-        self, buffer: Buffer, layout: Layout, reserve: Reserve = lambda offset, length: True
+        self, buffer: Buffer, layout: Layout, reserve: Reserve, shortage: Shortage
     ) -> None:
         super().__init__(buffer, layout)
+        self.shortage = shortage
         # By reason, a channel that lost messages, until `attachment.drops` has logged it.
         self.dropped: dict[int, str] = {}
         self.queues = Table("queues", buffer, self.words, layout.queues, Q_NAME, reserve)
@@ -163,8 +169,8 @@ class Queues(Waiters):
         """Append `body` to the queue of `target`; it expires `target.expiry` seconds after `now`.
 
         Returns the id of the waiter to ring, or 0 if nobody waits. If nothing was sent, returns
-        FULL (the capacity is reached), NO_MEMORY (for the message, or for another queue) or GONE (a
-        fixed target is no longer there).
+        FULL (the capacity is reached), NO_MEMORY (for the message, or for another queue; `lack`
+        says why) or GONE (a fixed target is no longer there).
         """
         words, queue = self.words, target.words
         if queue[R_GENERATION] != target.generation:
@@ -348,9 +354,13 @@ class Queues(Waiters):
         if words[S_LIVE] + size > log.max_live:
             self.sweep_log(EXPIRED_AT_ONCE, now)
             if words[S_LIVE] + size > log.max_live:
+                self.lack = MESSAGES
                 return 0
         words[S_DIRTY] = DIRTY
-        return log.make_room(size, now)
+        at = log.make_room(size, now)
+        if not at:
+            self.lack = MACHINE
+        return at
 
     def drop_expired(self, row: int, now: float) -> int:
         """Drop expired messages at the front of a queue; return how many are still pending."""
@@ -436,6 +446,8 @@ class Queues(Waiters):
             self.doubles[row + Q_CREATED] = self.doubles[row + Q_SEEN_AT] = now
             words[S_DIRTY] = CLEAN
             target.point_to(row, words)
+        else:
+            self.lack = CHANNELS if self.queues.is_full else MACHINE
         return row
 
     def require(self, target: Target, now: float) -> int:
@@ -443,12 +455,20 @@ class Queues(Waiters):
         row = self.bind(target, now)
         if not row:
             name = target.queue.decode("ascii")
-            raise LimitReached(
-                f"no room for channel {name!r}: {self.queues.used} channels are in use, and there "
-                "is no memory for more. Raise message_memory or group_memory in all processes of "
-                "this prefix"
-            )
+            raise LimitReached(f"no room for channel {name!r}: {self.why_no_channel()}")
         return row
+
+    def why_no_channel(self) -> str:
+        """Why the last queue that was asked for could not be made, and the remedy."""
+        if self.lack == CHANNELS:
+            return (
+                f"{self.queues.used} channels are in use, which is as many as the segment has room "
+                "for. Use fewer, or raise message_memory or group_memory in all processes of this "
+                "prefix"
+            )
+        return f"{self.queues.used} channels are in use, and there is no memory for more: " + (
+            self.shortage()
+        )
 
     def pick_if_pending(self, row: int) -> int:
         """`pick` for the queue at `row` if a message is pending there; else return 0."""

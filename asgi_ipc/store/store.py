@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from ..errors import CorruptStore
 from . import layout as at
-from .memory import Buffer, Reserve
+from .memory import Buffer, Reserve, Shortage
 from .queues import EXPIRED_AT_ONCE, IDLE, Queues, Target
 from .table import Table
 
@@ -26,9 +26,13 @@ class Store(Queues):
     """Queues, groups and processes in `buffer`, laid out by `layout`."""
 
     def __init__(
-        self, buffer: Buffer, layout: at.Layout, reserve: Reserve = lambda offset, length: True
+        self,
+        buffer: Buffer,
+        layout: at.Layout,
+        reserve: Reserve = lambda offset, length: True,
+        shortage: Shortage = lambda: "nobody says why",
     ) -> None:
-        super().__init__(buffer, layout, reserve)
+        super().__init__(buffer, layout, reserve, shortage)
         self.groups = Table("groups", buffer, self.words, layout.groups, at.G_NAME, reserve)
         self.members = Table(
             "members", buffer, self.words, layout.members, at.M_NAME, reserve, salt_word=at.M_GROUP

@@ -120,6 +120,11 @@ class Table:
 
     # -- changing: under the lock, with the dirty word set ----------------------------------------
 
+    @property
+    def is_full(self) -> bool:
+        """Whether every row that the table can have is in use."""
+        return not self._words[self.state + T_FREE] and self.high >= self.max_rows
+
     def ensure_room(self) -> bool:
         """Reserve memory for another row if need be; return whether `insert` will find one."""
         words, state = self._words, self.state

@@ -18,16 +18,17 @@ import sys
 import tempfile
 import threading
 import weakref
+from collections.abc import Callable
 
 from ..attachment.attachment import Attachment
 from ..attachment.process import notice_fork, register
 from ..options import Options
-from ..segment.cgroup import cgroup_allows
 from ..segment.doorbell import Doorbell, Ringer
 from ..segment.files import Descriptor, Members, raise_above
 from ..segment.header import format_segment
 from ..segment.paths import Paths
-from ..segment.segment import Segment
+from ..segment.refusals import told
+from ..segment.segment import Segment, cgroup_shortage
 from ..segment.wanted import Wanted
 from ..store.layout import LOCK_FILE
 
@@ -61,7 +62,7 @@ class _Bell(Doorbell):
             with contextlib.suppress(BlockingIOError):  # full of rings: the waiter knows
                 os.write(pipe.writing.number, row.to_bytes(4, sys.byteorder))
 
-    def close(self) -> None:
+    def close(self, unlink: object = None, getpid: object = None) -> None:
         self._open = None
 
 
@@ -136,7 +137,8 @@ class PrivateSegment(Segment):
         return self.sizes == wanted.sizes and self.lock_kind == wanted.lock_kind
 
     def reserve(self, offset: int, length: int) -> bool:
-        return cgroup_allows(length)
+        self._shortage = cgroup_shortage(length)
+        return not self._shortage
 
     def new_bell(self, waiter_id: int, generation: int) -> Doorbell:
         bell = self._bells[waiter_id, generation] = _Bell()
@@ -161,10 +163,18 @@ class PrivateSegment(Segment):
         return False
 
 
-def _unlink(path: str, pid: int) -> None:
-    if os.getpid() == pid:  # not in a child that was forked meanwhile
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+def _unlink(
+    path: str,
+    pid: int,
+    getpid: Callable[[], int] = os.getpid,
+    unlink: Callable[[str], None] = os.unlink,
+) -> None:
+    """A finalizer, and so without names of this module."""
+    if getpid() == pid:  # not in a child that was forked meanwhile
+        try:
+            unlink(path)
+        except FileNotFoundError:
+            pass
 
 
 class InProcessProvider:
@@ -184,7 +194,8 @@ class InProcessProvider:
             )
             segment = None
         if segment is None:
-            segment = self._segment = PrivateSegment(wanted)
+            with told(f"make a segment of prefix {wanted.prefix!r} in this process"):
+                segment = self._segment = PrivateSegment(wanted)
         index = next(
             i for i in range(len(segment.members.claimed) + 1) if i not in segment.members.claimed
         )

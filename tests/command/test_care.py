@@ -7,8 +7,10 @@ import signal
 from pathlib import Path
 
 from asgi_ipc import IPCChannelLayer, segment
+from asgi_ipc.inspection.diagnosis import diagnose
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
+from asgi_ipc.segment.procfs import user_name
 from asgi_ipc.store.layout import (
     DIRTY,
     Q_PENDING,
@@ -191,6 +193,10 @@ def test_only_the_owner_flushes_and_destroys(prefix: str, run: Run) -> None:
         for command in ("flush", "destroy"):
             ran = run(command)
             assert ran.code == 3 and "belongs to" in ran.errors, ran
+        user = user_name(NOBODY)
+        assert f"sudo -u {user} asgi-ipc destroy --prefix {prefix}" in ran.errors
+        (remedy,) = (one.remedy for one in diagnose(prefix) if one.subject == "processes")
+        assert remedy.endswith(f"sudo -u {user} asgi-ipc destroy --prefix {prefix}")
         assert run("stats", "--interval", "0", "--json").json["pending"] == 1
     finally:
         in_child(lambda: (os.setuid(NOBODY), segment.destroy(prefix)))

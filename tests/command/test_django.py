@@ -63,6 +63,9 @@ def test_what_the_layer_refuses_the_check_finds(prefix: str, tmp_path: Path, bac
     for config, said in (
         ({"symmetric_encryption_keys": "secret"}, "must be a list of keys"),
         ({"mode": 0o644}, "mode must be 0o600"),
+        ({"mode": 0o660, "group": "no-such-group"}, "is no group of this machine"),
+        ({"group": 0}, "give mode=0o660 as well"),
+        ({"message_memory": 1 << 20}, "max_message_size 4194304 does not fit"),
         ({"channel_capacity": {"a": 0}}, "channel_capacity"),
         ({"prefix": "with space"}, "prefix"),
         ({"spin": 5}, "spin"),
@@ -90,6 +93,12 @@ def test_a_prefix_that_other_sites_have_too(tmp_path: Path) -> None:
     for config in ({}, {"prefix": "asgi"}):
         code, output = check_layers(tmp_path, {"default": {"BACKEND": AIO, "CONFIG": config}})
         assert not code and "asgi_ipc.W003" in output and "prefix" in output
+
+
+def test_a_group_that_depends_on_who_comes_first(prefix: str, tmp_path: Path) -> None:
+    code, output = check(tmp_path, prefix, mode=0o660)
+    assert not code and "asgi_ipc.W004" in output and "mode=0o660 without group" in output
+    assert "no issues" in check(tmp_path, prefix, mode=0o660, group=0)[1]
 
 
 def test_layers_of_other_packages_are_ignored(prefix: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from asgi_ipc import IPCChannelLayer
-from asgi_ipc.inspection.diagnosis import diagnose
+from asgi_ipc.inspection.diagnosis import _layer, diagnose
 from asgi_ipc.inspection.surroundings import (
     OK,
     PROBLEM,
@@ -21,6 +21,7 @@ from asgi_ipc.inspection.surroundings import (
     remove_ipc,
     shared_memory,
 )
+from asgi_ipc.segment.procfs import user_name
 from asgi_ipc.store.layout import DIRTY, H_VERSION, S_DIRTY, S_MARK, VERSION
 
 from ..forks import (
@@ -28,6 +29,7 @@ from ..forks import (
     child,
     in_child,
     is_root,
+    make_shared_memory_read_only,
     mount_small_shared_memory,
     on_linux,
     or_skip,
@@ -153,11 +155,11 @@ def test_a_process_with_a_shared_memory_of_its_own(prefix: str) -> None:
 
     def elsewhere(line):  # type: ignore[no-untyped-def]
         mount_small_shared_memory(8 << 20)
-        layer = IPCChannelLayer(prefix, message_memory=1 << 20)
+        layer = IPCChannelLayer(prefix, message_memory=1 << 20, max_message_size=1 << 16)
         layer.send("a", {})
         rests(line)
 
-    layer = IPCChannelLayer(prefix, message_memory=1 << 20)
+    layer = IPCChannelLayer(prefix, message_memory=1 << 20, max_message_size=1 << 16)
     layer.send("a", {})
     or_skip(lambda: mount_small_shared_memory(8 << 20))
     with child(elsewhere) as process:
@@ -226,7 +228,37 @@ def test_a_shared_memory_that_may_not_be_written() -> None:
         return [one for one in shared_memory() if one.level == PROBLEM]
 
     (found,) = or_skip(inside)
-    assert "cannot write to /dev/shm" in found.text and found.remedy == "chmod 1777 /dev/shm"
+    assert "cannot write to /dev/shm, which has mode 0o755" in found.text
+    assert found.remedy == "as root: chmod 1777 /dev/shm"
+
+
+@is_root
+def test_a_read_only_shared_memory_is_not_mended_by_chmod() -> None:
+    def inside() -> object:
+        mount_small_shared_memory(128 << 20)
+        make_shared_memory_read_only()
+        return [one for one in shared_memory() if one.level == PROBLEM]
+
+    (found,) = or_skip(inside)
+    assert found.text == "/dev/shm is read-only" and "remount,rw" in found.remedy
+
+
+@is_root
+@on_linux
+def test_a_healthy_layer_of_another_user_is_no_problem(prefix: str) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+
+    def look() -> object:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        return of(prefix, list(_layer(prefix)))
+
+    found = in_child(look)
+    assert found.keys() == {"segment"} and found["segment"].level == OK
+    assert "belongs to user root" in found["segment"].text
+    assert found["segment"].remedy == "to check it, run this as root"
 
 
 def test_few_descriptors() -> None:
@@ -252,7 +284,29 @@ def test_what_1x_and_a_removed_segment_leave_behind() -> None:
     found = or_skip(inside)
     assert found.keys() == {"old", "gone"}
     assert "1.x" in found["old"].text and "rm /dev/shm/old-{" in found["old"].remedy
-    assert found["gone"].remedy.endswith("asgi-ipc destroy --prefix gone")
+    assert found["gone"].remedy.endswith("now: asgi-ipc destroy --prefix gone")
+    assert "could not be created" in found["gone"].text
+
+
+@is_root
+def test_root_is_told_to_act_as_the_owner() -> None:
+    """What `destroy` refuses to root is not what root is told to do."""
+
+    def inside() -> object:
+        mount_small_shared_memory(1 << 20)
+        Path("/dev/shm/asgi_ipc.gone.d").mkdir()
+        os.chown("/dev/shm/asgi_ipc.gone.d", NOBODY, NOBODY)
+        by_root = next(leftovers()).remedy
+        os.chown("/dev/shm/asgi_ipc.gone.d", 61_001, 61_001)
+        without_name = next(leftovers()).remedy
+        os.setuid(NOBODY)
+        return by_root, without_name, next(leftovers()).remedy
+
+    by_root, without_name, by_another = or_skip(inside)
+    command = "asgi-ipc destroy --prefix gone"
+    assert by_root.endswith(f"now: sudo -u {user_name(NOBODY)} {command}")
+    assert without_name.endswith(f"now: sudo -u '#61001' {command}")
+    assert by_another.endswith(f"now: as 61001: {command}")
 
 
 class Root:

@@ -6,14 +6,17 @@ import os
 import signal
 
 import pytest
+from click.testing import CliRunner
 
 from asgi_ipc import IPCChannelLayer
+from asgi_ipc.command.cli import cli
 from asgi_ipc.errors import IncompatibleSegment
+from asgi_ipc.inspection.layers import layers
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
 from asgi_ipc.store.layout import H_VERSION, Q_NAME, S_TABLES, T_HIGH, T_RESERVED, VERSION, WORD
 
-from ..forks import NOBODY, is_root
+from ..forks import NOBODY, in_child, is_root
 from ..waiting import until
 from .conftest import Live, Run, resume, stop, write_word
 
@@ -21,10 +24,27 @@ from .conftest import Live, Run, resume, stop, write_word
 def test_list_shows_every_layer(live: Live, run: Run) -> None:
     (layer,) = (one for one in run("list", "--json").json if one["prefix"] == live.prefix)
     assert layer["layout_version"] == VERSION
-    assert layer["mode"] == 0o600
+    assert layer["mode"] == "0o600"
     assert (layer["pending"], layer["processes"], layer["problem"]) == (8, 2, "")
     assert layer["size"] > layer["reserved"] > 100_000 > layer["in_use"] > 8 * 64
     assert live.prefix in run("list").output
+
+
+@is_root
+def test_another_user_is_not_told_a_wrong_number_of_processes(live: Live) -> None:
+    """The file that says who is attached is not that user's to read."""
+
+    def look() -> tuple[str, object]:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        (found,) = (one for one in layers() if one.prefix == live.prefix)
+        return CliRunner().invoke(cli, ["list"]).output, found.processes
+
+    output, processes = in_child(look)
+    assert processes is None
+    (line,) = (line for line in output.splitlines() if line.startswith(f"{live.prefix} "))
+    assert line.split()[-1] == "?"
 
 
 def test_stats_of_a_layer(live: Live, run: Run) -> None:

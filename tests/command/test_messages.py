@@ -94,7 +94,7 @@ def test_a_layer_that_does_not_exist_is_not_made(prefix: str, run: Run) -> None:
 
 def test_the_options_of_the_live_segment_are_used(prefix: str, run: Run) -> None:
     """If no process is attached, one with other options would replace the segment."""
-    layer = IPCChannelLayer(prefix, message_memory=1 << 20, lock="file", mode=0o660)
+    layer = IPCChannelLayer(prefix, message_memory=8 << 20, lock="file", mode=0o660)
     layer.send("a", {"n": 1})
     layer.close()
     del layer

@@ -174,6 +174,21 @@ def test_the_settings_for_docker_on_64_megabytes(tmp_path: Path, prefix: str) ->
         assert said[0] == "64" and int(said[1]) >= 40
 
 
+def test_what_docker_is_told_about_memory_was_measured() -> None:
+    """On a /dev/shm that is large enough. It is as large as the memory allows that is used."""
+    mount = "mount -t tmpfs -o size=1g tmpfs /dev/shm"
+    if subprocess.run(["unshare", "--mount", "sh", "-c", mount], check=False).returncode:
+        pytest.skip("lacking: root, to mount a /dev/shm")
+    script = f"{sys.executable} {pages.DOCS / 'measure_memory.py'} --check"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"{mount} && {script}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_what_compose_shares() -> None:
     """Docker is not run by tests: a daemon cannot be had everywhere."""
     page = pages.blocks(HOWTO / "docker.rst")

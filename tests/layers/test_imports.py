@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 
-from ..environments import run_python
+from ..environments import child_environment, run_python
 
 # -- what is loaded -------------------------------------------------------------------------------
 
@@ -149,3 +152,32 @@ from asgi_ipc import errors
 print(errors.ChannelFull.__bases__ == errors.MessageTooLarge.__bases__ == (errors.IPCError,))
 """
     assert run_python(source) == "True"
+
+
+# -- where it runs --------------------------------------------------------------------------------
+
+
+def test_another_python_is_refused_by_name() -> None:
+    source = """
+import sys
+sys.implementation.name = "pypy"
+try:
+    import asgi_ipc.aio
+except ImportError as error:
+    print(error)
+"""
+    said = run_python(source)
+    assert "runs on CPython only" in said and "this is pypy" in said
+
+
+@pytest.mark.skipif(not shutil.which("pypy3"), reason="lacking: pypy3 (Debian: apt-get install)")
+def test_pypy_itself_is_refused() -> None:
+    done = subprocess.run(
+        ["pypy3", "-c", "import asgi_ipc"],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ImportError: asgi_ipc runs on CPython only")

@@ -185,3 +185,42 @@ def test_a_sub_interpreter_leaves_at_its_end(prefix: str) -> None:
     """
     run(prefix, "blocking", script)
     assert received(prefix, "c") == 3
+
+
+def test_modules_that_are_taken_down_under_a_layer(prefix: str) -> None:
+    """An interpreter that ends without its `atexit` handlers, as sub-interpreters of uWSGI do: the
+    names of a module become None while objects of it are still to be finalized."""
+    script = """
+        import gc
+        from asgi_ipc.testing.sync import InProcessChannelLayer
+
+        layers = [layer, InProcessChannelLayer(prefix), asgi_ipc.IPCChannelLayer(prefix + "-2")]
+        layers.append(InProcessChannelLayer(prefix + "-3", lock="file"))
+        for one in layers:
+            one.send("a", MESSAGE)
+            assert one.receive(["a"], block=True) == ("a", MESSAGE)
+            assert one.receive(["none", "mine!"], block=True, timeout=0.001) == (None, None)
+
+        async def wait(one=asgi_ipc.aio.IPCChannelLayer(prefix)):
+            try:
+                await asyncio.wait_for(one.receive("none"), 0.001)
+            except asyncio.TimeoutError:
+                pass
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(wait())
+        asgi_ipc.segment.destroy(prefix + "-2")
+        atexit._clear()
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] == "asgi_ipc":
+                names = [one for one in vars(module) if not one.startswith("__")]
+                for one in sorted(names, key=lambda one: not one.startswith("_")):
+                    setattr(module, one, None)
+        del layer, layers, one, wait
+        gc.collect()
+        loop.close()
+        del loop
+        gc.collect()
+        print("done")
+    """
+    assert run(prefix, "blocking", script) == "done\n"

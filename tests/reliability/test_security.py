@@ -18,7 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import asgi_ipc
 from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.errors import ForeignSegment, InvalidOption, IPCError
+from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import Q_DROPS, S_DROPS, UNDECODABLE
@@ -246,6 +249,85 @@ def test_users_of_one_group_share_a_layer(foreign: str) -> None:
     assert without[0] == ForeignSegment.__name__
 
 
+# -- who comes first ------------------------------------------------------------------------------
+
+
+def as_member(uid: int, work: Callable[[], Any]) -> Any:
+    """As a user whose group is another, and who is a member of SHARED; or as root, who is not."""
+    return as_user(uid, work, groups=(SHARED,)) if uid else as_user(0, work, gid=0)
+
+
+@as_root
+@pytest.mark.parametrize("lock", ["mutex", "file"])
+@pytest.mark.parametrize("users", [*permutations((FIRST, SECOND, 0))], ids=str)
+def test_who_comes_first_does_not_matter_to_a_group_that_is_named(
+    foreign: str, users: tuple[int, ...], lock: str
+) -> None:
+    """A server, a user who deploys, and root: each may come first, and rings the others."""
+    options: dict[str, Any] = {"mode": 0o660, "group": SHARED, "lock": lock}
+    for user in users:
+        assert as_member(user, lambda: use(foreign, **options)) == ["done", True]
+    for waits, sends in zip(users, (*users[1:], users[0])):
+        woken = os.pipe()
+
+        def wait(woken: tuple[int, int] = woken) -> bool:
+            layer = IPCChannelLayer(foreign, **options)
+            layer.receive(["none"], block=True, timeout=0.001)
+            os.write(woken[1], b".")
+            return layer.receive(["b"], block=True, timeout=LIVENESS) == ("b", {"n": 2})
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(as_member, waits, wait)
+            os.read(woken[0], 1)
+            until(lambda: _waits(foreign), what="the receiver to wait")
+            send = lambda: IPCChannelLayer(foreign, **options).send("b", {"n": 2})  # noqa: E731
+            assert as_member(sends, send) == ["done", None]
+            assert waiting.result(LIVENESS) == ["done", True]
+        for end in woken:
+            os.close(end)
+    paths = Paths(foreign)
+    for path in ("/dev/shm" + paths.segment, paths.directory, *Path(paths.directory).iterdir()):
+        assert os.stat(path).st_gid == SHARED
+    assert as_user(STRANGER, lambda: use(foreign, **options))[0] == ForeignSegment.__name__
+
+
+def _waits(prefix: str) -> bool:
+    return any(channel.waiting for channel in Snapshot(View(prefix)).channels())
+
+
+@as_root
+def test_a_group_that_one_is_not_in_cannot_be_named(foreign: str) -> None:
+    kind, said = as_user(FIRST, lambda: use(foreign, mode=0o660, group=SHARED))
+    assert kind == ForeignSegment.__name__ and "member" in said and str(SHARED) in said
+    assert not list(Path("/dev/shm").glob(f"asgi_ipc.{foreign}*"))
+
+
+@as_root
+def test_a_segment_of_another_group_than_is_named_is_refused_or_warned_of(
+    foreign: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert use(foreign, mode=0o660)
+    with caplog.at_level(logging.WARNING, "asgi_ipc"):
+        assert use(foreign, mode=0o660, group=SHARED)
+    assert f"this process asks for group {SHARED}" in caplog.text
+    named = as_member(SECOND, lambda: use(foreign, mode=0o660, group=SHARED))
+    assert named[0] == ForeignSegment.__name__
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o600, 0o660])
+@pytest.mark.parametrize("first", [0, SECOND])
+def test_the_remedy_where_another_user_came_first(foreign: str, first: int, mode: int) -> None:
+    """Which is not another prefix: that would only divide the processes."""
+    assert as_user(first, lambda: use(foreign, mode=mode)) == ["done", True]
+    kind, said = as_user(FIRST, lambda: use(foreign, mode=mode))
+    owner = "root" if not first else str(first)
+    assert kind == ForeignSegment.__name__
+    assert f"belongs to user {owner} " in said and f"runs as {FIRST}" in said
+    assert f"meant to be {owner}, end what {owner} runs" in said and "asgi-ipc destroy" in said
+    assert "mode=0o660 and the same group=" in said and "another prefix" not in said
+
+
 # -- squatting ------------------------------------------------------------------------------------
 
 
@@ -290,12 +372,12 @@ def test_what_another_user_made_before_us_is_refused(
     foreign: str, squat: Callable[[str, int], None], mode: int
 ) -> None:
     assert as_user(SECOND, lambda: squat(foreign, mode)) == ["done", None]
-    for ours in (0o600, 0o660):
-        assert as_user(FIRST, lambda ours=ours: use(foreign, mode=ours))[0] == (
+    for ours in ({"mode": 0o600}, {"mode": 0o660}, {"mode": 0o660, "group": SHARED}):
+        assert as_user(FIRST, lambda ours=ours: use(foreign, **ours), groups=(SHARED,))[0] == (
             ForeignSegment.__name__
         )
         with pytest.raises(ForeignSegment):  # and so is root
-            use(foreign, mode=ours)
+            use(foreign, **ours)
 
 
 @as_root

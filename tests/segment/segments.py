@@ -19,6 +19,7 @@ from asgi_ipc.store.layout import WORD
 
 from ..forks import Line, child
 from ..unit.support import KIB
+from ..waiting import LIVENESS
 
 SHM = Path("/dev/shm")
 
@@ -38,7 +39,7 @@ def wants(prefix: str, **options: Any) -> Wanted:
 @contextlib.contextmanager
 def attached(wanted: Wanted) -> Iterator[tuple[Segment, int]]:
     """Attach, and leave again."""
-    found, index = attach(wanted)
+    found, index = attach(wanted, LIVENESS)
     try:
         yield found, index
     finally:

@@ -14,6 +14,7 @@ from typing import Union
 
 import pytest
 
+from asgi_ipc.errors import SegmentError
 from asgi_ipc.segment.lock import (
     FileLock,
     Mutex,
@@ -131,6 +132,23 @@ def test_threads_that_ended_leave_no_descriptor_of_the_file_lock(path: str) -> N
     for _ in range(20):
         in_threads([lambda: use(lock)])
     until(lambda: descriptors(path) <= 1)
+
+
+def test_a_lock_that_the_system_refuses_is_an_error_of_this_package(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = FileLock(path, 0o600)
+
+    def refuses(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("asgi_ipc.segment.lock.fcntl.flock", refuses)
+        for _ in range(2):
+            with pytest.raises(SegmentError, match="cannot take the lock .*No locks available"):
+                lock.trylock(path)
+    use(lock)
+    lock.close()
 
 
 @on_linux

@@ -9,6 +9,7 @@ import pytest
 
 from asgi_ipc.errors import CorruptHeader
 from asgi_ipc.segment import segment
+from asgi_ipc.segment.cgroup import FullCgroup
 from asgi_ipc.segment.opening import destroy
 from asgi_ipc.store.layout import PAGE, WORD
 from asgi_ipc.store.queues import NO_MEMORY
@@ -49,10 +50,13 @@ def test_memory_beyond_that_of_the_cgroup_is_not_reserved(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with attached(wants(prefix)) as (found, _):
-        monkeypatch.setattr(segment, "cgroup_allows", lambda length: length <= KIB)
+        full = FullCgroup("/sys/fs/cgroup/mine", 300 << 20)
+        monkeypatch.setattr(segment, "full_cgroup", lambda length: full if length > KIB else None)
         blocks = os.fstat(found.fd).st_blocks
         assert not found.reserve(found.layout.size - PAGE, PAGE)
         assert os.fstat(found.fd).st_blocks == blocks
+        assert "/sys/fs/cgroup/mine, 300.0 MiB" in found.shortage()
+        assert "--memory" in found.shortage() and "/dev/shm" not in found.shortage()
         monkeypatch.undo()
         assert found.reserve(found.layout.size - PAGE, PAGE)
         assert os.fstat(found.fd).st_blocks > blocks

@@ -131,6 +131,37 @@ class Items(list):  # type: ignore[type-arg]
     pass
 
 
+class Lazy:
+    """What Django calls a SimpleLazyObject: it says that it is what it will become."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    @property
+    def __class__(self) -> Any:
+        return type(self.value)
+
+    @__class__.setter
+    def __class__(self, kind: Any) -> None:
+        raise AssertionError
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+def broken(base: type) -> Any:
+    """A subclass none of whose methods works."""
+
+    def fails(*arguments: Any, **named: Any) -> Any:
+        raise TypeError("a method of the subclass was called")
+
+    names = {name for name, value in vars(base).items() if callable(value)}
+    names |= {"__bytes__", "__str__", "__repr__", "__format__", "__bool__"}
+    names -= {"__new__", "__init__", "__getattribute__", "__init_subclass__", "__class_getitem__"}
+    names -= {"__subclasshook__", "__setitem__", "__hash__", "__eq__"}
+    return type(f"Broken{base.__name__}", (base,), dict.fromkeys(names, fails))
+
+
 class Colour(str, enum.Enum):
     RED = "red"
 
@@ -173,6 +204,51 @@ def test_keys_may_be_subclasses_of_str() -> None:
     found = round_trip({Text("key"): 1, "in": {Colour.RED: 2}})
     assert found == {"key": 1, "in": {"red": 2}}
     assert {type(key) for key in found} == {str}
+
+
+@pytest.mark.parametrize(
+    "value", ["text", 5, -(2**63), 0.5, b"bytes", [1, "a"], (1, 2), {"a": 1}], ids=repr
+)
+def test_what_a_subclass_holds_is_sent_and_none_of_its_methods_called(value: Any) -> None:
+    held = broken(type(value))(value)
+    expected = [1, 2] if value == (1, 2) else value
+    for message in ({"v": held}, {"in": [{"a": held}]}):
+        found = round_trip(message)
+        assert found in ({"v": expected}, {"in": [{"a": expected}]})
+
+
+def test_keys_and_messages_of_a_broken_subclass() -> None:
+    assert round_trip({broken(str)("key"): 1}) == {"key": 1}
+    assert round_trip(broken(dict)({"key": 1})) == {"key": 1}
+
+
+@pytest.mark.parametrize("value", ["text", 5, 0.5, b"bytes", [1], (1,), {"a": 1}, True], ids=repr)
+def test_a_lazy_value_is_refused_with_the_remedy(value: Any) -> None:
+    assert isinstance(Lazy(value), type(value))
+    for message in ({"v": Lazy(value)}, {"v": [Lazy(value)]}):
+        said = refusal(message)
+        assert said.startswith("message['v']") and "is a Lazy;" in said and "str(...)" in said
+    assert "must be a dict, not a Lazy" in refusal(Lazy({"a": 1}))
+
+
+def test_a_key_that_cannot_even_be_shown() -> None:
+    class Unspeakable:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    assert refusal({Unspeakable(): 1}) == "message has the key of an Unspeakable; keys must be str"
+    assert refusal({Lazy("a"): 1}).endswith("keys must be str")
+
+
+def test_an_int_of_more_digits_than_python_shows() -> None:
+    assert "an int of 20001 bits" in refusal({"v": 1 << 20000})
+
+
+def test_lazy_strings_of_django() -> None:
+    functional = pytest.importorskip("django.utils.functional", reason="lacking: Django")
+    for lazy in (functional.lazystr("text"), functional.SimpleLazyObject(lambda: "text")):
+        assert "str(...) makes text" in refusal({"v": lazy})
+        assert round_trip({"v": str(lazy)}) == {"v": "text"}
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -138,3 +138,29 @@ def test_every_name_of_the_grammar_is_allowed_and_no_other(
     for wrong in (f"{name}!{after}!", f"{name}\n", f" {name}", f"{name}\u00e9", f"{name}/{after}"):
         with pytest.raises(InvalidName):
             check_channel(wrong)
+
+
+class Lazy:
+    """It says that it is a str, and is none, as lazy strings of Django do."""
+
+    @property
+    def __class__(self) -> Any:
+        return str
+
+    @__class__.setter
+    def __class__(self, kind: Any) -> None:
+        raise AssertionError
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("check", [check_channel, check_group, check_receive])
+@pytest.mark.parametrize("name", [Lazy(), Unspeakable()], ids=["lazy", "unspeakable"])
+def test_what_only_says_that_it_is_a_name_is_refused(
+    check: Callable[[Any], str], name: Any
+) -> None:
+    with pytest.raises(InvalidName, match=f"must be a str, not {type(name).__name__}"):
+        check(name)

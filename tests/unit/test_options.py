@@ -188,3 +188,34 @@ def test_without_patterns_there_is_one_capacity() -> None:
     capacities = read(capacity=7).capacities()
     assert not capacities
     assert capacities.of("http.request") == 7
+
+
+# -- the group ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", [None, "staff", 0, 1000])
+def test_a_group_is_a_name_or_a_gid(group: Any) -> None:
+    assert read(mode=0o660, group=group).group == group
+
+
+@pytest.mark.parametrize("group", [True, 1.0, b"staff", ["staff"]])
+def test_nothing_else_is_a_group(group: Any) -> None:
+    with pytest.raises(InvalidOption, match="group must be the name of a group, or its gid"):
+        read(mode=0o660, group=group)
+
+
+def test_a_group_without_its_mode_lets_nobody_in() -> None:
+    with pytest.raises(InvalidOption, match="give mode=0o660 as well"):
+        read(group="staff")
+
+
+# -- what is shown --------------------------------------------------------------------------------
+
+
+def test_the_mode_is_shown_in_octal_and_keys_not_at_all() -> None:
+    shown = repr(read(mode=0o660, symmetric_encryption_keys=["secret"]))
+    assert shown.startswith("Options(prefix=") and "mode=0o660" in shown
+    assert "secret" not in shown and "symmetric_encryption_keys=<hidden>" in shown
+    for mode, said in ((0o777, "0o777"), (0o644, "0o644"), (-1, "-0o1"), ("0600", "'0600'")):
+        with pytest.raises(InvalidOption, match=f"mode must be .*not {said}"):
+            read(mode=mode)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from asgi_ipc.aio import fanout
 from asgi_ipc.aio.fanout import Fanout
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import LOCAL_SEPARATOR, Q_CAPACITY
@@ -59,11 +58,9 @@ def test_a_queue_is_one_target_whatever_the_number_of_its_members() -> None:
     assert reached(targets) == {(b"plain", b""), (b"p!", b"1"), (b"p!", b"2"), (b"p!", b"3")}
 
 
-def test_more_local_parts_than_a_record_holds_are_several_targets(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(fanout, "MAX_LOCALS", 100)
+def test_more_local_parts_than_a_record_holds_are_several_targets() -> None:
     sender = Sender()
+    sender.store.layout.max_locals = 100
     names = [f"p!socket{number:05}" for number in range(40)]
     sender.add(*names)
     targets = sender.targets()

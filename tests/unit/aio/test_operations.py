@@ -40,10 +40,30 @@ def test_a_full_channel_and_full_memory_are_told_apart_and_both_counted(prefix: 
         for _ in range(3):
             cored.core.send("c", HELLO)
     assert cored.store.words[cored.row("c") + Q_REFUSED] == 1
-    with pytest.raises(ChannelFull, match="message_memory=262144 .* is used up"):
+    with pytest.raises(ChannelFull, match="message_memory=262144 is used up"):
         while True:
             cored.core.send("wide", {"text": "x" * 900})
     assert cored.store.words[S_REFUSED] == 2
+
+
+def test_the_error_says_which_limit_was_met(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    """That of the machine and that of the segment, each with its remedy; in the log, too."""
+    cored = Cored(prefix, capacity=1_000_000)
+    cored.core.group_add("lobby", "c")
+    cored.store.shortage = lambda: "/dev/shm is full. Enlarge it"
+    cored.store.log._reserve = cored.store.queues._reserve = lambda offset, length: False
+    with pytest.raises(ChannelFull, match=f"'c' of prefix '{prefix}': /dev/shm is full. Enlarge"):
+        while True:
+            cored.core.send("c", {"text": "x" * 900})
+    cored.core.group_send("lobby", {"text": "x" * 900})
+    assert "/dev/shm is full" in caplog.text
+    cored.receive("c")
+    with pytest.raises(ChannelFull, match=f"of prefix '{prefix}': /dev/shm is full. Enlarge"):
+        for number in range(1_000_000):
+            cored.core.send(f"c{number}", HELLO)
+    cored.store.queues.max_rows = cored.store.queues.high
+    with pytest.raises(ChannelFull, match="as many as the segment has room for.* message_memory"):
+        cored.core.send("another", HELLO)
 
 
 def test_the_name_of_a_group_is_no_channel_until_there_is_one(cored: Cored) -> None:

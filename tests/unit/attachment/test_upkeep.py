@@ -63,6 +63,7 @@ class World:
             memory=self.store.buffer,
             layout=self.store.layout,
             reserve=lambda offset, length: True,
+            shortage=lambda: "",
             ringer=lambda: None,
             members=members,
             paths=SimpleNamespace(prefix="pretended", directory=str(self.folder)),

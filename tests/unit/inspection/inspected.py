@@ -11,7 +11,7 @@ class Inspected:
     """A layer in anonymous memory, the store in it, and a view of it."""
 
     def __init__(self, prefix: str) -> None:
-        self.layer = InProcessChannelLayer(prefix, message_memory=1 << 20)
+        self.layer = InProcessChannelLayer(prefix, message_memory=8 << 20)
         attachment = self.layer._core.attach().attachment
         self.store: Store = attachment.store
         self.process: int = attachment.process

@@ -24,7 +24,7 @@ DAMAGE = ["queue 'c': 5 messages are counted as pending, not 1"]
 
 @pytest.fixture(params=["mutex", "file"])
 def layer(request: pytest.FixtureRequest, prefix: str) -> IPCChannelLayer:
-    layer = IPCChannelLayer(prefix, lock=request.param, message_memory=1 << 20)
+    layer = IPCChannelLayer(prefix, lock=request.param, message_memory=8 << 20)
     layer.send("c", {})
     return layer
 

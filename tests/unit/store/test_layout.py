@@ -52,7 +52,10 @@ from ..support import examples
 MEBIBYTE = 2**20
 
 # The map of each version. After a change of the map, increment VERSION and add a line.
-DIGESTS = {1: "afa769751829e3dd7d5a81386f0c43d7489cc4dd21ca90943b90fc7149be2175"}
+DIGESTS = {
+    1: "afa769751829e3dd7d5a81386f0c43d7489cc4dd21ca90943b90fc7149be2175",
+    2: "8570f3c652015704a24cb0ef62c982ed033fb176ab3d48d4ebd6b96e306e1986",
+}
 
 
 def everything() -> str:
@@ -195,13 +198,24 @@ def test_what_is_reserved_in_pages_begins_at_one(
 def test_the_log_is_larger_than_what_may_live_in_it(
     message_memory: int, group_memory: int, largest: int
 ) -> None:
-    """Live records take up to three quarters; the largest is encrypted, and to many local parts."""
+    """Live records take up to three quarters, and room for two of the largest is left."""
     made = Layout(message_memory, group_memory, largest)
     room = made.log_end - made.log
-    assert made.max_record >= record_words(largest * 4 // 3, MAX_LOCALS)
-    assert made.max_live * WORD >= min(message_memory, made.max_record * WORD) // WORD * WORD
-    assert made.max_live + made.max_record <= room
-    assert (made.max_live - made.max_record) * 4 <= room * 3
+    assert made.max_live == message_memory // WORD
+    assert made.max_record == record_words(largest, made.max_locals)
+    assert made.max_live + 2 * made.max_record <= room
+    assert made.max_live * 4 <= room * 3
+
+
+@examples(200)
+@given(st.integers(MIN_MEMORY, 16 * MEBIBYTE), st.integers(1024, 8 * MEBIBYTE))
+def test_the_largest_message_fits_with_its_local_parts_or_not_at_all(
+    message_memory: int, largest: int
+) -> None:
+    made = Layout(message_memory, MIN_MEMORY, largest)
+    assert layout.LEAST_LOCALS <= made.max_locals <= MAX_LOCALS
+    assert made.largest_fits == (largest + layout.OVERHEAD <= message_memory)
+    assert not made.largest_fits or made.max_record <= made.max_live
 
 
 def test_the_tables_have_words_of_their_own() -> None:

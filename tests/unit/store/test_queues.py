@@ -32,7 +32,15 @@ from asgi_ipc.store.layout import (
     S_SEQ,
     WORD,
 )
-from asgi_ipc.store.queues import FULL, GONE, NO_MEMORY, Target
+from asgi_ipc.store.queues import (
+    CHANNELS,
+    FULL,
+    GONE,
+    MACHINE,
+    MESSAGES,
+    NO_MEMORY,
+    Target,
+)
 from asgi_ipc.store.store import Store
 
 from ..support import (
@@ -390,7 +398,7 @@ def test_when_rows_run_out_new_channels_are_refused_and_the_others_go_on() -> No
     store = make_store(queues=8)
     for i in range(8):
         put(store, f"c{i}", b"%d" % i)
-    assert put(store, "new") == NO_MEMORY
+    assert (put(store, "new"), store.lack) == (NO_MEMORY, CHANNELS)
     with pytest.raises(LimitReached, match="no room for channel 'new': 8 channels are in use"):
         store.take(target("new"), NOW, waiter_id=3)
     assert take(store, "new") is None
@@ -402,7 +410,9 @@ def test_when_rows_run_out_new_channels_are_refused_and_the_others_go_on() -> No
 def test_when_memory_for_rows_cannot_be_reserved_new_channels_are_refused() -> None:
     reserve = Reserve(limit=0)
     store = make_store(reserve=reserve)
-    assert put(store, "c") == NO_MEMORY
+    assert (put(store, "c"), store.lack) == (NO_MEMORY, MACHINE)
+    with pytest.raises(LimitReached, match="no memory for more: nobody says why"):
+        store.take(target("c"), NOW, waiter_id=3)
     assert not any(store.buffer[store.layout.queues.base * WORD : store.layout.log * WORD])
     reserve.limit = 1 << 30
     assert put(store, "c") == 0
@@ -413,8 +423,8 @@ def test_what_is_refused_for_want_of_memory_is_counted_in_the_same_section() -> 
     sent = 0
     while put(store, "c", bytes(400), capacity=1 << 30) != NO_MEMORY:
         sent += 1
-    assert sent and store.words[S_REFUSED] == 1
-    assert put(store, "another") == NO_MEMORY  # no row
+    assert sent and store.words[S_REFUSED] == 1 and store.lack == MESSAGES
+    assert (put(store, "another"), store.lack) == (NO_MEMORY, CHANNELS)
     assert store.words[S_REFUSED] == 2
     assert_whole(store)
 
