@@ -174,6 +174,11 @@ _FAMILIES: dict[
     "groups": (GaugeMetricFamily, "Groups with members.", _LAYER),
     "memberships": (GaugeMetricFamily, "Memberships in groups.", _LAYER),
     "memberships_limit": (GaugeMetricFamily, "Memberships that fit into group_memory.", _LAYER),
+    "memberships_abandoned": (
+        CounterMetricFamily,
+        "Memberships ended because nothing was received on their channels any more.",
+        _LAYER,
+    ),
     "processes": (GaugeMetricFamily, "Processes attached.", _LAYER),
     "lock_waits": (CounterMetricFamily, "Calls that had to sleep for the lock.", _LAYER),
     "lock_wait_seconds": (
@@ -223,6 +228,7 @@ def _add_stats(metrics: _Metrics, stats: Stats, sent: int) -> None:
         ("groups", stats.groups),
         ("memberships", stats.memberships),
         ("memberships_limit", stats.memberships_limit),
+        ("memberships_abandoned", stats.abandoned),
         ("processes", stats.processes),
         ("lock_waits", stats.lock.waits),
         ("lock_wait_seconds", stats.lock.waited),

@@ -120,6 +120,10 @@ class Core(Receiving):
         session = self.attach()
         now = clock.monotonic()
         session.section(session.groups.add, *names, now, now + self.group_expiry)
+        queue, local = split(channel)
+        inbox = session.attachment.inboxes.get(queue)
+        if inbox is not None and inbox.suspects:
+            inbox.visited(local)  # its consumer lives: it renews what it has
 
     def group_discard(self, group: str, channel: str) -> None:
         """End a membership, if there is one."""

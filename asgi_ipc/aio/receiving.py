@@ -342,6 +342,8 @@ class Receiving(Base):
             else:
                 row = store.require(source.target, now)
                 woken += self._drain(session, source, row, now)
+                if source.inbox.suspects:
+                    source.inbox.visited(source.local)
                 if not source.buffered():
                     continue
             if parked and waiter is not None:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from ..store.layout import BUFFER, LOCAL_SEPARATOR, S_EPOCH
 from ..store.queues import Taken
 from ..store.store import Store
+from .suspects import Suspects
 
 ANY = None  # the local part of a receiver that takes any message
 _DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
@@ -59,6 +60,7 @@ class Inbox:
         self.enter(store)
         self.epoch = 0  # which flush was the last when it was filled
         self.waiting: dict[str | None, list[Waiting]] = {}
+        self.suspects = Suspects()
         # What was drained, once for each of its local parts, by number. An `Entry` is made when it
         # is taken: thousands of them at once would keep the garbage collector busy.
         self._entries: OrderedDict[int, Drained] = OrderedDict()
@@ -175,6 +177,8 @@ class Inbox:
                 found = entries.pop(number, None)
                 if found is not None and whose is not None:
                     self._forget_entry(whose, number)
+                    if self.suspects:
+                        self.suspects.clear()
                     return whose, found
             return None
         while numbers := self._by_local.get(local):
@@ -192,8 +196,18 @@ class Inbox:
             except ValueError:
                 pass  # a receiver of this local part came first
             if found is not None:
+                if self.suspects:
+                    self.suspects.pop(local, None)
                 return local, found
         return None
+
+    def visited(self, local: str | None) -> None:
+        """A receive for `local` has looked: its channel is not abandoned, message or no message.
+        A receive for ANY reads all channels."""
+        if local is ANY:
+            self.suspects.clear()
+        else:
+            self.suspects.pop(local, None)
 
     def _forget_entry(self, local: str, number: int) -> None:
         """Forget the number of an entry that was taken."""
@@ -244,6 +258,7 @@ class Inbox:
         self._locals.clear()
         self._by_local.clear()
         self._newest = 0, self._newest[1]  # a flush restarts the sequence if it was damaged
+        self.suspects.clear()  # it has ended their memberships
 
     # -- waiting ----------------------------------------------------------------------------------
 
@@ -271,6 +286,8 @@ class Inbox:
 
     def join(self, local: str | None, receive: Waiting) -> bool:
         """Enter a receive that is about to sleep; True if it need not, as something is there."""
+        if self.suspects:
+            self.visited(local)
         while True:
             receives = self.waiting.setdefault(local, [])
             receives.append(receive)

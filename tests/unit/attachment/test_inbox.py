@@ -213,6 +213,50 @@ def test_local_parts_that_have_nothing_take_no_memory(feed: Feeder) -> None:
     assert bodies(feed.inbox, ANY) == [b"there"]
 
 
+# -- suspects -------------------------------------------------------------------------------------
+
+
+def suspect(inbox: Inbox) -> None:
+    """Make two local parts suspect."""
+    inbox.suspects.add(["a", "b"], 1)
+
+
+def test_a_receive_that_gets_a_message_ends_a_suspicion(feed: Feeder) -> None:
+    feed("a", b"")
+    suspect(feed.inbox)
+    feed.inbox.take("b")
+    assert [*feed.inbox.suspects] == ["a", "b"]  # it got nothing; `visited` is for that
+    feed.inbox.take("a")
+    assert [*feed.inbox.suspects] == ["b"]
+
+
+def test_a_receive_for_any_ends_all_suspicions(feed: Feeder) -> None:
+    feed("other", b"")
+    suspect(feed.inbox)
+    assert bodies(feed.inbox, ANY) == [b""]
+    assert not feed.inbox.suspects
+
+
+@pytest.mark.parametrize(("local", "left"), [("a", ["b"]), ("other", ["a", "b"]), (ANY, [])])
+def test_a_receive_that_looked_or_sleeps_ends_a_suspicion(
+    feed: Feeder, local: str | None, left: list[str]
+) -> None:
+    suspect(feed.inbox)
+    feed.inbox.visited(local)
+    assert [*feed.inbox.suspects] == left
+    feed.inbox.suspects.clear()
+    suspect(feed.inbox)
+    feed.inbox.join(local, Receive())
+    assert [*feed.inbox.suspects] == left
+
+
+def test_a_flush_ends_all_suspicions(feed: Feeder) -> None:
+    suspect(feed.inbox)
+    recovery.flush(feed.store, NOW)
+    feed.inbox.refresh()
+    assert not feed.inbox.suspects
+
+
 # -- draining -------------------------------------------------------------------------------------
 
 
