@@ -20,15 +20,21 @@ _ALLOWED = "ASCII letters, digits, '-', '_' and '.'"
 
 def check_channel(name: object) -> str:
     """Return `name` if it is a channel name to send to, else raise InvalidName."""
-    if isinstance(name, str) and len(name) <= MAX_NAME and _CHANNEL(name):
-        return name
+    if isinstance(name, str):
+        if type(name) is not str:
+            name = str.__str__(name)  # the methods of a subclass would run under locks
+        if len(name) <= MAX_NAME and _CHANNEL(name):
+            return name
     raise InvalidName(_complaint("channel", name))
 
 
 def check_group(name: object) -> str:
     """Return `name` if it is a group name, else raise InvalidName."""
-    if isinstance(name, str) and len(name) <= MAX_NAME and _GROUP(name):
-        return name
+    if isinstance(name, str):
+        if type(name) is not str:
+            name = str.__str__(name)  # the methods of a subclass would run under locks
+        if len(name) <= MAX_NAME and _GROUP(name):
+            return name
     raise InvalidName(_complaint("group", name))
 
 
@@ -43,7 +49,7 @@ def check_receive(name: object) -> str:
             f"channel {checked!r}: receive takes a process-specific channel only up to the '!' "
             f"({checked[: checked.index('!') + 1]!r}); the full name comes with each message"
         )
-    return str(checked)
+    return checked
 
 
 def split(name: str) -> tuple[str, str]:

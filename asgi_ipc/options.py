@@ -160,7 +160,9 @@ class Options:
                 raise InvalidOption(
                     f"unknown option {name!r}{hint}; the options are {', '.join(sorted(known))}"
                 )
-        options = cls(prefix, **given)
+        # No subclass of str: the prefix is in messages that are made under locks.
+        plain = str.__str__(prefix) if isinstance(prefix, str) else prefix
+        options = cls(plain, **given)
         options._check()
         return options
 

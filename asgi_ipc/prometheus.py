@@ -48,7 +48,8 @@ class IPCCollector(Collector):
         self._prefixes = None if prefixes is None else [Paths(name).prefix for name in prefixes]
         self._max_channels = max_channels
         self._layers: dict[str, _Layer] = {}
-        self._lock = threading.Lock()  # scrapes may overlap, and each updates the sums
+        # Scrapes may overlap, also in one thread by a signal handler, and each updates the sums.
+        self._lock = threading.RLock()
 
     def describe(self) -> list[Metric]:
         return []  # so that registering reads no layer

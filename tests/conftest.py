@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from .leftovers import Leftovers
+from .locks import watched
 
 # The suites' asserts are in modules that are not tests themselves.
 pytest.register_assert_rewrite("asgi_ipc.conformance")
@@ -39,6 +40,13 @@ def prefix() -> Iterator[str]:
     from asgi_ipc import segment
 
     segment.destroy(name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    """Fail a test that logs anything under a lock of the package."""
+    with watched():
+        return (yield)
 
 
 # -- nothing is left ------------------------------------------------------------------------------

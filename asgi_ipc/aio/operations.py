@@ -76,7 +76,7 @@ class Core(Receiving):
 
     def _target(self, session: Session, channel: str) -> Target:
         """Where messages for `channel` go; looked up once for each name."""
-        check_channel(channel)
+        channel = check_channel(channel)
         queue, local = split(channel)
         capacity = self.capacity_of(channel)
         target = Target(queue.encode("ascii"), local.encode("ascii"), capacity, self.expiry)
@@ -116,7 +116,8 @@ class Core(Receiving):
 
     def group_add(self, group: str, channel: str) -> None:
         """Make `channel` a member, or renew its membership. Raises LimitReached."""
-        names = check_group(group).encode("ascii"), check_channel(channel).encode("ascii")
+        channel = check_channel(channel)
+        names = check_group(group).encode("ascii"), channel.encode("ascii")
         session = self.attach()
         now = clock.monotonic()
         session.section(session.groups.add, *names, now, now + self.group_expiry)

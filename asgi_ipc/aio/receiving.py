@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from .. import clock
-from ..attachment.inbox import ANY, Drained, Waiting
+from ..attachment.inbox import ANY, Drained, Inbox
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
@@ -52,7 +52,8 @@ class _Visit(NamedTuple):
     source: Source | None  # where it found something; None: parked, if there is a waiter
     body: bytes | None  # of the message; None: what was drained is in the inbox of `source`
     rings: list[tuple[int, int]]  # (row, waiter id) to ring
-    woken: list[Waiting]  # other receives of this process that got something out of a drained queue
+    # Of inboxes that were drained, whom they got something for: other receives of this process.
+    fed: list[tuple[Inbox, dict[str, None]]]
 
 
 class Receiving(Base):
@@ -79,7 +80,7 @@ class Receiving(Base):
 
     def exact_source(self, session: Session, channel: str) -> list[Source]:
         """What a receive of one full name takes from, as a list of one; looked up once."""
-        check_channel(channel)
+        channel = check_channel(channel)
         found = [self._source(session, channel)]
         session.remember(session.exact_sources, channel, found)
         return found
@@ -250,8 +251,8 @@ class Receiving(Base):
                 if inbox is not None and inbox.is_fresh():
                     return None
             visit = session.section(self._visit, session, sources, now, waiter, parked)
-            for waiting in visit.woken:
-                waiting.wake()
+            for inbox, fed in visit.fed:
+                _wake(inbox, fed)
             for row, waiter_id in visit.rings:
                 session.ring(row, waiter_id)
             if visit.source is None:
@@ -332,7 +333,7 @@ class Receiving(Base):
         """Take from the first queue that has something, or park in all of them."""
         store = session.store
         rings: list[tuple[int, int]] = []
-        woken: list[Waiting] = []
+        fed: list[tuple[Inbox, dict[str, None]]] = []
         for source in sources:
             body = None
             if source.inbox is None:
@@ -341,14 +342,14 @@ class Receiving(Base):
                     continue
             else:
                 row = store.require(source.target, now)
-                woken += self._drain(session, source, row, now)
+                fed.append((source.inbox, self._drain(session, source, row, now)))
                 if source.inbox.suspects:
                     source.inbox.visited(source.local)
                 if not source.buffered():
                     continue
             if parked and waiter is not None:
                 rings = self._unpark(session, sources, source, waiter)
-            return _Visit(source, body, rings, woken)
+            return _Visit(source, body, rings, fed)
         if waiter is not None and waiter.waiter_id:
             for source in sources:
                 row = store.require(source.target, now)
@@ -356,7 +357,7 @@ class Receiving(Base):
                 if store.words[row + Q_PENDING]:
                     # More than one drain takes, and none of it was for this receive: look again.
                     rings.append((row, waiter.waiter_id))
-        return _Visit(None, None, rings, woken)
+        return _Visit(None, None, rings, fed)
 
     def _unpark(
         self, session: Session, sources: list[Source], taken: Source | None, waiter: Waiter
@@ -383,9 +384,9 @@ class Receiving(Base):
         for row, other in session.section(self._unpark, session, sources, None, waiter):
             session.ring(row, other)
 
-    def _drain(self, session: Session, source: Source, row: int, now: float) -> list[Waiting]:
-        """Own a process-specific queue, and move what it holds to the inbox. Returns whom to wake
-        once the section is over."""
+    def _drain(self, session: Session, source: Source, row: int, now: float) -> dict[str, None]:
+        """Own a process-specific queue, and move what it holds to the inbox. Returns which local
+        parts got something."""
         owner = session.attachment.claim_queue(row, now, self.expiry)
         if owner:
             raise NotOwner(
@@ -396,29 +397,34 @@ class Receiving(Base):
         assert inbox is not None
         queue = source.queue
         inbox.drain(row, lambda local: self.capacity_of(queue + local), now)
-        return inbox.to_wake()
+        return inbox.fed()
 
     # -- for hubs ---------------------------------------------------------------------------------
 
     def drain(self, session: Session, source: Source, waiter: Waiter) -> None:
         """The bell rang for a process-specific queue: move what it holds to the inbox, wake those
         it is for, and park again."""
-        woken, row = session.section(self._drain_and_park, session, source, waiter.waiter_id)
-        for waiting in woken:
-            waiting.wake()
+        fed, row = session.section(self._drain_and_park, session, source, waiter.waiter_id)
+        assert source.inbox is not None
+        _wake(source.inbox, fed)
         if row:
             session.ring(row, waiter.waiter_id)  # more than one section takes
 
     def _drain_and_park(
         self, session: Session, source: Source, waiter_id: int
-    ) -> tuple[list[Waiting], int]:
-        """Inside a section. Returns whom to wake, and the queue's row if something is left."""
+    ) -> tuple[dict[str, None], int]:
+        """Inside a section. Returns what `_drain` does, and the queue's row if it is not empty."""
         now = clock.monotonic()
         row = session.store.require(source.target, now)
-        woken = self._drain(session, source, row, now)
+        fed = self._drain(session, source, row, now)
         if waiter_id:
             session.store.park(row, waiter_id)
-        return woken, row if waiter_id and session.store.words[row + Q_PENDING] else 0
+        return fed, row if waiter_id and session.store.words[row + Q_PENDING] else 0
+
+
+def _wake(inbox: Inbox, fed: dict[str, None]) -> None:
+    for waiting in inbox.to_wake(fed):
+        waiting.wake()
 
 
 class _Busy:

@@ -108,8 +108,9 @@ class Base:
         """`patience`: seconds that one call may wait for the lock; by default ``lock_timeout``."""
         self.options = options
         self.prefix = options.prefix
-        self.expiry = options.expiry
-        self.group_expiry = options.group_expiry
+        # Plain numbers: the methods of a subclass of float would run under the lock.
+        self.expiry = float(options.expiry)
+        self.group_expiry = float(options.group_expiry)
         self.max_message_size = options.max_message_size
         self.codec = Codec(options.symmetric_encryption_keys)
         self.encode, self.unpack = self.codec.encode, self.codec.unpack

@@ -72,7 +72,7 @@ class Inbox:
         # last entry. Entries after that are still being made: nobody takes them.
         self._newest = (0, 0)
         self._feeding = False
-        # Local parts that got something since the last to_wake(), in order: receives that began one
+        # Local parts that got something since the last fed(), in order: receives that began one
         # after the other are neighbours in memory, and thousands are woken far faster that way.
         self._fed: dict[str, None] = {}
 
@@ -262,17 +262,24 @@ class Inbox:
 
     # -- waiting ----------------------------------------------------------------------------------
 
-    def to_wake(self) -> list[Waiting]:
+    def fed(self) -> dict[str, None]:
+        """Inside the section that fed it: the local parts that got something, for `to_wake`."""
+        fed = self._fed
+        if fed:
+            self._fed = {}
+        return fed
+
+    def to_wake(self, fed: dict[str, None]) -> list[Waiting]:
         """Return whom to wake after feeding: the first receive of each local part that got
-        something."""
+        something. Not inside a section: a receive is asked, and with it its loop, whether it can
+        still wake."""
         waiting = self.waiting
         found = []
         if waiting:
-            for local in self._fed:
+            for local in fed:
                 first = _first(waiting.get(local)) or _first(waiting.get(ANY))
                 if first is not None:
                     found.append(first)
-        self._fed.clear()
         return found
 
     def overdue(self) -> list[Waiting]:

@@ -7,7 +7,6 @@ begins with none. This module must not know what an attachment does.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 import threading
@@ -19,6 +18,8 @@ from typing import Any, Protocol, TypeVar
 from .. import clock
 from ..errors import IncompatibleSegment, Reentered
 from ..segment.files import Members
+from ..segment.notes import note, tell
+from ..segment.notes import waiting as untold
 from ..segment.opening import attach as attach_segment
 from ..segment.paths import full_prefix
 from ..segment.section import Waits
@@ -27,8 +28,6 @@ from .attachment import Attachment
 from .inbox import Inbox
 from .resources import Resources, close_inherited, lock_of
 from .upkeep import listed
-
-logger = logging.getLogger("asgi_ipc")
 
 R = TypeVar("R")
 
@@ -137,9 +136,11 @@ def attach(wanted: Wanted, waits: Waits, flush: bool = False) -> Attachment:
     if wanted.provider is None:
         wanted = wanted._replace(prefix=full_prefix(wanted.prefix))
     try:
-        return _guard.run(_find_or_make, wanted, waits, flush)
+        found = _guard.run(_find_or_make, wanted, waits, flush)
     finally:
         _guard.release_gone()
+        tell()
+    return found
 
 
 def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
@@ -158,11 +159,11 @@ def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
     else:
         found.segment.warn_of_mode(wanted)
         if found.segment.sizes != wanted.sizes:
-            logger.warning(
+            note(
                 "prefix %r: this process already uses it, with %s; these sizes hold for all of its "
                 "layers",
                 wanted.prefix,
-                found.segment.sizes,
+                str(found.segment.sizes),
             )
     return found
 
@@ -255,6 +256,7 @@ def _leave_at_exit() -> None:
         _guard.run(_end_all)
     finally:
         _guard.release_gone()
+        tell()
 
 
 def _end_all() -> None:
@@ -296,6 +298,7 @@ def _after_fork_in_child() -> None:
     _attachments.clear()
     _kept.clear()
     _gone.clear()
+    untold.clear()
     for user in listed(_users):
         user.forked()
     Members.forget_all()

@@ -274,9 +274,9 @@ class Upkeep:
         """Log what was abandoned. Not inside a section: log handlers may do anything."""
         logger.warning(
             "prefix %r, channel %r: abandoned. Nothing was received on it for %g s after a message "
-            "for it had expired, although its process lives: %d memberships were ended, of this "
-            "channel and others like it. Call group_discard when a consumer ends; if handlers take "
-            "so long, raise expiry",
+            "for it had expired, although its process lives. Memberships that were ended, of this "
+            "and other abandoned channels: %d. Call group_discard when a consumer ends; if "
+            "handlers take so long, raise expiry",
             self._resources.prefix,
             departure.first,
             PATIENCE * self._expiry,

@@ -7,7 +7,6 @@ touch what is stored in a segment, except in one that it has just created.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import stat
 from itertools import chain
@@ -28,12 +27,10 @@ from ..store.layout import (
 from .files import Descriptor, Members, attach_lock, check_owner, map_file, raise_above
 from .header import Header, format_segment
 from .lock import init_mutex
+from .notes import note
 from .paths import SHM, Paths, full_prefix, prefixes
 from .segment import Segment, allocate
 from .wanted import Wanted
-
-logger = logging.getLogger("asgi_ipc")
-
 
 # -- attaching ------------------------------------------------------------------------------------
 
@@ -109,11 +106,9 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
             stale = ""
         if alive or not stale:
             if stale:
-                logger.warning(
-                    "prefix %r: the live segment %s; they hold for all", paths.prefix, stale
-                )
+                note("prefix %r: the live segment %s; they hold for all", paths.prefix, stale)
             return Segment(paths, fd, map_file(fd, header.size), header, members)
-        logger.warning(
+        note(
             "prefix %r: replacing a stale segment, which no process uses and which %s",
             paths.prefix,
             stale,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import mmap
 import os
 
@@ -24,11 +23,10 @@ from .cgroup import cgroup_allows
 from .doorbell import Doorbell, Ringer, path_of
 from .files import Members, attach_lock, raise_above
 from .header import Header
+from .notes import note
 from .paths import Paths
 from .procfs import has_mapped
 from .wanted import Wanted
-
-logger = logging.getLogger("asgi_ipc")
 
 
 class Segment:
@@ -85,7 +83,7 @@ class Segment:
     def warn_of_mode(self, wanted: Wanted) -> None:
         """Warn a process that asks for another mode than the segment was made with."""
         if self.mode != wanted.mode:
-            logger.warning(
+            note(
                 "prefix %r: the segment was made with mode %#o, and this process asks for %#o: %s. "
                 "To change the mode, stop the processes of this prefix and remove the segment with "
                 "asgi_ipc.segment.destroy()",

@@ -361,7 +361,7 @@ def test_many_are_abandoned_in_several_sections_and_a_busy_lock_delays_them(
     world.run_everything(later)
     assert members(world, "g") == {"x!0"}
     assert world.store.words[S_ABANDONED] == 999
-    assert len(caplog.messages) == 1 and "999 memberships" in caplog.text
+    assert len(caplog.messages) == 1 and "channels: 999." in caplog.text
 
 
 def test_an_inbox_is_emptied_after_a_flush(world: World) -> None:
