@@ -14,6 +14,7 @@ from ..errors import CorruptStore, NotAChannel
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
 from ..names import check_channel, check_group, split
+from ..options import UnknownCapacity
 from ..statistics import Stats
 from ..store.layout import (
     CAPACITY,
@@ -160,7 +161,13 @@ class Core(Receiving):
             self.upkeep(session, now)
         progress = progress or Broadcast()
         while progress.targets is None or progress.sent < len(progress.targets):
-            rings, dropped = session.section(self._broadcast, session, name, body, now, progress)
+            try:
+                rings, dropped = session.section(
+                    self._broadcast, session, name, body, now, progress
+                )
+            except UnknownCapacity as unknown:
+                self.capacities.look_up(unknown.channels)
+                continue
             for row, waiter_id in rings:
                 session.ring(row, waiter_id)
             for target, reason in dropped:

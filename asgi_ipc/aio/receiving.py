@@ -33,6 +33,7 @@ from ..attachment.inbox import ANY, Drained, Inbox
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
+from ..options import UnknownCapacity
 from ..store.layout import EXPIRED, Q_PENDING, UNDECODABLE
 from .session import Base, Session
 from .source import Source
@@ -46,14 +47,16 @@ Answer = TypeVar("Answer")
 _BUSY_PAUSE = 0.001  # seconds between two tries for a lock that stays busy
 
 
+# An inbox that was drained, and the local parts that got something.
+_Fed = tuple[Inbox, dict[str, None]]
+
+
 class _Visit(NamedTuple):
     """What `Receiving._visit` found, in one section."""
 
     source: Source | None  # where it found something; None: parked, if there is a waiter
     body: bytes | None  # of the message; None: what was drained is in the inbox of `source`
     rings: list[tuple[int, int]]  # (row, waiter id) to ring
-    # Of inboxes that were drained, whom they got something for: other receives of this process.
-    fed: list[tuple[Inbox, dict[str, None]]]
 
 
 class Receiving(Base):
@@ -236,6 +239,7 @@ class Receiving(Base):
         now = clock.monotonic()
         if now >= session.attachment.due:
             self.upkeep(session, now)
+        feds: list[_Fed] = []
         while True:
             for source in sources:
                 found = self._take_buffered(session, source, now) if source.inbox else None
@@ -250,9 +254,13 @@ class Receiving(Base):
                 # What was flushed is in the inbox until a section empties it.
                 if inbox is not None and inbox.is_fresh():
                     return None
-            visit = session.section(self._visit, session, sources, now, waiter, parked)
-            for inbox, fed in visit.fed:
-                _wake(inbox, fed)
+            try:
+                visit = session.section(self._visit, session, sources, now, waiter, parked, feds)
+            except UnknownCapacity as unknown:
+                self.capacities.look_up(unknown.channels)
+                continue
+            while feds:
+                _wake(*feds.pop(0))
             for row, waiter_id in visit.rings:
                 session.ring(row, waiter_id)
             if visit.source is None:
@@ -329,11 +337,12 @@ class Receiving(Base):
         now: float,
         waiter: Waiter | None,
         parked: bool,
+        feds: list[_Fed],
     ) -> _Visit:
-        """Take from the first queue that has something, or park in all of them."""
+        """Take from the first queue that has something, or park in all of them. What inboxes get is
+        added to `feds`."""
         store = session.store
         rings: list[tuple[int, int]] = []
-        fed: list[tuple[Inbox, dict[str, None]]] = []
         for source in sources:
             body = None
             if source.inbox is None:
@@ -342,14 +351,14 @@ class Receiving(Base):
                     continue
             else:
                 row = store.require(source.target, now)
-                fed.append((source.inbox, self._drain(session, source, row, now)))
+                feds.append((source.inbox, self._drain(session, source, row, now)))
                 if source.inbox.suspects:
                     source.inbox.visited(source.local)
                 if not source.buffered():
                     continue
             if parked and waiter is not None:
                 rings = self._unpark(session, sources, source, waiter)
-            return _Visit(source, body, rings, fed)
+            return _Visit(source, body, rings)
         if waiter is not None and waiter.waiter_id:
             for source in sources:
                 row = store.require(source.target, now)
@@ -357,7 +366,7 @@ class Receiving(Base):
                 if store.words[row + Q_PENDING]:
                     # More than one drain takes, and none of it was for this receive: look again.
                     rings.append((row, waiter.waiter_id))
-        return _Visit(None, None, rings, fed)
+        return _Visit(None, None, rings)
 
     def _unpark(
         self, session: Session, sources: list[Source], taken: Source | None, waiter: Waiter
@@ -395,8 +404,7 @@ class Receiving(Base):
             )
         inbox = source.inbox
         assert inbox is not None
-        queue = source.queue
-        inbox.drain(row, lambda local: self.capacity_of(queue + local), now)
+        inbox.drain(row, self.capacities.known, now)
         return inbox.fed()
 
     # -- for hubs ---------------------------------------------------------------------------------
@@ -404,7 +412,12 @@ class Receiving(Base):
     def drain(self, session: Session, source: Source, waiter: Waiter) -> None:
         """The bell rang for a process-specific queue: move what it holds to the inbox, wake those
         it is for, and park again."""
-        fed, row = session.section(self._drain_and_park, session, source, waiter.waiter_id)
+        while True:
+            try:
+                fed, row = session.section(self._drain_and_park, session, source, waiter.waiter_id)
+                break
+            except UnknownCapacity as unknown:
+                self.capacities.look_up(unknown.channels)
         assert source.inbox is not None
         _wake(source.inbox, fed)
         if row:

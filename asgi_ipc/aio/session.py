@@ -60,7 +60,7 @@ class Session:
         self,
         attachment: Attachment,
         section_of_three: SectionOfThree,
-        capacity: Callable[[str], int],
+        capacity: Callable[[str], int | None],
     ) -> None:
         self.attachment = attachment
         self.section_of_three = section_of_three
@@ -114,7 +114,8 @@ class Base:
         self.max_message_size = options.max_message_size
         self.codec = Codec(options.symmetric_encryption_keys)
         self.encode, self.unpack = self.codec.encode, self.codec.unpack
-        self.capacity_of = options.capacities().of
+        self.capacities = options.capacities()
+        self.capacity_of = self.capacities.of
         self.spin = options.spin if (os.cpu_count() or 1) > 1 else 0.0
         timeout = options.lock_timeout
         self._waits = Waits(timeout if patience is None else patience, timeout)
@@ -140,7 +141,7 @@ class Base:
         if found is None:
             attachment = attach(self._wanted, self._waits, flush)
             section = attachment.make_section_of_three(self._waits)
-            found = Session(attachment, section, self.capacity_of)
+            found = Session(attachment, section, self.capacities.known)
             limit = attachment.segment.layout.max_message_size
             self.max_message_size = min(self.options.max_message_size, limit)
             self.session = found

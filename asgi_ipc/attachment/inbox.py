@@ -16,6 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from ..options import UnknownCapacity
 from ..store.layout import BUFFER, LOCAL_SEPARATOR, S_EPOCH
 from ..store.queues import Taken
 from ..store.store import Store
@@ -101,10 +102,11 @@ class Inbox:
             self.clear()
             self.epoch = epoch
 
-    def drain(self, row: int, capacity: Callable[[str], int], now: float) -> None:
+    def drain(self, row: int, capacity: Callable[[str], int | None], now: float) -> None:
         """Inside a section: move what is pending in the queue at `row` into the inbox.
 
-        `capacity(local)` bounds the buffer of each local part.
+        `capacity(channel)` bounds the buffer of each local part. Raises UnknownCapacity if it is
+        not known; nothing is lost, and `drain` goes on where it stopped.
         """
         store = self._store
         self.refresh()
@@ -120,7 +122,7 @@ class Inbox:
                 store.count_drop(row, BUFFER, len(full), full[0])
             store.pop(row)
 
-    def feed(self, taken: Taken, capacity: Callable[[str], int]) -> list[str]:
+    def feed(self, taken: Taken, capacity: Callable[[str], int | None]) -> list[str]:
         """Route one message to the buffers of its local parts; return those that were full.
 
         A message that is fed twice, after an interruption, is routed once.
@@ -131,7 +133,7 @@ class Inbox:
         if self._feeding:
             self._undo(number)
         self._feeding = True
-        full = []
+        full, unknown = [], []
         local_parts = taken.local_parts.decode("ascii").split(_SEPARATOR)
         drained = Drained(taken.body, taken.expires, len(local_parts) > 1)
         locals_, entries, by_local, fed = self._locals, self._entries, self._by_local, self._fed
@@ -139,16 +141,23 @@ class Inbox:
             numbers = by_local.get(local)
             if numbers is None:
                 numbers = by_local[local] = []
-            elif numbers and len(numbers) >= capacity(local):
-                full.append(local)
-                continue
-            elif len(numbers) == _LONG:
-                numbers = by_local[local] = deque(numbers)
+            elif numbers:
+                most = capacity(self.queue + local)
+                if most is None:
+                    unknown.append(self.queue + local)
+                    continue
+                if len(numbers) >= most:
+                    full.append(local)
+                    continue
+                if len(numbers) == _LONG:
+                    numbers = by_local[local] = deque(numbers)
             number += 1
             locals_[number] = local
             entries[number] = drained
             numbers.append(number)
             fed[local] = None
+        if unknown:
+            raise UnknownCapacity(unknown)
         self._newest = taken.seq, number  # in one store: an interruption loses or doubles none
         self._feeding = False
         if len(self._by_local) > 2 * len(self._entries) + 64:

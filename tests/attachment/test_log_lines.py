@@ -11,7 +11,10 @@ import errno
 import gc
 import logging
 import os
+import re
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,11 +26,12 @@ import asgi_ipc
 from asgi_ipc import clock
 from asgi_ipc.attachment.suspects import PATIENCE
 from asgi_ipc.errors import Reentered
+from asgi_ipc.options import Capacities
 from asgi_ipc.segment import doorbell
 from asgi_ipc.store.layout import DIRTY, S_DIRTY
 
 from ..forks import Line, bounded, child, in_child, on_linux, rests
-from ..locks import HOLDERS
+from ..locks import HOLDERS, held
 from ..unit.support import KIB, contents
 from ..waiting import LIVENESS, until
 from .layers import Make
@@ -418,6 +422,34 @@ def test_a_subclass_of_str_does_not_get_under_the_lock(make: Make) -> None:
         assert Str.used == []
     with pytest.raises(asgi_ipc.errors.InvalidName):
         layer.send(Str("x" * 1000), {})
+
+
+def test_no_pattern_is_matched_under_the_lock(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A regular expression of a user can take any time."""
+    matched: list[str] = []
+    real = Capacities.of
+
+    def of(capacities: Capacities, channel: str) -> int:
+        assert not held(sys._getframe())
+        matched.append(channel)
+        return real(capacities, channel)
+
+    monkeypatch.setattr(Capacities, "of", of)
+    patterns = {re.compile(r"x!.*[02468]"): 1, "y!*": 2}
+    layer, other = make(channel_capacity=patterns), make(channel_capacity=patterns)
+    core = layer._core
+    members = [f"x!{number}" for number in range(9)]
+    for channel in members:
+        other.group_add("g", channel)
+    for _ in range(2):
+        other.send_group("g", {})
+        session = core.attach()
+        assert core.take(session, core.exact_source(session, "x!another")) is None  # drains
+    assert set(matched) == set(members)
+    # Of the second message, five found the buffer full.
+    received = Counter(layer.receive(["x!"])[0] for _ in range(14))
+    assert received == {None: 1, **{f"x!{number}": 1 + number % 2 for number in range(9)}}
+    assert layer.stats().dropped["buffer"] == 5
 
 
 def test_a_subclass_of_float_does_not_get_under_the_lock(make: Make) -> None:

@@ -321,7 +321,7 @@ class Model(RuleBasedStateMachine):
         self.places.add(index)
         place = Place(self, index)
         of_three = place.make_section_of_three(WAITS)
-        core.session = Session(place, of_three, core.capacity_of)
+        core.session = Session(place, of_three, core.capacities.known)
         self.cores[place.process] = core
 
     def settle(self) -> None:

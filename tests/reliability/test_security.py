@@ -25,6 +25,7 @@ import asgi_ipc
 from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.errors import ForeignSegment, InvalidOption, IPCError
+from asgi_ipc.segment.notes import tell
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import Q_DROPS, S_DROPS, UNDECODABLE
 
@@ -391,6 +392,7 @@ def test_a_doorbell_that_is_not_ours_is_not_rung(
     ringer = session.attachment._ringer
     _, waiter, generation = bell.name.split(".")
     assert not ringer.ring(int(waiter), int(generation), 1)
+    tell()
     assert str(bell) in caplog.text
     if bell.is_fifo():
         fd = os.open(bell, os.O_RDONLY | os.O_NONBLOCK)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc.attachment.inbox import _LONG, ANY, Inbox
+from asgi_ipc.options import UnknownCapacity
 from asgi_ipc.store import recovery
 from asgi_ipc.store.layout import BUFFER, EXPIRED, S_DROPS
 from asgi_ipc.store.queues import Taken
@@ -172,7 +173,7 @@ def test_a_full_buffer_refuses_and_the_others_do_not(feed: Feeder) -> None:
 
 
 def test_the_bound_is_that_of_the_local_part(feed: Feeder) -> None:
-    bounds = {"small": 1, "large": 3}
+    bounds = {"x!small": 1, "x!large": 3}
     refused = [feed("small,large", b"%d" % i, capacity=bounds.__getitem__) for i in range(4)]
     assert refused == [[], ["small"], ["small"], ["small", "large"]]
 
@@ -211,6 +212,23 @@ def test_local_parts_that_have_nothing_take_no_memory(feed: Feeder) -> None:
         feed.inbox.take(f"socket{i}")
     assert len(feed.inbox._by_local) < 200
     assert bodies(feed.inbox, ANY) == [b"there"]
+
+
+def test_a_capacity_that_is_not_known_is_asked_for_and_nothing_is_lost(feed: Feeder) -> None:
+    feed("a,b,c", b"1")
+    known = {"x!a": 1}
+    with pytest.raises(UnknownCapacity) as asked:
+        feed("a,b,c,d", b"2", capacity=known.get)
+    assert asked.value.channels == ["x!b", "x!c"]
+    assert not feed.inbox.has("d")
+    known.update({"x!b": 2, "x!c": 2})
+    assert feed.again("a,b,c,d", b"2", capacity=known.get) == ["a"]
+    assert [bodies(feed.inbox, local) for local in "abcd"] == [
+        [b"1"],
+        [b"1", b"2"],
+        [b"1", b"2"],
+        [b"2"],
+    ]
 
 
 # -- suspects -------------------------------------------------------------------------------------
@@ -273,7 +291,7 @@ def test_draining_moves_what_is_pending_and_drops_what_expired(feed: Feeder) -> 
 def test_draining_counts_what_a_full_buffer_refuses(feed: Feeder) -> None:
     for number in range(3):
         put(feed.store, "x!a", b"%d" % number)
-    feed.inbox.drain(row_of(feed.store, "x!"), lambda local: 1, NOW)
+    feed.inbox.drain(row_of(feed.store, "x!"), lambda channel: 1, NOW)
     assert bodies(feed.inbox, ANY) == [b"0"]
     assert feed.store.words[S_DROPS + BUFFER] == 2
 
@@ -282,9 +300,9 @@ def test_draining_takes_a_bounded_number_in_one_section(feed: Feeder) -> None:
     for _ in range(200):
         put(feed.store, "x!a")
     row = row_of(feed.store, "x!")
-    feed.inbox.drain(row, lambda local: 1000, NOW)
+    feed.inbox.drain(row, lambda channel: 1000, NOW)
     assert len(feed.inbox) == 128
-    feed.inbox.drain(row, lambda local: 1000, NOW)
+    feed.inbox.drain(row, lambda channel: 1000, NOW)
     assert len(feed.inbox) == 200
 
 
