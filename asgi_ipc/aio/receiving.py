@@ -351,7 +351,9 @@ class Receiving(Base):
                     continue
             else:
                 row = store.require(source.target, now)
-                feds.append((source.inbox, self._drain(session, source, row, now)))
+                fed = self._drain(session, source, row, now)
+                if fed:
+                    feds.append((source.inbox, fed))
                 if source.inbox.suspects:
                     source.inbox.visited(source.local)
                 if not source.buffered():

@@ -272,10 +272,13 @@ class Inbox:
     # -- waiting ----------------------------------------------------------------------------------
 
     def fed(self) -> dict[str, None]:
-        """Inside the section that fed it: the local parts that got something, for `to_wake`."""
+        """Inside the section that fed it: the local parts that got something, for `to_wake`. None
+        if nobody waits: who joins after that sees what is there."""
         fed = self._fed
-        if fed:
+        if self.waiting:
             self._fed = {}
+        else:
+            fed.clear()
         return fed
 
     def to_wake(self, fed: dict[str, None]) -> list[Waiting]:
@@ -284,11 +287,10 @@ class Inbox:
         still wake."""
         waiting = self.waiting
         found = []
-        if waiting:
-            for local in fed:
-                first = _first(waiting.get(local)) or _first(waiting.get(ANY))
-                if first is not None:
-                    found.append(first)
+        for local in fed:
+            first = _first(waiting.get(local)) or _first(waiting.get(ANY))
+            if first is not None:
+                found.append(first)
         return found
 
     def overdue(self) -> list[Waiting]:

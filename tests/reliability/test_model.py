@@ -34,6 +34,7 @@ import asgi_ipc.aio.receiving
 import asgi_ipc.attachment.attachment
 import asgi_ipc.attachment.drops
 import asgi_ipc.attachment.resources
+import asgi_ipc.attachment.upkeep
 from asgi_ipc import errors
 from asgi_ipc.aio.operations import Core
 from asgi_ipc.aio.session import Session
@@ -226,7 +227,8 @@ class Model(RuleBasedStateMachine):
             if hasattr(module, "clock"):
                 self.patches.enter_context(mock.patch.object(module, "clock", clock))
         # Log lines are not what this is about, and there are many.
-        self.patches.enter_context(mock.patch.object(asgi_ipc.attachment.drops, "logger"))
+        for module in (asgi_ipc.attachment.drops, asgi_ipc.attachment.upkeep):
+            self.patches.enter_context(mock.patch.object(module, "logger"))
         self.reserve = Reserve(72 * KIB if scarce else 1 << 40)
         self.scarce = scarce
         self.store = make_store(
@@ -557,6 +559,8 @@ class Model(RuleBasedStateMachine):
     def expect(self, core: Core, sources: Any, waiter: Any) -> None:
         """Receive from `sources`, in this order, and compare."""
         place = self.place(core)
+        if self.may_lack_rows(sources):
+            return
         expected: Any = None
         boxes = {s.queue: self.inboxes.setdefault((place.process, s.queue), {}) for s in sources}
         for source in sources:
@@ -590,7 +594,7 @@ class Model(RuleBasedStateMachine):
         except LimitReached:
             met["no row"] += 1
             assert len(self.names_in_use()) + 1 > self.rows or self.scarce
-            assert expected is None
+            assert expected is None, (expected, [source.channel for source in sources])
             self.forget_unbound(place, sources)
             return
         assert expected is not NotOwner
@@ -603,6 +607,17 @@ class Model(RuleBasedStateMachine):
         assert found in expected
         met["received"] += 1
         self.remove_from_box(boxes, found)
+
+    def may_lack_rows(self, sources: Any) -> bool:
+        """Whether a receive from several queues may end at one of them for want of a row. The model
+        does not know at which, nor what was done before."""
+        rowless = [
+            source
+            for source in sources
+            if source.inbox is not None and not self.store.queues.find(source.queue.encode())
+        ]
+        full = self.scarce or self.store.queues.used + len(rowless) > self.rows
+        return len(sources) > 1 and bool(rowless) and full
 
     def visited(self, process: int, queue: str, local: str | None) -> None:
         """A receive has named these channels: nobody takes them for abandoned."""
@@ -784,16 +799,24 @@ class Model(RuleBasedStateMachine):
         group=st.sampled_from(GROUPS),
         channel=st.sampled_from(SPECIFIC),
         times=st.sampled_from([1, PATIENCE - 1, PATIENCE, PATIENCE]),
+        reads=st.sampled_from(["never", "exactly", "any", "another"]),
     )
-    def nobody_receives(self, group: str, channel: str, times: int) -> None:
-        """A message for a member expires in the buffer of its process, and then it is silent."""
+    def nobody_receives(self, group: str, channel: str, times: int, reads: str) -> None:
+        """A message for a member expires in the buffer of its process, and then it is silent, or
+        reads once although there is nothing."""
         self.group_add(0, group, channel)
         self.slow_socket(0, channel, 1)
         self.now += 1.0
-        for _ in range(times + 1):
+        for turn in range(times + 1):
             self.now += EXPIRY
             for i in range(len(self.cores)):
                 self.upkeep(i)
+                if turn == 1 and reads == "exactly":
+                    self.receive_exactly(i, channel)
+                elif turn == 1 and reads == "any":
+                    self.receive(i, [queue_of(channel)])
+                elif turn == 1 and reads == "another":
+                    self.receive_exactly(i, queue_of(channel) + "other")
         self.group_channels(0, group)
 
     def upkeep_boxes(self, core: Core) -> None:
