@@ -254,11 +254,15 @@ class Receiving(Base):
                 # What was flushed is in the inbox until a section empties it.
                 if inbox is not None and inbox.is_fresh():
                     return None
-            try:
-                visit = session.section(self._visit, session, sources, now, waiter, parked, feds)
-            except UnknownCapacity as unknown:
-                self.capacities.look_up(unknown.channels)
-                continue
+            while True:
+                try:
+                    visit = session.section(
+                        self._visit, session, sources, now, waiter, parked, feds
+                    )
+                    break
+                except UnknownCapacity as unknown:
+                    # Again before anything is taken: others have to be woken for what was drained.
+                    self.capacities.look_up(unknown.channels)
             while feds:
                 _wake(*feds.pop(0))
             for row, waiter_id in visit.rings:

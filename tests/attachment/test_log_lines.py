@@ -34,7 +34,7 @@ from ..forks import Line, bounded, child, in_child, on_linux, rests
 from ..locks import HOLDERS, held
 from ..unit.support import KIB, contents
 from ..waiting import LIVENESS, until
-from .layers import Make
+from .layers import NOTHING, Make
 
 pytestmark = on_linux
 
@@ -450,6 +450,30 @@ def test_no_pattern_is_matched_under_the_lock(make: Make, monkeypatch: pytest.Mo
     received = Counter(layer.receive(["x!"])[0] for _ in range(14))
     assert received == {None: 1, **{f"x!{number}": 1 + number % 2 for number in range(9)}}
     assert layer.stats().dropped["buffer"] == 5
+
+
+def test_who_got_something_before_a_pattern_had_to_be_matched_is_woken(make: Make) -> None:
+    layer = make(channel_capacity={re.compile("x!"): 5})
+    assert layer.receive(["x!"]) == NOTHING
+    inbox, socket = layer._core.session.attachment.inbox("x!"), Socket()
+    inbox.join("b", socket)
+    for channel in ("x!a", "x!b", "x!b"):  # the capacity of the last one is asked for
+        layer.send(channel, {})
+    assert layer.receive(["x!"]) == ("x!a", {})
+    assert socket.woken == 1
+    inbox.part("b", socket)
+
+
+class Socket:
+    """A receive that sleeps."""
+
+    woken = 0
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def gone(self) -> bool:
+        return False
 
 
 def test_a_subclass_of_float_does_not_get_under_the_lock(make: Make) -> None:
