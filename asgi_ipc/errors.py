@@ -88,7 +88,8 @@ class RemoteUnavailable(IPCError, ConnectionError):
 
 
 class Reentered(IPCError, RuntimeError):
-    """A signal handler or ``__del__`` called the layer while its thread was inside a call."""
+    """A signal handler or ``__del__`` called the layer while its thread was inside a call, or the
+    thread of a layer between machines called that layer."""
 
 
 class NoEventLoop(IPCError, RuntimeError):

@@ -21,15 +21,21 @@ _ALLOWED = "ASCII letters, digits, '-', '_' and '.'"
 
 def check_channel(name: Any) -> str:
     """Return `name` if it is a channel name to send to, else raise InvalidName."""
-    if issubclass(type(name), str) and len(name) <= MAX_NAME and _CHANNEL(name):
-        return str.__str__(name)
+    if issubclass(type(name), str):
+        # The methods of a subclass would run under locks.
+        text: str = name if type(name) is str else str.__str__(name)
+        if len(text) <= MAX_NAME and _CHANNEL(text):
+            return text
     raise InvalidName(_complaint("channel", name))
 
 
 def check_group(name: Any) -> str:
     """Return `name` if it is a group name, else raise InvalidName."""
-    if issubclass(type(name), str) and len(name) <= MAX_NAME and _GROUP(name):
-        return str.__str__(name)
+    if issubclass(type(name), str):
+        # The methods of a subclass would run under locks.
+        text: str = name if type(name) is str else str.__str__(name)
+        if len(text) <= MAX_NAME and _GROUP(text):
+            return text
     raise InvalidName(_complaint("group", name))
 
 
@@ -44,7 +50,7 @@ def check_receive(name: object) -> str:
             f"channel {checked!r}: receive takes a process-specific channel only up to the '!' "
             f"({checked[: checked.index('!') + 1]!r}); the full name comes with each message"
         )
-    return str(checked)
+    return checked
 
 
 def split(name: str) -> tuple[str, str]:

@@ -22,6 +22,15 @@ MIN_MEMORY = 64 * 1024  # bytes
 MAX_MEMORY = 8 << 30
 MOST_SPIN = 0.01  # seconds; a longer wait is better slept through
 MODES = (0o600, 0o660)  # for one user, or for a group
+_REMEMBERED = 131_072  # channels whose capacity is known after a look-up, twice
+
+
+class UnknownCapacity(Exception):
+    """Under a lock, `Capacities.known` did not know the capacities of these channels."""
+
+    def __init__(self, channels: list[str]) -> None:
+        super().__init__(channels)
+        self.channels = channels
 
 
 class Capacities:
@@ -36,6 +45,9 @@ class Capacities:
         check_int("capacity", default, 1, 1 << 40)
         self.default = default
         self._by_pattern = _compiled(patterns)
+        # Two generations, so that what the last two look-ups brought is known in any case.
+        self._young: dict[str, int] = {}
+        self._old: dict[str, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._by_pattern)
@@ -47,6 +59,20 @@ class Capacities:
                 if match(channel):
                     return capacity
         return self.default
+
+    def known(self, channel: str) -> int | None:
+        """`of` for use under a lock. No pattern is matched there: a user's expression may take any
+        time. None means that `look_up` has to do it."""
+        if not self._by_pattern:
+            return self.default
+        return self._young.get(channel) or self._old.get(channel)
+
+    def look_up(self, channels: Iterable[str]) -> None:
+        """Have the capacities of `channels` known."""
+        if len(self._young) > _REMEMBERED:
+            self._old, self._young = self._young, {}
+        for channel in channels:
+            self._young[channel] = self.of(channel)
 
 
 def check_int(name: str, value: object, least: int, most: int) -> None:
@@ -186,7 +212,9 @@ class Options:
                 raise InvalidOption(
                     f"unknown option {name!r}{hint}; the options are {', '.join(sorted(known))}"
                 )
-        options = cls(prefix, **given)
+        # No subclass of str: the prefix is in messages that are made under locks.
+        plain = str.__str__(prefix) if isinstance(prefix, str) else prefix
+        options = cls(plain, **given)
         options._check()
         return options
 

@@ -48,7 +48,8 @@ class IPCCollector(Collector):
         self._prefixes = None if prefixes is None else [Paths(name).prefix for name in prefixes]
         self._max_channels = max_channels
         self._layers: dict[str, _Layer] = {}
-        self._lock = threading.Lock()  # scrapes may overlap, and each updates the sums
+        # Scrapes may overlap, also in one thread by a signal handler, and each updates the sums.
+        self._lock = threading.RLock()
 
     def describe(self) -> list[Metric]:
         return []  # so that registering reads no layer
@@ -174,6 +175,11 @@ _FAMILIES: dict[
     "groups": (GaugeMetricFamily, "Groups with members.", _LAYER),
     "memberships": (GaugeMetricFamily, "Memberships in groups.", _LAYER),
     "memberships_limit": (GaugeMetricFamily, "Memberships that fit into group_memory.", _LAYER),
+    "memberships_abandoned": (
+        CounterMetricFamily,
+        "Memberships ended because nothing was received on their channels any more.",
+        _LAYER,
+    ),
     "processes": (GaugeMetricFamily, "Processes attached.", _LAYER),
     "lock_waits": (CounterMetricFamily, "Calls that had to sleep for the lock.", _LAYER),
     "lock_wait_seconds": (
@@ -223,6 +229,7 @@ def _add_stats(metrics: _Metrics, stats: Stats, sent: int) -> None:
         ("groups", stats.groups),
         ("memberships", stats.memberships),
         ("memberships_limit", stats.memberships_limit),
+        ("memberships_abandoned", stats.abandoned),
         ("processes", stats.processes),
         ("lock_waits", stats.lock.waits),
         ("lock_wait_seconds", stats.lock.waited),

@@ -73,6 +73,7 @@ class Stats:
     groups: int
     memberships: int
     memberships_limit: int
+    abandoned: int  # memberships ended, because nothing was received on their channels any more
     processes: int  # attached
     memory: Memory
     lock: Lock

@@ -23,6 +23,7 @@ from .base_layer import BaseChannelLayer
 from .errors import InvalidName, LockTimeout
 from .names import check_channel
 from .options import Options
+from .segment.notes import tell
 from .statistics import Stats
 
 
@@ -176,6 +177,7 @@ class IPCChannelLayer(BaseChannelLayer):
         self._core.detach()
         if "_for_loops" in vars(self):
             self._for_loops.detach()
+        tell()
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"

@@ -20,6 +20,7 @@ import pytest
 
 from . import proofs
 from .leftovers import Leftovers
+from .locks import watched
 
 # The suites' asserts are in modules that are not tests themselves.
 pytest.register_assert_rewrite("asgi_ipc.conformance")
@@ -43,6 +44,13 @@ def own_prefix() -> Iterator[str]:
 
 prefix = pytest.fixture(own_prefix, name="prefix")
 module_prefix = pytest.fixture(own_prefix, scope="module", name="module_prefix")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    """Fail a test that logs anything under a lock of the package."""
+    with watched():
+        return (yield)
 
 
 # -- nothing is left ------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ..base_layer import AsyncBaseChannelLayer
 from ..errors import LockBusy, NotOwner
 from ..names import check_channel
 from ..options import Options
+from ..segment.notes import tell
 from ..segment.section import complaint
 from ..statistics import Stats
 from .fanout import Broadcast
@@ -97,7 +98,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         return found[1]
 
     def _exact(self, session: Session, channel: str) -> list[Source]:
-        check_channel(channel)
+        channel = check_channel(channel)
         if "!" in channel and self._core.own not in channel:
             raise NotOwner(
                 f"channel {channel!r} is not this layer's to receive: its process-specific "
@@ -173,7 +174,9 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
             waiter = session.attachment.hubs.get(running_loop())
             if waiter is not None:
                 waiter.release()
+            session = None
         self._core.detach()
+        tell()
 
     close_pools = close
 

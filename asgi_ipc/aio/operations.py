@@ -14,6 +14,7 @@ from ..errors import CorruptStore, NotAChannel
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
 from ..names import check_channel, check_group, split
+from ..options import UnknownCapacity
 from ..statistics import Stats, size
 from ..store.layout import (
     CAPACITY,
@@ -78,7 +79,7 @@ class Core(Receiving):
 
     def _target(self, session: Session, channel: str) -> Target:
         """Where messages for `channel` go; looked up once for each name."""
-        check_channel(channel)
+        channel = check_channel(channel)
         queue, local = split(channel)
         capacity = self.capacity_of(channel)
         target = Target(queue.encode("ascii"), local.encode("ascii"), capacity, self.expiry)
@@ -129,10 +130,15 @@ class Core(Receiving):
 
     def group_add(self, group: str, channel: str) -> None:
         """Make `channel` a member, or renew its membership. Raises LimitReached."""
-        names = check_group(group).encode("ascii"), check_channel(channel).encode("ascii")
+        channel = check_channel(channel)
+        names = check_group(group).encode("ascii"), channel.encode("ascii")
         session = self.attach()
         now = clock.monotonic()
         session.section(session.groups.add, *names, now, now + self.group_expiry)
+        queue, local = split(channel)
+        inbox = session.attachment.inboxes.get(queue)
+        if inbox is not None and inbox.suspects:
+            inbox.visited(local)  # its consumer lives: it renews what it has
 
     def group_discard(self, group: str, channel: str) -> None:
         """End a membership, if there is one."""
@@ -168,7 +174,13 @@ class Core(Receiving):
             session = self.after_upkeep(session, now)
         progress = progress or Broadcast()
         while progress.targets is None or progress.sent < len(progress.targets):
-            rings, dropped = session.section(self._broadcast, session, name, body, now, progress)
+            try:
+                rings, dropped = session.section(
+                    self._broadcast, session, name, body, now, progress
+                )
+            except UnknownCapacity as unknown:
+                self.capacities.look_up(unknown.channels)
+                continue
             for row, waiter_id in rings:
                 session.ring(row, waiter_id)
             for target, reason in dropped:

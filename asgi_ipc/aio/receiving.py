@@ -29,11 +29,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from .. import clock
-from ..attachment.inbox import ANY, Drained, Waiting
+from ..attachment.inbox import ANY, Drained, Inbox
 from ..attachment.process import notice_fork
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
+from ..options import UnknownCapacity
 from ..store.layout import EXPIRED, Q_PENDING, UNDECODABLE
 from .session import Base, Session
 from .source import Source
@@ -47,13 +48,16 @@ Answer = TypeVar("Answer")
 _BUSY_PAUSE = 0.001  # seconds between two tries for a lock that stays busy
 
 
+# An inbox that was drained, and the local parts that got something.
+_Fed = tuple[Inbox, dict[str, None]]
+
+
 class _Visit(NamedTuple):
     """What `Receiving._visit` found, in one section."""
 
     source: Source | None  # where it found something; None: parked, if there is a waiter
     body: bytes | None  # of the message; None: what was drained is in the inbox of `source`
     rings: list[tuple[int, int]]  # (row, waiter id) to ring
-    woken: list[Waiting]  # other receives of this process that got something out of a drained queue
 
 
 class Receiving(Base):
@@ -80,7 +84,7 @@ class Receiving(Base):
 
     def exact_source(self, session: Session, channel: str) -> list[Source]:
         """What a receive of one full name takes from, as a list of one; looked up once."""
-        check_channel(channel)
+        channel = check_channel(channel)
         found = [self._source(session, channel)]
         session.remember(session.exact_sources, channel, found)
         return found
@@ -241,6 +245,7 @@ class Receiving(Base):
         now = clock.monotonic()
         if now >= session.due[0]:
             self.upkeep(session, now)
+        feds: list[_Fed] = []
         while True:
             for source in sources:
                 found = self._take_buffered(session, source, now) if source.inbox else None
@@ -255,9 +260,17 @@ class Receiving(Base):
                 # What was flushed is in the inbox until a section empties it.
                 if inbox is not None and inbox.is_fresh():
                     return None
-            visit = session.section(self._visit, session, sources, now, waiter, parked)
-            for waiting in visit.woken:
-                waiting.wake()
+            while True:
+                try:
+                    visit = session.section(
+                        self._visit, session, sources, now, waiter, parked, feds
+                    )
+                    break
+                except UnknownCapacity as unknown:
+                    # Again before anything is taken: others have to be woken for what was drained.
+                    self.capacities.look_up(unknown.channels)
+            while feds:
+                _wake(*feds.pop(0))
             for row, waiter_id in visit.rings:
                 session.ring(row, waiter_id)
             if visit.source is None:
@@ -334,11 +347,12 @@ class Receiving(Base):
         now: float,
         waiter: Waiter | None,
         parked: bool,
+        feds: list[_Fed],
     ) -> _Visit:
-        """Take from the first queue that has something, or park in all of them."""
+        """Take from the first queue that has something, or park in all of them. What inboxes get is
+        added to `feds`."""
         store = session.store
         rings: list[tuple[int, int]] = []
-        woken: list[Waiting] = []
         for source in sources:
             body = None
             if source.inbox is None:
@@ -347,12 +361,16 @@ class Receiving(Base):
                     continue
             else:
                 row = store.require(source.target, now)
-                woken += self._drain(session, source, row, now)
+                fed = self._drain(session, source, row, now)
+                if fed:
+                    feds.append((source.inbox, fed))
+                if source.inbox.suspects:
+                    source.inbox.visited(source.local)
                 if not source.buffered():
                     continue
             if parked and waiter is not None:
                 rings = self._unpark(session, sources, source, waiter)
-            return _Visit(source, body, rings, woken)
+            return _Visit(source, body, rings)
         if waiter is not None and waiter.waiter_id:
             for source in sources:
                 row = store.require(source.target, now)
@@ -360,7 +378,7 @@ class Receiving(Base):
                 if store.words[row + Q_PENDING]:
                     # More than one drain takes, and none of it was for this receive: look again.
                     rings.append((row, waiter.waiter_id))
-        return _Visit(None, None, rings, woken)
+        return _Visit(None, None, rings)
 
     def _unpark(
         self, session: Session, sources: list[Source], taken: Source | None, waiter: Waiter
@@ -387,9 +405,9 @@ class Receiving(Base):
         for row, other in session.section(self._unpark, session, sources, None, waiter):
             session.ring(row, other)
 
-    def _drain(self, session: Session, source: Source, row: int, now: float) -> list[Waiting]:
-        """Own a process-specific queue, and move what it holds to the inbox. Returns whom to wake
-        once the section is over."""
+    def _drain(self, session: Session, source: Source, row: int, now: float) -> dict[str, None]:
+        """Own a process-specific queue, and move what it holds to the inbox. Returns which local
+        parts got something."""
         owner = session.attachment.claim_queue(row, now, self.expiry)
         if owner:
             raise NotOwner(
@@ -398,31 +416,40 @@ class Receiving(Base):
             )
         inbox = source.inbox
         assert inbox is not None
-        queue = source.queue
-        inbox.drain(row, lambda local: self.capacity_of(queue + local), now)
-        return inbox.to_wake()
+        inbox.drain(row, self.capacities.known, now)
+        return inbox.fed()
 
     # -- for hubs ---------------------------------------------------------------------------------
 
     def drain(self, session: Session, source: Source, waiter: Waiter) -> None:
         """The bell rang for a process-specific queue: move what it holds to the inbox, wake those
         it is for, and park again."""
-        woken, row = session.section(self._drain_and_park, session, source, waiter.waiter_id)
-        for waiting in woken:
-            waiting.wake()
+        while True:
+            try:
+                fed, row = session.section(self._drain_and_park, session, source, waiter.waiter_id)
+                break
+            except UnknownCapacity as unknown:
+                self.capacities.look_up(unknown.channels)
+        assert source.inbox is not None
+        _wake(source.inbox, fed)
         if row:
             session.ring(row, waiter.waiter_id)  # more than one section takes
 
     def _drain_and_park(
         self, session: Session, source: Source, waiter_id: int
-    ) -> tuple[list[Waiting], int]:
-        """Inside a section. Returns whom to wake, and the queue's row if something is left."""
+    ) -> tuple[dict[str, None], int]:
+        """Inside a section. Returns what `_drain` does, and the queue's row if it is not empty."""
         now = clock.monotonic()
         row = session.store.require(source.target, now)
-        woken = self._drain(session, source, row, now)
+        fed = self._drain(session, source, row, now)
         if waiter_id:
             session.store.park(row, waiter_id)
-        return woken, row if waiter_id and session.store.words[row + Q_PENDING] else 0
+        return fed, row if waiter_id and session.store.words[row + Q_PENDING] else 0
+
+
+def _wake(inbox: Inbox, fed: dict[str, None]) -> None:
+    for waiting in inbox.to_wake(fed):
+        waiting.wake()
 
 
 class _Busy:

@@ -61,7 +61,7 @@ class Session:
         self,
         attachment: Attachment,
         section_of_three: SectionOfThree,
-        capacity: Callable[[str], int],
+        capacity: Callable[[str], int | None],
     ) -> None:
         self.attachment = attachment
         self.due = attachment.due_word
@@ -110,12 +110,14 @@ class Base:
         """`patience`: seconds that one call may wait for the lock; by default ``lock_timeout``."""
         self.options = options
         self.prefix = options.prefix
-        self.expiry = options.expiry
-        self.group_expiry = options.group_expiry
+        # Plain numbers: the methods of a subclass of float would run under the lock.
+        self.expiry = float(options.expiry)
+        self.group_expiry = float(options.group_expiry)
         self.max_message_size = options.max_message_size
         self.codec = Codec(options.symmetric_encryption_keys)
         self.encode, self.unpack = self.codec.encode, self.codec.unpack
-        self.capacity_of = options.capacities().of
+        self.capacities = options.capacities()
+        self.capacity_of = self.capacities.of
         self.spin = options.spin if (os.cpu_count() or 1) > 1 else 0.0
         timeout = options.lock_timeout
         self._waits = Waits(timeout if patience is None else patience, timeout)
@@ -142,7 +144,7 @@ class Base:
         if found is None:
             attachment = attach(self._wanted, self._waits, flush)
             section = attachment.make_section_of_three(self._waits)
-            found = Session(attachment, section, self.capacity_of)
+            found = Session(attachment, section, self.capacities.known)
             limit = attachment.segment.layout.max_message_size
             self.max_message_size = min(self.options.max_message_size, limit)
             self.session = found

@@ -27,6 +27,8 @@ from ..errors import (
 )
 from ..segment.doorbell import Doorbell, Ringer
 from ..segment.identity import wiped_word
+from ..segment.notes import tell
+from ..segment.notes import waiting as untold
 from ..segment.section import LEFT, Section, SectionOfThree, Waits, spread
 from ..store import recovery
 from ..store.groups import Groups
@@ -153,8 +155,10 @@ class Attachment:
             while waiter_id > 0:
                 generation = generation_of(waiter_id)
                 if generation and ring(waiter_id, generation, row):
-                    return
+                    break
                 waiter_id = self.section(self._pick_another, row, waiter_id, generation)
+            if untold:
+                tell()
         except LockTimeout:
             # The message is in its queue: a busy lock must not look like a failed send. Receivers
             # find the message by their own safety check.
@@ -240,6 +244,8 @@ class Attachment:
         self.due = self.upkeep.run(now, expiry, section)
         if self.store.dropped:
             self.log_drop.tell()
+        if untold:
+            tell()
 
     def is_usable(self) -> bool:
         """Whether a layer that attaches now can use it."""

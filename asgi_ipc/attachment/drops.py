@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 from .. import clock
+from ..segment.notes import note
 from ..store.layout import BUFFER, DEAD_OWNER, DROP_REASONS, EXPIRED
 
 logger = logging.getLogger("asgi_ipc")
@@ -33,18 +34,20 @@ class DropLog:
         self.noted = noted
         self._logged: dict[int, float] = {}
 
-    def __call__(self, reason: int, where: str, why: str = "") -> None:
-        """Log that a message was dropped, unless the last line about `reason` is too young."""
+    def __call__(self, reason: int, where: str, why: str = "", later: bool = False) -> None:
+        """Log that a message was dropped, unless the last line about `reason` is too young.
+        `later`: once no lock is held."""
         now = clock.monotonic()
         if 0 <= now - self._logged.get(reason, -LOG_EVERY) < LOG_EVERY:
             return
         self._logged[reason] = now
         why = f"{DROP_REASONS[reason]}: {why}" if why else DROP_REASONS[reason]
-        logger.warning("prefix %r, %s: a message was dropped (%s)", self.prefix, where, why)
+        log = note if later else logger.warning
+        log("prefix %r, %s: a message was dropped (%s)", self.prefix, where, why)
 
-    def tell(self) -> None:
-        """Log what the store has noted. Not inside a section: log handlers may do anything."""
+    def tell(self, later: bool = False) -> None:
+        """Log what the store has noted. Under a lock only with `later`: see `segment.notes`."""
         for reason in list(self.noted):
             channel = self.noted.pop(reason, None)
             if channel is not None:
-                self(reason, f"channel {channel!r}", _WHY.get(reason, ""))
+                self(reason, f"channel {channel!r}", _WHY.get(reason, ""), later)

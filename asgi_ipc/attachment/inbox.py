@@ -16,9 +16,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from ..options import UnknownCapacity
 from ..store.layout import BUFFER, LOCAL_SEPARATOR, S_EPOCH
 from ..store.queues import Taken
 from ..store.store import Store
+from .suspects import Suspects
 
 ANY = None  # the local part of a receiver that takes any message
 _DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
@@ -59,6 +61,7 @@ class Inbox:
         self.enter(store)
         self.epoch = 0  # which flush was the last when it was filled
         self.waiting: dict[str | None, list[Waiting]] = {}
+        self.suspects = Suspects()
         # What was drained, once for each of its local parts, by number. An `Entry` is made when it
         # is taken: thousands of them at once would keep the garbage collector busy.
         self._entries: OrderedDict[int, Drained] = OrderedDict()
@@ -70,7 +73,7 @@ class Inbox:
         # last entry. Entries after that are still being made: nobody takes them.
         self._newest = (0, 0)
         self._feeding = False
-        # Local parts that got something since the last to_wake(), in order: receives that began one
+        # Local parts that got something since the last fed(), in order: receives that began one
         # after the other are neighbours in memory, and thousands are woken far faster that way.
         self._fed: dict[str, None] = {}
 
@@ -99,10 +102,11 @@ class Inbox:
             self.clear()
             self.epoch = epoch
 
-    def drain(self, row: int, capacity: Callable[[str], int], now: float) -> None:
+    def drain(self, row: int, capacity: Callable[[str], int | None], now: float) -> None:
         """Inside a section: move what is pending in the queue at `row` into the inbox.
 
-        `capacity(local)` bounds the buffer of each local part.
+        `capacity(channel)` bounds the buffer of each local part. Raises UnknownCapacity if it is
+        not known; nothing is lost, and `drain` goes on where it stopped.
         """
         store = self._store
         self.refresh()
@@ -118,7 +122,7 @@ class Inbox:
                 store.count_drop(row, BUFFER, len(full), full[0])
             store.pop(row)
 
-    def feed(self, taken: Taken, capacity: Callable[[str], int]) -> list[str]:
+    def feed(self, taken: Taken, capacity: Callable[[str], int | None]) -> list[str]:
         """Route one message to the buffers of its local parts; return those that were full.
 
         A message that is fed twice, after an interruption, is routed once.
@@ -129,7 +133,7 @@ class Inbox:
         if self._feeding:
             self._undo(number)
         self._feeding = True
-        full = []
+        full, unknown = [], []
         local_parts = taken.local_parts.decode("ascii").split(_SEPARATOR)
         drained = Drained(taken.body, taken.expires, len(local_parts) > 1)
         locals_, entries, by_local, fed = self._locals, self._entries, self._by_local, self._fed
@@ -137,16 +141,23 @@ class Inbox:
             numbers = by_local.get(local)
             if numbers is None:
                 numbers = by_local[local] = []
-            elif numbers and len(numbers) >= capacity(local):
-                full.append(local)
-                continue
-            elif len(numbers) == _LONG:
-                numbers = by_local[local] = deque(numbers)
+            elif numbers:
+                most = capacity(self.queue + local)
+                if most is None:
+                    unknown.append(self.queue + local)
+                    continue
+                if len(numbers) >= most:
+                    full.append(local)
+                    continue
+                if len(numbers) == _LONG:
+                    numbers = by_local[local] = deque(numbers)
             number += 1
             locals_[number] = local
             entries[number] = drained
             numbers.append(number)
             fed[local] = None
+        if unknown:
+            raise UnknownCapacity(unknown)
         self._newest = taken.seq, number  # in one store: an interruption loses or doubles none
         self._feeding = False
         if len(self._by_local) > 2 * len(self._entries) + 64:
@@ -175,6 +186,8 @@ class Inbox:
                 found = entries.pop(number, None)
                 if found is not None and whose is not None:
                     self._forget_entry(whose, number)
+                    if self.suspects:
+                        self.suspects.clear()
                     return whose, found
             return None
         while numbers := self._by_local.get(local):
@@ -192,8 +205,18 @@ class Inbox:
             except ValueError:
                 pass  # a receiver of this local part came first
             if found is not None:
+                if self.suspects:
+                    self.suspects.pop(local, None)
                 return local, found
         return None
+
+    def visited(self, local: str | None) -> None:
+        """A receive for `local` has looked: its channel is not abandoned, message or no message.
+        A receive for ANY reads all channels."""
+        if local is ANY:
+            self.suspects.clear()
+        else:
+            self.suspects.pop(local, None)
 
     def _forget_entry(self, local: str, number: int) -> None:
         """Forget the number of an entry that was taken."""
@@ -244,20 +267,30 @@ class Inbox:
         self._locals.clear()
         self._by_local.clear()
         self._newest = 0, self._newest[1]  # a flush restarts the sequence if it was damaged
+        self.suspects.clear()  # it has ended their memberships
 
     # -- waiting ----------------------------------------------------------------------------------
 
-    def to_wake(self) -> list[Waiting]:
+    def fed(self) -> dict[str, None]:
+        """Inside the section that fed it: the local parts that got something, for `to_wake`. None
+        if nobody waits: who joins after that sees what is there."""
+        fed = self._fed
+        if self.waiting:
+            self._fed = {}
+        else:
+            fed.clear()
+        return fed
+
+    def to_wake(self, fed: dict[str, None]) -> list[Waiting]:
         """Return whom to wake after feeding: the first receive of each local part that got
-        something."""
+        something. Not inside a section: a receive is asked, and with it its loop, whether it can
+        still wake."""
         waiting = self.waiting
         found = []
-        if waiting:
-            for local in self._fed:
-                first = _first(waiting.get(local)) or _first(waiting.get(ANY))
-                if first is not None:
-                    found.append(first)
-        self._fed.clear()
+        for local in fed:
+            first = _first(waiting.get(local)) or _first(waiting.get(ANY))
+            if first is not None:
+                found.append(first)
         return found
 
     def overdue(self) -> list[Waiting]:
@@ -271,6 +304,8 @@ class Inbox:
 
     def join(self, local: str | None, receive: Waiting) -> bool:
         """Enter a receive that is about to sleep; True if it need not, as something is there."""
+        if self.suspects:
+            self.visited(local)
         while True:
             receives = self.waiting.setdefault(local, [])
             receives.append(receive)

@@ -9,7 +9,6 @@ does.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 import threading
@@ -22,6 +21,8 @@ from .. import clock
 from ..errors import IncompatibleSegment, Reentered
 from ..segment.files import Members
 from ..segment.identity import wiped_word
+from ..segment.notes import note, tell
+from ..segment.notes import waiting as untold
 from ..segment.opening import attach as attach_segment
 from ..segment.paths import Paths, full_prefix
 from ..segment.section import Waits
@@ -30,8 +31,6 @@ from .attachment import Attachment
 from .inbox import Inbox
 from .resources import Resources, close_inherited, lock_of
 from .upkeep import listed
-
-logger = logging.getLogger("asgi_ipc")
 
 R = TypeVar("R")
 
@@ -141,9 +140,11 @@ def attach(wanted: Wanted, waits: Waits, flush: bool = False) -> Attachment:
     if wanted.provider is None:
         wanted = wanted._replace(prefix=full_prefix(wanted.prefix))
     try:
-        return _guard.run(_find_or_make, wanted, waits, flush)
+        found = _guard.run(_find_or_make, wanted, waits, flush)
     finally:
         _guard.release_gone()
+        tell()
+    return found
 
 
 def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
@@ -162,11 +163,11 @@ def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
     else:
         found.segment.warn_of_mode(wanted)
         if found.segment.sizes != wanted.sizes:
-            logger.warning(
+            note(
                 "prefix %r: this process already uses it, with %s; these sizes hold for all of its "
                 "layers",
                 wanted.prefix,
-                found.segment.sizes,
+                str(found.segment.sizes),
             )
     return found
 
@@ -269,6 +270,7 @@ def _leave_at_exit() -> None:
         _guard.run(_end_all)
     finally:
         _guard.release_gone()
+        tell()
 
 
 def _end_all() -> None:
@@ -320,6 +322,7 @@ def _after_fork_in_child() -> None:
     _attachments.clear()
     _kept.clear()
     _gone.clear()
+    untold.clear()
     for user in listed(_users):
         user.forked()
     # Another copy of this package closes its own descriptors, when it notices.

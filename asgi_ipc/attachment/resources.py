@@ -139,7 +139,7 @@ class Resources:
 
     def release(self) -> None:
         """Leave the segment: clear up what this process has in it, and close everything."""
-        self.log_drop.tell()
+        self.log_drop.tell(later=True)
         with contextlib.suppress(IPCError, OSError):
             self.segment.check_length()
             section = make_section(self.lock, self.store.words, self._recover, Waits(1.0, 1.0))

@@ -9,6 +9,7 @@ closed.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import weakref
 from collections.abc import Iterable
@@ -24,6 +25,8 @@ from ..store.layout import (
     MAX_WAITERS,
     P_GENERATION,
     PROCESS_WORDS,
+    Q_MEMBERS,
+    S_ABANDONED,
     S_BURY_AT,
     S_COUNTER,
     S_DIRTY,
@@ -33,6 +36,9 @@ from ..store.layout import (
 from ..store.queues import Target
 from .inbox import Inbox
 from .resources import Resources
+from .suspects import PATIENCE
+
+logger = logging.getLogger("asgi_ipc")
 
 CHECK_EVERY = 1.0  # seconds between two looks at the segment's name and at who lives
 SWEEP_EVERY = 1.0  # seconds between two sweeps,
@@ -62,17 +68,36 @@ class Hub(Protocol):
 
 
 class Departure:
-    """Local parts of a queue that left messages unread until these expired: their sockets are gone,
-    and their memberships are ended, a bounded number in each section."""
+    """Channels of one queue that are abandoned: their memberships are ended, a bounded number in
+    each section, except those of a channel on which something is received meanwhile."""
 
-    def __init__(self, row: int, generation: int, local_parts: set[bytes]) -> None:
-        self._of = row, generation, local_parts
+    def __init__(self, inbox: Inbox, target: Target, abandoned: dict[bytes, int]) -> None:
+        self.ended = 0  # memberships
+        self.inbox = inbox
+        self.first = inbox.queue + next(iter(abandoned)).decode("ascii")  # of the channels
+        self._target = target
+        self._abandoned = abandoned
         self._at = 0  # where to go on
 
     def end_memberships(self, groups: Groups) -> bool:
         """Inside a section: end some; False if there are more."""
-        self._at = groups.discard_local(*self._of, self._at)
+        words, target = groups.store.words, self._target
+        before = words[S_ABANDONED]
+        self._at = groups.abandon(target.row, target.generation, self._counter_of, self._at)
+        self.ended += words[S_ABANDONED] - before
         return not self._at
+
+    def end(self) -> None:
+        """All are ended: a channel that is in a group again may become suspect again."""
+        for local in self._abandoned:
+            if self._counter_of(local):
+                self.inbox.suspects.pop(local.decode("ascii"), None)
+
+    def _counter_of(self, local: bytes) -> int:
+        """The counter when a channel became suspect; 0 if it is not abandoned."""
+        counter = self._abandoned.get(local, 0)
+        suspicion = self.inbox.suspects.get(local.decode("ascii")) if counter else None
+        return counter if suspicion is not None and suspicion[1] == counter else 0
 
 
 class Upkeep:
@@ -88,6 +113,7 @@ class Upkeep:
         self._groups = groups
         self._hubs = hubs
         self._departures: list[Departure] = []  # whose memberships are still to be ended
+        self._expiry = 0.0  # the longest of the layers that share the attachment
         self._tidy_at = 0.0
         self._counter = 0  # as it was when `_in_use` was listed
         self._in_use: list[int] = []
@@ -99,6 +125,7 @@ class Upkeep:
             self.check_at = now + CHECK_EVERY
             self.retire_hubs()
             self.free_orphans(section)
+            self._expiry = max(self._expiry, expiry)
             self._expire_inboxes(now, section)
             # One process looks after the dead for all.
             if not now < doubles[S_BURY_AT] <= now + CHECK_EVERY:
@@ -199,29 +226,62 @@ class Upkeep:
     # -- messages that nobody reads ---------------------------------------------------------------
 
     def _expire_inboxes(self, now: float, section: Section) -> None:
-        """Drop what was flushed or has expired in the inboxes. A reader that left a message unread
-        for its whole life is gone: end its memberships."""
+        """Drop what was flushed or has expired in the inboxes, and end the memberships of channels
+        that are abandoned."""
         for inbox in list(self._resources.inboxes.values()):
-            if inbox and not inbox.is_fresh():
+            if (inbox or inbox.suspects) and not inbox.is_fresh():
                 section(inbox.refresh)
+            inbox.suspects.look(now, self._expiry, CHECK_EVERY)
             if inbox:
                 section(self._drop_expired, inbox, now)
+            # Those that an interruption left are done first: these would be the same.
+            if inbox.suspects and not any(each.inbox is inbox for each in self._departures):
+                self._abandon(inbox, section)
         for departure in list(self._departures):
             while not section(departure.end_memberships, self._groups):
                 pass
-            with contextlib.suppress(ValueError):  # another thread was quicker
+            try:
                 self._departures.remove(departure)
+            except ValueError:
+                continue  # another thread was quicker
+            departure.end()
+            if departure.ended:
+                self._tell(departure)
 
     def _drop_expired(self, inbox: Inbox, now: float) -> None:
-        """Inside a section: drop what nobody read in time, and note which readers are gone."""
+        """Inside a section: drop what nobody read in time. Its channels become suspect, if they can
+        be members and this process is the one that receives on them."""
+        store = self._store
         expired = [local for local, _ in inbox.expire(now)]
         if not expired:
             return
         target = Target(inbox.queue.encode("ascii"))
-        row = self._store.count_taken(target, EXPIRED, len(expired), expired[0])
-        if row:
-            gone = {local.encode("ascii") for local in expired}
-            self._departures.append(Departure(row, target.generation, gone))
+        row = store.count_taken(target, EXPIRED, len(expired), expired[0])
+        if row and store.words[row + Q_MEMBERS] and store.owner(row) == self._resources.process:
+            inbox.suspects.add(expired, store.words[S_COUNTER])
+
+    def _abandon(self, inbox: Inbox, section: Section) -> None:
+        """Note which channels of a queue are abandoned, and that their memberships are to end."""
+        abandoned = inbox.suspects.abandoned(self._expiry)
+        if abandoned:
+            target = Target(inbox.queue.encode("ascii"))
+            if section(self._store.find, target):
+                self._departures.append(Departure(inbox, target, abandoned))
+            else:
+                inbox.suspects.clear()  # a queue without a row has no members
+
+    def _tell(self, departure: Departure) -> None:
+        """Log what was abandoned. Not inside a section: log handlers may do anything."""
+        logger.warning(
+            "prefix %r, channel %r: abandoned. Nothing was received on it for %g s after a message "
+            "for it had expired, although its process lives. Memberships that were ended, of this "
+            "and other abandoned channels: %d. Call group_discard when a consumer ends; if "
+            "handlers take so long, raise expiry",
+            self._resources.prefix,
+            departure.first,
+            PATIENCE * self._expiry,
+            departure.ended,
+        )
 
 
 def listed(things: Iterable[T]) -> list[T]:

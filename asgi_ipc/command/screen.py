@@ -187,6 +187,7 @@ class Top(App[None]):
             f"{size(memory.reserved)}   channels {stats.channels}   groups {stats.groups}",
             f"dropped {sum(stats.dropped.values())}"
             + (f" ({dropped})" if dropped else "")
+            + (f"   abandoned {stats.abandoned}" if stats.abandoned else "")
             + f"   lock waits {stats.lock.waits}   processes {stats.processes}",
         )
         text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")

@@ -59,6 +59,7 @@ def _described(found: Stats) -> list[tuple[str, str]]:
         ("channels", str(found.channels)),
         ("groups", str(found.groups)),
         ("memberships", f"{found.memberships} of {found.memberships_limit}"),
+        ("abandoned", f"{found.abandoned} memberships"),
         ("processes", str(found.processes)),
         (
             "lock",

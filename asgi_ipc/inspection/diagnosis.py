@@ -79,6 +79,15 @@ def _layer(prefix: str) -> Iterator[Finding]:
     yield from _processes(view, attached)
     yield from _state(view, snapshot)
     yield from _channels(snapshot)
+    abandoned = snapshot.stats().abandoned
+    if abandoned:
+        yield Finding(
+            WARNING,
+            prefix,
+            "memberships",
+            f"{abandoned} abandoned: for ten times expiry nothing was received on their channels",
+            "call group_discard when a consumer ends; if handlers take so long, raise expiry",
+        )
 
 
 def _room(view: View, snapshot: Snapshot) -> Iterator[Finding]:

@@ -97,6 +97,7 @@ class Snapshot:
             groups=header[self.layout.groups.state + at.T_USED],
             memberships=header[self.layout.members.state + at.T_USED],
             memberships_limit=self.layout.members.rows,
+            abandoned=header[at.S_ABANDONED],
             processes=len(self.attached),
             memory=Memory(
                 in_use=header[at.S_LIVE] * at.WORD,

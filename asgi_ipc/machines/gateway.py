@@ -80,6 +80,10 @@ class Gateway:
         """Run a coroutine in the loop thread."""
         return self._thread.submit(coroutine)
 
+    def is_current(self) -> bool:
+        """Whether the caller runs in the loop thread, and must not wait for what `run` returns."""
+        return self._thread.is_current()
+
     async def _run_there(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(self._thread.submit(coroutine))
 

@@ -51,6 +51,10 @@ class LoopThread:
             assert self._loop is not None
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
+    def is_current(self) -> bool:
+        """Whether the caller runs in the thread, and would wait for itself."""
+        return self._thread is threading.current_thread()
+
     def stop(self, wait: bool = True) -> None:
         """Cancel everything that runs in the thread and end it; `wait` until it has ended."""
         notice_fork()

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from .. import clock
 from ..aio.session import CACHED
 from ..base_layer import BaseChannelLayer, Message, Received
+from ..errors import Reentered
 from ..names import check_channel, check_receive
 from ..statistics import UNREAD_AFTER, Stats
 from ..sync import IPCChannelLayer
@@ -142,6 +143,12 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
 
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run in the loop thread, and wait. A signal handler that raises ends the wait at once."""
+        if self._gateway.is_current():
+            coroutine.close()
+            raise Reentered(
+                "the layer was called in its own thread, which would wait for itself: by a handler "
+                "of its log lines, for example. Call it from another thread"
+            )
         future = self._gateway.run(coroutine)
         try:
             return future.result()

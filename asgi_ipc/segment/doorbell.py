@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import signal
 import stat
@@ -23,8 +22,7 @@ from collections.abc import Callable
 
 from ..errors import ForeignSegment
 from .files import Descriptor, check_owner, raise_above
-
-logger = logging.getLogger("asgi_ipc")
+from .notes import note
 
 # Without the enum that signal.getsignal makes of its answer, which costs more than the write.
 _getsignal: Callable[[int], object] = getattr(signal, "_signal", signal).getsignal
@@ -148,7 +146,7 @@ class Ringer:
     def _complain(self, error: OSError) -> None:
         if error.errno not in _GONE and not self._complained:
             self._complained = True
-            logger.warning("cannot ring a doorbell, so receivers wait up to a second: %s", error)
+            note("cannot ring a doorbell, so receivers wait up to a second: %s", str(error))
 
     def _connect(self, waiter_id: int, generation: int) -> tuple[int, Descriptor] | None:
         self._open.pop(waiter_id, None)
@@ -159,7 +157,7 @@ class Ringer:
             # Members of the group that the segment is open to ring each other.
             check_owner(path, os.fstat(bell.number), 0o660, stat.S_ISFIFO, self._group)
         except ForeignSegment as error:
-            logger.warning("did not ring a doorbell: %s", error)
+            note("did not ring a doorbell: %s", str(error))
             return None
         if not generation:
             return None

@@ -7,7 +7,6 @@ touch what is stored in a segment, except in one that it has just created.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import stat
 import sys
@@ -41,13 +40,12 @@ from .files import (
 )
 from .header import Header, format_segment
 from .lock import init_mutex
+from .notes import note
 from .paths import Paths, full_prefix, prefixes
 from .procfs import user_name
 from .refusals import MISSING, reason, told
 from .segment import Segment, allocate
 from .wanted import Wanted
-
-logger = logging.getLogger("asgi_ipc")
 
 _IN_ORDER = 8  # free ids that a process tries, from the lowest on, before it begins elsewhere
 
@@ -142,11 +140,9 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
             stale = ""
         if alive or not stale:
             if stale:
-                logger.warning(
-                    "prefix %r: the live segment %s; they hold for all", paths.prefix, stale
-                )
+                note("prefix %r: the live segment %s; they hold for all", paths.prefix, stale)
             return Segment(paths, fd, map_file(fd, header.size), header, members)
-        logger.warning(
+        note(
             "prefix %r: replacing a stale segment, which no process uses and which %s",
             paths.prefix,
             stale,

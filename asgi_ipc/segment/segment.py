@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import mmap
 import os
 
@@ -25,12 +24,11 @@ from .cgroup import full_cgroup
 from .doorbell import Doorbell, Ringer, path_of
 from .files import Members, attach_lock, raise_above
 from .header import Header
+from .notes import note
 from .paths import Paths
 from .procfs import group_name, has_mapped, namespace
 from .refusals import reason
 from .wanted import Wanted
-
-logger = logging.getLogger("asgi_ipc")
 
 
 class Segment:
@@ -100,7 +98,7 @@ class Segment:
     def warn_of_mode(self, wanted: Wanted) -> None:
         """Warn a process that asks for another mode than the segment was made with."""
         if self.mode != wanted.mode:
-            logger.warning(
+            note(
                 "prefix %r: the segment was made with mode %#o, and this process asks for %#o: %s. "
                 "To change the mode, stop the processes of this prefix and remove the segment with "
                 "asgi_ipc.segment.destroy()",
@@ -112,7 +110,7 @@ class Segment:
                 else "other users of its group can still read and change everything",
             )
         elif wanted.group is not None and self.group not in (None, wanted.group):
-            logger.warning(
+            note(
                 "prefix %r: the segment belongs to group %s, and this process asks for group %s, "
                 "whose members have no access. To change the group, stop the processes of this "
                 "prefix and remove the segment with asgi_ipc.segment.destroy()",

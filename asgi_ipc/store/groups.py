@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Callable
 
 from ..errors import CorruptStore, LimitReached
 from . import layout as at
@@ -35,6 +36,9 @@ class Groups:
         queue = Target(channel[: channel.find(b"!") + 1] or channel)
         row = store.groups.find(group)
         member = store.members.find(channel, row) if row else 0
+        if member and not self.alive(member, now):
+            self._remove(member)  # what comes back is a new membership
+            member = 0
         room = bool(member) or self._ensure_room(now)
         row = store.groups.find(group)  # to make room may have freed it
         if not room:
@@ -53,12 +57,9 @@ class Groups:
         store.require(queue, now)
         words[at.S_DIRTY] = at.DIRTY
         if member:
-            # The row of a queue with members is never reused, so it is the same queue. Senders must
-            # learn if the membership was a ghost or had expired and is back, or ends sooner now.
-            changed = not self.alive(member, now) or expires < store.doubles[member + at.M_EXPIRES]
+            sooner = expires < store.doubles[member + at.M_EXPIRES]
             store.doubles[member + at.M_EXPIRES] = expires
-            if changed:
-                words[member + at.M_QUEUE_GENERATION] = queue.generation
+            if sooner:  # which senders must learn
                 self._note_change(row, member, joined=True)
         else:
             if not row:
@@ -82,10 +83,14 @@ class Groups:
         if member:
             self._remove(member)
 
-    def discard_local(
-        self, queue: int, generation: int, local_parts: set[bytes], member: int
+    def abandon(
+        self, queue: int, generation: int, counter_of: Callable[[bytes], int], member: int
     ) -> int:
-        """End all memberships of some local parts of one queue, a bounded number for each call.
+        """End and count the memberships of abandoned channels of one queue, a bounded number for
+        each call.
+
+        ``counter_of(local part)`` is what the counter was when the channel became suspect, and 0 if
+        it is not abandoned. Memberships that were made later stay.
 
         `member` is 0 in the first call, and then what the last call returned, until that is 0.
         """
@@ -101,8 +106,10 @@ class Groups:
             if not member:
                 return 0
             following = words[self.store.members.checked(member) + at.M_QUEUE_NEXT]
-            if self.store.members.name(member).partition(b"!")[2] in local_parts:
+            local = self.store.members.name(member).partition(b"!")[2]
+            if words[member + at.R_GENERATION] <= counter_of(local):
                 self._remove(member)
+                words[at.S_ABANDONED] += 1
             member = following
         return member
 

@@ -79,6 +79,7 @@ S_PEAK = 88  # most words of live records that the upkeep has seen since creatio
 S_LOCK_WAITS = 89  # calls that had to sleep for the lock since creation,
 S_LOCK_WAITED = 90  # the nanoseconds that they waited,
 S_LOCK_LONGEST = 91  # and the longest of these waits
+S_ABANDONED = 92  # memberships of abandoned channels, ended since creation or the last flush
 
 CLEAN, DIRTY, FLUSHING = 0, 1, 2
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..options import UnknownCapacity
 from . import layout as at
 from .groups import Groups
 
@@ -37,12 +38,13 @@ class Plan:
 
 class Planner:
     """Makes plans over `groups`. `capacity(channel)` returns the capacity of a member's channel, in
-    messages."""
+    messages; None if that has to be looked up."""
 
-    def __init__(self, groups: Groups, capacity: Callable[[str], int]) -> None:
+    def __init__(self, groups: Groups, capacity: Callable[[str], int | None]) -> None:
         self._groups = groups
         self._store = groups.store
         self._capacity = capacity
+        self._unknown: list[str] = []  # channels whose capacity has to be looked up
 
     def current(self, plan: Plan, now: float) -> bool:
         """Return whether a plan still holds."""
@@ -51,7 +53,11 @@ class Planner:
 
     def plan(self, group: bytes, now: float, known: Plan | None = None) -> Plan | None:
         """Plan a broadcast to `group`: update the plan `known` if that is possible, or make one.
-        Return None if the group has no living member."""
+        Return None if the group has no living member.
+
+        Raises UnknownCapacity; once these are looked up, call it again.
+        """
+        self._unknown = []
         row = self._groups.find(group)
         if not row:
             return None
@@ -60,6 +66,7 @@ class Planner:
             known = Plan(row, generation)
             for member in self._groups.members(row):
                 self._enter(known, member, now)
+            self._check_capacities()
             known.version = version
         return known if known.channels else None
 
@@ -78,8 +85,13 @@ class Planner:
             # If the row is another member's by now, this one has left, which is a later change.
             if entry & 1 and words[member + at.R_GENERATION] and words[member + at.M_GROUP] == row:
                 self._enter(plan, member, now)
+        self._check_capacities()
         plan.version = version
         return True
+
+    def _check_capacities(self) -> None:
+        if self._unknown:
+            raise UnknownCapacity(self._unknown)
 
     def _enter(self, plan: Plan, member: int, now: float) -> None:
         if not self._groups.alive(member, now):
@@ -95,7 +107,12 @@ class Planner:
             found = plan.channels[queue] = (*place, {})
         plan.changed.add(queue)
         plan.members[member] = queue, local
-        found[2][local] = self._capacity(name.decode("ascii"))
+        channel = name.decode("ascii")
+        capacity = self._capacity(channel)
+        if capacity is None:
+            self._unknown.append(channel)
+            return
+        found[2][local] = capacity
 
     def _leave(self, plan: Plan, member: int) -> None:
         entered = plan.members.pop(member, None)

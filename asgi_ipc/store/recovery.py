@@ -63,7 +63,7 @@ def flush(store: Store, now: float) -> None:
         table.clear()
     for word in range(at.S_DROPS, at.S_DROPS + 8):
         words[word] = 0
-    words[at.S_REFUSED] = 0
+    words[at.S_REFUSED] = words[at.S_ABANDONED] = 0
     words[at.S_SEQ_BASE] = words[at.S_SEQ]
     store.doubles[at.S_SINCE] = now
     words[at.S_DIRTY] = at.CLEAN

@@ -11,7 +11,6 @@ one that needs no workers.
 from __future__ import annotations
 
 import contextlib
-import logging
 import mmap
 import os
 import sys
@@ -26,13 +25,12 @@ from ..options import Options
 from ..segment.doorbell import Doorbell, Ringer
 from ..segment.files import Descriptor, Members, raise_above
 from ..segment.header import format_segment
+from ..segment.notes import note
 from ..segment.paths import Paths
 from ..segment.refusals import told
 from ..segment.segment import Segment, cgroup_shortage
 from ..segment.wanted import Wanted
 from ..store.layout import LOCK_FILE
-
-logger = logging.getLogger("asgi_ipc")
 
 
 class _Pipe(Descriptor):
@@ -187,7 +185,7 @@ class InProcessProvider:
         """Like `opening.attach`. Called when no other attachment to it is in use."""
         segment = self._segment
         if segment is not None and not segment.suits(wanted):
-            logger.warning(
+            note(
                 "prefix %r: replacing a segment of this process that has other sizes or another "
                 "lock",
                 wanted.prefix,

@@ -13,7 +13,7 @@ import pytest
 
 from asgi_ipc import LocalAndRemoteChannelLayer, errors, segment
 
-from ..waiting import until
+from ..waiting import LIVENESS, until
 from .helpers import CORE, PUBSUB, redis
 from .servers import Server
 
@@ -126,3 +126,19 @@ def test_a_signal_handler_that_raises_gets_out(machine: Make, server: Server) ->
     finally:
         signal.signal(signal.SIGUSR1, before)
         server.go_on()
+
+
+def test_a_handler_of_its_log_lines_is_refused_instead_of_waiting_for_itself(
+    machine: Make,
+) -> None:
+    """What the relay logs, it logs in the thread in which the calls on the server are made."""
+    layer = machine(1)
+    layer.group_add("room", "a")
+
+    async def logs() -> None:
+        with pytest.raises(errors.Reentered, match="another thread"):
+            layer.send_group("room", {})
+        layer._local.send("a", {})
+
+    layer._gateway.run(logs()).result(LIVENESS)
+    assert layer.receive(["a"]) == ("a", {})

@@ -32,6 +32,7 @@ from asgi_ipc.aio import IPCChannelLayer as AsyncLayer
 from asgi_ipc.errors import ForeignSegment, InvalidOption, IPCError
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
+from asgi_ipc.segment.notes import tell
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import Q_DROPS, S_DROPS, UNDECODABLE
 
@@ -547,6 +548,7 @@ def test_a_doorbell_that_is_not_ours_is_not_rung(
     ringer = session.attachment._ringer
     _, waiter, generation = bell.name.split(".")
     assert not ringer.ring(int(waiter), int(generation), 1)
+    tell()
     assert str(bell) in caplog.text
     if bell.is_fifo():
         fd = os.open(bell, os.O_RDONLY | os.O_NONBLOCK)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from asgi_ipc.segment.notes import tell
 from asgi_ipc.segment.opening import attach
 from asgi_ipc.segment.segment import Segment
 from asgi_ipc.segment.wanted import Wanted
@@ -84,4 +85,5 @@ def mode_of(path: Path) -> int:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    tell()
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]

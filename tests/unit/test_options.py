@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from asgi_ipc import options
 from asgi_ipc.errors import InvalidOption
 from asgi_ipc.options import MAX_MEMORY, MIN_MEMORY, Options
 
@@ -176,6 +177,20 @@ def test_a_compiled_pattern_matches_from_the_start() -> None:
     patterns = {re.compile(r"^websocket.send\!.+"): 20}
     assert capacity_of("websocket.send!abc", patterns) == 20
     assert capacity_of("websocket.send", patterns) == 100
+
+
+def test_capacities_are_known_once_they_were_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "_REMEMBERED", 2)
+    assert read().capacities().known("a") == 100
+    capacities = read(channel_capacity={"a*": 5}).capacities()
+    assert capacities.known("a1") is None
+    for names in (["a1", "b1", "a2"], ["a3"]):
+        capacities.look_up(names)
+    assert [capacities.known(name) for name in ("a1", "b1", "a2", "a3")] == [5, 100, 5, 5]
+    for number in range(3, 9):
+        capacities.look_up([f"a{number}"])
+    assert capacities.known("a1") is None  # forgotten: there were many since
+    assert capacities.known("a8") == 5
 
 
 def test_the_first_match_in_the_order_of_the_dict_wins() -> None:

@@ -34,6 +34,11 @@ ONLY = {
     "ctypes": {"segment"},
     "fcntl": {"segment", "machines"},
     "mmap": {"segment", "inspection", "testing"},
+    # What runs under a lock makes a note (`segment.notes`), which is logged later.
+    "logging": {
+        *("segment.notes", "attachment.attachment", "attachment.drops", "attachment.upkeep"),
+        *("aio.receiving", "machines", "wsgi"),
+    },
     "asyncio": {"aio.loop", "aio.layer", "machines", "conformance"},
     "async_timeout": {"aio.loop"},
     "msgpack": {"codec"},

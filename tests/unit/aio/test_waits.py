@@ -80,7 +80,7 @@ class Around:
     def drain(self, session: Any, source: Source, waiter: Any) -> None:
         self.drained.append(source.queue)
         assert source.inbox is not None
-        for waiting in source.inbox.to_wake():
+        for waiting in source.inbox.to_wake(source.inbox.fed()):
             waiting.wake()
 
     def message(self, source: Source) -> None:
@@ -184,7 +184,7 @@ def test_a_thread_is_woken_by_another_that_drained(thread: ThreadWaiter, around:
 
     def drain() -> None:
         feed(inbox, "local")
-        for waiting in inbox.to_wake():
+        for waiting in inbox.to_wake(inbox.fed()):
             waiting.wake()
 
     timer = threading.Timer(0.01, drain)
@@ -378,7 +378,9 @@ async def test_a_thread_may_wake_a_receive_of_a_loop(around: Any) -> None:
     task = start(hub, around, source("x!a", inbox=inbox))
     await asyncio.sleep(0)
     feed(inbox, "a")
-    threading.Thread(target=lambda: [waiting.wake() for waiting in inbox.to_wake()]).start()
+    threading.Thread(
+        target=lambda: [waiting.wake() for waiting in inbox.to_wake(inbox.fed())]
+    ).start()
     assert await asyncio.wait_for(task, LIVENESS)
     hub.release()
 
@@ -481,7 +483,7 @@ def test_a_look_goes_on_where_a_receive_that_it_woke_let_go_of_the_loop(around: 
     run(receive("y!a", OTHER_ROW, inboxes[1]), [])
     for inbox in inboxes:
         feed(inbox, "a")
-        inbox.to_wake()  # the process that was to wake them was interrupted
+        inbox.to_wake(inbox.fed())  # the process that was to wake them was interrupted
     hub.look()
     assert woken == [True, True]
 
@@ -571,7 +573,7 @@ def test_another_thread_may_wake_a_receive_of_the_reactor(around: Any) -> None:
 
     def wake() -> None:
         feed(inbox, "a")
-        for waiting in inbox.to_wake():
+        for waiting in inbox.to_wake(inbox.fed()):
             waiting.wake()
 
     async def call(reactor: Any) -> Any:

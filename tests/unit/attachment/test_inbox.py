@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgi_ipc.attachment.inbox import _LONG, ANY, Inbox
+from asgi_ipc.options import UnknownCapacity
 from asgi_ipc.store import recovery
 from asgi_ipc.store.layout import BUFFER, EXPIRED, S_DROPS
 from asgi_ipc.store.queues import Taken
@@ -172,7 +173,7 @@ def test_a_full_buffer_refuses_and_the_others_do_not(feed: Feeder) -> None:
 
 
 def test_the_bound_is_that_of_the_local_part(feed: Feeder) -> None:
-    bounds = {"small": 1, "large": 3}
+    bounds = {"x!small": 1, "x!large": 3}
     refused = [feed("small,large", b"%d" % i, capacity=bounds.__getitem__) for i in range(4)]
     assert refused == [[], ["small"], ["small"], ["small", "large"]]
 
@@ -213,6 +214,67 @@ def test_local_parts_that_have_nothing_take_no_memory(feed: Feeder) -> None:
     assert bodies(feed.inbox, ANY) == [b"there"]
 
 
+def test_a_capacity_that_is_not_known_is_asked_for_and_nothing_is_lost(feed: Feeder) -> None:
+    feed("a,b,c", b"1")
+    known = {"x!a": 1}
+    with pytest.raises(UnknownCapacity) as asked:
+        feed("a,b,c,d", b"2", capacity=known.get)
+    assert asked.value.channels == ["x!b", "x!c"]
+    assert not feed.inbox.has("d")
+    known.update({"x!b": 2, "x!c": 2})
+    assert feed.again("a,b,c,d", b"2", capacity=known.get) == ["a"]
+    assert [bodies(feed.inbox, local) for local in "abcd"] == [
+        [b"1"],
+        [b"1", b"2"],
+        [b"1", b"2"],
+        [b"2"],
+    ]
+
+
+# -- suspects -------------------------------------------------------------------------------------
+
+
+def suspect(inbox: Inbox) -> None:
+    """Make two local parts suspect."""
+    inbox.suspects.add(["a", "b"], 1)
+
+
+def test_a_receive_that_gets_a_message_ends_a_suspicion(feed: Feeder) -> None:
+    feed("a", b"")
+    suspect(feed.inbox)
+    feed.inbox.take("b")
+    assert [*feed.inbox.suspects] == ["a", "b"]  # it got nothing; `visited` is for that
+    feed.inbox.take("a")
+    assert [*feed.inbox.suspects] == ["b"]
+
+
+def test_a_receive_for_any_ends_all_suspicions(feed: Feeder) -> None:
+    feed("other", b"")
+    suspect(feed.inbox)
+    assert bodies(feed.inbox, ANY) == [b""]
+    assert not feed.inbox.suspects
+
+
+@pytest.mark.parametrize(("local", "left"), [("a", ["b"]), ("other", ["a", "b"]), (ANY, [])])
+def test_a_receive_that_looked_or_sleeps_ends_a_suspicion(
+    feed: Feeder, local: str | None, left: list[str]
+) -> None:
+    suspect(feed.inbox)
+    feed.inbox.visited(local)
+    assert [*feed.inbox.suspects] == left
+    feed.inbox.suspects.clear()
+    suspect(feed.inbox)
+    feed.inbox.join(local, Receive())
+    assert [*feed.inbox.suspects] == left
+
+
+def test_a_flush_ends_all_suspicions(feed: Feeder) -> None:
+    suspect(feed.inbox)
+    recovery.flush(feed.store, NOW)
+    feed.inbox.refresh()
+    assert not feed.inbox.suspects
+
+
 # -- draining -------------------------------------------------------------------------------------
 
 
@@ -229,7 +291,7 @@ def test_draining_moves_what_is_pending_and_drops_what_expired(feed: Feeder) -> 
 def test_draining_counts_what_a_full_buffer_refuses(feed: Feeder) -> None:
     for number in range(3):
         put(feed.store, "x!a", b"%d" % number)
-    feed.inbox.drain(row_of(feed.store, "x!"), lambda local: 1, NOW)
+    feed.inbox.drain(row_of(feed.store, "x!"), lambda channel: 1, NOW)
     assert bodies(feed.inbox, ANY) == [b"0"]
     assert feed.store.words[S_DROPS + BUFFER] == 2
 
@@ -238,9 +300,9 @@ def test_draining_takes_a_bounded_number_in_one_section(feed: Feeder) -> None:
     for _ in range(200):
         put(feed.store, "x!a")
     row = row_of(feed.store, "x!")
-    feed.inbox.drain(row, lambda local: 1000, NOW)
+    feed.inbox.drain(row, lambda channel: 1000, NOW)
     assert len(feed.inbox) == 128
-    feed.inbox.drain(row, lambda local: 1000, NOW)
+    feed.inbox.drain(row, lambda channel: 1000, NOW)
     assert len(feed.inbox) == 200
 
 
@@ -306,8 +368,11 @@ def test_the_first_receive_of_each_local_part_that_got_something_is_woken(feed: 
         assert not feed.inbox.join(local, receive)
     feed("a", b"1")
     feed("a,b", b"2")
-    assert {id(receive) for receive in feed.inbox.to_wake()} == {id(first), id(other)}
-    assert feed.inbox.to_wake() == []
+    assert {id(receive) for receive in feed.inbox.to_wake(feed.inbox.fed())} == {
+        id(first),
+        id(other),
+    }
+    assert feed.inbox.to_wake(feed.inbox.fed()) == []
 
 
 def test_receives_are_woken_in_the_order_in_which_a_message_names_them(feed: Feeder) -> None:
@@ -316,7 +381,7 @@ def test_receives_are_woken_in_the_order_in_which_a_message_names_them(feed: Fee
     for local, receive in reversed(receives.items()):
         feed.inbox.join(local, receive)
     feed(",".join(locals_), b"m")
-    assert feed.inbox.to_wake() == [receives[local] for local in locals_]
+    assert feed.inbox.to_wake(feed.inbox.fed()) == [receives[local] for local in locals_]
 
 
 def test_who_takes_any_is_woken_for_what_nobody_else_waits_for(feed: Feeder) -> None:
@@ -324,16 +389,16 @@ def test_who_takes_any_is_woken_for_what_nobody_else_waits_for(feed: Feeder) -> 
     feed.inbox.join(ANY, anyone)
     feed.inbox.join("a", mine)
     feed("a", b"1")
-    assert feed.inbox.to_wake() == [mine]
+    assert feed.inbox.to_wake(feed.inbox.fed()) == [mine]
     feed("b", b"2")
-    assert feed.inbox.to_wake() == [anyone]
+    assert feed.inbox.to_wake(feed.inbox.fed()) == [anyone]
 
 
 def test_nobody_is_woken_when_nobody_waits(feed: Feeder) -> None:
     feed("a", b"1")
-    assert feed.inbox.to_wake() == []
+    assert feed.inbox.to_wake(feed.inbox.fed()) == []
     feed.inbox.join("a", Receive())
-    assert feed.inbox.to_wake() == []
+    assert feed.inbox.to_wake(feed.inbox.fed()) == []
 
 
 def test_joining_tells_whether_something_is_there(feed: Feeder) -> None:
@@ -352,7 +417,7 @@ def test_who_parts_is_not_woken(feed: Feeder) -> None:
     feed.inbox.join("a", second)
     feed.inbox.part("a", first)
     feed("a", b"1")
-    assert feed.inbox.to_wake() == [second]
+    assert feed.inbox.to_wake(feed.inbox.fed()) == [second]
 
 
 def test_who_parts_leaves_what_is_there_to_the_next(feed: Feeder) -> None:
@@ -373,7 +438,7 @@ def test_who_parts_leaves_what_is_there_to_who_takes_any(feed: Feeder) -> None:
     feed.inbox.join("a", mine)
     feed.inbox.join(ANY, anyone)
     feed("a", b"m")
-    assert feed.inbox.to_wake() == [mine]
+    assert feed.inbox.to_wake(feed.inbox.fed()) == [mine]
     feed.inbox.part("a", mine)  # it was cancelled
     assert anyone.woken == 1
 

@@ -16,6 +16,7 @@ import pytest
 from asgi_ipc.attachment import upkeep as module
 from asgi_ipc.attachment.inbox import Inbox
 from asgi_ipc.attachment.resources import Resources
+from asgi_ipc.attachment.suspects import PATIENCE
 from asgi_ipc.attachment.upkeep import (
     CHECK_EVERY,
     SWEEP_EVERY,
@@ -30,6 +31,7 @@ from asgi_ipc.store.layout import (
     EXPIRED,
     P_DEAD_SINCE,
     P_GENERATION,
+    S_ABANDONED,
     S_BURY_AT,
     S_DROPS,
     S_EPOCH,
@@ -248,29 +250,119 @@ def members(world: World, group: str) -> set[str]:
     return set(world.groups.channels(group.encode(), SOON))
 
 
-def test_a_reader_that_left_a_message_unread_leaves_its_groups(world: World) -> None:
+def silent(world: World, since: float, times: float = PATIENCE) -> float:
+    """Let so many times ``expiry`` pass in which this process looks, and nothing is received."""
+    for _ in range(int(times)):
+        since += EXPIRY
+        world.run_everything(since)
+    return since
+
+
+def test_a_channel_whose_message_expired_unread_is_abandoned_much_later(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     inbox = drained(world, "x!", "gone")
     for name in (b"x!gone", b"x!there", b"y!gone"):
         world.groups.add(b"g", name, NOW, FOREVER)
     world.run_everything(NOW)
-    assert members(world, "g") == {"x!gone", "x!there", "y!gone"} and inbox
+    assert inbox and not inbox.suspects
     world.run_everything(SOON)
-    assert members(world, "g") == {"x!there", "y!gone"} and not inbox
+    assert not inbox and [*inbox.suspects] == ["gone"]
     assert world.store.words[S_DROPS + EXPIRED] == 1
+    later = silent(world, SOON, PATIENCE - 1)
+    assert members(world, "g") == {"x!gone", "x!there", "y!gone"}
+    assert not caplog.records
+    later = silent(world, later, 1)
+    assert members(world, "g") == {"x!there", "y!gone"}
+    assert world.store.words[S_ABANDONED] == 1
+    assert not inbox.suspects
+    (line,) = caplog.messages
+    assert "'pretended', channel 'x!gone': abandoned" in line
+    silent(world, later)
+    assert len(caplog.records) == 1
 
 
-def test_many_readers_leave_in_several_sections_and_a_busy_lock_delays_them(world: World) -> None:
+@pytest.mark.parametrize("when", [0, PATIENCE - 1])
+def test_a_channel_that_was_received_on_is_not_abandoned(world: World, when: int) -> None:
+    inbox = drained(world, "x!", "busy")
+    world.groups.add(b"g", b"x!busy", NOW, FOREVER)
+    world.run_everything(SOON)
+    later = silent(world, SOON, when)
+    inbox.feed(Taken(2, FOREVER, b"busy", b"m"), lambda local: 100)
+    inbox.take("busy")
+    silent(world, later, 3 * PATIENCE)
+    assert members(world, "g") == {"x!busy"}
+    assert world.store.words[S_ABANDONED] == 0
+
+
+def test_what_became_a_member_after_the_suspicion_stays(world: World) -> None:
+    drained(world, "x!", "a")
+    world.groups.add(b"before", b"x!a", NOW, FOREVER)
+    world.run_everything(SOON)
+    world.groups.add(b"after", b"x!a", NOW, FOREVER)
+    silent(world, SOON)
+    assert (members(world, "before"), members(world, "after")) == (set(), {"x!a"})
+
+
+def test_a_process_that_was_stopped_gets_its_time(world: World) -> None:
+    drained(world, "x!", "a")
+    world.groups.add(b"g", b"x!a", NOW, FOREVER)
+    world.run_everything(SOON)
+    world.run_everything(SOON + 1000 * EXPIRY)
+    assert members(world, "g") == {"x!a"}
+
+
+def test_the_longest_expiry_of_the_layers_of_a_process_counts(world: World) -> None:
+    drained(world, "x!", "a")
+    world.groups.add(b"g", b"x!a", NOW, FOREVER)
+    world.run_everything(SOON)
+    for number in range(1, 5 * PATIENCE + 1):  # half of the time, in the eyes of the other layer
+        world.upkeep.check_at = 0.0
+        world.upkeep.run(SOON + number * EXPIRY / 10, EXPIRY / 10, world.section)
+    assert members(world, "g") == {"x!a"}
+    silent(world, SOON + PATIENCE * EXPIRY / 2, PATIENCE / 2)
+    assert members(world, "g") == set()
+
+
+def test_a_queue_without_members_has_no_suspects(world: World) -> None:
+    inbox = drained(world, "x!", "a")
+    world.run_everything(SOON)
+    assert not inbox and not inbox.suspects
+
+
+def test_a_queue_that_another_process_receives_on_by_now_has_no_suspects_here(
+    world: World,
+) -> None:
+    """What this process drained before it left is still in its inbox when it attaches again."""
+    inbox = drained(world, "x!", "a")
+    world.groups.add(b"g", b"x!a", NOW, FOREVER)
+    other, _ = world.attach(1)
+    world.store.leave(world.resources.process, NOW)
+    assert world.store.own(world.store.queues.find(b"x!"), other.process) == 0
+    world.run_everything(SOON)
+    assert not inbox and not inbox.suspects
+
+
+def test_many_are_abandoned_in_several_sections_and_a_busy_lock_delays_them(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     gone = [str(number) for number in range(1000)]
-    drained(world, "x!", *gone)
+    inbox = drained(world, "x!", *gone)
     for local in gone:
         world.groups.add(b"g", b"x!%s" % local.encode(), NOW, FOREVER)
+    world.run_everything(SOON)
+    later = silent(world, SOON, PATIENCE - 1) + EXPIRY
     busy = iter([False, False, True])
     world.busy = lambda: next(busy, False)
     with pytest.raises(LockBusy):
-        world.run_everything(SOON)
-    assert 0 < len(members(world, "g")) < 1000
-    world.run_everything(SOON)
-    assert members(world, "g") == set()
+        world.run_everything(later)
+    left = members(world, "g")
+    assert 0 < len(left) < 1000 and "x!0" in left
+    inbox.visited("0")  # it lives after all
+    world.run_everything(later)
+    assert members(world, "g") == {"x!0"}
+    assert world.store.words[S_ABANDONED] == 999
+    assert len(caplog.messages) == 1 and "channels: 999." in caplog.text
 
 
 def test_an_inbox_is_emptied_after_a_flush(world: World) -> None:

@@ -9,7 +9,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from asgi_ipc.errors import CorruptStore, LimitReached
 from asgi_ipc.store import recovery
 from asgi_ipc.store.groups import Groups
-from asgi_ipc.store.layout import BYTES_A_MEMBER, DIRTY, M_GROUP, M_NEXT, R_GENERATION, S_DIRTY
+from asgi_ipc.store.layout import (
+    BYTES_A_MEMBER,
+    DIRTY,
+    M_GROUP,
+    M_NEXT,
+    R_GENERATION,
+    S_ABANDONED,
+    S_COUNTER,
+    S_DIRTY,
+)
 from asgi_ipc.store.plans import Plan, Planner
 from asgi_ipc.store.store import Store
 
@@ -282,17 +291,19 @@ def test_ghosts_stay_ghosts_after_recovery() -> None:
     assert_whole(groups.store)
 
 
-# -- local parts that are gone --------------------------------------------------------------------
+# -- abandoned channels ---------------------------------------------------------------------------
 
 
-def discard_local(groups: Groups, queue: str, *gone: str) -> int:
-    """Discard until it is done; how many calls that took."""
+def abandon(groups: Groups, queue: str, *abandoned: str, since: int = 0) -> int:
+    """Abandon channels until it is done; how many calls that took. `since`: what the counter was
+    when they fell silent, by default now."""
     store = groups.store
-    row = row_of(store, queue)
+    row, since = row_of(store, queue), since or store.words[S_COUNTER]
+    found = {name.encode(): since for name in abandoned}
     at, calls = 0, 0
     while True:
-        at = groups.discard_local(
-            row, store.words[row + R_GENERATION], {name.encode() for name in gone}, at
+        at = groups.abandon(
+            row, store.words[row + R_GENERATION], lambda name: found.get(name, 0), at
         )
         calls += 1
         assert calls < 1000
@@ -300,50 +311,74 @@ def discard_local(groups: Groups, queue: str, *gone: str) -> int:
             return calls
 
 
-def test_discard_local_ends_all_memberships_of_a_socket() -> None:
+def test_abandon_ends_and_counts_all_memberships_of_a_channel() -> None:
     groups = make_groups()
     for i in range(5):
         join(groups, f"g{i}", "x!1", "x!2", "y!1", "x!3")
-    discard_local(groups, "x!", "1", "3", "unknown")
+    abandon(groups, "x!", "1", "3", "unknown")
     for i in range(5):
         assert sorted(members(groups, f"g{i}")) == ["x!2", "y!1"]
+    assert groups.store.words[S_ABANDONED] == 10
     assert_whole(groups.store)
 
 
-def test_discard_local_does_a_bounded_part_of_the_work_in_each_call() -> None:
+def test_abandon_leaves_what_has_joined_since() -> None:
+    groups = make_groups()
+    join(groups, "before", "x!1")
+    since = groups.store.words[S_COUNTER]
+    join(groups, "after", "x!1")
+    abandon(groups, "x!", "1", since=since)
+    assert (members(groups, "before"), members(groups, "after")) == ([], ["x!1"])
+    assert groups.store.words[S_ABANDONED] == 1
+
+
+def test_abandon_does_a_bounded_part_of_the_work_in_each_call() -> None:
     groups = make_groups(group_memory=256 * KIB)
     for i in range(1000):
         join(groups, f"g{i % 3}", f"x!{i}")
-    assert discard_local(groups, "x!", *[str(i) for i in range(0, 1000, 2)]) > 3
+    assert abandon(groups, "x!", *[str(i) for i in range(0, 1000, 2)]) > 3
     left = {name for i in range(3) for name in members(groups, f"g{i}")}
     assert left == {f"x!{i}" for i in range(1, 1000, 2)}
     assert_whole(groups.store)
 
 
-def test_discard_local_goes_on_when_the_member_it_stopped_at_left_meanwhile() -> None:
+def test_abandon_goes_on_when_the_member_it_stopped_at_left_meanwhile() -> None:
     groups = make_groups(group_memory=256 * KIB)
     for i in range(600):
         join(groups, "g", f"x!{i}")
     store = groups.store
-    row = row_of(store, "x!")
-    gone = {b"%d" % i for i in range(600) if i % 5}
-    at = groups.discard_local(row, store.words[row + R_GENERATION], gone, 0)
+    row, since = row_of(store, "x!"), store.words[S_COUNTER]
+    gone = {b"%d" % i: since for i in range(600) if i % 5}
+
+    def abandon_some(at: int) -> int:
+        return groups.abandon(row, store.words[row + R_GENERATION], lambda n: gone.get(n, 0), at)
+
+    at = abandon_some(0)
     assert at
     groups.discard(b"g", store.members.name(at))
     join(groups, "g", "another")  # which gets its row
     while at:
-        at = groups.discard_local(row, store.words[row + R_GENERATION], gone, at)
+        at = abandon_some(at)
     assert not {f"x!{i}" for i in range(600) if i % 5} & set(members(groups, "g"))
     assert "another" in members(groups, "g")
     assert_whole(groups.store)
 
 
-def test_discard_local_of_a_queue_that_is_gone_does_nothing() -> None:
+def test_abandon_in_a_queue_that_is_gone_does_nothing() -> None:
     groups = make_groups()
     join(groups, "g", "x!1")
-    row = row_of(groups.store, "x!")
-    assert groups.discard_local(row, groups.store.words[row + R_GENERATION] + 1, {b"1"}, 0) == 0
+    row, words = row_of(groups.store, "x!"), groups.store.words
+    assert groups.abandon(row, words[row + R_GENERATION] + 1, lambda name: 1 << 60, 0) == 0
     assert members(groups, "g") == ["x!1"]
+    assert words[S_ABANDONED] == 0
+
+
+def test_a_flush_counts_abandoned_memberships_anew() -> None:
+    groups = make_groups()
+    join(groups, "g", "x!1")
+    abandon(groups, "x!", "1")
+    recovery.flush(groups.store, NOW)
+    assert groups.store.words[S_ABANDONED] == 0
 
 
 # -- against a model ------------------------------------------------------------------------------
@@ -390,7 +425,7 @@ class AgainstDicts(RuleBasedStateMachine):
 
     @rule(queue=st.sampled_from(list(OWNERS)), local=st.sampled_from(["1", "2"]))
     def expire_socket(self, queue: str, local: str) -> None:
-        discard_local(self.groups, queue, local)
+        abandon(self.groups, queue, local)
         for known in self.model.values():
             known.pop(queue + local, None)
 

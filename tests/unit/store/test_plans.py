@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asgi_ipc.errors import CorruptStore
+from asgi_ipc.options import UnknownCapacity
 from asgi_ipc.store import recovery
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import DIRTY, G_RECENT, G_VERSION, R_GENERATION, RECENT_CHANGES, S_DIRTY
@@ -91,6 +92,26 @@ def test_it_knows_the_capacity_of_each_member(broadcasts: Broadcasts) -> None:
     broadcasts.send()
     assert broadcasts.plan is not None
     assert broadcasts.plan.channels[b"x!"][2] == {b"1": 30, b"long": 60}
+
+
+def test_it_asks_for_capacities_that_are_not_known_all_at_once(broadcasts: Broadcasts) -> None:
+    broadcasts.join("x!1", "x!2", "y!1")
+    known = {"x!1": 5}
+    planner = Planner(broadcasts.groups, known.get)
+    with pytest.raises(UnknownCapacity) as asked:
+        planner.plan(b"g", NOW)
+    assert sorted(asked.value.channels) == ["x!2", "y!1"]
+    known.update({"x!2": 6, "y!1": 7})
+    plan = planner.plan(b"g", NOW)
+    assert plan is not None
+    assert plan.channels[b"x!"][2] == {b"1": 5, b"2": 6} and plan.channels[b"y!"][2] == {b"1": 7}
+    broadcasts.join("y!2")
+    with pytest.raises(UnknownCapacity):
+        planner.plan(b"g", NOW, plan)
+    assert not planner.current(plan, NOW)
+    known["y!2"] = 8
+    assert planner.plan(b"g", NOW, plan) is plan and planner.current(plan, NOW)
+    assert plan.channels[b"y!"][2] == {b"1": 7, b"2": 8}
 
 
 def test_it_leaves_out_whose_time_is_over(broadcasts: Broadcasts) -> None:
