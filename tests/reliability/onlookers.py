@@ -118,7 +118,8 @@ def keep_looking(kind: str, prefix: str) -> None:
                 return
             raise
         for problem in problems or ["."]:
-            print(problem.replace("\n", " "), flush=True)
+            # In one piece: it may be killed at any time.
+            os.write(sys.stdout.fileno(), (problem.replace("\n", " ") + "\n").encode())
         time.sleep(PAUSE)
 
 
