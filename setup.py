@@ -89,7 +89,8 @@ setup(
     zip_safe=False,
     python_requires=">=3.9",
     install_requires=[
-        "posix_ipc",
+        # Elsewhere it has no wheels, and segment/shm.py does without.
+        'posix_ipc; sys_platform != "linux" or python_version < "3.14"',
         "msgpack>=0.6",
         'async-timeout; python_version < "3.11"',
     ],

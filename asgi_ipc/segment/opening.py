@@ -12,8 +12,6 @@ import os
 import stat
 from itertools import chain
 
-import posix_ipc
-
 from ..errors import ForeignSegment, LimitReached, NoSuchLayer, SegmentError
 from ..store.layout import (
     FIRST_MARK,
@@ -30,6 +28,7 @@ from .header import Header, format_segment
 from .lock import init_mutex
 from .paths import SHM, Paths, full_prefix, prefixes
 from .segment import Segment, allocate
+from .shm import create_memory, open_memory, unlink_memory
 from .wanted import Wanted
 
 logger = logging.getLogger("asgi_ipc")
@@ -84,11 +83,10 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
     If it cannot, and no process is `alive` in it, it is stale: then remove it and return None.
     """
     try:
-        # Never with a size: that would resize it.
-        fd = raise_above(posix_ipc.SharedMemory(paths.segment).fd)
-    except posix_ipc.ExistentialError:
+        fd = raise_above(open_memory(paths.segment))
+    except FileNotFoundError:
         return None
-    except posix_ipc.PermissionsError:
+    except PermissionError:
         raise ForeignSegment(
             f"the segment of prefix {paths.prefix!r} belongs to another user; choose another prefix"
         ) from None
@@ -137,10 +135,7 @@ def _first_page(fd: int, size: int) -> bytes:
 def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
     layout = wanted.layout()
     try:
-        made = posix_ipc.SharedMemory(
-            paths.segment, posix_ipc.O_CREX, mode=wanted.mode, size=layout.size
-        )
-        fd = raise_above(made.fd)
+        fd = raise_above(create_memory(paths.segment, wanted.mode, layout.size))
     except OSError as error:
         raise SegmentError(
             f"cannot create shared memory of {layout.size} bytes: {error}"
@@ -175,15 +170,14 @@ def open_existing(paths: Paths, write: bool = False) -> Descriptor:
     not read it (or, with `write`, write to it).
     """
     try:
-        opened = posix_ipc.SharedMemory(paths.segment, read_only=not write)
-        return Descriptor(raise_above(opened.fd))
-    except posix_ipc.ExistentialError:
+        return Descriptor(raise_above(open_memory(paths.segment, write)))
+    except FileNotFoundError:
         others = ", ".join(prefixes())
         raise NoSuchLayer(
             f"there is no layer with prefix {paths.prefix!r} on this machine; "
             + (f"there are: {others}" if others else "there are no layers at all")
         ) from None
-    except posix_ipc.PermissionsError:
+    except PermissionError:
         raise ForeignSegment(
             f"the segment of prefix {paths.prefix!r} belongs to another user: run this as its "
             "owner or as root"
@@ -220,10 +214,10 @@ def remove(paths: Paths) -> bool:
 def _unlink(paths: Paths) -> bool:
     """Remove a segment's name. True if it existed. Raises ForeignSegment."""
     try:
-        posix_ipc.unlink_shared_memory(paths.segment)
-    except posix_ipc.ExistentialError:
+        unlink_memory(paths.segment)
+    except FileNotFoundError:
         return False
-    except posix_ipc.PermissionsError:
+    except PermissionError:
         raise ForeignSegment(
             f"the segment of prefix {paths.prefix!r} belongs to another user, and only that user "
             "can remove it"

@@ -16,8 +16,6 @@ import logging
 import mmap
 import os
 
-import posix_ipc
-
 from ..errors import ForeignSegment
 from ..store.layout import WORD
 from .cgroup import cgroup_allows
@@ -26,6 +24,7 @@ from .files import Members, attach_lock, raise_above
 from .header import Header
 from .paths import Paths
 from .procfs import has_mapped
+from .shm import open_memory
 from .wanted import Wanted
 
 logger = logging.getLogger("asgi_ipc")
@@ -131,12 +130,12 @@ class Segment:
             if self.paths.shows:
                 status = os.stat(self.paths.file)
             else:
-                fd = raise_above(posix_ipc.SharedMemory(self.paths.segment).fd)
+                fd = raise_above(open_memory(self.paths.segment))
                 status = os.fstat(fd)
                 os.close(fd)
-        except (FileNotFoundError, posix_ipc.ExistentialError):
+        except FileNotFoundError:
             return True
-        except (PermissionError, posix_ipc.PermissionsError):
+        except PermissionError:
             raise ForeignSegment(
                 f"this process runs as uid {os.geteuid()} now, which has no access to the segment "
                 f"of prefix {self.paths.prefix!r}. Attach with the first call after the change of "
