@@ -17,7 +17,8 @@ help:
 	@echo "               make test TESTS='tests/unit -k lock': some of them, or other options of pytest"
 	@echo "make test-fast lint, type check, and the tests of single modules and of the two contracts"
 	@echo "make test-all  the same tests at full length, then make pythons and make coverage"
-	@echo "make pythons   most tests, on every Python from 3.9 that is installed"
+	@echo "make pythons   most tests, on every Python from 3.9 that is installed; on Debian, it unpacks"
+	@echo "               the newest ones into your cache first"
 	@echo "make coverage  how much of the package the tests run through, line and branch"
 	@echo "make docs      the documentation, into docs/_build/html"
 	@echo "make demo      a small site on two server processes and a worker; Ctrl-C stops it"
@@ -43,6 +44,7 @@ test-all: test pythons coverage
 
 pythons: export ASGI_IPC_TEST_LENGTH =
 pythons: .venv/installed
+	.venv/bin/python -m tests.pythons
 	.venv/bin/nox
 
 # What traces the code itself cannot be measured by a tracer, and what races with forks or with

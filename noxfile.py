@@ -1,15 +1,26 @@
 """The tests on every Python that is installed here: ``make test-all`` runs this.
 
-Interpreters are looked for on PATH and among those of pyenv. One that is not installed is left out,
-and nox says so at its end.
+Interpreters are looked for on PATH, among those of pyenv, and among those that `tests/pythons.py`
+unpacks. One that is not there is left out, and nox says so at its end.
 """
 
 import os
+import runpy
 from pathlib import Path
 
 import nox
 
-PYTHONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"]
+PYTHONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
+# For the newest, not all that the tests use has wheels yet. What has them:
+NEWEST = {
+    "3.15": [
+        *("Twisted", "channels", "click", "cryptography", "daphne", "hypothesis", "packaging"),
+        *("prometheus_client", "pytest", "pytest-asyncio", "pyyaml", "rich", "textual", "uvicorn"),
+        "websockets",
+    ]
+}
+# Channels 4.3 supports Django 6, which needs this Python or a later one.
+DJANGO6 = "3.12"
 # All of the package's own tests. Left out are those that build environments of other times, and
 # the proofs of reliability, which take long: `make test-all` runs these on one Python.
 TESTS = [
@@ -26,11 +37,20 @@ nox.options.stop_on_first_error = False
 # Before anything else on PATH: pyenv's shims stand there whether or not they lead anywhere.
 _pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
 _found = [str(path) for path in sorted(_pyenv.glob("versions/3.*/bin"))]
-os.environ["PATH"] = os.pathsep.join([*_found, os.environ["PATH"]])
+_unpacked = runpy.run_path(str(Path(__file__).with_name("tests") / "pythons.py"))["BIN"]
+os.environ["PATH"] = os.pathsep.join([*_found, os.environ["PATH"], str(_unpacked)])
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests, or what is given after ``--``."""
-    session.install("--quiet", "--editable", ".[test]")
+    version = str(session.python)
+    django = []
+    if [*map(int, version.split("."))] >= [*map(int, DJANGO6.split("."))]:
+        django = ["Django>=6", "channels>=4.3"]
+    if version in NEWEST:
+        wanted = ["--only-binary=:all:", *NEWEST[version], "--editable", "."]
+    else:
+        wanted = ["--editable", ".[test]"]
+    session.install("--quiet", *wanted, *django)
     session.run("python", "-m", "pytest", *(session.posargs or TESTS))

@@ -91,7 +91,8 @@ setup(
     zip_safe=False,
     python_requires=">=3.9",
     install_requires=[
-        "posix_ipc",
+        # Elsewhere it has no wheels, and segment/shm.py does without.
+        'posix_ipc; sys_platform != "linux" or python_version < "3.14"',
         "msgpack>=0.6",
         'async-timeout; python_version < "3.11"',
     ],
@@ -127,6 +128,7 @@ setup(
         "Programming Language :: Python :: 3.13",
         "Programming Language :: Python :: 3.14",
         "Programming Language :: Python :: Implementation :: CPython",
+        "Programming Language :: Python :: 3.15",
         "Topic :: Internet :: WWW/HTTP",
         "Typing :: Typed",
     ],

@@ -2,10 +2,12 @@
 where they go.
 
 Messages may hold the types that both contracts list and no others, so that what a sender may send
-never depends on the receiver. msgpack accepts more (ints up to 2**64, any map key, bytearray,
-timestamps), so types are checked first: one by one in a flat message, by set operations in a nested
-one. Only a message with another type (a subclass, or a value that cannot be sent) is walked value
-by value, which finds the path that the error names.
+never depends on the receiver. msgpack accepts more: ints up to 2**64, any map key, bytearray,
+timestamps, and nearly any depth. In a flat message, the types are checked one by one. A nested
+message is packed with strict types, which refuses most of what may not be sent; the rest of it
+shows when the packed message is unpacked again, all of that in C. A message that holds bytes or
+tuples is checked by set operations instead. Only a message with another type (a subclass, or a
+value that cannot be sent) is walked value by value, which finds the path that the error names.
 """
 
 from __future__ import annotations
@@ -29,6 +31,11 @@ _all_plain = _PLAIN.issuperset
 _all_allowed = (_PLAIN | _CONTAINERS).issuperset
 _all_str = frozenset({str}).issuperset
 _UINT64 = 0xCF  # the first byte of every int of 2**32 or more, too large ones included
+# What begins bytes of less than 256, empty bytes (which a limit of 0 allows), and lists and dicts.
+_BIN8, _EMPTY_BIN, _NESTED = 0xC4, b"\xc4\x00", bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
+_SELDOM = 64  # if there is a byte in this many, it is no accident
+# Where msgpack is in Python, to unpack takes longer than to check by set operations.
+_IN_C = msgpack.Packer.__module__ != "msgpack.fallback"
 _MANY = 100_000  # containers on one level; with more, a message may contain itself
 
 # msgpack 1.0 and later return text as str by default.
@@ -44,7 +51,7 @@ def _packer(strict_types: bool) -> Callable[[object], bytes]:
     GIL. Otherwise, and with msgpack's fallback in Python, each call makes a packer.
     """
     gil = getattr(sys, "_is_gil_enabled", lambda: True)()
-    if gil and msgpack.Packer.__module__ != "msgpack.fallback":
+    if gil and _IN_C:
         shared: Callable[[object], bytes] = msgpack.Packer(
             use_bin_type=True, strict_types=strict_types
         ).pack
@@ -66,7 +73,7 @@ class Codec:
 
     def __init__(self, keys: Iterable[str | bytes] | None = None) -> None:
         self._pack = _packer(strict_types=False)
-        self._pack_flat = _packer(strict_types=True)
+        self._pack_strictly = _packer(strict_types=True)
         self._fernet = _fernet(keys) if keys is not None else None
         self.unpack = _unpack if self._fernet is None else self._decrypt_and_unpack
 
@@ -74,12 +81,10 @@ class Codec:
         """Return `message` as bytes; InvalidMessage names the path to a value that is refused."""
         if type(message) is not dict:
             message = _plain_copy(message)
-        pack = self._pack_flat
+        pack: Callable[[dict[str, Any]], bytes] = self._pack_strictly
         for key, value in message.items():
             if type(key) is not str or (type(value) is not str and type(value) not in _PLAIN):
-                if not _is_plain(message):
-                    message = _plain_copy(message)
-                pack = self._pack
+                pack = self._pack_nested
                 break
         try:
             body = pack(message)
@@ -90,6 +95,16 @@ class Codec:
         if self._fernet is not None:
             body = self._fernet.encrypt(body)
         return body
+
+    def _pack_nested(self, message: dict[Any, Any]) -> bytes:
+        """Pack `message` if all of it may be sent as it is; else a copy, or raise what is wrong."""
+        try:
+            body = self._pack_strictly(message)
+        except TypeError:  # a tuple, a subclass, or what cannot be sent
+            return self._pack(message if _is_plain(message) else _plain_copy(message))
+        if _shows_plain(body) or _is_plain(message):
+            return body
+        return self._pack(_plain_copy(message))
 
     def decode(self, body: bytes) -> dict[str, Any]:
         """Return the message in `body`, as a new dict, or raise DecodeError."""
@@ -135,6 +150,27 @@ def _is_plain(message: dict[Any, Any]) -> bool:
             return False
         level = deeper
     return False
+
+
+def _shows_plain(body: bytes) -> bool:
+    """Return whether a message that was packed strictly may be sent, as far as its packed form
+    shows. False says nothing: bytes, for example, look like a bytearray."""
+    if _BIN8 in body and (body.count(_BIN8) * _SELDOM > len(body) or _EMPTY_BIN in body):
+        return False
+    if not _IN_C or len(body) - len(body.translate(None, _NESTED)) > MAX_DEPTH:
+        return False
+    try:
+        # With raw=True, which is faster, text becomes bytes. So do keys, and others are refused.
+        msgpack.unpackb(
+            body, raw=True, strict_map_key=True, max_bin_len=0, max_ext_len=0, ext_hook=_refuse
+        )
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse(*_: object) -> object:
+    raise ValueError
 
 
 def _has_uint64(values: Iterable[Any]) -> bool:

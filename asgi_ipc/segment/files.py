@@ -105,8 +105,15 @@ def open_file(path: str, mode: int, group: int | None = None) -> int:
 def open_existing_file(path: str, access: int = os.O_RDWR) -> int:
     """Open a file for reading or writing, without waiting for the other end of a FIFO. Raises
     ForeignSegment for what cannot be opened because it is no file."""
-    try:
+    with only_files(path):
         return raise_above(os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+@contextlib.contextmanager
+def only_files(path: str) -> Iterator[None]:
+    """Raise ForeignSegment if `path` cannot be opened because it is no file."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in _OF_ANOTHER_KIND:
             raise

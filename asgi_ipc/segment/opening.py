@@ -12,8 +12,6 @@ import stat
 import sys
 from itertools import chain
 
-import posix_ipc
-
 from ..errors import ForeignSegment, LimitReached, NoSuchLayer, SegmentError
 from ..store.layout import (
     FIRST_MARK,
@@ -34,7 +32,7 @@ from .files import (
     check_owner,
     foreign_remedy,
     map_file,
-    open_existing_file,
+    only_files,
     raise_above,
     remove_file,
 )
@@ -45,6 +43,7 @@ from .paths import Paths, full_prefix, prefixes
 from .procfs import user_name
 from .refusals import MISSING, reason, told
 from .segment import Segment, allocate
+from .shm import create_memory, open_memory, unlink_memory
 from .wanted import Wanted
 
 _IN_ORDER = 8  # free ids that a process tries, from the lowest on, before it begins elsewhere
@@ -119,7 +118,7 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
     If it cannot, and no process is `alive` in it, it is stale: then remove it and return None.
     """
     try:
-        fd = _open_shared(paths, os.O_RDWR, foreign_remedy(paths.file))
+        fd = _open_shared(paths, True, foreign_remedy(paths.file))
     except FileNotFoundError:
         return None
     try:
@@ -166,10 +165,7 @@ def _first_page(fd: int, size: int) -> bytes:
 def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
     layout = wanted.layout()
     try:
-        made = posix_ipc.SharedMemory(
-            paths.segment, posix_ipc.O_CREX, mode=wanted.mode, size=layout.size
-        )
-        fd = raise_above(made.fd)
+        fd = raise_above(create_memory(paths.segment, wanted.mode, layout.size))
     except OSError as error:
         raise SegmentError(
             f"cannot create shared memory of {layout.size} bytes for prefix {paths.prefix!r}: "
@@ -207,8 +203,7 @@ def open_existing(paths: Paths, write: bool = False) -> Descriptor:
 
 def _open_existing(paths: Paths, write: bool) -> Descriptor:
     try:
-        access = os.O_RDWR if write else os.O_RDONLY
-        return Descriptor(_open_shared(paths, access, "Run this as its owner or as root"))
+        return Descriptor(_open_shared(paths, write, "Run this as its owner or as root"))
     except FileNotFoundError:
         others = ", ".join(prefixes())
         raise NoSuchLayer(
@@ -217,31 +212,24 @@ def _open_existing(paths: Paths, write: bool) -> Descriptor:
         ) from None
 
 
-def _open_shared(paths: Paths, access: int, advice: str) -> int:
+def _open_shared(paths: Paths, write: bool, advice: str) -> int:
     """Open the shared memory. Raises FileNotFoundError; and ForeignSegment for what is no shared
     memory or, with `advice`, for that of another user."""
     try:
-        if paths.shows:
-            # Not as posix_ipc does: it waits where somebody put a FIFO in its place.
-            fd = open_existing_file(paths.file, access)
-            try:
-                check_kind(paths.file, os.fstat(fd), stat.S_ISREG)
-            except BaseException:
-                os.close(fd)
-                raise
-            return fd
-        # Never with a size: that would resize it.
-        opened = posix_ipc.SharedMemory(paths.segment, read_only=access == os.O_RDONLY)
-        return raise_above(opened.fd)
-    except posix_ipc.ExistentialError as error:
-        raise FileNotFoundError(*error.args) from None
-    except ForeignSegment:
-        raise
-    except (PermissionError, posix_ipc.PermissionsError):
+        with only_files(paths.file):
+            fd = raise_above(open_memory(paths.segment, write))
+    except PermissionError:
         raise ForeignSegment(
             f"the segment of prefix {paths.prefix!r} belongs to another user, and is not open to "
             f"{user_name(os.geteuid())}. {advice}"
         ) from None
+    try:
+        if paths.shows:
+            check_kind(paths.file, os.fstat(fd), stat.S_ISREG)
+        return fd
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 # -- removing -------------------------------------------------------------------------------------
@@ -284,10 +272,10 @@ def _clear(paths: Paths) -> None:
 def _unlink(paths: Paths) -> bool:
     """Remove a segment's name. True if it existed. Raises ForeignSegment."""
     try:
-        posix_ipc.unlink_shared_memory(paths.segment)
-    except posix_ipc.ExistentialError:
+        unlink_memory(paths.segment)
+    except FileNotFoundError:
         return False
-    except posix_ipc.PermissionsError:
+    except PermissionError:
         raise ForeignSegment(
             f"the segment of prefix {paths.prefix!r} belongs to another user, and only that user "
             "can remove it"

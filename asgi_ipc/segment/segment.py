@@ -15,8 +15,6 @@ import errno
 import mmap
 import os
 
-import posix_ipc
-
 from ..errors import CorruptHeader, ForeignSegment, IncompatibleSegment
 from ..statistics import size
 from ..store.layout import WORD
@@ -28,6 +26,7 @@ from .notes import note
 from .paths import Paths
 from .procfs import group_name, has_mapped, namespace
 from .refusals import reason
+from .shm import open_memory
 from .wanted import Wanted
 
 
@@ -172,12 +171,12 @@ class Segment:
             if self.paths.shows:
                 status = os.stat(self.paths.file)
             else:
-                fd = raise_above(posix_ipc.SharedMemory(self.paths.segment).fd)
+                fd = raise_above(open_memory(self.paths.segment))
                 status = os.fstat(fd)
                 os.close(fd)
-        except (FileNotFoundError, posix_ipc.ExistentialError):
+        except FileNotFoundError:
             return True
-        except (PermissionError, posix_ipc.PermissionsError):
+        except PermissionError:
             raise ForeignSegment(
                 f"this process runs as uid {os.geteuid()} now, which has no access to the segment "
                 f"of prefix {self.paths.prefix!r}. Attach with the first call after the change of "

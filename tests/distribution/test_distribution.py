@@ -9,6 +9,7 @@ import tarfile
 import venv
 import zipfile
 from collections.abc import Iterator
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import asgi_ipc
 from tests import environments
 
 pytest.importorskip("build", reason="lacking: build")
+Requirement = pytest.importorskip("packaging.requirements").Requirement
 
 # Run where nothing but the package and what it needs is installed.
 PROGRAM = """
@@ -111,3 +113,52 @@ def test_it_can_be_installed_and_used(
     run(python, *pip, "install", "--quiet", built[kind], folder=tmp_path)
     assert run(python, "-c", PROGRAM, prefix, folder=tmp_path).strip() == asgi_ipc.__version__
     assert "No broken requirements" in run(python, *pip, "check", folder=tmp_path)
+
+
+# The Pythons that the package names, as an ordinary machine has them; and one without the GIL.
+PYTHONS = [*((f"3.{minor}", "") for minor in range(9, 15)), ("3.14", "t")]
+PLATFORMS = ["manylinux2014_x86_64", "manylinux_2_28_x86_64", "musllinux_1_2_x86_64"]
+
+
+def downloaded(requirement: str, folder: Path, *options: str) -> bool:
+    """Whether there is a wheel for a requirement, which then lies in `folder`."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    wheels = ["--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    done = subprocess.run(
+        [*pip, *wheels, *options, requirement],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize("libc", ["glibc", "musl"])
+@pytest.mark.parametrize(("version", "build"), PYTHONS, ids="".join)
+def test_all_that_it_needs_has_wheels(
+    version: str, build: str, libc: str, built: dict[str, Path], tmp_path: Path
+) -> None:
+    """So nobody needs a compiler. pip itself would judge the markers for the Python that it runs
+    on."""
+    if not downloaded("msgpack", tmp_path):
+        pytest.skip("lacking: a package index")
+    with zipfile.ZipFile(built["wheel"]) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = Parser().parsestr(archive.read(name).decode())
+    there = {"python_version": version, "sys_platform": "linux", "extra": ""}
+    found = map(Requirement, metadata.get_all("Requires-Dist", []))
+    needed = [one for one in found if one.marker is None or one.marker.evaluate(there)]
+    assert needed
+    digits = version.replace(".", "")
+    options = ["--python-version", version, "--implementation", "cp"]
+    for abi in (f"cp{digits}{build}", "abi3", "none"):
+        options += ["--abi", abi]
+    for platform in PLATFORMS:
+        if platform.startswith("musl") == (libc == "musl"):
+            options += ["--platform", platform]
+    lacking = [
+        str(one)
+        for one in needed
+        if not downloaded(f"{one.name}{one.specifier}", tmp_path, *options)
+    ]
+    assert lacking == []

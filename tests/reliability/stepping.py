@@ -37,6 +37,10 @@ DISTINCT = 200  # moments of an operation that are picked outside of a change
 SPREAD = 50  # steps of an operation that are picked wherever they fall
 FEW = 10  # the same where every state of the memory is picked anyway
 
+# From Python 3.14 on, an instruction that only a monitor sees, and that no `try` covers. Nothing is
+# raised there: signals are handled after calls, and where a loop or a function begins.
+NOT_TAKEN = dis.opmap.get("NOT_TAKEN")
+
 
 class Stepper:
     """Runs a call and counts the package's instructions; before each it calls `at(frame, n)`.
@@ -110,7 +114,7 @@ class Stepper:
             monitoring.free_tool_id(tool)
 
     def _count(self, frame: FrameType) -> None:
-        if not self._counting:
+        if not self._counting or (NOT_TAKEN and is_inert(frame)):
             return
         self.taken += 1
         try:
@@ -118,6 +122,16 @@ class Stepper:
         except BaseException:
             self._counting = False
             raise
+
+
+def is_inert(frame: FrameType) -> bool:
+    """Whether a frame is at an instruction where nothing can be raised."""
+    return frame.f_lasti in _inert(frame.f_code)
+
+
+@cache
+def _inert(code: CodeType) -> frozenset[int]:
+    return frozenset(one.offset for one in dis.get_instructions(code) if one.opcode == NOT_TAKEN)
 
 
 @cache

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import posix_ipc
 import pytest
 
 import asgi_ipc
@@ -21,6 +20,7 @@ from asgi_ipc import segment
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import SegmentVanished
 from asgi_ipc.segment.paths import Paths
+from asgi_ipc.segment.shm import unlink_memory
 
 from ..environments import child_environment
 from ..processes import Process, running
@@ -147,7 +147,7 @@ def started(kinds: list[str], prefix: str, tmp_path: Path) -> Iterator[list[Proc
 
 
 def unlink(prefix: str) -> None:
-    posix_ipc.unlink_shared_memory(Paths(prefix).segment)
+    unlink_memory(Paths(prefix).segment)
 
 
 def remove_directory(prefix: str) -> None:

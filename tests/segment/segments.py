@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import stat
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from asgi_ipc.segment import shm
 from asgi_ipc.segment.notes import tell
 from asgi_ipc.segment.opening import attach
 from asgi_ipc.segment.segment import Segment
@@ -23,6 +25,7 @@ from ..unit.support import KIB
 from ..waiting import LIVENESS
 
 SHM = Path("/dev/shm")
+WAYS = ["posix_ipc", "files"]  # to open shared memory by its name
 
 
 def wants(prefix: str, **options: Any) -> Wanted:
@@ -87,3 +90,14 @@ def mode_of(path: Path) -> int:
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     tell()
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def use(way: str) -> None:
+    """Let this process open shared memory in one of the `WAYS`; skip the test if it cannot."""
+    library = None
+    if way == "posix_ipc":
+        try:
+            library = importlib.import_module(way)
+        except ImportError:
+            pytest.skip("lacking: posix_ipc")
+    shm._posix_ipc = library

@@ -74,7 +74,10 @@ from .segments import (
     write_word,
 )
 
-pytestmark = on_linux  # where segments can be looked at as files
+pytestmark = [
+    on_linux,  # where segments can be looked at as files
+    pytest.mark.usefixtures("shm_way"),
+]
 
 
 # -- made and found -------------------------------------------------------------------------------

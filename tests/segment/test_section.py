@@ -34,6 +34,7 @@ from asgi_ipc.segment.section import Waits, complaint, make_section
 from asgi_ipc.store.layout import DIRTY, H_LOCK, PAGE, S_DIRTY, WORD
 
 from ..forks import Line, bounded, child, children, in_child, on_linux, rests
+from ..reliability.stepping import is_inert
 from ..waiting import LIVENESS, in_threads
 
 COUNT = 100  # a word of the shared memory that tests count in
@@ -500,7 +501,7 @@ def interrupted_at(step: int, call: Callable[[], Any]) -> bool:
         if frame.f_code.co_filename not in ours:
             return None
         frame.f_trace_opcodes = True
-        if event == "opcode":
+        if event == "opcode" and not is_inert(frame):
             steps += 1
             if steps == step:
                 sys.settrace(None)

@@ -12,14 +12,18 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgpack.fallback import Packer
 
+from asgi_ipc import codec
 from asgi_ipc.codec import INT_MAX, INT_MIN, MAX_DEPTH, Codec, DecodeError
 from asgi_ipc.conformance.cases import MEGABYTE_OF_JSON, VALUES, each
 from asgi_ipc.errors import InvalidMessage, InvalidOption
 
+from . import encoding
 from .support import examples
 
 
@@ -360,6 +364,113 @@ def test_a_path_can_be_long() -> None:
 
 def test_the_first_wrong_value_is_named() -> None:
     assert "message['b'][2]" in refusal({"a": 1, "b": [0, 1, {1}, {2}], "c": {3}})
+
+
+# -- the same as a walk over all values -----------------------------------------------------------
+
+
+class Answer(int):
+    """Not the number that it holds."""
+
+    def __int__(self) -> int:
+        return 42
+
+
+def refused() -> st.SearchStrategy[Any]:
+    """Values that nobody may send, most of which the packer takes."""
+    return st.sampled_from(
+        [
+            *(bytearray(b""), bytearray(b"b"), memoryview(b""), memoryview(b"m")),
+            *(msgpack.ExtType(5, b""), msgpack.ExtType(5, b"data"), msgpack.Timestamp(1, 5)),
+            *(datetime.datetime(2020, 1, 1), {1}, 1j, len),
+            *(INT_MAX + 1, 2**64 - 1, 2**64, INT_MIN - 1, "\ud800", Text("\udfff"), Number(2**63)),
+        ]
+    )
+
+
+def allowed() -> st.SearchStrategy[Any]:
+    """Values that travel, among them those that could be taken for others by their bytes."""
+    return st.sampled_from(
+        [
+            *(b"", b"bytes", b"\xc4\x00", b"\xcf" * 9, "\u0107", "\u0107\x00", "\xcf\x80"),
+            *(0xC4, 0xC400, 0xCFFF, 0x9F, INT_MAX, INT_MIN, 10240.0, math.inf, True, None),
+            *((), (1, b"two"), Text("text"), Number(5), Answer(5), Real(0.5), Blob(b"blob")),
+            *(Items([1]), Colour.RED, Level.HIGH, Point(1, (2,)), collections.OrderedDict(a=[1])),
+        ]
+    )
+
+
+def keys() -> st.SearchStrategy[Any]:
+    wrong = [5, None, b"", b"key", ("a",), 1.5, True, memoryview(b""), "\ud800", frozenset()]
+    return st.sampled_from(["a", "b", "", "\u0107", Text("key"), Colour.RED]) | st.sampled_from(
+        wrong
+    )
+
+
+def wrapped(value: Any, wraps: list[str], depth: int) -> Any:
+    for level in range(depth):
+        value = WRAPS[wraps[level % len(wraps)]](value)
+    return value
+
+
+def anything() -> st.SearchStrategy[Any]:
+    plain_keys = st.sampled_from(["a", "b", "c", "\u0107"])
+    leaves = values() | values() | allowed() | refused()
+    depths = st.sampled_from([1, 2, 150, MAX_DEPTH - 2, MAX_DEPTH - 1, MAX_DEPTH, 400, 512, 600])
+    wraps = st.lists(st.sampled_from(list(WRAPS)), min_size=1, max_size=3)
+    return st.recursive(
+        leaves,
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.lists(inner, max_size=4).map(tuple)
+            | st.dictionaries(plain_keys, inner, max_size=4)
+            | st.dictionaries(keys(), inner, max_size=3)
+            | st.builds(wrapped, inner, wraps, depths)
+        ),
+        max_leaves=12,
+    )
+
+
+def outcome(encode: Callable[[Any], bytes], message: Any) -> bytes | str:
+    """Return the bytes, or the text of the refusal."""
+    try:
+        return encode(message)
+    except InvalidMessage as error:
+        return str(error)
+
+
+@pytest.fixture(params=["C", "Python"])
+def packer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """msgpack as most install it, and as it is where there is no wheel and no compiler."""
+    if request.param == "Python":
+        monkeypatch.setattr(codec, "_IN_C", False)
+        monkeypatch.setattr(
+            msgpack, "packb", lambda message, **options: Packer(**options).pack(message)
+        )
+
+
+@pytest.mark.usefixtures("packer")
+@examples(200)
+@given(st.dictionaries(keys(), anything(), max_size=3))
+def test_a_message_is_encoded_or_refused_as_by_a_walk_over_all_values(message: Any) -> None:
+    assert outcome(Codec().encode, message) == outcome(encoding.encode, message)
+
+
+@pytest.mark.usefixtures("packer")
+@pytest.mark.parametrize("rows", [1, 10, MAX_DEPTH, 300])
+@pytest.mark.parametrize("last", [[], [{5: 1}], [{"v": bytearray(b"b")}]])
+def test_many_rows_are_encoded_or_refused_as_by_a_walk_over_all_values(
+    rows: int, last: list[Any]
+) -> None:
+    """Beyond so many containers, the packed form does not show how deep they are nested."""
+    message = {
+        "rows": [{"id": row, "price": row / 7, "name": f"\u0107 {row}"} for row in range(rows)]
+    }
+    if last is not None:
+        message["rows"].append({5: 1} if last == "5" else {"v": bytearray(b"b")})  # type: ignore
+    found = outcome(Codec().encode, message)
+    assert found == outcome(encoding.encode, message)
+    assert type(found) is (bytes if last is None else str)
 
 
 # -- bodies that are no message -------------------------------------------------------------------

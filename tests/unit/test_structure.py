@@ -30,7 +30,7 @@ PURE = {
 # Who alone may import what, by folder or module. Anything optional is imported only where it is
 # used.
 ONLY = {
-    "posix_ipc": {"segment"},
+    "posix_ipc": {"segment.shm"},
     "ctypes": {"segment"},
     "fcntl": {"segment", "machines"},
     "mmap": {"segment", "inspection", "testing"},
@@ -107,7 +107,7 @@ def test_the_imports_are_seen() -> None:
     assert Import("aio.operations", "errors", True, True) in found
     assert Import("aio", "aio.layer", True, False) in found
     assert Import("codec", "cryptography.fernet", False, False) in found
-    assert any(one.imported == "posix_ipc" and one.at_once for one in found)
+    assert any(one.imported == "msgpack" and one.at_once for one in found)
     assert len(found) > 150
 
 
