@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import stat
-import sys
 from itertools import chain
 
 import posix_ipc
@@ -57,7 +56,7 @@ def attach(wanted: Wanted) -> tuple[Segment, int]:
     used at all.
     """
     paths = Paths(wanted.prefix)
-    if sys.platform == "linux" and not paths.shows:
+    if paths.lacking:
         raise SegmentError(MISSING)
     doing = f"attach to the segment of prefix {paths.prefix!r}"
     with told(doing), attach_lock(paths, wanted.mode, group=wanted.group):
