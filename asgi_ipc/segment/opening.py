@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import sys
 from itertools import chain
 
 from ..errors import ForeignSegment, LimitReached, NoSuchLayer, SegmentError
@@ -60,7 +59,7 @@ def attach(wanted: Wanted, timeout: float = PATIENCE) -> tuple[Segment, int]:
     SegmentError when shared memory cannot be used at all.
     """
     paths = Paths(wanted.prefix)
-    if sys.platform == "linux" and not paths.shows:
+    if paths.lacking:
         raise SegmentError(MISSING)
     doing = f"attach to the segment of prefix {paths.prefix!r}"
     with told(doing), attach_lock(paths, wanted.mode, timeout, wanted.group):

@@ -18,11 +18,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from hashlib import sha256
 
 from ..errors import InvalidOption
 
 SHM = "/dev/shm"  # where Linux shows its segments as files
+NEEDED = sys.platform.startswith("linux")  # and without which it has no shared memory
 MAX_PREFIX = 100
 SUFFIX = "ASGI_IPC_PREFIX_SUFFIX"  # environment variable, see `full_prefix`
 _NAME = "asgi_ipc."  # what the names of all segments begin with
@@ -49,6 +51,7 @@ class Paths:
         name = _NAME + prefix
         # macOS allows 31 characters in the name of a segment, and shows it nowhere as a file.
         self.shows = os.path.isdir(SHM)
+        self.lacking = NEEDED and not self.shows
         if not self.shows:
             name = _NAME + sha256(prefix.encode()).hexdigest()[:16]
         self.prefix = prefix

@@ -35,6 +35,7 @@ def take_away(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(wanted, "robust_mutexes", lambda: False)
     if what in ("no /dev/shm", "none of them"):
         monkeypatch.setattr(paths, "SHM", "/nonexistent/shm")
+        monkeypatch.setattr(paths, "NEEDED", False)
     if what in ("no posix_fallocate", "none of them"):
         monkeypatch.delattr(os, "posix_fallocate")
     if what in ("no namespaces", "none of them"):

@@ -126,6 +126,7 @@ class Pretended(Resources):
             memory=world.store.buffer,
             layout=world.store.layout,
             reserve=world.reserve,
+            shortage=lambda: "",
             ringer=lambda: types.SimpleNamespace(ring=self.rings),
             vanished=lambda: False,
             repair=lambda: None,

@@ -76,6 +76,7 @@ from asgi_ipc.store.layout import (
     T_HIGH,
     T_RESERVED,
     T_USED,
+    VERSION,
     W_GENERATION,
     W_PROCESS,
     W_PROCESS_GENERATION,
@@ -148,7 +149,7 @@ def double(place: Callable[[Whole], int], value: float) -> Damage:
 def with_identity(whole: Whole, at: int, value: int) -> None:
     layout = whole.store.layout
     sizes = layout.message_memory, layout.group_memory, layout.max_message_size
-    for place, right in enumerate((MAGIC, 1, layout.size)):
+    for place, right in enumerate((MAGIC, VERSION, layout.size)):
         whole.words[place] = right
     whole.words[7:11] = memoryview(bytearray(32)).cast("Q")
     whole.words[H_LOCK_KIND] = 1
