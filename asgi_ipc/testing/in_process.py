@@ -220,7 +220,7 @@ class _Providers:
 
     def forked(self) -> None:
         """In a child: another thread of the parent may hold the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may make a layer meanwhile
 
     def detach(self, attachment: Attachment) -> None:
         """Do nothing, for `process.register`."""

@@ -133,7 +133,8 @@ def _plain(value: object, path: str, depth: int) -> Any:
         return [_plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
     raise InvalidMessage(
         f"{path} is {_named(value)}; a message can hold bytes, str, int, float, bool, None, "
-        "lists and dicts with str keys"
+        "lists and dicts with str keys. Convert it first: str(...) makes text of a lazy string, "
+        "int(...) a number"
     )
 
 
