@@ -62,7 +62,7 @@ class Core(Receiving):
         """
         session = self.session or self.attach()
         now = clock.monotonic()
-        if now >= session.due[0]:
+        if now >= session.due[()]:
             session = self.after_upkeep(session, now)
         try:
             target = session.targets[channel]
@@ -151,7 +151,7 @@ class Core(Receiving):
         name = check_group(group).encode("ascii")
         session = self.attach()
         now = clock.monotonic()
-        if now >= session.due[0]:
+        if now >= session.due[()]:
             self.upkeep(session, now)
         found: list[str] = session.section(session.groups.channels, name, now)
         return found
@@ -170,7 +170,7 @@ class Core(Receiving):
         if len(body) > self.max_message_size:
             raise errors.MessageTooLarge(self._too_large(group, len(body)))
         now = clock.monotonic()
-        if now >= session.due[0]:
+        if now >= session.due[()]:
             session = self.after_upkeep(session, now)
         progress = progress or Broadcast()
         while progress.targets is None or progress.sent < len(progress.targets):

@@ -221,7 +221,7 @@ class Receiving(Base):
     def take_one(self, session: Session, source: Source, waiter_id: int = 0) -> Received | None:
         """`take` from one queue that is not process-specific. `waiter_id`: whom to park."""
         now = clock.monotonic()
-        if now >= session.due[0]:
+        if now >= session.due[()]:
             self.upkeep(session, now)
         while True:
             body = session.section_of_three(session.take, source.target, now, waiter_id)
@@ -243,7 +243,7 @@ class Receiving(Base):
     ) -> Received | None:
         """`take` where there are several queues, or an inbox."""
         now = clock.monotonic()
-        if now >= session.due[0]:
+        if now >= session.due[()]:
             self.upkeep(session, now)
         feds: list[_Fed] = []
         while True:

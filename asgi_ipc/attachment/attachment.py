@@ -96,11 +96,11 @@ class Attachment:
         """Time of the next upkeep; every send and receive compares it with the clock. It has no
         upper bound: one more comparison would be felt, and no kernel sets this clock back. Where
         something else did (libfaketime, setns), the next receive that waits does what is due."""
-        return self.due_word[0]
+        return self.due_word[()]
 
     @due.setter
     def due(self, value: float) -> None:
-        self.due_word[0] = value
+        self.due_word[()] = value
 
     # -- sections ---------------------------------------------------------------------------------
 

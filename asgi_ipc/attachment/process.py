@@ -290,15 +290,15 @@ atexit.register(_leave_at_exit)
 # -- fork -----------------------------------------------------------------------------------------
 
 _here = wiped_word()  # 1 in the process that has run the handlers, 0 in a new one
-_here[0] = 1.0
+_here[()] = 1.0
 _noticing: dict[int, Any] = {}  # by process id: another process's may be locked
 
 
 def notice_fork() -> None:
     """Run the handlers of a forked child, if it was forked in C and nobody ran them."""
-    if not _here[0]:
+    if not _here[()]:
         with _noticing.setdefault(os.getpid(), threading.RLock()):
-            if not _here[0]:
+            if not _here[()]:
                 _after_fork_in_child()
 
 
@@ -329,7 +329,7 @@ def _after_fork_in_child() -> None:
     if Members.forget_all():
         for directory in _directories:
             close_inherited(directory)
-    _here[0] = 1.0
+    _here[()] = 1.0
 
 
 os.register_at_fork(

@@ -22,15 +22,15 @@ def test_a_word_is_0_in_a_child_until_it_is_set_there(
     make: Callable[[], Word], fork: Callable[[], int]
 ) -> None:
     word = make()
-    assert word[0] == 0.0
-    word[0] = 3.5
+    assert word[()] == 0.0
+    word[()] = 3.5
     child = fork()
     if not child:
-        before = word[0]
-        word[0] = 4.5
-        os._exit(0 if (before, word[0]) == (0.0, 4.5) else 1)
+        before = word[()]
+        word[()] = 4.5
+        os._exit(0 if (before, word[()]) == (0.0, 4.5) else 1)
     assert os.waitpid(child, 0)[1] == 0
-    assert word[0] == 3.5
+    assert word[()] == 3.5
 
 
 @on_linux
