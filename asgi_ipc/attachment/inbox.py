@@ -12,7 +12,7 @@ must not ring: it says which receives are to be woken.
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -64,7 +64,10 @@ class Inbox:
         self.suspects = Suspects()
         # What was drained, once for each of its local parts, by number. An `Entry` is made when it
         # is taken: thousands of them at once would keep the garbage collector busy.
-        self._entries: OrderedDict[int, Drained] = OrderedDict()
+        self._entries: dict[int, Drained] = {}
+        # No entry that may be taken has a lower number. A thread may set it back, which does no
+        # harm: a number that was taken does not come again.
+        self._front = 1
         # The local part of each number, which is entered before its entry and forgotten after it.
         self._locals: dict[int, str] = {}
         # Deques only where they are long: thousands of them would not fit into the cache.
@@ -238,16 +241,19 @@ class Inbox:
         return 0 < number <= self._newest[1]
 
     def _oldest(self) -> int:
-        """The number of the oldest entry; 0 if there is none."""
-        while True:
-            try:
-                return next(iter(self._entries), 0)
-            except RuntimeError:
-                continue  # another thread changed them meanwhile
+        """The number of the oldest entry that may be taken; 0 if there is none."""
+        entries, number, newest = self._entries, self._front, self._newest[1]
+        while number <= newest:
+            if number in entries:
+                self._front = number
+                return number
+            number += 1
+        self._front = number
+        return 0
 
     def lives(self, now: float) -> bool:
         """Whether anything in it can still be received."""
-        return any(entry.expires > now for entry in list(self._entries.values()))
+        return any(entry.expires > now for entry in self._entries.copy().values())
 
     def expire(self, now: float) -> Iterator[Entry]:
         """Take out the entries that nobody read in time, the oldest first."""
