@@ -81,7 +81,7 @@ def test_an_application_that_fails(site: Site) -> None:
 
 def test_many_requests_at_once_are_all_answered_right(pair: tuple[str, str], site: Site) -> None:
     needs_wrk()
-    requests = 10_000 if FULL or pair in ONE_OF_EACH else 1_000
+    requests = 10_000 if FULL else 3_000 if pair in ONE_OF_EACH else 500
     told = site.load(requests)
     print(told, site.server.output())  # if it fails
     assert "WRONG" not in told
@@ -206,7 +206,7 @@ def test_workers_that_are_replaced_under_load(
     prefix: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     """SIGTERM loses nothing. SIGKILL loses the requests of the worker: with one thread, one."""
-    times = 40 if FULL else 8
+    times = 40 if FULL else 5
     with running("gunicorn-threads", "flask", prefix, tmp_path, timeout=8) as site:
         with Load(site, threads=6) as load:
             for _ in range(times):
