@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MIN_MEMORY = 64 * 1024  # bytes
 MAX_MEMORY = 8 << 30
 MOST_SPIN = 0.01  # seconds; a longer wait is better slept through
+LONGEST_WAIT = 100 * 365 * 86400.0  # seconds; event loops cannot count to any number
 MODES = (0o600, 0o660)  # for one user, or for a group
 _REMEMBERED = 131_072  # channels whose capacity is known after a look-up, twice
 
@@ -90,9 +92,20 @@ def check_seconds(name: str, value: object) -> None:
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
-        or not 0 < value < float("inf")
+        or not 0 < value <= sys.float_info.max
     ):
         raise InvalidOption(f"{name} must be a positive number of seconds, not {value!r}")
+
+
+def waiting_time(timeout: object) -> float:
+    """Seconds that a call may wait, from its `timeout`. Raises TypeError for what is no number."""
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, (int, float))
+        or timeout != timeout  # NaN, which no clock reaches
+    ):
+        raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+    return min(timeout, LONGEST_WAIT)
 
 
 _Match = Callable[[str], Optional[re.Match[str]]]
@@ -170,7 +183,7 @@ class Options:
     group_expiry: float = 86400
     capacity: int = 100
     channel_capacity: Mapping[str | re.Pattern[str], int] | None = None
-    symmetric_encryption_keys: Iterable[str | bytes] | None = None
+    symmetric_encryption_keys: Collection[str | bytes] | None = None
     mode: int = 0o600
     group: str | int | None = None
     max_message_size: int = 4 << 20
@@ -213,7 +226,7 @@ class Options:
                     f"unknown option {name!r}{hint}; the options are {', '.join(sorted(known))}"
                 )
         # No subclass of str: the prefix is in messages that are made under locks.
-        plain = str.__str__(prefix) if isinstance(prefix, str) else prefix
+        plain = str.__str__(prefix) if issubclass(type(prefix), str) else prefix
         options = cls(plain, **given)
         options._check()
         return options
@@ -249,6 +262,13 @@ class Options:
             )
         if self.lock not in ("mutex", "file"):
             raise InvalidOption(f'lock must be "mutex" or "file", not {self.lock!r}')
+        keys = self.symmetric_encryption_keys
+        # A generator gives them once: the second codec of a layer would send in the clear.
+        if keys is not None and not isinstance(keys, Collection):
+            raise InvalidOption(
+                "symmetric_encryption_keys must be a list of str or bytes, not "
+                f"{type(keys).__name__}"
+            )
         self.capacities()
 
     def capacities(self) -> Capacities:

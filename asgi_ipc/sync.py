@@ -22,7 +22,7 @@ from .attachment.process import notice_fork
 from .base_layer import BaseChannelLayer
 from .errors import InvalidName, LockTimeout
 from .names import check_channel
-from .options import Options
+from .options import Options, waiting_time
 from .segment.notes import tell
 from .statistics import Stats
 
@@ -101,7 +101,7 @@ class IPCChannelLayer(BaseChannelLayer):
             return self.receive(channels, block, timeout)
 
     def _seconds(self, timeout: float | None) -> float:
-        return self._receive_timeout if timeout is None else timeout
+        return waiting_time(self._receive_timeout if timeout is None else timeout)
 
     async def receive_async(
         self, channels: Iterable[str]
@@ -109,14 +109,14 @@ class IPCChannelLayer(BaseChannelLayer):
         """`receive` with ``block=True`` as a coroutine, on whatever asyncio loop runs it (A9)."""
         from .aio.loop import ASYNCIO
 
-        deadline = clock.monotonic() + self._options.receive_timeout
+        deadline = clock.monotonic() + self._seconds(None)
         return await self._for_loops.receive_from(channels, deadline, ASYNCIO)
 
     def receive_twisted(self, channels: Iterable[str]) -> Any:
         """`receive` with ``block=True`` as a Deferred, driven by the reactor's readers (A9)."""
         from .aio.reactor import receive
 
-        return receive(self._for_loops, channels, self._options.receive_timeout)
+        return receive(self._for_loops, channels, self._seconds(None))
 
     @cached_property
     def _for_loops(self) -> Core:

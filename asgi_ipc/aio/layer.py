@@ -18,7 +18,7 @@ from ..attachment.process import notice_fork
 from ..base_layer import AsyncBaseChannelLayer
 from ..errors import LockBusy, NotOwner
 from ..names import check_channel
-from ..options import Options
+from ..options import Options, waiting_time
 from ..segment.notes import tell
 from ..segment.section import complaint
 from ..statistics import Stats
@@ -116,9 +116,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         name is returned. Raises InvalidName, NotOwner.
         """
         seconds = self._options.receive_timeout if timeout is _MISSING else timeout
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float, type(None))):
-            raise TypeError(f"timeout must be a number of seconds or None, not {seconds!r}")
-        deadline = None if seconds is None else clock.monotonic() + seconds
+        deadline = None if seconds is None else clock.monotonic() + waiting_time(seconds)
         return await self._core.receive_from(channels, deadline, ASYNCIO)
 
     async def new_channel(self, prefix: str = "specific") -> str:

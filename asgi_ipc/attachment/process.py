@@ -303,6 +303,8 @@ def notice_fork() -> None:
 
 
 def _before_fork() -> None:
+    # In a process that was itself forked in C, the guard may be locked by a thread of its parent.
+    notice_fork()
     _guard.before_fork()
 
 

@@ -144,10 +144,12 @@ class Resources:
             self.segment.check_length()
             section = make_section(self.lock, self.store.words, self._recover, Waits(1.0, 1.0))
             section(self._leave)
+        # Unless `_leave` did it. It comes before others take this process for gone: who attaches
+        # alone makes the lock new, and a daemon thread may be in the middle of a change.
+        self._close()
         self.ringer.close()
         self.segment.leave(self._index)
         self.lock.close()
-        self._close()  # unless `_leave` did
 
     def _leave(self) -> None:
         """Inside a section: at exit a daemon thread may still call, but never in the middle of a

@@ -27,6 +27,7 @@ from .base import LocalAndRemote, Settings
 from .directory import (
     attach,
     directory_group,
+    has_home,
     home_in,
     machine_id,
     machine_in_name,
@@ -69,7 +70,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         InvalidName, InvalidMessage, NotAChannel; for another machine also RemoteUnavailable, after
         at most ``remote_timeout`` seconds. If it raises, nothing was sent.
         """
-        if not (type(channel) is str and ("!" in channel or "?" in channel)) or (
+        if not has_home(channel) or (
             self._machine_mark in channel and self._local._core.session is self._session
         ):
             await self._local.send(channel, message)
@@ -94,7 +95,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         for a process-specific channel of another layer or process.
         """
         self._gateway.serve()
-        if type(channel) is str and "?" in channel:
+        if has_home(channel) and "?" in channel:
             await self._register_readers([channel])
         return await self._local.receive(channel)
 
@@ -155,7 +156,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
 
     async def _change_membership(self, what: str, group: str, channel: str) -> None:
         fields = {"group": group, "channel": channel}
-        marked = type(channel) is str and ("!" in channel or "?" in channel)
+        marked = has_home(channel)
         home, own = await self._find_home(channel) if marked else ("", "")
         if home and home != own:
             self._local.require_valid_group_name(group)

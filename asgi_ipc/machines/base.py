@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..attachment.process import notice_fork
 from ..base_layer import _Common
 from ..errors import InvalidOption
+from ..options import check_seconds
 
 if TYPE_CHECKING:
     from ..aio.layer import IPCChannelLayer as AsyncioLayer
@@ -42,14 +43,7 @@ class LocalAndRemote(_Common):
 
         Raises InvalidOption. The first call attaches to the memory and connects to the servers.
         """
-        if (
-            isinstance(remote_timeout, bool)
-            or not isinstance(remote_timeout, (int, float))
-            or not 0 < remote_timeout < float("inf")
-        ):
-            raise InvalidOption(
-                f"remote_timeout must be a positive number of seconds, not {remote_timeout!r}"
-            )
+        check_seconds("remote_timeout", remote_timeout)
         if local is not None and not isinstance(local, Mapping):
             raise InvalidOption(
                 "local must be a dict of the options of asgi_ipc.aio.IPCChannelLayer, "

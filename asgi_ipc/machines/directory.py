@@ -36,6 +36,12 @@ def machine_id(session: Session) -> str:
     return f"{session.attachment.segment.nonce:016x}"
 
 
+def has_home(channel: object) -> bool:
+    """Return whether a channel has a home: its name has a ``!`` or ``?``. Not only a plain str has
+    one (Django's safe strings, members of an Enum)."""
+    return issubclass(type(channel), str) and ("!" in channel or "?" in channel)  # type: ignore[operator]
+
+
 def machine_in_name(channel: str) -> str:
     """Return the machine that the name of a channel contains; "" if it contains none."""
     found = _MACHINE.search(channel)

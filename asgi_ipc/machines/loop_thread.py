@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from ..attachment.process import notice_fork
+from ..errors import SegmentError
 
 T = TypeVar("T")
 Started = Future[tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]]
@@ -45,11 +46,15 @@ class LoopThread:
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run `coroutine` in the thread. The future gets its outcome, and cancels it."""
         notice_fork()
-        with self._lock:
-            if self._loop is None:
-                self._start()
-            assert self._loop is not None
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            with self._lock:
+                if self._loop is None:
+                    self._start()
+                assert self._loop is not None
+                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except BaseException:
+            coroutine.close()  # it will never run
+            raise
 
     def is_current(self) -> bool:
         """Whether the caller runs in the thread, and would wait for itself."""
@@ -70,9 +75,16 @@ class LoopThread:
 
     def _start(self) -> None:
         started: Started = Future()
-        self._thread = threading.Thread(target=_run, args=(started,), name=self._name, daemon=True)
-        self._thread.start()
-        self._loop, self._stopped = started.result()
+        thread = threading.Thread(target=_run, args=(started,), name=self._name, daemon=True)
+        try:
+            thread.start()
+            self._loop, self._stopped = started.result()
+        except Exception as error:
+            raise SegmentError(
+                f"cannot run an event loop in a thread: {error}. Allow more threads or files "
+                "(ulimit -u, ulimit -n), or check the policy for event loops that is set"
+            ) from error
+        self._thread = thread
         if not _running:
             # At exit a loop has to end in order, not in the middle of a call. Registered only now,
             # so that this runs before the finalizers of what its coroutines use.
@@ -97,7 +109,14 @@ def _run(started: Started) -> None:
                 if task.done() and not task.cancelled():
                     task.exception()  # nobody else will ask for it
 
-    asyncio.run(until_stopped())
+    coroutine = until_stopped()
+    try:
+        asyncio.run(coroutine)
+    except BaseException as error:
+        coroutine.close()
+        if started.done():
+            raise
+        started.set_exception(error)  # there is no loop: who waits for one must not wait for ever
 
 
 def _finish(stopped: asyncio.Future[None]) -> None:

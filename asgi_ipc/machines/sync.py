@@ -22,7 +22,7 @@ from ..statistics import UNREAD_AFTER, Stats
 from ..sync import IPCChannelLayer
 from .aio import LocalAndRemoteChannelLayer as AsyncioLayer
 from .base import LocalAndRemote, Settings
-from .directory import directory_group, home_in, machine_id, machine_in_name
+from .directory import directory_group, has_home, home_in, machine_id, machine_in_name
 from .gateway import CONFIRMED
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
         InvalidName, InvalidMessage, NotAChannel; for another machine also RemoteUnavailable, after
         at most ``remote_timeout`` seconds. If it raises, nothing was sent.
         """
-        if type(channel) is str and ("!" in channel or "?" in channel):
+        if has_home(channel):
             check_channel(channel)
             home = machine_in_name(channel)
             if not home:
@@ -162,9 +162,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
         if isinstance(channels, (str, bytes)):
             return channels  # refused by the local layer
         channels = list(channels)
-        marked = [
-            name for name in channels if isinstance(name, str) and ("!" in name or "?" in name)
-        ]
+        marked = [name for name in channels if has_home(name)]
         if marked:
             core, now = self._local._core, clock.monotonic()
             epoch = (core.session or core.attach()).epoch

@@ -98,7 +98,11 @@ def open_file(path: str, mode: int, group: int | None = None) -> int:
         raise
     except PermissionError:
         raise _no_access(path) from None
-    check_owner(path, os.fstat(fd), mode, stat.S_ISREG, group)
+    try:
+        check_owner(path, os.fstat(fd), mode, stat.S_ISREG, group)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

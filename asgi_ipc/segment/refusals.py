@@ -31,9 +31,9 @@ READ_ONLY = (
 
 _WHY = {
     errno.ENOMEM: (
-        "this process may not use so many addresses, or the machine has no more memory. Raise its "
-        "limit (ulimit -v, or LimitAS= in its systemd unit), or lower message_memory and "
-        "group_memory"
+        "this process may not use so many addresses, or the machine has no more memory, or (with "
+        "vm.overcommit_memory=2) promises no more. Raise that limit (ulimit -v, LimitAS= in its "
+        "systemd unit, vm.overcommit_ratio), or lower message_memory and group_memory"
     ),
     errno.EFBIG: (
         "this process may not make such large files. Raise its limit (ulimit -f, or LimitFSIZE= in "

@@ -59,6 +59,22 @@ def test_a_reply_channel_of_another_machine_is_reached(machine: Make, backend: s
     assert server.receive(["daphne.response.abc!"]) == NOTHING
 
 
+class Safe(str):
+    """As Django's SafeString and the members of a str Enum, no plain str."""
+
+
+@pytest.mark.parametrize("plain", [str, Safe])
+def test_a_name_of_a_subclass_leads_to_the_same_machine(machine: Make, plain: type[str]) -> None:
+    worker, server = machine(1), machine(2)
+    name = plain(server.new_channel("reply?"))
+    worker.send(name, {"number": 1})
+    assert receive(server, name) == (name, {"number": 1})
+    assert server.receive([plain("daphne.response.abc!")], block=True) == NOTHING
+    worker.send(plain("daphne.response.abc!one"), {"number": 2})
+    got = receive(server, plain("daphne.response.abc!"))
+    assert got == ("daphne.response.abc!one", {"number": 2})
+
+
 @pytest.mark.parametrize("backend", [CORE, PUBSUB], ids=["core", "pubsub"])
 def test_a_group_of_reply_channels_on_two_machines(machine: Make, backend: str) -> None:
     layers = machine(1, backend), machine(2, backend)

@@ -27,6 +27,7 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
+from asgi_ipc.attachment import process
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import LockTimeout
 from asgi_ipc.testing.sync import InProcessChannelLayer
@@ -77,10 +78,13 @@ class Child:
 
     def result(self) -> str:
         """The repr of what `work` returned; fails with what it raised."""
-        with open(self._read, "rb", closefd=False) as file:
-            said = file.read().decode()
+        said = self.said()
         assert self.wait() == 0, said
         return said
+
+    def said(self) -> str:
+        with open(self._read, "rb", closefd=False) as file:
+            return file.read().decode()
 
     def wait(self) -> int:
         if self._status is None:
@@ -219,6 +223,33 @@ threading.Event().wait()
 def state_of(pid: int) -> str:
     """R, S, T, Z and so on, as in /proc."""
     return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+
+
+def test_a_child_of_a_fork_in_c_forks_before_its_first_call(make: Callable[..., Any]) -> None:
+    """A thread of the parent was attaching meanwhile, which the child knows nothing of."""
+    layer = make()
+    layer.send("warm", MESSAGE)
+    inside, release = threading.Event(), threading.Event()
+
+    def attach() -> None:
+        inside.set()
+        release.wait(3 * LIVENESS)
+
+    attaching = threading.Thread(target=process._guard.run, args=(attach,))
+    attaching.start()
+
+    def work() -> object:
+        grandchild = Child(lambda: layer.receive(["warm"]))
+        return until(lambda: os.waitpid(grandchild.pid, os.WNOHANG)[0]) and grandchild.said()
+
+    child = Child(work, FORKS["c"])
+    try:
+        assert inside.wait(LIVENESS)
+        assert child.result() == repr(repr(("warm", MESSAGE)))
+    finally:
+        release.set()
+        attaching.join(LIVENESS)
+        child.end()
 
 
 # -- a layer that was made and used before the fork ----------------------------------------------

@@ -57,6 +57,16 @@ def test_a_file_is_made_once_and_then_opened(path: str) -> None:
     os.close(second)
 
 
+def test_a_file_that_is_refused_is_closed_again(path: str) -> None:
+    os.close(open_file(path, 0o600))
+    os.chmod(path, 0o602)
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with pytest.raises(ForeignSegment, match="everybody can write"):
+            open_file(path, 0o600)
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_descriptors_are_not_passed_to_other_programs(path: str) -> None:
     for _ in range(2):
         fd = open_file(path, 0o600)

@@ -11,7 +11,8 @@ import pytest
 
 from asgi_ipc import options
 from asgi_ipc.errors import InvalidOption
-from asgi_ipc.options import MAX_MEMORY, MIN_MEMORY, Options
+from asgi_ipc.options import LONGEST_WAIT, MAX_MEMORY, MIN_MEMORY, Options, waiting_time
+from asgi_ipc.segment.wanted import Wanted
 
 
 def read(**given: Any) -> Options:
@@ -87,6 +88,14 @@ def test_allowed(name: str, value: Any) -> None:
         ("expiry", True),
         ("expiry", float("inf")),
         ("expiry", float("nan")),
+        ("expiry", 10**400),
+        ("group_expiry", 10**400),
+        ("receive_timeout", 10**400),
+        ("lock_timeout", 10**400),
+        ("symmetric_encryption_keys", 5),
+        ("symmetric_encryption_keys", True),
+        ("symmetric_encryption_keys", object()),
+        ("symmetric_encryption_keys", (key for key in ["only", "once"])),
         ("group_expiry", 0),
         ("receive_timeout", 0),
         ("lock_timeout", 0),
@@ -117,6 +126,31 @@ def test_refused_by_its_name(name: str, value: Any) -> None:
         read(**{name: value})
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, TypeError)
+
+
+class Lazy:
+    """Says of itself that it is a str, as Django's lazy strings do."""
+
+    @property
+    def __class__(self) -> Any:
+        return str
+
+
+def test_a_prefix_that_only_says_that_it_is_a_str_is_refused() -> None:
+    with pytest.raises(InvalidOption, match="must be a str"):
+        Wanted.of(Options.read(Lazy(), {}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), True, "5", None, []])
+def test_a_timeout_that_no_clock_reaches_is_refused(timeout: Any) -> None:
+    with pytest.raises(TypeError, match="timeout must be a number"):
+        waiting_time(timeout)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 10**400])
+def test_a_timeout_beyond_all_clocks_is_a_century(timeout: Any) -> None:
+    assert waiting_time(timeout) == LONGEST_WAIT
+    assert waiting_time(0.5) == 0.5 and waiting_time(-1) == -1
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o640], ids=oct)

@@ -1,0 +1,31 @@
+"""The event loop that runs in its own thread."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import pytest
+
+from asgi_ipc.errors import SegmentError
+from asgi_ipc.machines.loop_thread import LoopThread
+
+from ..forks import in_child
+from ..waiting import LIVENESS
+
+
+async def answer() -> int:
+    return 42
+
+
+def test_a_loop_that_cannot_be_made_is_an_error_and_not_waited_for() -> None:
+    def try_twice() -> int:
+        thread = LoopThread("test")
+        unlimited = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")), unlimited[1]))
+        with pytest.raises(SegmentError, match="cannot run an event loop in a thread"):
+            thread.submit(answer())
+        resource.setrlimit(resource.RLIMIT_NOFILE, unlimited)
+        return thread.submit(answer()).result(LIVENESS)
+
+    assert in_child(try_twice) == 42
