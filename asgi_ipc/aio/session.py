@@ -114,7 +114,7 @@ class Base:
         self.expiry = float(options.expiry)
         self.group_expiry = float(options.group_expiry)
         self.max_message_size = options.max_message_size
-        self.codec = Codec(options.symmetric_encryption_keys)
+        self.codec = Codec(options.symmetric_encryption_keys, options.converter())
         self.encode, self.unpack = self.codec.encode, self.codec.unpack
         self.capacities = options.capacities()
         self.capacity_of = self.capacities.of

@@ -74,6 +74,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         ):
             await self._local.send(channel, message)
             return
+        message = self._converted(message)
         fields = {"channel": channel, "message": message}
         home, own = await self._find_home(channel)
         if home and home != own:
@@ -179,6 +180,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         Full channels are skipped. If the remote layer is away, only the members on this machine get
         the message; the loss is counted and logged.
         """
+        message = self._converted(message)
         await self._local.group_send(group, message)
         await self._gateway.send_to_group(group, message)
 
@@ -230,6 +232,13 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         if not home:
             home = home_in(await self._local.group_channels(directory_group(channel)))
         return home, own
+
+    def _converted(self, message: Message) -> Message:
+        """What both layers can send: with the option ``default``, the remote layer does not get
+        what it cannot pack."""
+        if self._local._options.default is None:
+            return message
+        return self._local._core.codec.plain(message)
 
     def _check(self, channel: str, message: Message) -> None:
         """Check a message for another machine by the rules of this one."""
