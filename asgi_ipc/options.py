@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, TypedDict
 
 from .errors import InvalidOption
 
@@ -141,6 +141,34 @@ def _compiled(patterns: object) -> list[tuple[_Match, int]]:
     return found
 
 
+class LayerOptions(TypedDict, total=False):
+    """The keyword options of both constructors, for type checkers. `Options` has the same names and
+    types, and says what they mean."""
+
+    message_memory: int
+    group_memory: int
+    expiry: float
+    group_expiry: float
+    capacity: int
+    channel_capacity: Mapping[str | re.Pattern[str], int] | None
+    symmetric_encryption_keys: Iterable[str | bytes] | None
+    mode: int
+    group: str | int | None
+    max_message_size: int
+    receive_timeout: float
+    lock_timeout: float
+    spin: float
+    lock: str
+    default: Callable[[Any], Any] | str | None
+    channel_memory: int  # the old name of message_memory
+
+
+class LocalOptions(LayerOptions, total=False):
+    """The option ``local`` of layers for several machines, for type checkers."""
+
+    prefix: str
+
+
 @dataclass(frozen=True, repr=False)
 class Options:
     """The options of a layer. All processes of a prefix should give the same.
@@ -222,8 +250,9 @@ class Options:
         return None
 
     @classmethod
-    def read(cls, prefix: str, given: dict[str, Any]) -> Options:
+    def read(cls, prefix: str, given: Mapping[str, Any]) -> Options:
         """The options of a layer; raises InvalidOption for one that is unknown or cannot work."""
+        given = dict(given)
         if "channel_memory" in given:
             warnings.warn(
                 "channel_memory is the old name of message_memory",
