@@ -9,7 +9,7 @@ Importing this imports neither Django, Channels, Twisted nor Redis.
 """
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if sys.implementation.name != "cpython":
     # The lock is taken without letting go of the GIL (ctypes.PyDLL), and an attachment is released
@@ -21,6 +21,10 @@ if sys.implementation.name != "cpython":
 
 from . import errors
 from .sync import IPCChannelLayer
+
+if TYPE_CHECKING:
+    from .errors import ChannelFull, MessageTooLarge
+    from .machines.sync import LocalAndRemoteChannelLayer
 
 __version__ = "2.0.0"
 

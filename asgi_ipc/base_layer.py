@@ -25,12 +25,15 @@ M of both. `asgi_ipc.conformance` has a test for each.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Optional
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Optional
 
 from . import errors
 from .names import check_channel, check_group, check_receive, split
 from .options import Capacities, check_seconds
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Message = dict[str, Any]
 Received = tuple[Optional[str], Optional[Message]]  # the channel and the message, or twice None
@@ -133,6 +136,15 @@ class BaseChannelLayer(_Common):
         """Do the same as `receive`; this was its name before Channels 1.0."""
         return self.receive(channels, block)
 
+    def messages(self, channel: str) -> Iterator[Message]:
+        """Return an iterator that yields the messages of `channel` as they come, and never ends.
+
+        It calls `receive`, and takes a message only when it is asked for the next one. Raises
+        InvalidName; the iterator raises what `receive` raises.
+        """
+        self.valid_channel_name(channel)
+        return _Messages(self, channel)
+
     def new_channel(self, pattern: str) -> str:
         """Return an unused name that begins with `pattern`, which ends in ``?`` (A3)."""
         raise self._missing("new_channel")
@@ -181,6 +193,31 @@ class BaseChannelLayer(_Common):
         """Free what the layer uses of this process; messages that it sent stay."""
         raise self._missing("close")
 
+    def __enter__(self) -> Self:
+        """``with layer:`` closes the layer at the end of the block."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class _Messages:
+    """The messages of a blocking layer. Not a generator: one that a thread waits in cannot be
+    shared with others, and ends for good at the first error."""
+
+    def __init__(self, layer: BaseChannelLayer, channel: str) -> None:
+        self._layer = layer
+        self._channels = [channel]
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Message:
+        while True:
+            _, message = self._layer.receive(self._channels, block=True)
+            if message is not None:
+                return message
+
 
 class AsyncBaseChannelLayer(_Common):
     """A layer of Channels 4. Override `send`, `receive` and `new_channel`; the other methods belong
@@ -199,6 +236,15 @@ class AsyncBaseChannelLayer(_Common):
         """Return (channel, message) from the first of `channels` that has a message, or
         (None, None) after some seconds (A9)."""
         raise self._missing("receive_async")
+
+    def messages(self, channel: str) -> AsyncIterator[Message]:
+        """Return an iterator that yields the messages of `channel` as they come, and never ends.
+
+        It calls `receive`, and takes a message only when it is asked for the next one. Raises
+        InvalidName; the iterator raises what `receive` raises.
+        """
+        self.valid_channel_name(channel)
+        return _AsyncMessages(self, channel)
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return a new process-specific name that begins with `prefix` (B1)."""
@@ -239,3 +285,25 @@ class AsyncBaseChannelLayer(_Common):
     async def close(self) -> None:
         """Free what the layer uses of this process; messages that it sent stay."""
         raise self._missing("close")
+
+    async def __aenter__(self) -> Self:
+        """``async with layer:`` closes the layer at the end of the block."""
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+
+class _AsyncMessages:
+    """The messages of an asyncio layer. Not a generator: one that is left early waits for the loop
+    to close it, and one that is cancelled ends for good."""
+
+    def __init__(self, layer: AsyncBaseChannelLayer, channel: str) -> None:
+        self._layer = layer
+        self._channel = channel
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        return await self._layer.receive(self._channel)

@@ -7,7 +7,8 @@ timestamps, and nearly any depth. In a flat message, the types are checked one b
 message is packed with strict types, which refuses most of what may not be sent; the rest of it
 shows when the packed message is unpacked again, all of that in C. A message that holds bytes or
 tuples is checked by set operations instead. Only a message with another type (a subclass, or a
-value that cannot be sent) is walked value by value, which finds the path that the error names.
+value that cannot be sent) is walked value by value. That finds the path that the error names, and
+the values that the option ``default`` converts.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ _SELDOM = 64  # if there is a byte in this many, it is no accident
 # Where msgpack is in Python, to unpack takes longer than to check by set operations.
 _IN_C = msgpack.Packer.__module__ != "msgpack.fallback"
 _MANY = 100_000  # containers on one level; with more, a message may contain itself
+
+Default = Callable[[Any], Any]  # makes a value that can be sent of one that cannot
 
 # msgpack 1.0 and later return text as str by default.
 _unpack: Callable[[bytes], object] = msgpack.unpackb
@@ -69,9 +72,13 @@ class DecodeError(Exception):
 
 
 class Codec:
-    """Packs and unpacks messages; `keys` are the ``symmetric_encryption_keys`` option."""
+    """Packs and unpacks messages. `keys` are the ``symmetric_encryption_keys`` option; `default`
+    is the option ``default``, as a callable."""
 
-    def __init__(self, keys: Iterable[str | bytes] | None = None) -> None:
+    def __init__(
+        self, keys: Iterable[str | bytes] | None = None, default: Default | None = None
+    ) -> None:
+        self._default = default
         self._pack = _packer(strict_types=False)
         self._pack_strictly = _packer(strict_types=True)
         self._fernet = _fernet(keys) if keys is not None else None
@@ -80,7 +87,7 @@ class Codec:
     def encode(self, message: dict[str, Any]) -> bytes:
         """Return `message` as bytes; InvalidMessage names the path to a value that is refused."""
         if type(message) is not dict:
-            message = _plain_copy(message)
+            message = self.plain(message)
         pack: Callable[[dict[str, Any]], bytes] = self._pack_strictly
         for key, value in message.items():
             if type(key) is not str or (type(value) is not str and type(value) not in _PLAIN):
@@ -88,23 +95,34 @@ class Codec:
                 break
         try:
             body = pack(message)
+            if _UINT64 in body and _has_uint64(message.values()):
+                raise OverflowError
         except (TypeError, ValueError, OverflowError):
-            body = self._pack(_plain_copy(message))  # unless the copy raises, and says why
-        if _UINT64 in body and _has_uint64(message.values()):
-            _plain_copy(message)
+            body = self._pack(self.plain(message))  # unless the copy raises, and says why
         if self._fernet is not None:
             body = self._fernet.encrypt(body)
         return body
 
     def _pack_nested(self, message: dict[Any, Any]) -> bytes:
-        """Pack `message` if all of it may be sent as it is; else a copy, or raise what is wrong."""
+        """Pack `message` if all of it may be sent as it is; else raise TypeError."""
         try:
             body = self._pack_strictly(message)
         except TypeError:  # a tuple, a subclass, or what cannot be sent
-            return self._pack(message if _is_plain(message) else _plain_copy(message))
+            if _is_plain(message):
+                return self._pack(message)
+            raise
         if _shows_plain(body) or _is_plain(message):
             return body
-        return self._pack(_plain_copy(message))
+        raise TypeError
+
+    def plain(self, message: object) -> dict[str, Any]:
+        """Copy `message` with every value as its base type, or as what `default` makes of it.
+        Raises InvalidMessage, and what `default` raises."""
+        if not issubclass(type(message), dict):
+            raise InvalidMessage(f"a message must be a dict, not {_named(message)}")
+        copied = _plain(message, "message", 0, self._default)
+        assert isinstance(copied, dict)
+        return copied
 
     def decode(self, body: bytes) -> dict[str, Any]:
         """Return the message in `body`, as a new dict, or raise DecodeError."""
@@ -185,16 +203,7 @@ def _has_uint64(values: Iterable[Any]) -> bool:
     return False
 
 
-def _plain_copy(message: object) -> dict[str, Any]:
-    """Copy `message` with every value as its base type, or raise InvalidMessage."""
-    if not issubclass(type(message), dict):
-        raise InvalidMessage(f"a message must be a dict, not {_named(message)}")
-    copied = _plain(message, "message", 0)
-    assert isinstance(copied, dict)
-    return copied
-
-
-def _plain(value: Any, path: str, depth: int) -> Any:
+def _plain(value: Any, path: str, depth: int, default: Default | None) -> Any:
     """Copy one value. Of a subclass, what it holds is sent: none of its methods is called, which
     could say something else, or fail. Nor is its ``__class__`` asked, by which lazy objects pretend
     to be what they will become."""
@@ -204,16 +213,16 @@ def _plain(value: Any, path: str, depth: int) -> Any:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise InvalidMessage(
-                f"{path} has a lone surrogate at position {error.start}, which is not valid text"
-            ) from None
+            why = f"has a lone surrogate at position {error.start}, which is not valid text"
+            return _converted(value, path, depth, default, why)
         return value
     if value is None or kind is bool or kind is float or kind is bytes:
         return value
     if issubclass(kind, int):
         value = int.__int__(value)
         if not INT_MIN <= value <= INT_MAX:
-            raise InvalidMessage(f"{path} is {_digits(value)}; ints must fit in signed 64 bits")
+            why = f"is {_digits(value)}; ints must fit in signed 64 bits"
+            return _converted(value, path, depth, default, why)
         return value
     if issubclass(kind, float):
         return float.__float__(value)
@@ -227,17 +236,44 @@ def _plain(value: Any, path: str, depth: int) -> Any:
             for key, item in dict.items(value):
                 if not issubclass(type(key), str):
                     raise InvalidMessage(f"{path} has the key {_shown(key)}; keys must be str")
-                copied[_plain(key, f"a key of {path}", depth)] = _plain(
-                    item, f"{path}[{str.__str__(key)!r}]", depth + 1
+                copied[_plain(key, f"a key of {path}", depth, _NO_DEFAULT)] = _plain(
+                    item, f"{path}[{str.__str__(key)!r}]", depth + 1, default
                 )
             return copied
         items = list.__iter__(value) if issubclass(kind, list) else tuple.__iter__(value)
-        return [_plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(items)]
-    raise InvalidMessage(
-        f"{path} is {_named(value)}; a message can hold bytes, str, int, float, bool, None, "
-        "lists and dicts with str keys. Convert it first: str(...) makes text of a lazy string, "
-        "int(...) a number"
+        return [_plain(item, f"{path}[{i}]", depth + 1, default) for i, item in enumerate(items)]
+    why = (
+        f"is {_named(value)}; a message can hold bytes, str, int, float, bool, None, lists and "
+        "dicts with str keys (str(...) makes text of a lazy string)"
     )
+    return _converted(value, path, depth, default, why)
+
+
+def _converted(value: Any, path: str, depth: int, default: Default | None, why: str) -> Any:
+    """What `default` makes of a value that cannot be sent, checked in turn. `why` it cannot."""
+    if default is None:
+        raise InvalidMessage(
+            f"{path} {why}. Convert it first, or give the layer the option default, a function "
+            "that converts what cannot be sent"
+        )
+    if default is _NO_DEFAULT:
+        raise InvalidMessage(f"{path} {why}")
+    try:
+        made = default(value)
+    except TypeError as error:
+        raise InvalidMessage(f"{path} {why}. The option default refused it: {error}") from error
+    if not issubclass(type(made), (dict, list, tuple)):
+        # For one value it is called once, or it could be called for ever.
+        return _plain(made, f"what the option default made of {path}", depth, _NO_DEFAULT)
+    return _plain(made, path, depth + 1, default)
+
+
+def _no_default(value: Any) -> Any:
+    raise AssertionError("never called")
+
+
+# Stands for the option where it does not apply: to keys, and to what it has returned itself.
+_NO_DEFAULT: Default = _no_default
 
 
 def _digits(value: int) -> str:

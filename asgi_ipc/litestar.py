@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING
 
 from litestar.channels.backends.base import ChannelsBackend
 
@@ -17,6 +17,11 @@ from . import clock
 from .aio import IPCChannelLayer
 from .errors import InvalidName
 from .names import check_group
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import LayerOptions
 
 
 class IPCChannelsBackend(ChannelsBackend):
@@ -27,7 +32,7 @@ class IPCChannelsBackend(ChannelsBackend):
     further events are dropped, counted and logged.
     """
 
-    def __init__(self, prefix: str = "litestar", **options: Any) -> None:
+    def __init__(self, prefix: str = "litestar", **options: Unpack[LayerOptions]) -> None:
         """Raises InvalidOption."""
         self._layer = IPCChannelLayer(prefix, **options)
         self._subscribed: set[str] = set()

@@ -42,13 +42,15 @@ def check_group(name: Any) -> str:
 def check_receive(name: object) -> str:
     """Return `name` if a blocking receive takes it, else raise InvalidName.
 
-    A blocking receive takes process-specific names only up to the ``!``.
+    It takes process-specific names only up to the ``!``. The layers also take, in full, those that
+    their own ``new_channel()`` made.
     """
     checked = check_channel(name)
     if "!" in checked and not checked.endswith("!"):
         raise InvalidName(
             f"channel {checked!r}: receive takes a process-specific channel only up to the '!' "
-            f"({checked[: checked.index('!') + 1]!r}); the full name comes with each message"
+            f"({checked[: checked.index('!') + 1]!r}), or in full if new_channel() of the same "
+            "layer made it in this process; the full name comes with each message"
         )
     return checked
 

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, TypedDict
 
 from .errors import InvalidOption
 
@@ -25,6 +25,24 @@ MOST_SPIN = 0.01  # seconds; a longer wait is better slept through
 LONGEST_WAIT = 100 * 365 * 86400.0  # seconds; event loops cannot count to any number
 MODES = (0o600, 0o660)  # for one user, or for a group
 _REMEMBERED = 131_072  # channels whose capacity is known after a look-up, twice
+
+# What to do about the options of layers over Redis that this package has no use for.
+_SERVER = "leave it out: there is no server, and processes of one machine find each other by prefix"
+_OTHERS = {
+    "hosts": f"layers over Redis: {_SERVER}. For several machines, use LocalAndRemoteChannelLayer, "
+    "whose option remote takes the CHANNEL_LAYERS entry of the layer over Redis",
+    "serializer_format": "channels_redis: leave it out. Messages are always packed by msgpack; the "
+    "option default converts values that it cannot pack",
+    "random_prefix_length": "channels_redis: leave it out. It tells equal messages apart in a "
+    "sorted set of Redis, and here each message is kept by itself",
+    "on_disconnect": f"channels_redis: {_SERVER}, so no connection is lost",
+    "on_reconnect": f"channels_redis: {_SERVER}, so no connection is lost",
+    "channel_layer": "channels_redis, which sets it for itself: leave it out",
+    "connection_kwargs": f"asgi_redis: {_SERVER}",
+    "services": f"asgi_redis: {_SERVER}",
+    "sentinel_refresh_interval": f"asgi_redis: {_SERVER}",
+    "stats_prefix": "asgi_redis: leave it out. Statistics are kept in the segment of the prefix",
+}
 
 
 class UnknownCapacity(Exception):
@@ -136,6 +154,34 @@ def _compiled(patterns: object) -> list[tuple[_Match, int]]:
     return found
 
 
+class LayerOptions(TypedDict, total=False):
+    """The keyword options of both constructors, for type checkers. `Options` has the same names and
+    types, and says what they mean."""
+
+    message_memory: int
+    group_memory: int
+    expiry: float
+    group_expiry: float
+    capacity: int
+    channel_capacity: Mapping[str | re.Pattern[str], int] | None
+    symmetric_encryption_keys: Iterable[str | bytes] | None
+    mode: int
+    group: str | int | None
+    max_message_size: int
+    receive_timeout: float
+    lock_timeout: float
+    spin: float
+    lock: str
+    default: Callable[[Any], Any] | str | None
+    channel_memory: int  # the old name of message_memory
+
+
+class LocalOptions(LayerOptions, total=False):
+    """The option ``local`` of layers for several machines, for type checkers."""
+
+    prefix: str
+
+
 @dataclass(frozen=True, repr=False)
 class Options:
     """The options of a layer. All processes of a prefix should give the same.
@@ -158,6 +204,8 @@ class Options:
                                                      attach; then LockTimeout
     spin                      0.0001       seconds   that a receive may spin before it sleeps
     lock                      "mutex"                or "file", the same in all processes
+    default                   None                   what converts values that cannot be sent:
+                                                     a callable or its dotted name; see below
     ========================= ============ ========= ==============================================
 
     ``message_memory`` limits what may wait in all channels together: the messages as they are
@@ -174,6 +222,13 @@ class Options:
     ``spin`` is used only in channels whose messages arrive faster than that. There it saves the
     wakeup, the slowest part of a message's way, and keeps a processor busy in between
     (`asgi_ipc.aio.spin`). 0 turns it off.
+
+    ``default`` is called with each value in a message that cannot be sent (a Decimal, a datetime, a
+    UUID, a lazy string, an int of more than 64 bits), and what it returns is sent instead:
+    ``default=str``, for example, or ``DjangoJSONEncoder().default``. In a list or dict that it
+    returns, it is called again for what cannot be sent. Anything else that it returns must be what
+    a message can hold. A TypeError that it raises becomes InvalidMessage; its other errors are
+    raised by the send. It is not called for keys. Only the processes that send need it.
     """
 
     prefix: str = "asgi"
@@ -191,6 +246,7 @@ class Options:
     lock_timeout: float = 10
     spin: float = 0.0001
     lock: str = "mutex"
+    default: Callable[[Any], Any] | str | None = None
 
     def __repr__(self) -> str:
         """With the mode in octal, and without the keys."""
@@ -207,8 +263,9 @@ class Options:
         return None
 
     @classmethod
-    def read(cls, prefix: str, given: dict[str, Any]) -> Options:
+    def read(cls, prefix: str, given: Mapping[str, Any]) -> Options:
         """The options of a layer; raises InvalidOption for one that is unknown or cannot work."""
+        given = dict(given)
         if "channel_memory" in given:
             warnings.warn(
                 "channel_memory is the old name of message_memory",
@@ -221,9 +278,10 @@ class Options:
         known = {field.name for field in fields(cls)} - {"prefix"}
         for name in given:
             if name not in known:
-                hint = " (is CONFIG still that of another layer?)" if name == "hosts" else ""
                 raise InvalidOption(
-                    f"unknown option {name!r}{hint}; the options are {', '.join(sorted(known))}"
+                    f"{name!r} is an option of {_OTHERS[name]}"
+                    if name in _OTHERS
+                    else f"unknown option {name!r}; the options are {', '.join(sorted(known))}"
                 )
         # No subclass of str: the prefix is in messages that are made under locks.
         plain = str.__str__(prefix) if issubclass(type(prefix), str) else prefix
@@ -270,6 +328,26 @@ class Options:
                 f"{type(keys).__name__}"
             )
         self.capacities()
+        self.converter()
+
+    def converter(self) -> Callable[[Any], Any] | None:
+        """``default``, imported if it is a name."""
+        found = self.default
+        if isinstance(found, str):
+            from pkgutil import resolve_name
+
+            try:
+                found = resolve_name(found)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise InvalidOption(
+                    f"default={self.default!r} cannot be imported: {error}"
+                ) from error
+        if found is not None and not callable(found):
+            raise InvalidOption(
+                "default must be a callable that takes one value, or its dotted name, not "
+                f"{self.default!r}"
+            )
+        return found
 
     def capacities(self) -> Capacities:
         """``capacity`` and ``channel_capacity``, compiled."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable
-from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import clock
 from .aio.operations import Core
@@ -26,6 +25,13 @@ from .options import Options, waiting_time
 from .segment.notes import tell
 from .statistics import Stats
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .options import LayerOptions
+
+SPECIFIC = "specific!"  # what new_channel makes without an argument
+
 
 class IPCChannelLayer(BaseChannelLayer):
     """A channel layer over shared memory, blocking, for Channels 1 and plain threads.
@@ -37,11 +43,12 @@ class IPCChannelLayer(BaseChannelLayer):
 
     _options_class = Options
 
-    def __init__(self, prefix: str = "asgi", **options: Any) -> None:
+    def __init__(self, prefix: str = "asgi", **options: Unpack[LayerOptions]) -> None:
         """Raises InvalidOption. Shared memory is attached to by the first call."""
         self._options = read = self._options_class.read(prefix, options)
         super().__init__(read.expiry, read.group_expiry, read.capacity, read.channel_capacity)
         self._core = Core(read)
+        self._loops: Core | None = None
         self._receive_timeout = read.receive_timeout
         self.prefix = prefix
         self.extensions = ["groups", "flush", "statistics", "async", "asyncio"]
@@ -64,8 +71,8 @@ class IPCChannelLayer(BaseChannelLayer):
         """Return (channel, message) from the first of `channels` that has a message (A1).
 
         If none has, return (None, None): at once, or with `block` after `timeout` seconds, by
-        default ``receive_timeout`` (A2). Name process-specific channels up to the ``!``; the full
-        name is returned. Raises InvalidName, NotOwner.
+        default ``receive_timeout`` (A2). Name process-specific channels up to the ``!``, or in full
+        if `new_channel` made the name; the full name is returned. Raises InvalidName, NotOwner.
         """
         core = self._core
         session = core.session or core.attach()
@@ -118,17 +125,28 @@ class IPCChannelLayer(BaseChannelLayer):
 
         return receive(self._for_loops, channels, self._seconds(None))
 
-    @cached_property
+    @property
     def _for_loops(self) -> Core:
-        """The core for event loops, which a busy lock must not hold up."""
-        return Core.for_loops(self._options)
+        """The core for event loops, which a busy lock must not hold up. It receives on the names
+        that `new_channel` made."""
+        notice_fork()
+        core = self._loops = self._loops or Core.for_loops(self._options)
+        core.own = self._core.own
+        return core
 
-    def new_channel(self, pattern: str) -> str:
-        """Return an unused name for `pattern`, which ends in ``?`` (A3). Raises InvalidName."""
+    def new_channel(self, pattern: str = SPECIFIC) -> str:
+        """Return an unused name for `pattern`, which ends in ``?`` (A3).
+
+        Without an argument, return the name of a new process-specific channel: only this process
+        receives on it, through this layer, and its memberships end with the process. Raises
+        InvalidName.
+        """
+        if type(pattern) is str and pattern == SPECIFIC:
+            return self._core.new_channel("specific")
         if not issubclass(type(pattern), str) or not pattern.endswith("?"):
             raise InvalidName(
                 f"new_channel takes a pattern that ends in '?', not {pattern!r}. For a name with "
-                "'!', make one up in the process that receives on it"
+                "'!', which only this process receives on, call it without an argument"
             )
         return check_channel(pattern + os.urandom(8).hex())
 
@@ -175,8 +193,8 @@ class IPCChannelLayer(BaseChannelLayer):
         shared memory, and the next call attaches again."""
         notice_fork()
         self._core.detach()
-        if "_for_loops" in vars(self):
-            self._for_loops.detach()
+        if self._loops is not None:
+            self._loops.detach()
         tell()
 
     def __repr__(self) -> str:

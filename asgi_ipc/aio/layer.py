@@ -8,9 +8,8 @@ Codes in parentheses, such as (B1), name the rules of the contracts in docs/conf
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import clock, errors
 from ..attachment.attachment import Inherited
@@ -28,6 +27,11 @@ from .operations import Core
 from .session import Session
 from .source import Source
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..options import LayerOptions
+
 Answer = TypeVar("Answer")
 
 _MISSING = object()
@@ -44,7 +48,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
 
     _options_class = Options
 
-    def __init__(self, prefix: str = "asgi", **options: Any) -> None:
+    def __init__(self, prefix: str = "asgi", **options: Unpack[LayerOptions]) -> None:
         """Raises InvalidOption. Shared memory is attached to by the first call."""
         self._options = read = self._options_class.read(prefix, options)
         super().__init__(read.expiry, read.group_expiry, read.capacity, read.channel_capacity)
@@ -71,14 +75,21 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         except LockBusy:
             await self._patiently(self._core.send, channel, message)
 
-    async def receive(self, channel: str) -> dict[str, Any]:
+    async def receive(self, channel: str, timeout: float | None = None) -> dict[str, Any]:
         """Wait for the next message of `channel` and return it (B1).
 
-        If it is cancelled it has taken nothing (B4). Raises NotOwner, an AssertionError, for a
-        process-specific channel of another layer or process; InvalidName.
+        If no message comes within `timeout` seconds, raise TimeoutError, the built-in one: before
+        Python 3.11, asyncio.TimeoutError is another class, which does not catch it. None waits for
+        ever; 0 takes only what is there.
+
+        If it is cancelled, or its time runs out, it has taken nothing (B4). Raises NotOwner, an
+        AssertionError, for a process-specific channel of another layer or process; InvalidName.
         """
+        deadline = None if timeout is None else clock.monotonic() + waiting_time(timeout)
         core = self._core
-        session = core.session or await core.attach_patiently(ASYNCIO)
+        session = core.session or await core.ride_out(ASYNCIO, deadline, core.attach)
+        if session is None:
+            raise self._nothing_came(channel, timeout)
         try:
             sources = session.exact_sources[channel]
         except (KeyError, TypeError):
@@ -91,11 +102,18 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
             except ValueError as error:
                 raise session.attachment.explain(error) from None
             if found is None:
-                found = await core.receive(session, sources, None, ASYNCIO)
-                assert found is not None  # without a deadline there is always a message
+                found = await core.receive(session, sources, deadline, ASYNCIO)
         except Inherited:
-            return await self.receive(channel)
+            left = None if deadline is None else deadline - clock.monotonic()
+            return await self.receive(channel, left)
+        if found is None:
+            raise self._nothing_came(channel, timeout)
         return found[1]
+
+    def _nothing_came(self, channel: str, timeout: float | None) -> TimeoutError:
+        return TimeoutError(
+            f"no message came on channel {channel!r} of prefix {self.prefix!r} within {timeout:g} s"
+        )
 
     def _exact(self, session: Session, channel: str) -> list[Source]:
         channel = check_channel(channel)
@@ -112,8 +130,8 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         """Return (channel, message) from the first of `channels` that has a message (A9).
 
         `timeout` is in seconds, by default ``receive_timeout``. None waits for ever. When it runs
-        out the result is (None, None). Name process-specific channels up to the ``!``; the full
-        name is returned. Raises InvalidName, NotOwner.
+        out the result is (None, None). Name process-specific channels up to the ``!``, or in full
+        if `new_channel` made the name; the full name is returned. Raises InvalidName, NotOwner.
         """
         seconds = self._options.receive_timeout if timeout is _MISSING else timeout
         deadline = None if seconds is None else clock.monotonic() + waiting_time(seconds)
@@ -121,9 +139,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel of this layer (B1)."""
-        notice_fork()
-        name = f"{prefix}{self._core.own}" + os.urandom(8).hex()
-        return check_channel(name)
+        return self._core.new_channel(prefix)
 
     # -- groups -----------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class Receiving(Base):
     # -- what a receive names ---------------------------------------------------------------------
 
     def sources(self, session: Session, channels: Iterable[str]) -> list[Source]:
-        """Look up what a receive names; process-specific channels only up to the ``!``."""
+        """Look up what a receive names; see `check_receive`."""
         known = session.sources
         if type(channels) is not list:
             channels = listed(channels)
@@ -75,12 +75,25 @@ class Receiving(Base):
                 return known[channels[0]]
             found = [known[channel][0] for channel in channels]
         except (KeyError, TypeError):
-            found = [self._source(session, check_receive(channel)) for channel in channels]
+            found = [self._named_source(session, self.check_receive(name)) for name in channels]
         if len(found) > 1:
             # Begin with another one each time: a busy channel never starves a quiet one.
             self._turn = turn = (self._turn + 1) % len(found)
             found = found[turn:] + found[:turn]
         return found
+
+    def check_receive(self, channel: object) -> str:
+        """Return the name that a receive takes, else raise InvalidName: process-specific channels
+        up to the ``!``, or in full if this layer made the name."""
+        if type(channel) is str and self.own in channel:
+            return check_channel(channel)
+        return check_receive(channel)
+
+    def _named_source(self, session: Session, channel: str) -> Source:
+        if "!" in channel and not channel.endswith("!"):
+            known = session.exact_sources.get(channel)
+            return (known or self.exact_source(session, channel))[0]
+        return self._source(session, channel)
 
     def exact_source(self, session: Session, channel: str) -> list[Source]:
         """What a receive of one full name takes from, as a list of one; looked up once."""

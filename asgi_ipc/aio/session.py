@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..attachment.attachment import Attachment, Inherited
 from ..attachment.process import attach, notice_fork, register
 from ..codec import Codec
+from ..names import check_channel
 from ..options import Options
 from ..segment.section import SectionOfThree, Waits, spread
 from ..segment.wanted import Wanted
@@ -114,7 +115,7 @@ class Base:
         self.expiry = float(options.expiry)
         self.group_expiry = float(options.group_expiry)
         self.max_message_size = options.max_message_size
-        self.codec = Codec(options.symmetric_encryption_keys)
+        self.codec = Codec(options.symmetric_encryption_keys, options.converter())
         self.encode, self.unpack = self.codec.encode, self.codec.unpack
         self.capacities = options.capacities()
         self.capacity_of = self.capacities.of
@@ -160,6 +161,11 @@ class Base:
         """Take a new name for process-specific channels: at first, and in a forked child."""
         self.client_prefix = os.urandom(8).hex()
         self.own = f".{self.client_prefix}!"
+
+    def new_channel(self, prefix: str) -> str:
+        """A new name of this layer for a process-specific channel. Raises InvalidName."""
+        notice_fork()
+        return check_channel(f"{prefix}{self.own}" + os.urandom(8).hex())
 
     def upkeep(self, session: Session, now: float) -> None:
         """Do what is due. Raises Inherited if this is a child that was forked since."""

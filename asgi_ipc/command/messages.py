@@ -38,7 +38,7 @@ def keys_of(file: TextIO | None) -> list[str] | None:
 
 
 def layer_of(
-    prefix: str, keys: TextIO | None, channel: str = "", **options: float
+    prefix: str, keys: TextIO | None, channel: str = "", **options: Any
 ) -> IPCChannelLayer:
     """A layer with the options of the live segment, and with the capacity that other senders use
     for `channel`. Raises NoSuchLayer."""

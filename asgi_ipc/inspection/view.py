@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from typing import Any
 
 from ..attachment.attachment import Attachment
 from ..attachment.process import attached_processes
@@ -103,7 +104,7 @@ class View:
         log: int = (header[at.S_MARK] - layout.log) * at.WORD
         return layout.fixed_bytes + sum(header[one.state + at.T_RESERVED] for one in tables) + log
 
-    def options(self) -> dict[str, int | str]:
+    def options(self) -> dict[str, Any]:
         """The constructor options of a layer that fits this segment."""
         header = self.header
         options = {**header.sizes._asdict(), "mode": header.mode, "lock": header.lock}

@@ -15,7 +15,7 @@ import asyncio
 import weakref
 from collections.abc import Iterable
 
-from .. import errors
+from .. import clock, errors
 from ..aio.layer import _MISSING, IPCChannelLayer
 from ..aio.session import Session
 from ..base_layer import AsyncBaseChannelLayer, Message, Received
@@ -75,6 +75,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         ):
             await self._local.send(channel, message)
             return
+        message = self._converted(message)
         fields = {"channel": channel, "message": message}
         home, own = await self._find_home(channel)
         if home and home != own:
@@ -88,16 +89,22 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
             await self._gateway.be_reachable(await attach(self._local))
             await self._gateway.send_to_reader("ask", fields)
 
-    async def receive(self, channel: str) -> Message:
+    async def receive(self, channel: str, timeout: float | None = None) -> Message:
         """Return the next message of `channel`, waiting for it (B1).
 
-        A cancelled receive takes nothing (B4). Raises InvalidName, and NotOwner, an AssertionError,
-        for a process-specific channel of another layer or process.
+        If none comes within `timeout` seconds, raise TimeoutError, the built-in one (see
+        `asgi_ipc.aio.IPCChannelLayer.receive`). A receive that is cancelled, or whose time runs
+        out, takes nothing (B4). The first receive on a channel with a ``?`` also tells the other
+        machines, for which it may need up to twice ``remote_timeout``. Raises InvalidName, and
+        NotOwner, an AssertionError, for a process-specific channel of another layer or process.
         """
         self._gateway.serve()
         if has_home(channel) and "?" in channel:
+            begun = clock.monotonic()
             await self._register_readers([channel])
-        return await self._local.receive(channel)
+            if timeout is not None:
+                timeout -= clock.monotonic() - begun
+        return await self._local.receive(channel, timeout)
 
     async def receive_async(
         self, channels: Iterable[str], timeout: float | None | object = _MISSING
@@ -132,12 +139,16 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         """Return the name of a new process-specific channel, which contains this machine (B1)."""
         session = await attach(self._local)
         name = await self._local.new_channel(f"{prefix}.m{machine_id(session)}")
+        await self._be_reachable()
+        return name
+
+    async def _be_reachable(self) -> None:
+        """Have this machine get what others send to a new name that contains it."""
         if not self._gateway.backend.named:
             # Others reach this machine as a group: make sure, once, that the relay is in it.
-            await self._gateway.be_reachable(session)
+            await self._gateway.be_reachable(await attach(self._local))
         else:
             self._gateway.serve()
-        return name
 
     # -- groups -----------------------------------------------------------------------------------
 
@@ -180,6 +191,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         Full channels are skipped. If the remote layer is away, only the members on this machine get
         the message; the loss is counted and logged.
         """
+        message = self._converted(message)
         await self._local.group_send(group, message)
         await self._gateway.send_to_group(group, message)
 
@@ -231,6 +243,13 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         if not home:
             home = home_in(await self._local.group_channels(directory_group(channel)))
         return home, own
+
+    def _converted(self, message: Message) -> Message:
+        """What both layers can send: with the option ``default``, the remote layer does not get
+        what it cannot pack."""
+        if self._local._options.default is None:
+            return message
+        return self._local._core.codec.plain(message)
 
     def _check(self, channel: str, message: Message) -> None:
         """Check a message for another machine by the rules of this one."""

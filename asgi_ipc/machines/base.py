@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..attachment.process import notice_fork
 from ..base_layer import _Common
 from ..errors import InvalidOption
-from ..options import check_seconds
+from ..options import LocalOptions, check_seconds
 
 if TYPE_CHECKING:
     from ..aio.layer import IPCChannelLayer as AsyncioLayer
@@ -21,7 +21,7 @@ class Settings(NamedTuple):
     """The options of a layer for several machines: those of its constructor, in the same order."""
 
     remote: Mapping[str, Any]
-    local: dict[str, Any]
+    local: LocalOptions
     remote_timeout: float
 
 
@@ -34,7 +34,7 @@ class LocalAndRemote(_Common):
     def __init__(
         self,
         remote: Mapping[str, Any],
-        local: Mapping[str, Any] | None = None,
+        local: LocalOptions | None = None,
         remote_timeout: float = 5,
     ) -> None:
         """`remote`: the ``CHANNEL_LAYERS`` entry of any layer for Channels 4, as plain data;
@@ -49,7 +49,8 @@ class LocalAndRemote(_Common):
                 "local must be a dict of the options of asgi_ipc.aio.IPCChannelLayer, "
                 f"not {local!r}"
             )
-        ipc = self._set_up(Settings(remote, dict(local or {}), remote_timeout))
+        given: LocalOptions = {} if local is None else {**local}
+        ipc = self._set_up(Settings(remote, given, remote_timeout))
         super().__init__(ipc.expiry, ipc.group_expiry, ipc.capacity, ipc.channel_capacity)
         self.prefix = ipc.prefix
         self.extensions = list(ipc.extensions)

@@ -17,9 +17,9 @@ from .. import clock
 from ..aio.session import CACHED
 from ..base_layer import BaseChannelLayer, Message, Received
 from ..errors import Reentered
-from ..names import check_channel, check_receive
+from ..names import check_channel
 from ..statistics import UNREAD_AFTER, Stats
-from ..sync import IPCChannelLayer
+from ..sync import SPECIFIC, IPCChannelLayer
 from .aio import LocalAndRemoteChannelLayer as AsyncioLayer
 from .base import LocalAndRemote, Settings
 from .directory import directory_group, has_home, home_in, machine_id, machine_in_name
@@ -77,10 +77,19 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
         """Do the same as `receive` with ``block=True``, as a Deferred (A9)."""
         return self._local.receive_twisted(self._register_readers(channels, wait=False))
 
-    def new_channel(self, pattern: str) -> str:
+    def new_channel(self, pattern: str = SPECIFIC) -> str:
         """Return an unused name for `pattern`, which ends in ``?`` (A3). The name contains this
-        machine, and only this machine can receive on it. Raises InvalidName."""
+        machine, and only this machine can receive on it.
+
+        Without an argument, return the name of a new process-specific channel: only this process
+        receives on it, through this layer, and its memberships end with the process. Raises
+        InvalidName.
+        """
         self._local.new_channel(pattern)
+        if pattern == SPECIFIC:
+            name = self._local._core.new_channel(f"specific.m{self._machine()}")
+            self._wait(self._asyncio._be_reachable())
+            return name
         return check_channel(f"{pattern}m{self._machine()}.{os.urandom(8).hex()}")
 
     # -- groups -----------------------------------------------------------------------------------
@@ -168,7 +177,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
             epoch = (core.session or core.attach()).epoch
             known = self._registered
             new = [
-                check_receive(name)
+                core.check_receive(name)
                 for name in marked
                 if not now <= known.get((epoch, name), 0.0) <= now + CONFIRMED
             ]

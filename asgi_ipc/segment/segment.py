@@ -159,7 +159,8 @@ class Segment:
         ForeignSegment if this process may not see that any more, and IncompatibleSegment if its
         clock is another than it was."""
         assert self._status is not None
-        if namespace("time") not in (0, self._time_namespace):
+        here = namespace("time")
+        if here and self._time_namespace and here != self._time_namespace:  # 0: not known
             raise IncompatibleSegment(
                 "this process has moved to another time namespace, where the clock is not that of "
                 f"the segment of prefix {self.paths.prefix!r}. Move before the first call, and run "

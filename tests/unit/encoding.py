@@ -88,6 +88,12 @@ def _has_uint64(values: Iterable[Any]) -> bool:
     return False
 
 
+_REMEDY = (
+    ". Convert it first, or give the layer the option default, a function that converts what "
+    "cannot be sent"
+)
+
+
 def _plain_copy(message: object) -> dict[str, Any]:
     """Copy `message` with every value as its base type, or raise InvalidMessage."""
     if not isinstance(message, dict):
@@ -104,15 +110,19 @@ def _plain(value: object, path: str, depth: int) -> Any:
         try:
             value.encode()
         except UnicodeEncodeError as error:
+            remedy = "" if path.startswith("a key of") else _REMEDY
             raise InvalidMessage(
                 f"{path} has a lone surrogate at position {error.start}, which is not valid text"
+                + remedy
             ) from None
         return value
     if value is None or kind is bool or kind is float or kind is bytes:
         return value
     if isinstance(value, int):
         if not INT_MIN <= value <= INT_MAX:
-            raise InvalidMessage(f"{path} is {int(value)}; ints must fit in signed 64 bits")
+            raise InvalidMessage(
+                f"{path} is {int(value)}; ints must fit in signed 64 bits{_REMEDY}"
+            )
         return int(value)
     if isinstance(value, float):
         return float(value)
@@ -133,8 +143,7 @@ def _plain(value: object, path: str, depth: int) -> Any:
         return [_plain(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
     raise InvalidMessage(
         f"{path} is {_named(value)}; a message can hold bytes, str, int, float, bool, None, "
-        "lists and dicts with str keys. Convert it first: str(...) makes text of a lazy string, "
-        "int(...) a number"
+        f"lists and dicts with str keys (str(...) makes text of a lazy string){_REMEDY}"
     )
 
 

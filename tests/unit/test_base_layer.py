@@ -24,7 +24,7 @@ OURS = {
 # What a layer author calls and does not have to write.
 GIVEN = {
     *("get_capacity", "non_local_name", "valid_channel_name", "valid_group_name"),
-    *("require_valid_channel_name", "require_valid_group_name"),
+    *("require_valid_channel_name", "require_valid_group_name", "messages"),
 }
 
 CAPACITIES = {"http.response!*": 20, re.compile(r"^websocket.send\!.+"): 5, "*": 7}
@@ -146,3 +146,50 @@ def test_our_layers_write_every_stub_and_inherit_the_rest(base: type[Any]) -> No
         theirs = list(inspect.signature(method).parameters)
         assert list(inspect.signature(getattr(ours, name)).parameters)[: len(theirs)] == theirs
     assert {"expiry", "group_expiry", "capacity", "channel_capacity"} <= vars(ours("x")).keys()
+
+
+def test_a_block_closes_the_layer_however_it_ends() -> None:
+    closed = []
+
+    class Closing(Smallest):
+        def close(self) -> None:
+            closed.append(self)
+
+    layer = Closing()
+    with layer as entered:
+        assert entered is layer and not closed
+    with pytest.raises(KeyError), layer:
+        raise KeyError
+    assert closed == [layer, layer]
+
+
+async def test_a_block_closes_the_asyncio_layer_however_it_ends() -> None:
+    closed = []
+
+    class Closing(AsyncBaseChannelLayer):
+        async def close(self) -> None:
+            closed.append(self)
+
+    layer = Closing()
+    async with layer as entered:
+        assert entered is layer and not closed
+    with pytest.raises(KeyError):
+        async with layer:
+            raise KeyError
+    assert closed == [layer, layer]
+
+
+def test_messages_are_what_receive_returns_one_at_a_time() -> None:
+    layer = Smallest()
+    for number in range(3):
+        layer.send("jobs", {"number": number})
+    messages = layer.messages("jobs")
+    assert [next(messages), next(messages)] == [{"number": 0}, {"number": 1}]
+    assert layer.receive(["jobs"]) == ("jobs", {"number": 2})
+
+
+def test_messages_of_a_channel_with_a_bad_name_are_refused_at_once() -> None:
+    with pytest.raises(errors.InvalidName):
+        Smallest().messages("not a name")
+    with pytest.raises(errors.InvalidName):
+        AsyncBaseChannelLayer().messages("not a name")

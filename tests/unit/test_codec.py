@@ -6,8 +6,10 @@ import collections
 import datetime
 import decimal
 import enum
+import json
 import math
 import sys
+import uuid
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -471,6 +473,124 @@ def test_many_rows_are_encoded_or_refused_as_by_a_walk_over_all_values(
     found = outcome(Codec().encode, message)
     assert found == outcome(encoding.encode, message)
     assert type(found) is (bytes if last is None else str)
+
+
+# -- the option default ---------------------------------------------------------------------------
+
+
+class Price(decimal.Decimal):
+    """A type that cannot be sent, by inheritance."""
+
+
+class Whole(int):
+    """A type that is sent as what it holds."""
+
+
+UNSENDABLE = [
+    (decimal.Decimal("1.50"), "1.50"),
+    (Price("2.5"), "2.5"),
+    (datetime.datetime(2026, 2, 1, 12, 30), "2026-02-01 12:30:00"),
+    (uuid.UUID(int=5), "00000000-0000-0000-0000-000000000005"),
+    (2**64, "18446744073709551616"),
+    (2**63, "9223372036854775808"),
+    (-(2**63) - 1, "-9223372036854775809"),
+    (bytearray(b"b"), "bytearray(b'b')"),
+]
+
+
+@pytest.mark.usefixtures("packer")
+@pytest.mark.parametrize(("value", "sent"), UNSENDABLE, ids=repr)
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda value: {"v": value},
+        lambda value: {"v": [value, 1]},
+        lambda value: {"v": (b"bytes", value)},
+        lambda value: {"v": {"w": {"x": value}}, "more": [b"b", 2**62]},
+    ],
+    ids=["flat", "list", "tuple", "dict"],
+)
+def test_default_converts_what_cannot_be_sent(
+    value: object, sent: str, around: Callable[[object], dict[str, Any]]
+) -> None:
+    codec = Codec(default=str)
+    assert codec.decode(codec.encode(around(value))) == Codec().decode(Codec().encode(around(sent)))
+
+
+def test_default_is_asked_once_for_each_value_and_for_no_other() -> None:
+    asked = []
+
+    def default(value: Any) -> str:
+        asked.append(value)
+        return "converted"
+
+    message = {"a": {1}, "b": [1, "text", b"b", None, 1.5, True, Whole(5), (2, {"c": 2**63})]}
+    codec = Codec(default=default)
+    assert codec.decode(codec.encode(message)) == {
+        "a": "converted",
+        "b": [1, "text", b"b", None, 1.5, True, 5, [2, {"c": "converted"}]],
+    }
+    assert asked == [{1}, 2**63]
+    assert codec.encode({"v": [2**40, "text"]})
+    assert len(asked) == 2
+
+
+def test_what_default_returns_is_checked_in_turn() -> None:
+    codec = Codec(default=lambda value: {"items": sorted(value)} if type(value) is set else 0)
+    assert codec.decode(codec.encode({"v": {3, 1}})) == {"v": {"items": [1, 3]}}
+    # It is called for what the list or dict holds that it returned,
+    codec = Codec(default=lambda value: [*value] if type(value) is set else str(value))
+    assert codec.decode(codec.encode({"v": {2**70}})) == {"v": [str(2**70)]}
+    # and not for what it returned itself.
+    codec = Codec(default=lambda value: value)
+    with pytest.raises(InvalidMessage, match=r"default made of message\['v'\] is a set"):
+        codec.encode({"v": {1}})
+    with pytest.raises(InvalidMessage, match=r"default made of message\['v'\] is 1844"):
+        Codec(default=lambda value: 2**64).encode({"v": {1}})
+    with pytest.raises(InvalidMessage, match="nested deeper than 200"):
+        Codec(default=lambda value: [value]).encode({"v": {1}})
+
+
+def test_a_type_error_of_default_names_the_path_and_others_pass() -> None:
+    with pytest.raises(InvalidMessage, match=r"message\['v'\]\[0\] is a set.*refused it: Object"):
+        Codec(default=json.JSONEncoder().default).encode({"v": [{1}]})
+
+    asked = []
+
+    def fails(value: Any) -> Any:
+        asked.append(value)
+        raise KeyError("no such currency")
+
+    with pytest.raises(KeyError, match="no such currency"):
+        Codec(default=fails).encode({"v": {1}})
+    assert asked == [{1}]
+
+
+def test_default_is_for_values_and_neither_for_keys_nor_for_the_message() -> None:
+    codec = Codec(default=lambda value: pytest.fail(f"called for {value!r}"))
+    with pytest.raises(InvalidMessage, match="keys must be str"):
+        codec.encode({"v": {5: 1}})
+    with pytest.raises(InvalidMessage, match="a key of message"):
+        codec.encode({"\ud800": 1})
+    with pytest.raises(InvalidMessage, match="must be a dict"):
+        codec.encode([1])  # type: ignore[arg-type]
+
+
+def test_text_that_is_not_valid_is_converted() -> None:
+    codec = Codec(default=lambda text: text.encode("utf-8", "surrogatepass"))
+    assert codec.decode(codec.encode({"v": "\ud800"})) == {"v": b"\xed\xa0\x80"}
+
+
+def test_lazy_strings_of_django_are_converted() -> None:
+    functional = pytest.importorskip("django.utils.functional")
+    codec = Codec(default=str)
+    for lazy in (functional.lazystr("text"), functional.SimpleLazyObject(lambda: "text")):
+        assert codec.decode(codec.encode({"v": lazy})) == {"v": "text"}
+
+
+def test_without_default_the_error_names_it() -> None:
+    for value in (decimal.Decimal(1), 2**64, "\ud800"):
+        assert "the option default" in refusal({"v": value})
 
 
 # -- bodies that are no message -------------------------------------------------------------------

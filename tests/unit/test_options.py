@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import decimal
+import inspect
+import pkgutil
 import re
 import types
 import warnings
@@ -164,9 +168,81 @@ def test_an_unknown_option_is_refused_and_the_known_ones_are_listed() -> None:
         read(capcity=5)
 
 
-def test_the_option_of_another_layer_gets_a_hint() -> None:
-    with pytest.raises(InvalidOption, match="another layer"):
-        read(hosts=[("localhost", 6379)])
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("hosts", "LocalAndRemoteChannelLayer"),
+        ("serializer_format", "the option default"),
+        ("random_prefix_length", "leave it out"),
+        ("on_disconnect", "no connection is lost"),
+        ("on_reconnect", "no connection is lost"),
+        ("channel_layer", "leave it out"),
+        ("connection_kwargs", "there is no server"),
+        ("services", "there is no server"),
+        ("sentinel_refresh_interval", "there is no server"),
+        ("stats_prefix", "kept in the segment"),
+    ],
+)
+def test_the_option_of_a_layer_over_redis_is_answered_with_what_to_do(
+    name: str, remedy: str
+) -> None:
+    with pytest.raises(
+        InvalidOption, match=f"(?i){name!r} is an option of .*redis.*{remedy}"
+    ) as caught:
+        read(**{name: None})
+    assert "unknown" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "channels_redis.core.RedisChannelLayer",
+        "channels_redis.pubsub.RedisPubSubChannelLayer",
+        "channels_redis.pubsub.RedisPubSubLoopLayer",
+    ],
+)
+def test_every_option_of_channels_redis_is_taken_or_answered(path: str) -> None:
+    pytest.importorskip("channels_redis", reason="lacking: channels_redis")
+    parameters = inspect.signature(pkgutil.resolve_name(path)).parameters.values()
+    names = {each.name for each in parameters if each.kind is not each.VAR_POSITIONAL}
+    ours = {field.name for field in dataclasses.fields(Options)}
+    assert names - ours - {"kwargs"} <= options._OTHERS.keys()
+
+
+# -- default --------------------------------------------------------------------------------------
+
+
+class Encoders:
+    @staticmethod
+    def encode(value: Any) -> str:
+        return str(value)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (None, None),
+        (str, str),
+        ("builtins.str", str),
+        ("decimal.Decimal.__str__", decimal.Decimal.__str__),
+        (f"{__name__}.Encoders.encode", Encoders.encode),
+        (f"{__name__}:Encoders.encode", Encoders.encode),
+    ],
+)
+def test_default_is_a_callable_or_its_name(given: Any, found: Any) -> None:
+    assert read(default=given).converter() is found
+
+
+@pytest.mark.parametrize("given", [5, {}, "math.pi", b"builtins.str"])
+def test_default_that_is_not_callable_is_refused(given: Any) -> None:
+    with pytest.raises(InvalidOption, match="default must be a callable"):
+        read(default=given)
+
+
+@pytest.mark.parametrize("given", ["", "no_such_module.f", "math.no_such_function", "not a name"])
+def test_default_that_cannot_be_imported_is_refused(given: str) -> None:
+    with pytest.raises(InvalidOption, match="default=.* cannot be imported"):
+        read(default=given)
 
 
 def test_prefix_is_no_option() -> None:
