@@ -79,8 +79,8 @@ def with_proofs(page: str, proofs: Iterable[Proof]) -> str:
     rows.update((proof.test, proof) for proof in proofs)
     made = io.StringIO()
     csv.writer(made, lineterminator="\n").writerows(rows[test] for test in sorted(rows))
-    text = OPTIONS + "".join(f"\n   {line}" for line in made.getvalue().splitlines())
-    return page[: table.start()] + text + "\n" + page[table.end() :]
+    text = OPTIONS + "".join(f"\n   {line}" for line in made.getvalue().splitlines()) + "\n"
+    return page[: table.start()] + (text if rows else table[0]) + page[table.end() :]
 
 
 def write(reports: Iterable[Any]) -> None:
