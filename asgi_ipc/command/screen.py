@@ -206,8 +206,8 @@ class Top(App[None]):
             first, *others = self._ending
             more = f" and {len(others)} more" if others else ""
             lines += (
-                f"ends in {short_span(first.expires)} unless renewed: group {first.group}{more}, "
-                f"{first.channel}",
+                f"ends in {short_span(first.expires)} unless renewed: "
+                f"{_cut(first.channel, 20)} of group {_cut(first.group, 12)}{more}",
             )
         text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
         text.highlight_words([stats.prefix, "PAUSED"], "bold")

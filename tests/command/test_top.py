@@ -88,7 +88,7 @@ def test_a_membership_that_ends_soon_is_named(live: Live, tmp_path: Path) -> Non
     IPCChannelLayer(live.prefix, group_expiry=600).group_add("room", live.mine)
     terminal = Terminal(tmp_path, live.prefix)
     try:
-        screen = terminal.wait_for("ends in (10.0|9.9)m unless renewed: group room, specific")
+        screen = terminal.wait_for(r"ends in \d+\.\dm unless renewed: specific\.\S+ of group room")
         lines = screen.splitlines()
         assert len(lines) <= HEIGHT and max(map(len, lines)) <= WIDTH
     finally:

@@ -97,4 +97,4 @@ def test_doctor_and_top_name_it(layer: IPCChannelLayer, jump: Jumps) -> None:
     top = Top(prefix, 1.0)
     top._ending = Snapshot(View(prefix)).ending(DAY)
     last = top._summary(layer.stats()).plain.splitlines()[-1]
-    assert last == "ends in 1.2h unless renewed: group room and 1 more, x!1"
+    assert last == "ends in 1.2h unless renewed: x!1 of group room and 1 more"
