@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ENDING = 0.1  # a membership is named when this share of group_expiry, or less, is left of it
 UNREAD_AFTER = 10.0  # seconds after which a pending message without a reader deserves a warning
 
 
@@ -119,6 +120,15 @@ class Group:
 
     name: str
     members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A membership of a live channel that ends soon, unless it is renewed."""
+
+    group: str
+    channel: str
+    expires: float  # seconds until it ends
 
 
 @dataclass(frozen=True)

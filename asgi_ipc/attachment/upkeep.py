@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import weakref
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from typing import Protocol, TypeVar
 
 from .. import clock
 from ..segment.section import Section
+from ..statistics import ENDING
 from ..store.groups import Groups
 from ..store.layout import (
     CLEAN,
@@ -107,6 +109,7 @@ class Upkeep:
         self, resources: Resources, groups: Groups, hubs: weakref.WeakKeyDictionary[object, Hub]
     ) -> None:
         self.check_at = 0.0
+        self.group_expiry = math.inf  # the shortest of the layers that share the attachment
         self.orphans: list[tuple[int, int]] = []  # waiter ids whose thread or loop is gone
         self._resources = resources
         self._store = resources.store
@@ -115,6 +118,7 @@ class Upkeep:
         self._departures: list[Departure] = []  # whose memberships are still to be ended
         self._expiry = 0.0  # the longest of the layers that share the attachment
         self._tidy_at = 0.0
+        self._ending_at = 0.0  # when to look for memberships that end soon
         self._counter = 0  # as it was when `_in_use` was listed
         self._in_use: list[int] = []
 
@@ -127,6 +131,7 @@ class Upkeep:
             self.free_orphans(section)
             self._expiry = max(self._expiry, expiry)
             self._expire_inboxes(now, section)
+            self._name_ending(now, section)
             # One process looks after the dead for all.
             if not now < doubles[S_BURY_AT] <= now + CHECK_EVERY:
                 doubles[S_BURY_AT] = now + CHECK_EVERY
@@ -269,6 +274,51 @@ class Upkeep:
                 self._departures.append(Departure(inbox, target, abandoned))
             else:
                 inbox.suspects.clear()  # a queue without a row has no members
+
+    # -- memberships that nobody renews -----------------------------------------------------------
+
+    def _name_ending(self, now: float, section: Section) -> None:
+        """Log which memberships of this process's channels end soon, unless they are renewed."""
+        every = max(self.group_expiry * ENDING / 2, CHECK_EVERY)
+        if every == math.inf or now < self._ending_at <= now + every:
+            return
+        self._ending_at = now + every
+        soon = self.group_expiry * ENDING
+        found: dict[tuple[str, str], None] = {}
+        for inbox in list(self._resources.inboxes.values()):
+            target = Target(inbox.queue.encode("ascii"))
+            if not section(self._owns, target):
+                continue
+            member = 0
+            while True:
+                ending, member = section(
+                    self._groups.ending, target.row, target.generation, now, now + soon, member
+                )
+                found.update(dict.fromkeys(ending))
+                if not member:
+                    break
+        if found:
+            group, channel = next(iter(found))
+            logger.warning(
+                "prefix %r, group %r: the membership of channel %r ends within %g s, a tenth of "
+                "group_expiry, unless it is renewed. Memberships of this process that do: %d. "
+                "Renew each with group_add(group, channel), best at half of group_expiry",
+                self._resources.prefix,
+                group,
+                channel,
+                soon,
+                len(found),
+            )
+
+    def _owns(self, target: Target) -> bool:
+        """Inside a section: whether this process receives on a queue that has members."""
+        store = self._store
+        row = store.find(target)
+        return (
+            row != 0
+            and store.words[row + Q_MEMBERS] > 0
+            and store.owner(row) == self._resources.process
+        )
 
     def _tell(self, departure: Departure) -> None:
         """Log what was abandoned. Not inside a section: log handlers may do anything."""

@@ -20,6 +20,7 @@ from rich.table import Table
 from .. import errors
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
+from ..options import Options
 from ..segment.paths import prefixes
 from ..segment.refusals import reason
 from ..statistics import Channel
@@ -102,6 +103,14 @@ prefix_option = click.option(
     help="The prefix of the layer, as its processes give it.",
     is_eager=True,  # so that names of channels can be completed
     shell_complete=_complete_prefix,
+)
+group_expiry_option = click.option(
+    "--group-expiry",
+    type=click.FloatRange(min=0, min_open=True),
+    default=Options.group_expiry,
+    show_default=True,
+    metavar="SECONDS",
+    help="The option group_expiry of the layer, a tenth of which is soon for a membership to end.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 interval_option = click.option(

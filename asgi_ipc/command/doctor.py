@@ -8,7 +8,7 @@ import click
 
 from ..inspection.diagnosis import diagnose
 from ..inspection.surroundings import OK, PROBLEM, WARNING
-from .common import json_option, print_json
+from .common import group_expiry_option, json_option, print_json
 from .exits import NOT_WELL
 
 _MARKS = {OK: "ok      ", WARNING: "warning ", PROBLEM: "PROBLEM "}
@@ -22,16 +22,18 @@ _MARKS = {OK: "ok      ", WARNING: "warning ", PROBLEM: "PROBLEM "}
     metavar="PREFIX",
     help="Check only this layer instead of all.",
 )
+@group_expiry_option
 @json_option
-def doctor(prefix: str | None, as_json: bool) -> None:
+def doctor(prefix: str | None, group_expiry: float, as_json: bool) -> None:
     """Find what is wrong or could go wrong here, and how to fix it.
 
     Checks the size and permissions of /dev/shm, systemd's RemoveIPC, the limits of containers and
     processes, leftovers, and each layer: versions, namespaces, the holder of the lock, invariants,
-    full and unread channels. Run it as the user of the layer or as root, who sees more of the
-    processes. Exit status 1: there is a problem; warnings do not count.
+    full and unread channels, and memberships that end soon because nobody renews them. Run it as
+    the user of the layer or as root, who sees more of the processes. Exit status 1: there is a
+    problem; warnings do not count.
     """
-    found = diagnose(prefix)
+    found = diagnose(prefix, group_expiry)
     if as_json:
         print_json(found)
     else:

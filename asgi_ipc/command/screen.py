@@ -14,13 +14,15 @@ from textual.widgets import DataTable, Footer, Input, Static
 from ..errors import IPCError
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
-from ..statistics import Channel, Stats, size
+from ..options import Options
+from ..statistics import Channel, Ending, Stats, size
 from .common import pending, rate, selected, short_span, span
 
 Cell = Union[str, Text]
 
 _MOST = 500  # rows of a table
 _BAR = 10  # columns
+_LOOK_EVERY = 10.0  # seconds between two looks at all memberships
 _NEARLY = 0.8  # fill from which a channel is yellow
 
 # The orders of the channels: the name that is shown, and the sort key.
@@ -52,7 +54,9 @@ class Top(App[None]):
         Binding("p", "pause", "Pause"),
     ]
 
-    def __init__(self, prefix: str, interval: float) -> None:
+    def __init__(
+        self, prefix: str, interval: float, group_expiry: float = Options.group_expiry
+    ) -> None:
         super().__init__()
         self.title = "asgi-ipc top"
         self.prefix = prefix
@@ -65,6 +69,9 @@ class Top(App[None]):
         self._before: Snapshot | None = None  # where the shown rates start
         self._now: Snapshot | None = None
         self._problem = ""
+        self._group_expiry = group_expiry
+        self._ending: list[Ending] = []  # memberships, as of the last look
+        self._looked = -_LOOK_EVERY
 
     def compose(self) -> ComposeResult:
         yield Static(id="summary")
@@ -123,9 +130,13 @@ class Top(App[None]):
         try:
             self._view = self._view or View(self.prefix)
             snapshot = Snapshot(self._view)
+            if not self._looked <= snapshot.now < self._looked + _LOOK_EVERY:
+                self._ending = snapshot.ending(self._group_expiry)
+                self._looked = snapshot.now
         except (IPCError, OSError) as error:
             self._view = self._before = self._now = None
             self._problem = str(error)
+            self._looked = -_LOOK_EVERY
         else:
             self._problem = ""
             self._before, self._now = self._now, snapshot
@@ -144,6 +155,7 @@ class Top(App[None]):
             return
         before = self._before
         stats = self._now.stats(None if before is None else before.totals())
+        summary.styles.height = 5 if self._ending else 4
         summary.update(self._summary(stats))
         found = self._now.channels(before)
         wanted = self.pattern if set(self.pattern) & set("*?[") else f"*{self.pattern}*"
@@ -179,7 +191,7 @@ class Top(App[None]):
             state.append(f"filter {self.pattern!r}")
         if self.paused:
             state.append("PAUSED")
-        lines = (
+        lines: tuple[str, ...] = (
             f"prefix {stats.prefix}   {', '.join(state)}",
             f"pending {stats.pending}, oldest {span(stats.oldest)}   in {rate(rates.sent)}/s   "
             f"out {rate(rates.left)}/s   refused {rate(rates.refused)}/s",
@@ -190,6 +202,13 @@ class Top(App[None]):
             + (f"   abandoned {stats.abandoned}" if stats.abandoned else "")
             + f"   lock waits {stats.lock.waits}   processes {stats.processes}",
         )
+        if self._ending:
+            first, *others = self._ending
+            more = f" and {len(others)} more" if others else ""
+            lines += (
+                f"ends in {short_span(first.expires)} unless renewed: "
+                f"{_cut(first.channel, 20)} of group {_cut(first.group, 12)}{more}",
+            )
         text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
         text.highlight_words([stats.prefix, "PAUSED"], "bold")
         return text

@@ -7,7 +7,7 @@ import sys
 import click
 
 from ..inspection.view import View
-from .common import fail, prefix_option
+from .common import fail, group_expiry_option, prefix_option
 from .exits import UNUSABLE, WRONG_USAGE
 
 
@@ -21,8 +21,10 @@ from .exits import UNUSABLE, WRONG_USAGE
     metavar="SECONDS",
     help="Refresh this often.",
 )
-def top(prefix: str, interval: float) -> None:
-    """Watch a layer on a live screen: its busiest channels, and its processes.
+@group_expiry_option
+def top(prefix: str, interval: float, group_expiry: float) -> None:
+    """Watch a layer on a live screen: its busiest channels, its processes, and memberships that end
+    soon because nobody renews them.
 
     Keys: s sorts by the next figure (rate, fill, oldest, refused, name), / filters the channels,
     Escape removes the filter, p pauses, q quits. NO_COLOR=1 turns colour off.
@@ -37,4 +39,4 @@ def top(prefix: str, interval: float) -> None:
             raise
         fail("top needs textual, which is not installed: pip install 'asgi_ipc[cli]'", UNUSABLE)
     View(prefix)  # if it fails, its error lists the layers that exist
-    Top(prefix, interval).run()
+    Top(prefix, interval, group_expiry).run()

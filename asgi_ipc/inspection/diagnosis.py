@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 from ..errors import IncompatibleSegment, IPCError, LockLost, LockTimeout, NoSuchLayer
+from ..options import Options
 from ..segment.cgroup import full_cgroup
 from ..segment.opening import open_existing
 from ..segment.paths import SHM, Paths, full_prefix, prefixes
@@ -21,27 +22,29 @@ from .snapshot import Snapshot
 from .surroundings import OK, PROBLEM, WARNING, Finding, as_owner, machine_findings
 from .view import View, attached_to
 
+_NAMED = 5  # things of one kind that a finding names
 _MUCH = 0.9  # share of a limit above which a warning is due
 _LOOKS, _BETWEEN = 6, 0.05  # looks at who holds the lock, and seconds between them
 _PATIENCE = 2.0  # seconds to wait for the lock
 
 
-def diagnose(only: str | None = None) -> list[Finding]:
-    """The findings for this machine and all its layers, or only one. Raises NoSuchLayer."""
+def diagnose(only: str | None = None, group_expiry: float = Options.group_expiry) -> list[Finding]:
+    """The findings for this machine and all its layers, or only one. `group_expiry`: the option of
+    the layers, in seconds, which their segments do not hold. Raises NoSuchLayer."""
     if only is not None:
         open_existing(Paths(full_prefix(only)))
     wanted = prefixes() if only is None else [only]
     found = list(machine_findings({_owner(prefix) for prefix in wanted} | {os.geteuid()}))
     for prefix in wanted:
         with contextlib.suppress(NoSuchLayer):  # it was removed meanwhile
-            found += _layer(prefix)
+            found += _layer(prefix, group_expiry)
     return found
 
 
 # -- one layer ------------------------------------------------------------------------------------
 
 
-def _layer(prefix: str) -> Iterator[Finding]:
+def _layer(prefix: str, group_expiry: float = Options.group_expiry) -> Iterator[Finding]:
     attached = attached_to(Paths(full_prefix(prefix)))
     destroy = as_owner(f"asgi-ipc destroy --prefix {prefix}", _owner(prefix))
     try:
@@ -87,6 +90,21 @@ def _layer(prefix: str) -> Iterator[Finding]:
             "memberships",
             f"{abandoned} abandoned: for ten times expiry nothing was received on their channels",
             "call group_discard when a consumer ends; if handlers take so long, raise expiry",
+        )
+    ending = snapshot.ending(group_expiry)
+    if ending:
+        named = ", ".join(
+            f"{one.channel} of group {one.group} in {one.expires:.0f} s" for one in ending[:_NAMED]
+        )
+        more = f" and {len(ending) - _NAMED} more" if len(ending) > _NAMED else ""
+        yield Finding(
+            WARNING,
+            prefix,
+            "memberships",
+            f"within a tenth of group_expiry (of {group_expiry:g} s, unless more is left of one) "
+            f"these end: {named}{more}",
+            "renew each with group_add(group, channel), best at half of group_expiry; if the layer "
+            "has another group_expiry, say so with --group-expiry",
         )
 
 
@@ -270,6 +288,6 @@ def _owner(prefix: str) -> int:
         return os.geteuid()
 
 
-def _named(channels: list[Channel], most: int = 5) -> str:
+def _named(channels: list[Channel], most: int = _NAMED) -> str:
     names = ", ".join(channel.name for channel in channels[:most])
     return names + (f" and {len(channels) - most} more" if len(channels) > most else "")

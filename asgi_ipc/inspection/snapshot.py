@@ -13,9 +13,21 @@ from typing import NamedTuple
 
 from .. import clock
 from ..errors import SegmentVanished
+from ..names import split
 from ..segment.lock import machine, mutex_holder
 from ..segment.procfs import command_line, flock_holder, is_stopped, process_of
-from ..statistics import Channel, Group, Lock, Member, Memory, Process, Rates, Stats
+from ..statistics import (
+    ENDING,
+    Channel,
+    Ending,
+    Group,
+    Lock,
+    Member,
+    Memory,
+    Process,
+    Rates,
+    Stats,
+)
 from ..store import layout as at
 from ..store.front import Front, read_front
 from .view import View, name_in
@@ -208,6 +220,25 @@ class Snapshot:
             for name, found in sorted(members.items())
             if found
         ]
+
+    def ending(self, group_expiry: float) -> list[Ending]:
+        """The memberships of live channels that end within a tenth of `group_expiry`, in seconds,
+        unless they are renewed; first those that end first.
+
+        The segment does not hold the option `group_expiry` of its layers. No membership can have
+        more left than that: if one has more than is given here, that counts instead.
+        """
+        live = {channel.name for channel in self.channels() if channel.owner or channel.waiting}
+        found = [
+            Ending(group.name, member.channel, member.expires)
+            for group in self.groups()
+            for member in group.members
+        ]
+        soon = max([group_expiry, *(each.expires for each in found)]) * ENDING
+        return sorted(
+            (each for each in found if each.expires < soon and split(each.channel)[0] in live),
+            key=lambda each: (each.expires, each.group, each.channel),
+        )
 
     # -- processes --------------------------------------------------------------------------------
 

@@ -113,6 +113,34 @@ class Groups:
             member = following
         return member
 
+    def ending(
+        self, queue: int, generation: int, now: float, before: float, member: int
+    ) -> tuple[list[tuple[str, str]], int]:
+        """Find memberships of the channels of one queue that end between `now` and `before`, among
+        a bounded number for each call.
+
+        Returns them as (group, channel), and what `member` is in the next call, 0 if there is none.
+        In the first call it is 0.
+        """
+        store, words = self.store, self.store.words
+        found: list[tuple[str, str]] = []
+        if words[queue + at.R_GENERATION] != generation:
+            return found, 0
+        if member:
+            store.members.checked(member)
+            if not words[member + at.R_GENERATION] or words[member + at.M_QUEUE] != queue:
+                return found, 0  # it has left meanwhile: the next look finds the others
+        member = member or words[queue + at.Q_FIRST_MEMBER]
+        for _ in range(_AT_ONCE):
+            if not member:
+                break
+            if now < store.doubles[store.members.checked(member) + at.M_EXPIRES] < before:
+                group = store.groups.checked(words[member + at.M_GROUP])
+                names = store.groups.name(group), store.members.name(member)
+                found.append((names[0].decode("ascii", "replace"), names[1].decode("ascii")))
+            member = words[member + at.M_QUEUE_NEXT]
+        return found, member
+
     def channels(self, group: bytes, now: float) -> list[str]:
         """Return the full names of the living members, oldest first."""
         row = self.store.groups.find(group)

@@ -84,6 +84,17 @@ def channels_on(screen: str) -> list[str]:
     return [line.split()[0] for line in lines[first + 1 : last] if line.strip()]
 
 
+def test_a_membership_that_ends_soon_is_named(live: Live, tmp_path: Path) -> None:
+    IPCChannelLayer(live.prefix, group_expiry=600).group_add("room", live.mine)
+    terminal = Terminal(tmp_path, live.prefix)
+    try:
+        screen = terminal.wait_for(r"ends in \d+\.\dm unless renewed: specific\.\S+ of group room")
+        lines = screen.splitlines()
+        assert len(lines) <= HEIGHT and max(map(len, lines)) <= WIDTH
+    finally:
+        terminal.close()
+
+
 def test_the_screen_shows_the_layer(terminal: Terminal, live: Live) -> None:
     terminal.wait_for("alive")
     screen = terminal.wait_for("q Quit")

@@ -371,3 +371,66 @@ def test_an_inbox_is_emptied_after_a_flush(world: World) -> None:
     world.run_everything(NOW)
     assert not inbox and inbox.is_fresh()
     assert world.store.words[S_DROPS + EXPIRED] == 0
+
+
+# -- memberships that nobody renews ---------------------------------------------------------------
+
+DAY = 86400.0
+
+
+def received_on(world: World, queue: str, *locals_: str) -> None:
+    """This process receives on `queue`, and its channels join a group for a day."""
+    row = owned(world.store, queue, world.resources.process)
+    assert row
+    world.resources.inboxes[queue] = Inbox(queue, world.store)
+    for local in locals_:
+        world.groups.add(b"room", f"{queue}{local}".encode(), NOW, NOW + DAY)
+
+
+def lines_at(world: World, caplog: pytest.LogCaptureFixture, now: float) -> list[str]:
+    caplog.clear()
+    world.run_everything(now)
+    return [line for line in caplog.messages if "unless it is renewed" in line]
+
+
+def test_a_membership_in_its_last_tenth_is_logged(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.upkeep.group_expiry = DAY
+    received_on(world, "x!", "a", "b")
+    assert lines_at(world, caplog, NOW) == []
+    assert lines_at(world, caplog, NOW + 0.89 * DAY) == []
+    (line,) = lines_at(world, caplog, NOW + 0.95 * DAY)
+    assert "group 'room'" in line and "within 8640 s" in line and "do: 2." in line
+    assert "'x!a'" in line or "'x!b'" in line
+    assert lines_at(world, caplog, NOW + 0.96 * DAY) == []  # not with each check
+
+
+def test_a_membership_that_is_renewed_is_not_logged(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.upkeep.group_expiry = DAY
+    received_on(world, "x!", "a")
+    world.groups.add(b"room", b"x!a", NOW + DAY / 2, NOW + 1.5 * DAY)
+    for tenth in range(1, 14):
+        assert lines_at(world, caplog, NOW + tenth * DAY / 10) == []
+    assert len(lines_at(world, caplog, NOW + 1.45 * DAY)) == 1
+
+
+def test_channels_of_other_processes_are_theirs_to_log(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.upkeep.group_expiry = DAY
+    received_on(world, "x!", "a")
+    other, _ = world.attach(1)
+    world.store.leave(world.resources.process, NOW)
+    assert world.store.own(world.store.queues.find(b"x!"), other.process) == 0
+    assert lines_at(world, caplog, NOW + 0.95 * DAY) == []
+
+
+def test_many_memberships_are_one_line(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.upkeep.group_expiry = DAY
+    received_on(world, "x!", *map(str, range(600)))
+    received_on(world, "y!", "a")
+    (line,) = lines_at(world, caplog, NOW + 0.95 * DAY)
+    assert "do: 601." in line

@@ -236,6 +236,56 @@ def test_without_a_row_for_its_queue_a_join_is_refused_and_changes_nothing() -> 
     assert_whole(groups.store)
 
 
+# -- memberships that end soon --------------------------------------------------------------------
+
+
+def ending(groups: Groups, queue: str, before: float) -> list[tuple[str, str]]:
+    """All that end between NOW and `before`, however many calls that takes."""
+    row = groups.store.queues.find(queue.encode())
+    generation = groups.store.words[row + R_GENERATION]
+    found, member = groups.ending(row, generation, NOW, before, 0)
+    while member:
+        more, member = groups.ending(row, generation, NOW, before, member)
+        found += more
+    return found
+
+
+def test_those_of_a_queue_that_end_in_time_are_found() -> None:
+    groups = make_groups()
+    join(groups, "g", "x!soon", "y!soon", expires=SOON)
+    join(groups, "h", "x!soon", expires=SOON)
+    join(groups, "g", "x!later")
+    assert ending(groups, "x!", SOON) == []
+    assert sorted(ending(groups, "x!", SOON + 1)) == [("g", "x!soon"), ("h", "x!soon")]
+    join(groups, "g", "x!soon")  # renewed
+    assert ending(groups, "x!", SOON + 1) == [("h", "x!soon")]
+    groups.add(b"h", b"x!soon", NOW - 60, NOW)  # over
+    assert ending(groups, "x!", SOON + 1) == []
+    assert_whole(groups.store)
+
+
+def test_those_that_end_in_time_are_found_a_bounded_number_for_each_call() -> None:
+    groups = make_groups(group_memory=256 * KIB)
+    names = [f"x!{number}" for number in range(1000)]
+    join(groups, "g", *names, expires=SOON)
+    row = groups.store.queues.find(b"x!")
+    generation = groups.store.words[row + R_GENERATION]
+    some, member = groups.ending(row, generation, NOW, FOREVER, 0)
+    assert 0 < len(some) < 1000 and member
+    assert sorted(ending(groups, "x!", FOREVER)) == sorted(("g", name) for name in names)
+
+
+def test_the_search_ends_where_its_queue_or_its_place_is_gone() -> None:
+    groups = make_groups(group_memory=256 * KIB)
+    join(groups, "g", *[f"x!{number}" for number in range(600)], expires=SOON)
+    row = groups.store.queues.find(b"x!")
+    generation = groups.store.words[row + R_GENERATION]
+    assert groups.ending(row, generation + 1, NOW, FOREVER, 0) == ([], 0)
+    _, member = groups.ending(row, generation, NOW, FOREVER, 0)
+    groups.discard(b"g", groups.store.members.name(member))
+    assert groups.ending(row, generation, NOW, FOREVER, member) == ([], 0)
+
+
 # -- ghosts ---------------------------------------------------------------------------------------
 
 
