@@ -119,7 +119,7 @@ def test_neither_replaces_the_segment_of_the_other(
     first, second = layers
     second.close()
     gc.collect()
-    again = other.IPCChannelLayer(prefix, message_memory=1 << 20)
+    again = other.IPCChannelLayer(prefix, message_memory=8 << 20)
     again.send("c", MESSAGE)
     segments = [layer._core.attach().attachment.segment for layer in (first, again)]
     assert segments[0].nonce == segments[1].nonce
