@@ -19,10 +19,10 @@ from typing import Any, Protocol, TypeVar
 
 from .. import clock
 from ..errors import IncompatibleSegment, Reentered
+from ..segment import notes
 from ..segment.files import Members
 from ..segment.identity import wiped_word
 from ..segment.notes import note, tell
-from ..segment.notes import waiting as untold
 from ..segment.opening import attach as attach_segment
 from ..segment.paths import Paths, full_prefix
 from ..segment.section import Waits
@@ -324,7 +324,7 @@ def _after_fork_in_child() -> None:
     _attachments.clear()
     _kept.clear()
     _gone.clear()
-    untold.clear()
+    notes.forget()
     for user in listed(_users):
         user.forked()
     # Another copy of this package closes its own descriptors, when it notices.

@@ -407,11 +407,16 @@ class Members:
 
     def close(self) -> None:
         self._users -= 1
-        if self._users or self._open.get(self._key) is not self:
-            return
-        if self._mark(fcntl.F_RDLCK, 0, MAX_PROCESSES):
-            del self._open[self._key]
-            os.close(self._fd)
+        self._close_unused()
+
+    @classmethod
+    def _close_unused(cls) -> None:
+        """Close what this copy does not use any more, and no other copy has a claim in; that may
+        have had one when the last user here left."""
+        for key, members in list(cls._open.items()):
+            if not members._users and members._mark(fcntl.F_RDLCK, 0, MAX_PROCESSES):
+                del cls._open[key]
+                os.close(members._fd)
 
     @classmethod
     def forget_all(cls) -> bool:

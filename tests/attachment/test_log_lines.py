@@ -286,6 +286,33 @@ def test_a_handler_may_send_by_the_same_layer(case: Any, handle: Any, make: Make
     assert len(contents(make.look()).messages[b"from.handler"]) == 1
 
 
+class Sender(logging.Handler):
+    """Sends each line by the same layer, and by another one that it makes."""
+
+    def __init__(self, layer: Any, make: Callable[[], Any]) -> None:
+        super().__init__()
+        self.layer, self.make, self.lines = layer, make, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines += 1
+        self.layer.send("lines", {})
+        self.make().send("lines", {})
+
+
+def test_a_handler_whose_own_calls_warn_comes_to_an_end(make: Make) -> None:
+    """The layers have other sizes than the segment, and each is warned of that when it attaches."""
+    make().send("c", {})
+    layer = make(message_memory=512 * KIB)
+    handler = Sender(layer, lambda: make(message_memory=512 * KIB))
+    logger.addHandler(handler)
+    try:
+        layer.send("c", {})
+    finally:
+        logger.removeHandler(handler)
+    assert handler.lines == 1
+    assert layer.channel_statistics("lines")["messages_pending"] == 2
+
+
 def test_a_handler_that_blocks_holds_up_no_other_process(
     case: Any, handle: Any, make: Make
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import asgi_ipc
+from asgi_ipc import segment
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.segment.files import Members
 from asgi_ipc.segment.paths import Paths
@@ -156,6 +157,19 @@ def test_one_stays_alive_to_others_when_the_other_closes_the_file(
         layer.close()
     gc.collect()
     assert seen_from_outside(prefix) == 0
+
+
+def test_what_one_left_open_for_the_other_it_closes_later(
+    layers: tuple[Any, Any], prefix: str
+) -> None:
+    for layer in layers:
+        layer.close()  # where the other has a claim, the file stays open
+        gc.collect()
+    assert segment.destroy(prefix)
+    layers[0].send("c", MESSAGE)  # which opens another file
+    layers[0].close()
+    gc.collect()
+    assert descriptors(prefix) == []
 
 
 def test_one_works_while_the_other_comes_and_goes(layers: tuple[Any, Any], prefix: str) -> None:
