@@ -11,6 +11,8 @@ from pathlib import Path
 import nox
 
 PYTHONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14", "3.15"]
+# Without the GIL. Few of the packages that other tests use have wheels for these.
+FREE_THREADED = ["3.13t", "3.14t"]
 # For the newest, not all that the tests use has wheels yet. What has them:
 NEWEST = {
     "3.15": [
@@ -27,6 +29,10 @@ TESTS = [
     *("tests/unit", "tests/segment", "tests/attachment", "tests/layers", "tests/conformance"),
     *("tests/documentation/test_readme.py", "tests/clients/test_channels4_site.py"),
     *("tests/clients/test_plain_asyncio.py", "tests/clients/test_uvloop.py"),
+]
+THREADED = [
+    *("tests/unit/attachment", "tests/unit/aio", "tests/attachment", "tests/segment"),
+    "tests/reliability/test_free_threads.py",
 ]
 
 nox.options.default_venv_backend = "venv"
@@ -54,3 +60,13 @@ def tests(session: nox.Session) -> None:
         wanted = ["--editable", ".[test]"]
     session.install("--quiet", *wanted, *django)
     session.run("python", "-m", "pytest", *(session.posargs or TESTS))
+
+
+@nox.session(python=FREE_THREADED)
+def free_threads(session: nox.Session) -> None:
+    """Run what threads of one process do to each other, with the GIL off whatever is imported."""
+    # posix_ipc, which has no wheel for these, is not needed on Linux.
+    session.install("--quiet", "msgpack", "pytest", "pytest-asyncio", "hypothesis")
+    session.install("--quiet", "--no-deps", "--editable", ".")
+    environment = {"PYTHON_GIL": "0"}
+    session.run("python", "-m", "pytest", *(session.posargs or THREADED), env=environment)

@@ -127,6 +127,7 @@ setup(
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
         "Programming Language :: Python :: 3.14",
+        "Programming Language :: Python :: Free Threading :: 2 - Beta",
         "Programming Language :: Python :: Implementation :: CPython",
         "Programming Language :: Python :: 3.15",
         "Topic :: Internet :: WWW/HTTP",

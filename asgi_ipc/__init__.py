@@ -12,8 +12,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if sys.implementation.name != "cpython":
-    # The lock is taken without letting go of the GIL (ctypes.PyDLL), and an attachment is released
-    # when nothing refers to it any more: neither is so elsewhere.
+    # The lock is taken without letting go of the interpreter (ctypes.PyDLL), and an attachment is
+    # released when nothing refers to it any more: neither is so elsewhere.
     raise ImportError(
         f"asgi_ipc runs on CPython only, and this is {sys.implementation.name}: run the processes "
         "that use it on CPython"

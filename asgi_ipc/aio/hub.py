@@ -45,17 +45,17 @@ class Timer(Protocol):
 class Sleep:
     """One receive that sleeps: a future of its loop, which any thread may wake."""
 
-    __slots__ = ("_hub", "future")
+    __slots__ = ("future", "hub")
 
     def __init__(self, hub: Hub, future: Any) -> None:
-        self._hub = hub
+        self.hub = hub
         self.future = future
 
     def wake(self) -> None:
-        self._hub.resolve(self.future, None)
+        self.hub.resolve(self.future, None)
 
     def gone(self) -> bool:
-        return self._hub.closed()
+        return self.hub.closed()
 
 
 class Hub(Waiter):
@@ -303,8 +303,10 @@ class Hub(Waiter):
         sleeps = {sleep for sleeping in self._sleeping.values() for sleep in sleeping}
         for _, source in self._drains.values():
             assert source.inbox is not None
-            for receives in list(source.inbox.waiting.values()):
-                sleeps.update(receive for receive in receives if isinstance(receive, Sleep))
+            for receives in source.inbox.waiting.copy().values():
+                for receive in receives.copy():
+                    if isinstance(receive, Sleep) and receive.hub is self:  # not another loop's
+                        sleeps.add(receive)
         for sleep in sleeps:
             self.resolve(sleep.future, None if error is None else type(error)(*error.args))
 

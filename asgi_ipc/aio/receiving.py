@@ -132,7 +132,7 @@ class Receiving(Base):
         """
         notice_fork()
         if session.attachment.broken is not None:
-            raise session.attachment.broken
+            raise session.attachment.why_broken()
         try:
             waiter = way.waiter(session)
         except LockTimeout:

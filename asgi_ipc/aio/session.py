@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..attachment.attachment import Attachment, Inherited
 from ..attachment.process import attach, notice_fork, register
@@ -35,9 +35,10 @@ NAMES = 131_072
 
 
 class Session:
-    """What a layer knows while it is attached. Detaching drops all of it in one step, so that
+    """What a layer knows while it is attached. Detaching drops all of it by one assignment, so that
     nothing of one attachment is ever used with another. A call in progress keeps the session that
-    it began with."""
+    it began with. Two threads that attach at once each make one, for the same attachment: the layer
+    keeps that of the second, and the first call ends with its own."""
 
     __slots__ = (
         "attachment",
@@ -78,7 +79,8 @@ class Session:
         self.sources: dict[str, list[Source]] = {}
         self.exact_sources: dict[str, list[Source]] = {}
         # The made-up names in each of these dicts (by its id), oldest first.
-        self.passing: defaultdict[int, deque[str]] = defaultdict(deque)
+        known: tuple[dict[str, Any], ...] = self.targets, self.sources, self.exact_sources
+        self.passing: dict[int, deque[str]] = {id(each): deque() for each in known}
         self.planner = Planner(attachment.groups, capacity)
         self.fanouts: dict[bytes, Fanout] = {}  # of broadcasts, by group
         self.loop_waiter: AsyncioHub | None = None  # that of the loop that last received
@@ -151,6 +153,8 @@ class Base:
             limit = attachment.segment.layout.max_message_size
             self.max_message_size = min(self.options.max_message_size, limit)
             self.session = found
+            if attachment.detached:  # meanwhile, by another thread: the next call attaches again
+                self.session = None
         return found
 
     def detach(self, attachment: Attachment | None = None) -> None:

@@ -1,7 +1,7 @@
 """How a thread waits: asleep in the kernel, in `poll` on its doorbell. Knows no event loop.
 
 Nothing here suspends: the coroutine of a receive that is handed this way of waiting runs to its end
-in one step (`finished`).
+at one go (`finished`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .. import clock
 from ..attachment.process import notice_fork
 from ..errors import LockTimeout
 from ..segment.doorbell import ALL
+from ..segment.lock import has_gil
 from .session import Session
 from .source import Source
 from .spin import may_spin, spinning
@@ -70,11 +71,11 @@ class ThreadWaiter(Waiter):
         return False
 
     def begin(self, session: Session, sources: list[Source], spin: float) -> bool:
-        """Reads old rings first. A thread does not spin beside others, which would wait for it to
-        let go of the interpreter."""
+        """Reads old rings first. Where there is a GIL, a thread does not spin beside others, which
+        would wait for it."""
         if self.rung:
             self.answer(session, sources)
-        return spin > 0 and may_spin(sources, _sees) and not other_threads()
+        return spin > 0 and may_spin(sources, _sees) and not (other_threads() and has_gil())
 
     async def spin(self, sources: list[Source], seconds: float, deadline: float | None) -> None:
         for _ in spinning(sources, _sees, seconds, deadline):

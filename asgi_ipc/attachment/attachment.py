@@ -11,7 +11,6 @@ import contextlib
 import errno
 import logging
 import threading
-import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -36,6 +35,7 @@ from ..store.layout import FLUSHING, MAX_WAITERS, P_PID, S_DIRTY
 from .inbox import Inbox
 from .resources import Resources
 from .upkeep import Hub, Upkeep
+from .weak import WeakKeys
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -69,6 +69,7 @@ class Attachment:
         self._on_vanished = on_vanished
         self._warned = False
         self.broken: IPCError | None = None  # why it must not be used any more
+        self.detached = False  # whether layers have been told to attach anew
         # Holds `due`. In a child that was forked in C it reads 0, so that upkeep is due, which
         # notices the fork before anything of the parent is used.
         self.due_word = wiped_word()
@@ -80,8 +81,8 @@ class Attachment:
         self.inboxes = resources.inboxes
         self.groups = Groups(self.store)
         self.local = threading.local()  # the waiter of each blocking thread
-        self.hubs: weakref.WeakKeyDictionary[object, Hub] = weakref.WeakKeyDictionary()
-        self.bells: weakref.WeakSet[Doorbell] = weakref.WeakSet()
+        self.hubs: WeakKeys[object, Hub] = WeakKeys()  # by event loop
+        self.bells: WeakKeys[Doorbell, None] = WeakKeys()
         self.upkeep = Upkeep(resources, self.groups, self.hubs)
         # For the finalizers of waiters, which must not keep this object alive.
         self.give_back = partial(_give_back, self._ringer, self.upkeep.orphans)
@@ -129,7 +130,7 @@ class Attachment:
 
     def disown(self) -> None:
         """In a forked child: let go of what is the parent's, and let nobody use it."""
-        for bell in list(self.bells):
+        for bell in self.bells.keys():
             bell.forget()
         self._resources.disown()
         self.broken = Inherited(
@@ -144,7 +145,12 @@ class Attachment:
 
     def explain(self, error: Exception) -> Exception:
         """Return what to raise for `error`: at exit another thread may have released the memory."""
-        return error if self.broken is None else self.broken
+        return error if self.broken is None else self.why_broken()
+
+    def why_broken(self) -> IPCError:
+        """`broken` as an exception of its own: several threads must not raise the same."""
+        assert self.broken is not None
+        return type(self.broken)(*self.broken.args)
 
     # -- wakeups ----------------------------------------------------------------------------------
 
@@ -191,7 +197,7 @@ class Attachment:
         waiter_id, generation = taken
         try:
             bell = self.segment.new_bell(waiter_id, generation)
-            self.bells.add(bell)
+            self.bells[bell] = None
             section(self.store.publish_waiter, waiter_id, generation)
         except BaseException as error:
             with contextlib.suppress(LockTimeout):
@@ -251,7 +257,7 @@ class Attachment:
         """Whether a layer that attaches now can use it."""
         try:
             self.segment.check_length()
-            return self.broken is None and not self.segment.vanished()
+            return self.broken is None and not self.detached and not self.segment.vanished()
         except (CorruptHeader, ForeignSegment, IncompatibleSegment):
             return False
 
@@ -272,7 +278,7 @@ class Attachment:
             self.broken = error
         if self.broken is not None:
             self._on_vanished(self)
-            raise self.broken
+            raise self.why_broken()
 
 
 def _give_back(

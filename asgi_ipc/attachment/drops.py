@@ -47,7 +47,7 @@ class DropLog:
 
     def tell(self, later: bool = False) -> None:
         """Log what the store has noted. Under a lock only with `later`: see `segment.notes`."""
-        for reason in list(self.noted):
+        for reason in self.noted.copy():
             channel = self.noted.pop(reason, None)
             if channel is not None:
                 self(reason, f"channel {channel!r}", _WHY.get(reason, ""), later)

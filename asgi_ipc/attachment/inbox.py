@@ -4,9 +4,12 @@ The queue of ``specific.X!`` holds the messages of every socket of a process. Th
 that is woken drains it in one go into the inbox, which routes by local part, so that one slow
 socket never holds up the others.
 
-Feeding happens inside a section, by one thread at a time. Taking needs no lock: one `dict.pop`
-decides who gets an entry, and the interpreter does that in one step. An inbox must not wait, and
-must not ring: it says which receives are to be woken.
+Feeding happens inside a section, by one thread at a time. Taking, joining and parting need no lock,
+with the GIL or without: each is made of single calls of methods of a dict, a list or a deque, which
+Python promises to be safe between threads. Their keys and items are compared without running Python
+code. One `dict.pop` decides who gets an entry. Between two calls another thread may change
+anything, so what is iterated over is a copy. An inbox must not wait, and must not ring: it says
+which receives are to be woken.
 """
 
 from __future__ import annotations
@@ -149,11 +152,11 @@ class Inbox:
                 if most is None:
                     unknown.append(self.queue + local)
                     continue
-                if len(numbers) >= most:
+                if len(numbers) >= most and self._is_full(numbers, most):
                     full.append(local)
                     continue
                 if len(numbers) == _LONG:
-                    numbers = by_local[local] = deque(numbers)
+                    numbers = by_local[local] = deque(numbers.copy())
             number += 1
             locals_[number] = local
             entries[number] = drained
@@ -169,7 +172,9 @@ class Inbox:
 
     def _undo(self, newest: int) -> None:
         """Take out what an interrupted `feed` left: the entries after `newest`."""
-        for number, local in [item for item in list(self._locals.items()) if item[0] > newest]:
+        for number, local in self._locals.copy().items():
+            if number <= newest:
+                continue
             # This first: a number without its entry would later lead to another entry.
             self._forget(local, number)
             self._entries.pop(number, None)
@@ -232,6 +237,18 @@ class Inbox:
             self._by_local[local].remove(number)
         except (KeyError, ValueError):
             pass  # tidied away, or a receiver of this local part came first
+
+    def _is_full(self, numbers: list[int] | deque[int], most: int) -> bool:
+        """Whether the buffer of a local part holds `most` entries. Its first numbers may be of
+        entries that were taken: whoever takes one forgets its number later, and perhaps in a list
+        that `feed` or `_tidy` has replaced meanwhile."""
+        while len(numbers) >= most:
+            number = _front(numbers)
+            if number in self._entries:
+                return True
+            with contextlib.suppress(ValueError):
+                numbers.remove(number)
+        return False
 
     def has(self, local: str | None) -> bool:
         """Whether there is an entry for `local`, or any entry for ANY."""
@@ -304,8 +321,8 @@ class Inbox:
         before it woke anybody."""
         if not self._entries:
             return []
-        waiting = list(self.waiting.items())
-        found = (_first(receives) for local, receives in waiting if self.has(local))
+        waiting = self.waiting.copy()
+        found = (_first(receives) for local, receives in waiting.items() if self.has(local))
         return [first for first in found if first is not None]
 
     def join(self, local: str | None, receive: Waiting) -> bool:
@@ -315,7 +332,8 @@ class Inbox:
         while True:
             receives = self.waiting.setdefault(local, [])
             receives.append(receive)
-            if self.waiting.get(local) is receives:  # else another thread just removed the list
+            # Else another thread has just removed the list, and who joins it is not found there.
+            if self.waiting.get(local) is receives:
                 return self.has(local)
 
     def part(self, local: str | None, receive: Waiting) -> None:
@@ -329,9 +347,9 @@ class Inbox:
         except ValueError:
             pass  # it had not joined, or it left already
         if not receives:
-            for other in list(waiting.pop(local, ())):
-                # One of another thread, which joined in between.
-                self.join(local, other)
+            for other in waiting.pop(local, []).copy():
+                # One of another thread, which joined in between. It looks, and joins again by
+                # itself: entered by this thread, it would stay where it has parted meanwhile.
                 other.wake()
         if self._entries and (receives or ANY in waiting):
             first = _first(receives) if receives and self.has(local) else None
@@ -343,7 +361,7 @@ class Inbox:
     def _tidy(self) -> None:
         """Forget the empty buffers: most of them will never get anything again."""
         by_local: dict[str, list[int] | deque[int]] = {}
-        for number in list(self._entries):
+        for number in self._entries.copy():
             local = self._locals.get(number)
             if local is not None:  # else another thread just took it
                 by_local.setdefault(local, deque()).append(number)

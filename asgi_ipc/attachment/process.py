@@ -30,7 +30,7 @@ from ..segment.wanted import Provider, Wanted
 from .attachment import Attachment
 from .inbox import Inbox
 from .resources import Resources, close_inherited, lock_of
-from .upkeep import listed
+from .weak import WeakKeys
 
 R = TypeVar("R")
 
@@ -45,15 +45,16 @@ class User(Protocol):
         """This object has become another process's."""
 
 
-# By prefix, or by provider where it is not shared memory.
+# By prefix, or by provider where it is not shared memory. Used while the guard is held. One that is
+# `detached` stays until it is replaced.
 _attachments: weakref.WeakValueDictionary[Provider | str, Attachment] = (
     weakref.WeakValueDictionary()
 )
 # Of every attachment, also to a segment that was removed.
-_finalizers: weakref.WeakKeyDictionary[Attachment, weakref.finalize[Any, Any]] = (
-    weakref.WeakKeyDictionary()
-)
-_users: weakref.WeakSet[User] = weakref.WeakSet()
+_finalizers: WeakKeys[Attachment, weakref.finalize[Any, Any]] = WeakKeys()
+_users: WeakKeys[User, None] = WeakKeys()
+# What is not released yet, by its id, and whose it is. An entry goes when its release begins.
+_held: dict[int, tuple[weakref.ref[Attachment], Resources]] = {}
 _gone: list[Resources] = []  # of attachments that are gone, still to be released
 # Inboxes of attachments that are gone, by prefix and nonce of the segment. What was drained into
 # them and not delivered yet is for the next attachment of this process.
@@ -173,6 +174,11 @@ def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
 
 
 def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
+    # Another thread may just have let go of an attachment, and not have come to its finalizer. This
+    # process would still own queues by it, and refuse them to the new one.
+    for attachment, resources in _held.copy().values():
+        if attachment() is None:
+            _release(resources)
     if wanted.provider is None:
         _directories.add(Paths(wanted.prefix).directory)
     open_segment = attach_segment if wanted.provider is None else wanted.provider.attach
@@ -183,6 +189,7 @@ def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
     except BaseException:
         segment.leave(index)
         raise
+    _held[id(resources)] = weakref.ref(made), resources
     _finalizers[made] = finalizer = weakref.finalize(made, _release_later, resources)
     finalizer.atexit = False  # `_leave_at_exit` also tells the layers, which may be called again
     resources.adopt(_kept.get(resources.identity, {}))
@@ -204,15 +211,13 @@ def attached_processes(members: str) -> dict[int, int]:
 
 def register(user: User) -> None:
     """Tell `user` from now on when an attachment must not be used any more, and of a fork."""
-    _users.add(user)
+    _users[user] = None
 
 
 def detach(attachment: Attachment) -> None:
     """Make the next call of every layer of this process attach again."""
-    for key in listed(_attachments):
-        if _attachments.get(key) is attachment:
-            _attachments.pop(key, None)
-    for user in listed(_users):
+    attachment.detached = True  # first: see `Base.attach`
+    for user in _users.keys():
         user.detach(attachment)
 
 
@@ -220,7 +225,7 @@ def detach_all() -> list[Attachment]:
     """Do the same for all prefixes, because what the environment adds to them changes. Returns the
     attachments that were in use."""
     notice_fork()
-    found = list(_attachments.values())
+    found = [attachment for attachment in _finalizers.keys() if not attachment.detached]
     for attachment in found:
         detach(attachment)
     return found
@@ -240,12 +245,15 @@ def _release_later(resources: Resources) -> None:
 
 
 def _release(resources: Resources) -> None:
-    """Leave a segment, and keep what was drained from it and can still be received."""
+    """Leave a segment, and keep what was drained from it and can still be received. A second time
+    does nothing."""
+    if _held.pop(id(resources), None) is None:
+        return
     if resources.pid != os.getpid():
         resources.disown()  # forked without fork handlers: all of this is the parent's
         return
     now = clock.monotonic()
-    for identity, kept in list(_kept.items()):
+    for identity, kept in _kept.copy().items():
         if identity[0] == resources.identity[0] or not _any_live(kept, now):
             del _kept[identity]
     if _any_live(resources.inboxes, now):
@@ -274,8 +282,8 @@ def _leave_at_exit() -> None:
 
 
 def _end_all() -> None:
-    for attachment in listed(_finalizers):
-        finalizer = _finalizers.pop(attachment, None)
+    for attachment in _finalizers.keys():
+        finalizer = _finalizers.pop(attachment)
         # Not called: the handler of `weakref` may have run before, and no finalizer runs after it.
         alive = None if finalizer is None else finalizer.detach()
         if alive is not None:
@@ -316,16 +324,18 @@ def _after_fork_in_child() -> None:
     """Let go of the parent's attachments: the child attaches for itself with its first call."""
     global _guard
     _guard = _Guard()
-    for attachment in listed(_finalizers):
-        _finalizers.pop(attachment).detach()
+    for attachment, finalizer in _finalizers.items():
+        _finalizers.pop(attachment)
+        finalizer.detach()
         attachment.disown()
-        for user in listed(_users):
+        for user in _users.keys():
             user.detach(attachment)
     _attachments.clear()
     _kept.clear()
     _gone.clear()
+    _held.clear()
     notes.forget()
-    for user in listed(_users):
+    for user in _users.keys():
         user.forked()
     # Another copy of this package closes its own descriptors, when it notices.
     if Members.forget_all():

@@ -19,14 +19,16 @@ class Suspects(dict[str, tuple[float, int]]):
     `time`, and the store's counter then, which is higher than the generation of every membership
     that the channel had.
 
-    A receive removes its own with `pop` or `clear`, in any thread and without the lock.
+    A receive removes its own with `pop` or `clear`, in any thread and without the lock. The rest of
+    the time it is changed inside sections.
     """
 
     time = 0.0  # seconds in which this process could have received
     _looked = float("inf")
 
     def look(self, now: float, expiry: float, every: float) -> None:
-        """Let time pass up to `now`. `every`: seconds between two looks, if nothing delays them.
+        """Inside a section: let time pass up to `now`. `every`: seconds between two looks, if
+        nothing delays them.
 
         A process that was stopped, or whose loop was held up, did not look meanwhile, and nobody
         could receive: so one look counts for at most `expiry`.
@@ -45,5 +47,5 @@ class Suspects(dict[str, tuple[float, int]]):
         """The local parts on which nothing was received for too long, and the counter of each."""
         before = self.time - PATIENCE * expiry
         # They are in the order of their times, so the first that is too young ends the search.
-        overdue = takewhile(lambda suspect: suspect[1][0] <= before, list(self.items()))
+        overdue = takewhile(lambda suspect: suspect[1][0] <= before, self.copy().items())
         return {local.encode("ascii"): counter for local, (_, counter) in overdue}

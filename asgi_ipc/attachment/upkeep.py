@@ -12,9 +12,7 @@ import contextlib
 import logging
 import math
 import os
-import weakref
-from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from .. import clock
 from ..segment.section import Section
@@ -39,6 +37,7 @@ from ..store.queues import Target
 from .inbox import Inbox
 from .resources import Resources
 from .suspects import PATIENCE
+from .weak import WeakKeys
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -48,8 +47,6 @@ SWEEP_SOON = 0.1  # while messages are pending, or the last sweep found somethin
 SWEEP_HURRY = 0.002  # when it left something that can be cleared up at once
 TIDY_EVERY = 10.0  # seconds between two looks for the doorbells of the dead
 STALE_BELL = 5.0  # seconds after which a doorbell of an earlier segment is one of the dead
-
-T = TypeVar("T")
 
 
 class Hub(Protocol):
@@ -105,9 +102,7 @@ class Departure:
 class Upkeep:
     """The upkeep that one attachment does, and when."""
 
-    def __init__(
-        self, resources: Resources, groups: Groups, hubs: weakref.WeakKeyDictionary[object, Hub]
-    ) -> None:
+    def __init__(self, resources: Resources, groups: Groups, hubs: WeakKeys[object, Hub]) -> None:
         self.check_at = 0.0
         self.group_expiry = math.inf  # the shortest of the layers that share the attachment
         self.orphans: list[tuple[int, int]] = []  # waiter ids whose thread or loop is gone
@@ -119,8 +114,9 @@ class Upkeep:
         self._expiry = 0.0  # the longest of the layers that share the attachment
         self._tidy_at = 0.0
         self._ending_at = 0.0  # when to look for memberships that end soon
-        self._counter = 0  # as it was when `_in_use` was listed
-        self._in_use: list[int] = []
+        # The rows of processes that are in use, and the counter when they were listed. In one
+        # assignment: two threads may do the upkeep at once.
+        self._in_use: tuple[int, list[int]] = 0, []
 
     def run(self, now: float, expiry: float, section: Section) -> float:
         """Do what is due, and return when to come again."""
@@ -161,10 +157,8 @@ class Upkeep:
 
     def retire_hubs(self) -> None:
         """Let go of the waiters of loops that were closed."""
-        for loop in listed(self._hubs):
-            hub = self._hubs.get(loop)
-            if hub is not None and hub.closed():
-                self._hubs.pop(loop, None)
+        for loop, hub in self._hubs.items():
+            if hub.closed() and self._hubs.pop(loop) is not None:  # else another thread does it
                 hub.retire()
 
     def free_orphans(self, section: Section) -> None:
@@ -217,32 +211,34 @@ class Upkeep:
         """The rows that are in use. They are read again only after the counter advanced, as it does
         for each process that attaches: so an idle layer does almost nothing."""
         words = self._store.words
-        counter = words[S_COUNTER]
-        if counter != self._counter:
+        counter, (known, in_use) = words[S_COUNTER], self._in_use
+        if counter != known:
             # In the middle of a change a row may not be written yet: then look again next time.
-            self._counter = counter if words[S_DIRTY] == CLEAN else 0
+            known = counter if words[S_DIRTY] == CLEAN else 0
             first = self._store.layout.processes + P_GENERATION
             last = first + MAX_PROCESSES * PROCESS_WORDS
             generations = words[first:last:PROCESS_WORDS].tolist()
             row_of = self._store.process_row
-            self._in_use = [row_of(index) for index, used in enumerate(generations) if used]
-        return self._in_use
+            in_use = [row_of(index) for index, used in enumerate(generations) if used]
+            self._in_use = known, in_use
+        return in_use
 
     # -- messages that nobody reads ---------------------------------------------------------------
 
     def _expire_inboxes(self, now: float, section: Section) -> None:
         """Drop what was flushed or has expired in the inboxes, and end the memberships of channels
         that are abandoned."""
-        for inbox in list(self._resources.inboxes.values()):
+        for inbox in self._resources.inboxes.copy().values():
             if (inbox or inbox.suspects) and not inbox.is_fresh():
                 section(inbox.refresh)
-            inbox.suspects.look(now, self._expiry, CHECK_EVERY)
+            # Two threads that look at once must not count the same time twice.
+            section(inbox.suspects.look, now, self._expiry, CHECK_EVERY)
             if inbox:
                 section(self._drop_expired, inbox, now)
             # Those that an interruption left are done first: these would be the same.
             if inbox.suspects and not any(each.inbox is inbox for each in self._departures):
                 self._abandon(inbox, section)
-        for departure in list(self._departures):
+        for departure in self._departures.copy():
             while not section(departure.end_memberships, self._groups):
                 pass
             try:
@@ -332,12 +328,3 @@ class Upkeep:
             PATIENCE * self._expiry,
             departure.ended,
         )
-
-
-def listed(things: Iterable[T]) -> list[T]:
-    """A list of what other threads, or finalizers, may change meanwhile."""
-    while True:
-        try:
-            return list(things)
-        except RuntimeError:
-            continue

@@ -1,8 +1,9 @@
 """The lock of a segment: one that the kernel releases when its holder dies.
 
 It is a robust, error-checking, process-shared mutex in the segment, taken through `ctypes.PyDLL`,
-that is, without releasing the GIL: a thread that held the mutex and waited for the GIL would stall
-every other process. Where such mutexes do not exist, and with ``lock="file"``, it is a flock.
+which does not let go of the interpreter: a thread that held the mutex and waited to come back, for
+the GIL or for the end of a garbage collection that stops all threads, would stall every other
+process. Where such mutexes do not exist, and with ``lock="file"``, it is a flock.
 
 Both locks have the same calls. Only `section` may take and release them.
 """
@@ -17,6 +18,7 @@ import os
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from functools import cache
 from zlib import crc32
 
@@ -40,7 +42,7 @@ _GET_ROBUST_LIST = {"x86_64": 274, "aarch64": 100}.get(os.uname().machine, 0)
 _LISTED = 1000  # mutexes of one thread that are looked at
 _ADDRESSES = struct.Struct("PlP")  # head of the list: first entry, where its futex is, pending
 
-_has_gil = getattr(sys, "_is_gil_enabled", lambda: True)
+has_gil: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
 
 _libc = ctypes.PyDLL(None)
 
@@ -105,7 +107,7 @@ class Mutex:
         other thread takes or releases one meanwhile, because that is done with the GIL held. Where
         there is none, only the caller itself can be asked.
         """
-        if thread != threading.get_native_id() and not _has_gil():
+        if thread != threading.get_native_id() and not has_gil():
             return True
         head, size = ctypes.c_size_t(), ctypes.c_size_t()
         ask = (thread, ctypes.byref(head), ctypes.byref(size))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from asgi_ipc import segment
+from asgi_ipc.aio import session
 from asgi_ipc.attachment import process
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import IncompatibleSegment, NotOwner, Reentered
@@ -281,6 +282,46 @@ def test_a_layer_that_is_closed_attaches_again(make: Make, kind: str) -> None:
 
         asyncio.run(use())
     assert len(contents(make.look()).messages[b"c"]) == 3
+
+
+def test_what_another_thread_has_not_released_yet_is_released_by_who_attaches(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that drops the last reference may be held up before the finalizer of it runs. Until
+    then this process owns its queues, and keeps its messages."""
+    layer = make()
+    with monkeypatch.context() as patch:
+        held_up: list[Any] = []
+        patch.setattr(process, "_release_later", held_up.append)
+        layer.send("own!a", MESSAGE)
+        layer.send("own!b", MESSAGE)
+        assert layer.receive(["own!"]) == ("own!a", MESSAGE)
+        layer.close()
+        gc.collect()
+        assert held_up
+    assert layer.receive(["own!"]) == ("own!b", MESSAGE)
+    process._release_later(*held_up)
+    assert layer.receive(["own!"]) == NOTHING
+
+
+def test_a_thread_that_attaches_while_another_detaches_attaches_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = make()
+    attach = session.attach
+
+    def meanwhile(*args: Any) -> Any:
+        attachment = attach(*args)
+        process.detach(attachment)
+        return attachment
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "attach", meanwhile)
+        layer.send("c", MESSAGE)
+        assert layer._core.session is None
+    layer.send("c", MESSAGE)
+    assert not layer._core.session.attachment.detached
+    assert len(contents(make.look()).messages[b"c"]) == 2
 
 
 def test_one_layer_that_is_closed_leaves_the_others_attached(make: Make) -> None:

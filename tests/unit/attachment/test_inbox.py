@@ -459,6 +459,54 @@ def test_parting_without_having_joined_is_nothing(feed: Feeder) -> None:
     assert len(feed.inbox.waiting["a"]) == 1
 
 
+def test_a_number_without_its_entry_takes_no_place(feed: Feeder) -> None:
+    """A thread that took an entry may forget its number in a list that was replaced meanwhile."""
+    for i in range(100):
+        feed("a", b"%d" % i)
+    before = feed.inbox._by_local["a"]
+    feed.inbox._tidy()
+    left, feed.inbox._by_local["a"] = feed.inbox._by_local["a"], before
+    feed.inbox.take("a")
+    feed.inbox._by_local["a"] = left
+    assert feed("a", b"100") == []
+    assert feed("a", b"101") == ["a"]
+    assert bodies(feed.inbox, "a") == [b"%d" % i for i in range(1, 101)]
+
+
+class Meeting(Receive):
+    """A receive of another thread, which parts while it is being woken, and may join again."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self.inbox = inbox
+
+    def wake(self) -> None:
+        super().wake()
+        self.inbox.part("a", self)
+
+
+class Waiting(dict[Any, Any]):
+    """The receives that sleep; `between` is called once, before a list of them is removed."""
+
+    between: Any = None
+
+    def pop(self, *args: Any) -> Any:
+        between, self.between = self.between, None
+        if between is not None:
+            between()
+        return super().pop(*args)
+
+
+def test_who_joins_a_list_that_is_removed_is_woken_and_not_entered_again(feed: Feeder) -> None:
+    inbox = feed.inbox
+    inbox.waiting = waiting = Waiting()
+    first, second = Receive(), Meeting(inbox)
+    inbox.join("a", first)
+    waiting.between = lambda: inbox.join("a", second)
+    inbox.part("a", first)
+    assert second.woken == 1
+    assert inbox.waiting == {}  # it has parted
+
+
 # -- many at once ---------------------------------------------------------------------------------
 
 Step = tuple[str, str]

@@ -1,0 +1,55 @@
+"""Things that are known while they live, for several threads and for finalizers.
+
+The sets and dicts of `weakref` are not for that: another thread can change one while it is iterated
+over, which raises RuntimeError or leaves something out, and without the GIL two threads can disturb
+what they note about iterations. Here every step is one call of a method of a dict, which Python
+promises to be safe between threads. No lock is taken, because finalizers may run anywhere.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class WeakKeys(Generic[K, V]):
+    """Values by objects, which are compared by identity and not kept alive. A value goes with its
+    key, and must not refer to it."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[K], V]] = {}
+
+    def __setitem__(self, key: K, value: V) -> None:
+        number, entries = id(key), self._entries
+        # Called before another object can have this id.
+        gone = weakref.ref(key, lambda _: entries.pop(number, None))
+        entries[number] = gone, value
+
+    def get(self, key: K) -> V | None:
+        """The value of `key`; None if it has none."""
+        found = self._entries.get(id(key))
+        return None if found is None else found[1]
+
+    def pop(self, key: K) -> V | None:
+        """The same, and forget it. Of several threads, one gets it."""
+        found = self._entries.pop(id(key), None)
+        return None if found is None else found[1]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def items(self) -> list[tuple[K, V]]:
+        """All keys that live, and their values."""
+        entries = self._entries.copy().values()
+        return [(key, value) for ref, value in entries if (key := ref()) is not None]
+
+    def keys(self) -> list[K]:
+        """All keys that live."""
+        return [key for key, _ in self.items()]
+
+    def values(self) -> list[V]:
+        """The values of all keys that live."""
+        return [value for _, value in self.items()]
