@@ -12,12 +12,15 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Optional, TypedDict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Optional, TypedDict, TypeVar
 
 from .errors import InvalidOption
 
 if TYPE_CHECKING:
     from .segment.wanted import Provider
+
+Layer = TypeVar("Layer")
 
 MIN_MEMORY = 64 * 1024  # bytes
 MAX_MEMORY = 8 << 30
@@ -256,6 +259,15 @@ class Options:
             given["symmetric_encryption_keys"] = "<hidden>"
         named = ", ".join(f"{name}={value}" for name, value in given.items())
         return f"{type(self).__name__}({named})"
+
+    def again(self, layer: Callable[..., Layer]) -> tuple[Callable[[str], Layer], tuple[str]]:
+        """For ``__reduce__``: how to make a `layer` with these options, here or elsewhere."""
+        given = {
+            field.name: value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default and field.name != "prefix"
+        }
+        return partial(layer, **given), (self.prefix,)
 
     @property
     def provider(self) -> Provider | None:

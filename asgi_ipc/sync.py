@@ -55,6 +55,11 @@ class IPCChannelLayer(BaseChannelLayer):
         if importlib.util.find_spec("twisted") is not None:
             self.extensions.insert(3, "twisted")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, and what is unpickled in another process, is a new layer with these options, its
+        keys included."""
+        return self._options.again(type(self))
+
     # -- channels ---------------------------------------------------------------------------------
 
     def send(self, channel: str, message: dict[str, Any]) -> None:

@@ -97,11 +97,14 @@ KNOWN = {
         pythons=("3.11", "3.12", "3.13", "3.10", "3.9"),
         pins=("channels>=4", "channels_redis", "pyzmq", *OWN_DEPENDENCIES),
     ),
-    # Other ways to run many things in one thread.
+    # Other ways to run many things in one thread, and what runs them. Later gunicorns know no
+    # eventlet.
     "loops": Environment(
         pythons=("3.11", "3.12", "3.13", "3.10", "3.9"),
-        pins=("eventlet", "gevent", "trio", *OWN_DEPENDENCIES),
+        pins=("eventlet", "gevent", "trio", "gunicorn==23.0.0", "celery", *OWN_DEPENDENCIES),
     ),
+    # For the Python that Debian 12 has in its Apache.
+    "mod_wsgi": Environment(pythons=("3.11",), pins=OWN_DEPENDENCIES),
     "asgiref1-oldest": Environment(ASGIREF1_PYTHONS, (*ASGIREF1, *OWN_DEPENDENCIES)),
     "asgiref1-newest": Environment(ASGIREF1_PYTHONS[::-1], (*ASGIREF1, *OWN_DEPENDENCIES)),
 }

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+import platform
 import signal
+import struct
 import sys
 import traceback
 import warnings
@@ -192,6 +195,27 @@ def _unshare_mounts() -> None:
     _call(_libc.mount, b"none", b"/", None, _RECURSIVE | _PRIVATE, None)
 
 
+def forbid(call: int, answer: int = errno.EPERM, commands: tuple[int, ...] = ()) -> None:
+    """In a child: have the kernel answer a system call of x86-64 as a sandbox does that forbids it;
+    with `commands`, only where its second argument is one of them."""
+    if platform.machine() != "x86_64":
+        raise Lacking("x86-64")
+    load, equal, end = 0x20, 0x15, 0x06
+    allow, deny = (end, 0, 0, 0x7FFF0000), (end, 0, 0, 0x50000 | answer)
+    program = [(load, 0, 0, 0), (equal, 1, 0, call), allow]
+    if commands:
+        program += [(load, 0, 0, 24)]  # where the kernel shows the second argument
+        for number in commands:
+            program += [(equal, 0, 1, number), deny]
+    program += [allow if commands else deny]
+    code = b"".join(struct.pack("HBBI", *line) for line in program)
+    buffer = ctypes.create_string_buffer(code)
+    filter_ = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+    no_new_privileges, seccomp, mode_filter = 38, 22, 2
+    _call(_libc.prctl, no_new_privileges, 1, 0, 0, 0)
+    _call(_libc.prctl, seccomp, mode_filter, filter_, 0, 0)
+
+
 class Lacking(Exception):
     """This machine does not allow what a test needs."""
 
@@ -212,5 +236,5 @@ def or_skip(function: Callable[[], Any]) -> Any:
 
     allowed, value = in_child(run)
     if not allowed:
-        pytest.skip(f"lacking: the right to unshare namespaces ({value})")
+        pytest.skip(f"lacking: what a process may do to itself here ({value})")
     return value

@@ -62,6 +62,11 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         notice_fork()
         return self._core.client_prefix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, and what is unpickled in another process, is a new layer with these options, its
+        keys included."""
+        return self._options.again(type(self))
+
     # -- channels ---------------------------------------------------------------------------------
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:

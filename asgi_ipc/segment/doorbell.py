@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import posix  # eventlet replaces `os.read` and `os.write` by functions that wait
 import signal
 import stat
 import struct
@@ -66,7 +67,7 @@ class Doorbell:
         """Take all rings that have arrived; [ALL] if some may have been lost, [] for none."""
         fd = self.fileno()
         try:
-            read = os.read(fd, _ROOM)
+            read = posix.read(fd, _ROOM)
         except BlockingIOError:
             return []
         if len(read) == 4:
@@ -74,7 +75,7 @@ class Doorbell:
         if len(read) == _ROOM or len(read) % 4:
             with contextlib.suppress(BlockingIOError):
                 for _ in range(_READS):  # no more: somebody may write as fast as this reads
-                    os.read(fd, _ROOM)
+                    posix.read(fd, _ROOM)
             return [ALL]
         return list(dict.fromkeys(array("I", read)))
 
@@ -83,7 +84,7 @@ class Doorbell:
         bell = self._open
         if bell is not None:
             with contextlib.suppress(OSError):  # full of rings: the waiter knows
-                os.write(bell.number, _pack_ring(row))
+                posix.write(bell.number, _pack_ring(row))
 
     def close(
         self,
@@ -133,7 +134,7 @@ class Ringer:
                 return False
         try:
             if _getsignal(_SIGPIPE) == _SIG_IGN:
-                os.write(known[1].number, _pack_ring(row))
+                posix.write(known[1].number, _pack_ring(row))
             else:
                 _write_without_sigpipe(known[1].number, _pack_ring(row))
         except BlockingIOError:
@@ -177,7 +178,7 @@ def _write_without_sigpipe(fd: int, data: bytes) -> None:
     """Write without the SIGPIPE by which a broken pipe would end this process."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
     try:
-        os.write(fd, data)
+        posix.write(fd, data)
     except BrokenPipeError:
         if signal.SIGPIPE not in blocked:
             signal.sigtimedwait({signal.SIGPIPE}, 0)

@@ -33,6 +33,8 @@ PATIENCE = 10.0  # seconds to wait for attach.lock, where no option says how lon
 _POLLED = 0.005  # seconds before a thread waits for it
 _waiting: set[str] = set()  # the files that a thread of this process waits for
 _OFD_GETLK, _OFD_SETLK = (36, 37) if sys.platform == "linux" else (0, 0)
+# The answers of a kernel without such locks, and of a sandbox that forbids them.
+_NO_OFD_LOCKS = (errno.EINVAL, errno.EPERM)
 _STRETCHES = 1 << 40  # behind the byte locks of all processes
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 
@@ -84,12 +86,19 @@ def open_file(path: str, mode: int, group: int | None = None) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = raise_above(os.open(path, flags, mode))
-        os.fchmod(fd, mode)  # the umask may have taken bits away
-        return fd
     except FileExistsError:
         pass
     except PermissionError:
         raise _no_access(path) from None
+    else:
+        try:
+            os.fchmod(fd, mode)  # the umask may have taken bits away
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            raise
+        return fd
     try:
         fd = open_existing_file(path)
     except FileNotFoundError:
@@ -348,8 +357,10 @@ def _make_directory(path: str, mode: int, group: int | None) -> bool:
         if group is not None:
             os.chown(path, -1, group)
         os.chmod(path, mode)  # the umask may have taken bits away
-    except PermissionError:
+    except OSError as error:
         os.rmdir(path)
+        if group is None:
+            raise SegmentError(f"cannot create {path}: {reason(error)}") from error
         raise ForeignSegment(
             f"user {user_name(os.geteuid())} cannot give {path} to group {group_name(group or 0)}, "
             "which the option group names, without being a member of it. Add the user to the group "
@@ -497,10 +508,10 @@ class Members:
         try:
             if _OFD_SETLK:
                 fcntl.fcntl(self._fd, _OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, first, count, 0))
-        except (BlockingIOError, PermissionError):
-            return False
         except OSError as error:
-            if error.errno != errno.EINVAL:  # a kernel without such locks
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            if error.errno not in _NO_OFD_LOCKS:
                 raise
         return True
 
@@ -529,7 +540,7 @@ class Members:
             try:
                 kind, _, start, length, pid = _FLOCK.unpack(fcntl.fcntl(self._fd, command, ask))
             except OSError as error:
-                if error.errno != errno.EINVAL or command != _OFD_GETLK:
+                if error.errno not in _NO_OFD_LOCKS or command != _OFD_GETLK:
                     raise
         return kind, start, length, pid
 

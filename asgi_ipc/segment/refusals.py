@@ -49,6 +49,10 @@ _WHY = {
     ),
     errno.EDQUOT: f"the quota of {SHM} is used up. Raise it, or free some of it",
     errno.EROFS: READ_ONLY,
+    errno.EPERM: (
+        "the call is not permitted. A sandbox may forbid it: allow it there (docker run "
+        "--security-opt seccomp=..., SystemCallFilter= in its systemd unit)"
+    ),
 }
 
 # What posix_ipc says in words only.
@@ -65,7 +69,7 @@ def reason(error: OSError | ValueError) -> str:
         return NO_INODES if _no_inodes() else FULL
     if number in (errno.ENOENT, errno.ENOTDIR) and not os.path.isdir(SHM):
         return MISSING
-    if number in (errno.EACCES, errno.EPERM):
+    if number == errno.EACCES:
         return (
             f"{os.strerror(number)}: user {user_name(os.geteuid())} may not write there. The mode "
             f"of {SHM} is normally 1777"

@@ -208,6 +208,6 @@ def allocate(fd: int, offset: int, length: int) -> str:
     except AttributeError:
         pass  # macOS: shared memory is not overcommitted
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             return reason(error)
     return ""

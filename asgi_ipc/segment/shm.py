@@ -101,6 +101,7 @@ def _as_os_error(name: str, existential: int) -> Iterator[None]:
         code, text = existential, os.strerror(existential)
     except _posix_ipc.PermissionsError:
         code, text = errno.EACCES, os.strerror(errno.EACCES)
-    except ValueError as error:  # a name or a size that the system refuses
-        code, text = errno.EINVAL, str(error)
+    except ValueError as error:  # a size or a name that the system refuses
+        code = errno.EFBIG if "size" in str(error) else errno.EINVAL
+        text = str(error)
     raise OSError(code, text, name)

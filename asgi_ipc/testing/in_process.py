@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import posix
 import sys
 import tempfile
 import threading
@@ -58,7 +59,7 @@ class _Bell(Doorbell):
         pipe = self._open
         if pipe is not None:
             with contextlib.suppress(BlockingIOError):  # full of rings: the waiter knows
-                os.write(pipe.writing.number, row.to_bytes(4, sys.byteorder))
+                posix.write(pipe.writing.number, row.to_bytes(4, sys.byteorder))
 
     def close(self, unlink: object = None, getpid: object = None) -> None:
         self._open = None

@@ -55,6 +55,41 @@ layer.close()
 print("done")
 """
 
+# Green threads ring the same doorbells at once; one that is full must hold up nobody.
+RINGING = """
+import sys
+from asgi_ipc import IPCChannelLayer
+from asgi_ipc.segment.doorbell import ALL
+
+layer = IPCChannelLayer(sys.argv[1])
+channels, waiting = ["c0", "c1", "c2", "c3"], [0]
+
+def receive():
+    waiting[0] += 1
+    return layer.receive(channels, block=True, timeout=60)[1]["n"]
+
+for _ in range(3):
+    waiting[0] = 0
+    receivers = [spawn(receive) for _ in range(20)]
+    while waiting[0] < 20:
+        sleep(0)
+    senders = [spawn(layer.send, f"c{n % 4}", {"n": n}) for n in range(20)]
+    for one in senders:
+        join(one)
+    assert sorted(map(join, receivers)) == list(range(20))
+
+receiver = spawn(receive)
+sleep(0)
+for bell in layer._core.attach().attachment.bells:
+    bell.answer()
+    for _ in range(20_000):
+        bell.ring(ALL)
+layer.send("c0", {"n": 1})
+assert join(receiver) == 1
+layer.close()
+print("done")
+"""
+
 TRIO = """
 import sys
 import trio
@@ -103,6 +138,11 @@ def run(source: str, prefix: str) -> str:
 @pytest.mark.parametrize("library", BEGIN)
 def test_a_blocking_receive_lets_other_green_threads_run(library: str, prefix: str) -> None:
     assert run(BEGIN[library] + GREEN, prefix) == "done\n"
+
+
+@pytest.mark.parametrize("library", BEGIN)
+def test_green_threads_ring_at_once(library: str, prefix: str) -> None:
+    assert run(BEGIN[library] + RINGING, prefix) == "done\n"
 
 
 def test_trio_is_told_what_to_use(prefix: str) -> None:

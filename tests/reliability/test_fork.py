@@ -649,6 +649,48 @@ def test_two_pid_namespaces_with_file_locks(prefix: str, tmp_path: Path) -> None
     layer.close()
 
 
+CONTAINER = """
+mount -t tmpfs none /dev/shm && mount --bind "$VOLUME" /dev/shm && exec "$@"
+"""
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_containers_of_a_pod(prefix: str, tmp_path: Path) -> None:
+    """Two containers of Kubernetes: each with a PID namespace and mounts of its own, and one
+    `emptyDir` in memory, of a size of its own, as /dev/shm of both."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    container = ["unshare", "--mount", "--ipc", "--uts", "sh", "-c", CONTAINER, "sh", *UNSHARE]
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "none", volume], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"lacking: the right to mount ({mounted.stderr.decode().strip()})")
+    try:
+        variables = child_environment(VOLUME=str(volume))
+        for lock, said in (("mutex", "refused"), ("file", "done")):
+            with contextlib.ExitStack() as stack:
+                pod = []
+                for mine, other in (("a", "b"), ("b", "a")):
+                    command = [*container, sys.executable, "-c", IN_A_NAMESPACE]
+                    command += [f"{prefix}-{lock}", lock, mine, other, "100"]
+                    log = tmp_path / f"{lock}-{mine}"
+                    pod.append(
+                        stack.enter_context(running(command, log=log, environment=variables))
+                    )
+                    made = volume / f"asgi_ipc.{prefix}-{lock}.d"
+                    pod[-1].wait_until(lambda made=made: list(made.glob("a*")), "it to attach")
+                pod[1].wait_for_output(said)
+                if lock == "file":
+                    pod[0].wait_for_output(said)
+                else:
+                    assert 'lock="file"' in pod[1].output()
+                for process in pod:
+                    process.kill()
+    finally:
+        subprocess.run(["umount", "--lazy", volume], check=True)
+
+
 def attached(prefix: str) -> bool:
     """Whether a process has made the segment; the test itself must not, in its namespace."""
     path = Path(f"/dev/shm/asgi_ipc.{prefix}")

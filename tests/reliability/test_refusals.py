@@ -23,6 +23,7 @@ from asgi_ipc.segment import destroy, opening, refusals
 from asgi_ipc.testing import sync as in_process
 
 from ..forks import (
+    forbid,
     hide_devices,
     in_child,
     is_root,
@@ -232,6 +233,54 @@ def test_shared_memory_of_another_user_only(prefix: str) -> None:
 
     said = or_skip(run)
     assert "may not write there" in said and "1777" in said
+
+
+# -- sandboxes ------------------------------------------------------------------------------------
+
+# System calls of x86-64.
+FALLOCATE, FLOCK, FCHMOD, CHMOD, MADVISE, FCNTL, MKNOD, MKNODAT = 285, 73, 91, 90, 28, 72, 133, 259
+OFD_LOCKS = (36, 37, 38)
+
+
+@pytest.mark.parametrize("call", [FALLOCATE, FLOCK, FCHMOD, CHMOD])
+def test_a_sandbox_that_forbids_a_call_is_named(prefix: str, call: int) -> None:
+    """Neither the mode of /dev/shm nor another user is blamed."""
+
+    def run() -> Any:
+        forbid(call)
+        try:
+            IPCChannelLayer(prefix).send("a", MESSAGE)
+        except SegmentError as error:
+            return str(error), isinstance(error, ForeignSegment)
+        return "sent", False
+
+    before = left()
+    said, foreign = or_skip(run)
+    assert "seccomp" in said and prefix in said and not foreign
+    # The file of a flock may be in use elsewhere, where flocks are allowed.
+    assert call == FLOCK or left() == before
+
+
+@pytest.mark.parametrize(
+    ("call", "answer", "commands"),
+    [
+        *((FALLOCATE, errno.ENOSYS, ()), (FALLOCATE, errno.EOPNOTSUPP, ())),
+        *((MADVISE, errno.EPERM, ()), (MKNOD, errno.EPERM, ()), (MKNODAT, errno.EPERM, ())),
+        *((FCNTL, errno.EINVAL, OFD_LOCKS), (FCNTL, errno.EPERM, OFD_LOCKS)),
+    ],
+)
+def test_a_sandbox_without_what_can_be_done_without(
+    prefix: str, call: int, answer: int, commands: tuple[int, ...]
+) -> None:
+    def run() -> bool:
+        forbid(call, answer, commands)
+        layer = IPCChannelLayer(prefix)
+        assert works(layer)
+        other = in_child(lambda: IPCChannelLayer(prefix).send("a", {"of": "a child"}))
+        assert other is None
+        return layer.receive(["a"], block=True) == ("a", {"of": "a child"})
+
+    assert or_skip(run)
 
 
 # -- what cannot be caused here -------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posix
 import select
 import signal
 import stat
@@ -107,7 +108,7 @@ def test_a_flood_of_rings_does_not_keep_its_reader(
 ) -> None:
     """Somebody writes as fast as this reads, so that the bell is never empty."""
     with bell_of(folder) as bell, bounded(LIVENESS / 6):
-        monkeypatch.setattr(os, "read", lambda fd, room: bytes(room))
+        monkeypatch.setattr(posix, "read", lambda fd, room: bytes(room))
         assert bell.answer() == [ALL]
 
 
