@@ -167,7 +167,7 @@ class LayerOptions(TypedDict, total=False):
     group_expiry: float
     capacity: int
     channel_capacity: Mapping[str | re.Pattern[str], int] | None
-    symmetric_encryption_keys: Iterable[str | bytes] | None
+    symmetric_encryption_keys: Collection[str | bytes] | None
     mode: int
     group: str | int | None
     max_message_size: int
