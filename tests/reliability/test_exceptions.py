@@ -44,7 +44,7 @@ def interrupt_everywhere(workers: Executor, task: Task, record_property: Record)
     assert len(steps) >= scenario.least, "the instructions were not counted"
     assert (before != after) == scenario.changes, "the scenario does nothing"
     numbers = chosen(steps, MANY, outside=True)
-    assert len(numbers) >= min(len(steps), 50)
+    assert len(numbers) >= min(len(steps) // 2, 50)  # some of those that are drawn coincide
     outcome = in_parts(workers, interrupt_at, [*moments(steps, numbers)], task, before, after)
     failures = outcome.failures
     print(f"{task}: interrupted at {len(numbers)} of {len(steps)} instructions")
