@@ -23,10 +23,14 @@ class WeakKeys(Generic[K, V]):
         self._entries: dict[int, tuple[weakref.ref[K], V]] = {}
 
     def __setitem__(self, key: K, value: V) -> None:
-        number, entries = id(key), self._entries
-        # Called before another object can have this id.
-        gone = weakref.ref(key, lambda _: entries.pop(number, None))
-        entries[number] = gone, value
+        number, myself = id(key), weakref.ref(self)
+
+        def forget(_: object) -> None:  # called before another object can have this id
+            known = myself()  # weak, or the entries would keep each other alive
+            if known is not None:
+                known._entries.pop(number, None)
+
+        self._entries[number] = weakref.ref(key, forget), value
 
     def get(self, key: K) -> V | None:
         """The value of `key`; None if it has none."""

@@ -80,7 +80,7 @@ for _ in range(3):
 
 receiver = spawn(receive)
 sleep(0)
-for bell in layer._core.attach().attachment.bells:
+for bell in layer._core.attach().attachment.bells.keys():
     bell.answer()
     for _ in range(20_000):
         bell.ring(ALL)

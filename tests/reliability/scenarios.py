@@ -231,7 +231,7 @@ def _never(offset: int, length: int) -> bool:
 class SendThatGrows(Scenario):
     """More memory is reserved. What was reserved stays so: only the first step is a new one."""
 
-    options = {"max_message_size": 1 << 20}
+    options = {"message_memory": 1 << 21, "max_message_size": 1 << 20}
 
     def arm(self, victim: Blocking) -> None:
         super().arm(victim)

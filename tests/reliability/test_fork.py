@@ -38,7 +38,22 @@ from ..waiting import LIVENESS, until
 
 LOCKS = ("mutex", "file")
 # PyDLL, which keeps the GIL: in a child no thread is left that could release it.
-FORKS: dict[str, Callable[[], int]] = {"python": os.fork, "c": ctypes.PyDLL(None).fork}
+_fork_in_c = ctypes.PyDLL(None).fork
+
+
+def fork_in_c() -> int:
+    """Fork without a fork handler of Python. If a thread asks for the GIL at that moment, CPython's
+    main thread hands it over, and in the child waits for ever until it was taken."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(10 * LIVENESS)  # before that, no thread asks
+    try:
+        time.sleep(0.02)  # one that has asked already gets it now
+        return int(_fork_in_c())
+    finally:
+        sys.setswitchinterval(before)
+
+
+FORKS: dict[str, Callable[[], int]] = {"python": os.fork, "c": fork_in_c}
 
 
 @pytest.fixture
