@@ -101,7 +101,15 @@ KNOWN = {
     # eventlet.
     "loops": Environment(
         pythons=("3.11", "3.12", "3.13", "3.10", "3.9"),
-        pins=("eventlet", "gevent", "trio", "gunicorn==23.0.0", "celery", *OWN_DEPENDENCIES),
+        pins=(
+            "eventlet",
+            "gevent",
+            "trio",
+            "gunicorn==23.0.0",
+            "celery",
+            "redis",
+            *OWN_DEPENDENCIES,
+        ),
     ),
     # For the Python that Debian 12 has in its Apache.
     "mod_wsgi": Environment(pythons=("3.11",), pins=OWN_DEPENDENCIES),

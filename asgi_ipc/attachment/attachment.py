@@ -258,7 +258,7 @@ class Attachment:
         try:
             self.segment.check_length()
             return self.broken is None and not self.detached and not self.segment.vanished()
-        except (CorruptHeader, ForeignSegment, IncompatibleSegment):
+        except (CorruptHeader, ForeignSegment, IncompatibleSegment, ValueError):
             return False
 
     def _check_usable(self, look: bool = True) -> None:
@@ -276,6 +276,8 @@ class Attachment:
                 )
         except (CorruptHeader, ForeignSegment, IncompatibleSegment) as error:
             self.broken = error
+        except ValueError as error:
+            raise self.explain(error) from None
         if self.broken is not None:
             self._on_vanished(self)
             raise self.why_broken()

@@ -217,6 +217,8 @@ def _open_shared(paths: Paths, write: bool, advice: str) -> int:
     try:
         with only_files(paths.file):
             fd = raise_above(open_memory(paths.segment, write))
+    except ForeignSegment:
+        raise
     except PermissionError:
         raise ForeignSegment(
             f"the segment of prefix {paths.prefix!r} belongs to another user, and is not open to "

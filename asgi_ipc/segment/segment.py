@@ -146,7 +146,10 @@ class Segment:
         """Raise CorruptHeader if the segment was cut short: nobody may touch it any more."""
         if self._status is None:
             return
-        length = os.fstat(self.fd).st_size
+        try:
+            length = os.fstat(self.fd).st_size
+        except OSError as error:  # closed by another thread, at exit
+            raise ValueError(f"the segment is closed: {error}") from None
         if length < self._status.st_size:
             raise CorruptHeader(
                 f"the segment of prefix {self.paths.prefix!r} was cut short to {length} bytes "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from asgi_ipc import IPCChannelLayer
 
 from ..environments import child_environment, environment
+from ..machines.servers import Server, servers
 from ..processes import running
 from ..waiting import LIVENESS
 
@@ -21,24 +23,24 @@ FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 # How many tasks run at a time.
 POOLS = {"prefork": 2, "threads": 6, "solo": 1, "gevent": 20, "eventlet": 20}
 
-# A folder is Celery's broker for one machine without a server.
 CONFIGURATION = """
-broker_url = "filesystem://"
-broker_transport_options = {{
-    "polling_interval": 0.02,
-    "data_folder_in": {folder!r}, "data_folder_out": {folder!r}, "control_folder": {control!r}
-}}
+broker_url = "{url}"
 worker_prefetch_multiplier = 1
 """
 
 
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers(tmp_path_factory.mktemp("redis")) as (server,):
+        yield server
+
+
 @pytest.mark.parametrize("pool", [pool for pool in POOLS if FULL or pool != "solo"])
-def test_every_task_gets_its_answer(pool: str, prefix: str, tmp_path: Path) -> None:
+def test_every_task_gets_its_answer(pool: str, broker: Server, prefix: str, tmp_path: Path) -> None:
     at_once = POOLS[pool]
     python = environment("loops")
-    folder, control = tmp_path / "broker", tmp_path / "control"
-    folder.mkdir()
-    configuration = CONFIGURATION.format(folder=str(folder), control=str(control))
+    broker.ask("FLUSHALL")
+    configuration = CONFIGURATION.format(url=broker.url)
     (tmp_path / "celery_config.py").write_text(configuration, encoding="utf-8")
     variables = child_environment(
         PREFIX=prefix, CELERY_CONFIG_MODULE="celery_config", PYTHONWARNINGS="ignore"

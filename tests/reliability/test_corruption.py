@@ -398,7 +398,7 @@ def test_damage_while_another_process_is_in_the_middle_of_its_calls(prefix: str)
         chance = random.Random(5)
         layout = Layout(*SIZES.values())
         layer = IPCChannelLayer(prefix, **OPTIONS)
-        layer.send("a", proven(chance))
+        layer.flush()
         refused = 0
         for number in range(FLIPS):
             with memory_of(prefix) as memory:

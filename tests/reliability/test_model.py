@@ -128,6 +128,7 @@ class Pretended(Resources):
             reserve=world.reserve,
             shortage=lambda: "",
             ringer=lambda: types.SimpleNamespace(ring=self.rings),
+            check_length=lambda: None,
             vanished=lambda: False,
             repair=lambda: None,
             paths=types.SimpleNamespace(prefix="model", directory="/nonexistent"),
