@@ -89,6 +89,12 @@ pytestmark = pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="lacking: 
 # -- children under a watchdog --------------------------------------------------------------------
 
 
+def readable(fd: int, seconds: float) -> bool:
+    poller = select.poll()  # `select` takes no descriptor above 1023
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))
+
+
 def in_child(work: Callable[[Callable[[str], None]], Any]) -> Any:
     """Run `work(alive)` in a forked child and return its result, which must be JSON.
 
@@ -116,7 +122,7 @@ def in_child(work: Callable[[Callable[[str], None]], Any]) -> Any:
     hung = False
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while True:
-            if not select.select([pipe], [], [], 0.5 if hung else HANGS)[0]:
+            if not readable(pipe, 0.5 if hung else HANGS):
                 # First it prints where it is.
                 os.kill(pid, signal.SIGKILL if hung else signal.SIGUSR1)
                 if hung:
@@ -371,7 +377,7 @@ def work_beside(prefix: str, seed: int, stop: int, alive: Callable[[str], None])
     # Other processes send too, so each message carries a proof that it was sent.
     victim.message = lambda: proven(victim.chance)  # type: ignore[method-assign]
     victim.check = lambda found: check_proof(victim, found)  # type: ignore[method-assign]
-    while not select.select([stop], [], [], 0)[0]:
+    while not readable(stop, 0):
         for _ in range(20):
             victim.one_call()
         alive(f"seed {seed}, {victim.calls} calls")

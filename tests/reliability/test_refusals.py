@@ -39,11 +39,11 @@ MIB = 1 << 20
 MESSAGE = {"n": 1}
 
 
-def left() -> tuple[list[str], list[str], int]:
-    """What lies around: files beside segments, also where macOS has them, and descriptors."""
-    shm = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
-    elsewhere = sorted(name for name in os.listdir("/tmp") if name.startswith("asgi_ipc"))
-    return shm, elsewhere, len(os.listdir("/proc/self/fd"))
+def left(prefix: str) -> tuple[list[str], int]:
+    """What lies around of a prefix, also where macOS has it, and how many descriptors are open."""
+    folders = [folder for folder in ("/dev/shm", "/tmp") if os.path.isdir(folder)]
+    names = sorted(name for folder in folders for name in os.listdir(folder) if prefix in name)
+    return names, len(os.listdir("/proc/self/fd"))
 
 
 def refused(layer: IPCChannelLayer) -> str:
@@ -56,12 +56,12 @@ def refused(layer: IPCChannelLayer) -> str:
         layer.flush,
         layer.stats,
     ]
-    before, said = left(), set()
+    before, said = left(layer.prefix), set()
     for call in calls:
         with pytest.raises(SegmentError) as caught:
             call()
         said.add(str(caught.value))
-        assert left() == before
+        assert left(layer.prefix) == before
     assert len(said) == 1
     return said.pop()
 
@@ -132,7 +132,7 @@ def test_every_descriptor_that_is_lacking(prefix: str, lock: str) -> None:
         said, spare = [], 0
         while True:
             layer = IPCChannelLayer(prefix, lock=lock)
-            before = left()
+            before = left(prefix)
             with only(spare):
                 try:
                     layer.send("a", MESSAGE)
@@ -140,7 +140,7 @@ def test_every_descriptor_that_is_lacking(prefix: str, lock: str) -> None:
                     said.append(str(error))
                 else:
                     return said, works(layer)
-            assert left() == before
+            assert left(layer.prefix) == before
             layer.close()
             spare += 1
 
@@ -207,11 +207,11 @@ def test_every_inode_that_is_lacking(prefix: str) -> None:
     def with_inodes(number: int) -> Any:
         mount_small_shared_memory(64 * MIB, f"nr_inodes={number}")
         layer = IPCChannelLayer(prefix)
-        before = left()
+        before = left(prefix)
         try:
             layer.send("a", MESSAGE)
         except SegmentError as error:
-            return str(error), left() == before
+            return str(error), left(prefix) == before
         return "", layer.receive(["a"], block=True) == ("a", MESSAGE)
 
     number, said = 1, "at first"
@@ -254,11 +254,11 @@ def test_a_sandbox_that_forbids_a_call_is_named(prefix: str, call: int) -> None:
             return str(error), isinstance(error, ForeignSegment)
         return "sent", False
 
-    before = left()
+    before = left(prefix)
     said, foreign = or_skip(run)
     assert "seccomp" in said and prefix in said and not foreign
     # The file of a flock may be in use elsewhere, where flocks are allowed.
-    assert call == FLOCK or left() == before
+    assert call == FLOCK or left(prefix) == before
 
 
 @pytest.mark.parametrize(
