@@ -37,11 +37,7 @@ def bell_of(folder: str, waiter_id: int = 5, generation: int = 7) -> Iterator[Do
         made.close()
 
 
-def readable(bell: Doorbell) -> bool:
-    return readable(bell, 0)
-
-
-def readable(bell: Doorbell, seconds: float) -> bool:
+def readable(bell: Doorbell, seconds: float = 0) -> bool:
     poller = select.poll()  # `select` takes no descriptor above 1023
     poller.register(bell, select.POLLIN)
     return bool(poller.poll(seconds * 1000))
