@@ -11,6 +11,7 @@ import platform
 import signal
 import struct
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -238,3 +239,19 @@ def or_skip(function: Callable[[], Any]) -> Any:
     if not allowed:
         pytest.skip(f"lacking: what a process may do to itself here ({value})")
     return value
+
+
+# PyDLL, which keeps the GIL: in a child no thread is left that could release it.
+_fork_in_c = ctypes.PyDLL(None).fork
+
+
+def fork_in_c() -> int:
+    """Fork without a fork handler of Python. If a thread asks for the GIL at that moment, CPython's
+    main thread hands it over, and in the child waits for ever until it was taken."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(10 * LIVENESS)  # before that, no thread asks
+    try:
+        time.sleep(0.02)  # one that has asked already gets it now
+        return int(_fork_in_c())
+    finally:
+        sys.setswitchinterval(before)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -33,26 +32,11 @@ from asgi_ipc.errors import LockTimeout
 from asgi_ipc.testing.sync import InProcessChannelLayer
 
 from ..environments import child_environment
+from ..forks import fork_in_c
 from ..processes import running
 from ..waiting import LIVENESS, until
 
 LOCKS = ("mutex", "file")
-# PyDLL, which keeps the GIL: in a child no thread is left that could release it.
-_fork_in_c = ctypes.PyDLL(None).fork
-
-
-def fork_in_c() -> int:
-    """Fork without a fork handler of Python. If a thread asks for the GIL at that moment, CPython's
-    main thread hands it over, and in the child waits for ever until it was taken."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(10 * LIVENESS)  # before that, no thread asks
-    try:
-        time.sleep(0.02)  # one that has asked already gets it now
-        return int(_fork_in_c())
-    finally:
-        sys.setswitchinterval(before)
-
-
 FORKS: dict[str, Callable[[], int]] = {"python": os.fork, "c": fork_in_c}
 
 

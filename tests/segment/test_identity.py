@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 from collections.abc import Callable
@@ -12,12 +11,12 @@ import pytest
 from asgi_ipc.segment import identity
 from asgi_ipc.segment.identity import CheckedWord, Word, wiped_word
 
-from ..forks import on_linux
+from ..forks import fork_in_c, on_linux
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # 3.12 warns of pytest's watchdog
 @pytest.mark.parametrize("make", [wiped_word, CheckedWord])
-@pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["python", "c"])
+@pytest.mark.parametrize("fork", [os.fork, fork_in_c], ids=["python", "c"])
 def test_a_word_is_0_in_a_child_until_it_is_set_there(
     make: Callable[[], Word], fork: Callable[[], int]
 ) -> None:
