@@ -69,7 +69,7 @@ class Attachment:
         self._on_vanished = on_vanished
         self._warned = False
         self.broken: IPCError | None = None  # why it must not be used any more
-        self.detached = False  # whether layers have been told to attach anew
+        self.detached = False  # whether layers have been told to attach again
         # Holds `due`. In a child that was forked in C it reads 0, so that upkeep is due, which
         # notices the fork before anything of the parent is used.
         self.due_word = wiped_word()

@@ -364,7 +364,7 @@ def _make_directory(path: str, mode: int, group: int | None) -> bool:
         raise ForeignSegment(
             f"user {user_name(os.geteuid())} cannot give {path} to group {group_name(group or 0)}, "
             "which the option group names, without being a member of it. Add the user to the group "
-            "(usermod -a -G), and start the process anew"
+            "(usermod -a -G), and restart the process"
         ) from None
     return True
 
