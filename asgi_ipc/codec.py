@@ -34,9 +34,8 @@ _all_allowed = (_PLAIN | _CONTAINERS).issuperset
 _all_str = frozenset({str}).issuperset
 _chained, _values = chain.from_iterable, dict.values
 _UINT64 = 0xCF  # the first byte of every int of 2**32 or more, too large ones included
-# What begins bytes of less than 256, empty bytes (which a limit of 0 allows), and lists and dicts.
-_BIN8, _EMPTY_BIN, _NESTED = 0xC4, b"\xc4\x00", bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
-_SELDOM = 64  # if there is a byte in this many, it is no accident
+# What begins bytes of less than 256, and what begins lists and dicts.
+_BIN8, _NESTED = 0xC4, bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 # Where msgpack is in Python, to unpack takes longer than to check by set operations.
 _IN_C = msgpack.Packer.__module__ != "msgpack.fallback"
 _MANY = 100_000  # containers on one level; with more, a message may contain itself
@@ -172,10 +171,8 @@ def _is_plain(message: dict[Any, Any]) -> bool:
 
 def _shows_plain(body: bytes) -> bool:
     """Return whether a message that was packed strictly may be sent, as far as its packed form
-    shows. False says nothing: bytes, for example, look like a bytearray."""
-    if _BIN8 in body and (body.count(_BIN8) * _SELDOM > len(body) or _EMPTY_BIN in body):
-        return False
-    if not _IN_C or len(body) - len(body.translate(None, _NESTED)) > MAX_DEPTH:
+    shows. False says nothing: bytes look like a bytearray, and numbers may look like bytes."""
+    if not _IN_C or _BIN8 in body or len(body) - len(body.translate(None, _NESTED)) > MAX_DEPTH:
         return False
     try:
         # With raw=True, which is faster, text becomes bytes. So do keys, and others are refused.
