@@ -4,8 +4,8 @@
 
 Draws the plot into FOLDER (docs/benchmarks), writes all tables to results.rst there, and fills each
 PAGE (README.rst, docs/performance.rst) between the lines ``.. figures: NAME`` and ``.. end of
-figures``, where NAME is that of a table, ``environment`` or ``summary``. Tables of a later FILE
-replace those of an earlier one, so that one workload can be measured again.
+figures``, where NAME is that of a table, ``environment``, ``summary`` or ``beside-redis``. Tables of
+a later FILE replace those of an earlier one, so that one workload can be measured again.
 """
 
 from __future__ import annotations
@@ -79,10 +79,28 @@ def summary(figures: Figures) -> Table:
     return Table("summary", "summary", columns, rows)
 
 
+def beside_redis(figures: Figures) -> str:
+    """What a round trip takes, in a sentence. Empty if it was not measured with both layers."""
+    trips = {row["layer"]: row["trip"] for row in summary(figures).rows}
+    ours, theirs = trips.get("asgi_ipc-asyncio"), trips.get("channels_redis-pubsub")
+    if ours is None or theirs is None:
+        return ""
+    asleep = figures.get("roundtrip", "p50", way="two cores", layer="asgi_ipc-asyncio-asleep")
+    pause = "" if asleep is None else f" ({asleep:,.0f} µs after a pause)"
+    return (
+        f"**A round trip** between two processes takes {ours:,.0f} µs{pause}.\n"
+        f"With channels_redis, pub/sub, it takes {theirs:,.0f} µs.\n"
+    )
+
+
 def blocks(figures: Figures) -> dict[str, str]:
     """What can be put into a page, by name."""
     tables = [*figures.tables.values(), summary(figures)]
-    return {"environment": environment(figures), **{table.name: rst(table) for table in tables}}
+    return {
+        "environment": environment(figures),
+        "beside-redis": beside_redis(figures),
+        **{table.name: rst(table) for table in tables},
+    }
 
 
 def fill(page: str, made: dict[str, str]) -> str:

@@ -34,7 +34,15 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-_MISSING = object()
+
+class OfTheOption:
+    """Stands for ``receive_timeout``, where no timeout is given."""
+
+    def __repr__(self) -> str:
+        return "receive_timeout"
+
+
+OF_THE_OPTION = OfTheOption()
 
 
 class IPCChannelLayer(AsyncBaseChannelLayer):
@@ -137,7 +145,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         return self._core.exact_source(session, channel)
 
     async def receive_async(
-        self, channels: Iterable[str], timeout: float | None | object = _MISSING
+        self, channels: Iterable[str], timeout: float | None | OfTheOption = OF_THE_OPTION
     ) -> tuple[str | None, dict[str, Any] | None]:
         """Return (channel, message) from the first of `channels` that has a message (A9).
 
@@ -145,7 +153,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         out the result is (None, None). Name process-specific channels up to the ``!``, or in full
         if `new_channel` made the name; the full name is returned. Raises InvalidName, NotOwner.
         """
-        seconds = self._options.receive_timeout if timeout is _MISSING else timeout
+        seconds = self._options.receive_timeout if timeout is OF_THE_OPTION else timeout
         deadline = None if seconds is None else clock.monotonic() + waiting_time(seconds)
         return await self._core.receive_from(channels, deadline, ASYNCIO)
 

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Iterable
 
 from .. import clock, errors
-from ..aio.layer import _MISSING, IPCChannelLayer
+from ..aio.layer import OF_THE_OPTION, IPCChannelLayer, OfTheOption
 from ..aio.session import Session
 from ..base_layer import AsyncBaseChannelLayer, Message, Received
 from ..errors import NotOwner
@@ -107,7 +107,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         return await self._local.receive(channel, timeout)
 
     async def receive_async(
-        self, channels: Iterable[str], timeout: float | None | object = _MISSING
+        self, channels: Iterable[str], timeout: float | None | OfTheOption = OF_THE_OPTION
     ) -> Received:
         """Return (channel, message) from the first of `channels` that has a message (A9).
 

@@ -169,9 +169,10 @@ def assert_says(output: str, wanted: list[str]) -> None:
 
 
 def assert_installed(command: str) -> None:
-    """What a ``pip install`` asks for can be had: it is installed here, with its extras."""
+    """What a ``pip install`` asks for can be had: it is installed here, with its extras. The
+    checkout of this project is named by its path."""
     for written in shlex.split(command)[2:]:
-        requirement = Requirement(written)
+        requirement = Requirement(re.sub(r"^(\.\./asgi_ipc|\.)(?=\[|$)", "asgi_ipc", written))
         metadata = importlib.metadata.metadata(requirement.name)
         assert requirement.specifier.contains(metadata["Version"]), written
         assert requirement.extras <= set(metadata.get_all("Provides-Extra", [])), written

@@ -7,7 +7,6 @@ be found any more.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import re
 import sys
@@ -18,9 +17,9 @@ from typing import Any
 import pytest
 
 import asgi_ipc
-from asgi_ipc.options import Options
 from tests import environments, processes
 from tests.documentation import pages
+from tests.waiting import until
 
 README = pages.README.read_text(encoding="utf-8")
 PREFIX = '"mysite"'  # in every example that makes a layer
@@ -29,20 +28,22 @@ Run = Callable[..., Any]
 
 EXAMPLES = {block.file: block.text for block in pages.blocks(pages.README)}
 
-# The settings, and what makes a layer of them.
-SETTINGS = {
-    "mysite/settings.py": "asgi_ipc.aio.IPCChannelLayer",
-    "mysite/settings_channels1.py": "asgi_ipc.IPCChannelLayer",
-}
-OTHERS = {
+NAMES = {
+    "mysite/settings.py",
     "mysite/consumers.py",
-    "mysite/announce.py",
-    "producer.py",
-    "consumer.py",
+    "listen.py",
+    "publish.py",
     "worker.py",
-    "ask.py",
-    "options.py",
 }
+
+# Another process of the site that says something to all.
+ANNOUNCE = """
+from asgiref.sync import async_to_sync
+from channels.layers import get_channel_layer
+
+event = {"type": "chat.message", "text": "The site closes in five minutes."}
+async_to_sync(get_channel_layer().group_send)("lobby", event)
+"""
 
 # What a browser would see of mysite: it says something, and it hears itself and the announcement.
 BROWSER = """
@@ -62,7 +63,7 @@ async def main():
     await browser.send_input({"type": "websocket.receive", "text": '{"text": "hello"}'})
     print((await browser.receive_output(60))["text"])
     announcing = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "import django; django.setup(); import mysite.announce"
+        sys.executable, "-c", "import django; django.setup(); import announce"
     )
     print((await browser.receive_output(60))["text"])
     assert await announcing.wait() == 0
@@ -115,14 +116,7 @@ def layer_of(settings: Path) -> Any:
 
 def test_every_example_is_tested() -> None:
     assert README.count(".. code-block::") == README.count(":name: ") == len(EXAMPLES)
-    assert EXAMPLES.keys() == SETTINGS.keys() | OTHERS
-
-
-def test_settings_name_the_layer_they_are_about(example: Callable[[str], Path]) -> None:
-    for name, backend in SETTINGS.items():
-        names: dict[str, Any] = {}
-        exec(example(name).read_text(encoding="utf-8"), names)
-        assert names["CHANNEL_LAYERS"]["default"]["BACKEND"] == backend
+    assert EXAMPLES.keys() == NAMES
 
 
 async def test_settings_of_channels_4(example: Callable[[str], Path], prefix: str) -> None:
@@ -133,14 +127,6 @@ async def test_settings_of_channels_4(example: Callable[[str], Path], prefix: st
     await layer.close()
 
 
-def test_settings_of_channels_1(example: Callable[[str], Path], prefix: str) -> None:
-    layer = layer_of(example("mysite/settings_channels1.py"))
-    assert layer.prefix == prefix
-    layer.send("a-channel", {"text": "hello"})
-    assert layer.receive(["a-channel"]) == ("a-channel", {"text": "hello"})
-    layer.close()
-
-
 def test_the_consumer_and_the_announcement(
     example: Callable[[str], Path], run: Run, tmp_path: Path
 ) -> None:
@@ -149,92 +135,35 @@ def test_the_consumer_and_the_announcement(
     with settings.open("a", encoding="utf-8") as file:
         file.write('SECRET_KEY = "not one"\nINSTALLED_APPS = ["channels"]\n')
     example("mysite/consumers.py")
-    example("mysite/announce.py")
+    (tmp_path / "announce.py").write_text(ANNOUNCE, encoding="utf-8")
     (tmp_path / "browser.py").write_text(BROWSER, encoding="utf-8")
     with run(tmp_path / "browser.py") as browser:
         heard = browser.wait().splitlines()
     assert heard == ['{"text": "hello"}', '{"text": "The site closes in five minutes."}']
 
 
-@pytest.mark.parametrize("first", ["producer.py", "consumer.py"])
-def test_the_two_asyncio_programs_in_any_order(
-    first: str, example: Callable[[str], Path], run: Run
-) -> None:
-    producer, consumer = example("producer.py"), example("consumer.py")
-    if first == "producer.py":
-        with run(producer) as sending:
-            sending.wait()
-        with run(consumer) as receiving:
-            heard = receiving.wait()
-    else:
-        with run(consumer) as receiving, run(producer) as sending:
-            sending.wait()
-            heard = receiving.wait()
-    assert heard.splitlines() == ["received 0", "received 1", "received 2"]
-
-
-def test_the_worker_answers(example: Callable[[str], Path], run: Run) -> None:
-    with run(example("worker.py")) as worker:
-        for _ in range(2):
-            with run(example("ask.py")) as asking:
-                assert asking.wait().splitlines() == ["WHO IS THERE?"]
-        assert worker.alive()
-
-
-def test_the_options_example(example: Callable[[str], Path]) -> None:
-    names: dict[str, Any] = {}
-    exec(example("options.py").read_text(encoding="utf-8"), names)
-    layer = names["layer"]
-    for channel, capacity in (
-        ("thumbnails", 1000),
-        ("http.response!abc", 20),
-        ("websocket.receive", 500),
-        ("another", 100),
-    ):
-        for _ in range(capacity):
-            layer.send(channel, {})
-        with pytest.raises(layer.ChannelFull):
-            layer.send(channel, {})
-    layer.close()
-
-
-def test_the_table_of_options_is_complete_and_right() -> None:
-    _, _, rows, _ = re.split(
-        r"^=[= ]+\n", README.partition("\nOptions\n")[2], maxsplit=3, flags=re.M
-    )
-    written = dict(re.findall(r"^([a-z_]+) +(\S+(?: MiB)?)", rows, re.M))
-
-    def shown(name: str, value: Any) -> str:
-        if name == "mode":
-            return oct(value)
-        if type(value) is int and value >= 1 << 20:
-            return f"{value >> 20} MiB"
-        return f'"{value}"' if isinstance(value, str) else str(value)
-
-    assert written == {
-        field.name: shown(field.name, field.default) for field in dataclasses.fields(Options)
-    }
+def test_the_programs_without_django(example: Callable[[str], Path], run: Run, prefix: str) -> None:
+    with run(example("listen.py")) as listening, run(example("worker.py")) as worker:
+        with asgi_ipc.IPCChannelLayer(prefix=prefix) as layer:
+            until(lambda: layer.group_channels("lobby"), what="somebody to listen")
+        with run(example("publish.py")) as publishing:
+            publishing.wait()
+        listening.wait_for_output("The site closes in five minutes.")
+        worker.wait_for_output("photo 17")
 
 
 def test_commands_and_links_lead_somewhere() -> None:
     makefile = (environments.REPOSITORY / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^    make (\w+)", README, re.M)
     assert targets and all(f"\n{target}:" in makefile for target in targets)
-    modules = re.findall(r"python -m (benchmarks[\w.]*)", README)
     links = re.findall(r"`[^`]* <([^>`]+)>`_", README)
-    assert modules and links
-    for path in links + [module.replace(".", "/") for module in modules]:
-        place = environments.REPOSITORY / path
-        assert place.exists() or place.with_suffix(".py").exists(), path
+    assert links
+    for path in links:
+        assert (environments.REPOSITORY / path).exists(), path
 
 
 def test_what_it_says_to_install_is_there_to_install() -> None:
-    commands = re.findall(r"^    (pip install 'asgi_ipc.*?)(?: +#.*)?$", README, re.M)
-    assert len(commands) >= 4
+    commands = re.findall(r"^    (pip install .*?)(?: +#.*)?$", README, re.M)
+    assert len(commands) == 2
     for command in commands:
         pages.assert_installed(command)
-
-
-@pytest.mark.parametrize("name", sorted(set(re.findall(r"asgi_ipc\.errors\.(\w+)", README))))
-def test_errors_that_it_names_exist(name: str) -> None:
-    assert issubclass(getattr(asgi_ipc.errors, name), asgi_ipc.errors.IPCError)
