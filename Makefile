@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 DEMO_PORTS ?= 8001 8002
+# Else each of the many processes that tests start compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 # What is imported is compiled then: most of what is installed never is.
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --no-compile
 
