@@ -5,6 +5,7 @@ Also how the tests are shared out among several processes (``pytest -n``).
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import secrets
@@ -120,6 +121,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Several processes begin with what takes long, so that they end at the same time."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not QUICK.isdisjoint(item.path.parts))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the collector pass over what all tests need. Else each full collection would walk it, and
+    one in a forked process would copy it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
