@@ -15,10 +15,12 @@ PROCESSES = auto
 .PHONY: help test test-fast test-all pythons coverage docs demo bench figures clean
 
 help:
-	@echo "make test      lint, type check and all tests, in an environment of its own (.venv);"
+	@echo "make test      lint, type check and all tests, in an environment of its own (.venv), in up to"
+	@echo "               ten minutes on two processors;"
 	@echo "               make test TESTS='tests/unit -k lock': some of them, or other options of pytest"
-	@echo "make test-fast lint, type check, and the tests of single modules and of the two contracts"
-	@echo "make test-all  the same tests at full length, then make pythons and make coverage"
+	@echo "make test-fast lint, type check, and the tests of single modules and of the two contracts,"
+	@echo "               in a minute"
+	@echo "make test-all  the same tests at full length, then make pythons and make coverage: hours"
 	@echo "make pythons   most tests, on every Python from 3.9 that is installed; on Debian, it unpacks"
 	@echo "               the newest ones into your cache first"
 	@echo "make coverage  how much of the package the tests run through, line and branch"
