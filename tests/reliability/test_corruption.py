@@ -69,11 +69,13 @@ from asgi_ipc.store.layout import (
     Layout,
 )
 
+from ..waiting import LIVENESS
+
 FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 CHILDREN = 200 if FULL_LENGTH else 20
 FLIPS = 1000  # for each child
 LIMIT = 1.0  # seconds for any call
-HANGS = 15.0  # seconds without a sign of life, after which a child is killed
+LONG = 15.0  # seconds for what comes at once, or after damage perhaps never
 
 SIZES: dict[str, Any] = {
     "message_memory": 64 * 1024,
@@ -128,7 +130,7 @@ def in_child(work: Callable[[Callable[[str], None]], Any]) -> Any:
     hung = False
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         while True:
-            if not readable(pipe, 0.5 if hung else HANGS):
+            if not readable(pipe, 0.5 if hung else LIVENESS):
                 # First it prints where it is.
                 os.kill(pid, signal.SIGKILL if hung else signal.SIGUSR1)
                 if hung:
@@ -504,7 +506,7 @@ class Loop:
             wanted.add(message["n"])
             if not await self.call(self.layer.send(channel, message)):
                 return False
-        deadline = time.monotonic() + HANGS / 2
+        deadline = time.monotonic() + LONG / 2
         while not wanted <= self.got and time.monotonic() < deadline:
             await asyncio.sleep(0.001)
         return wanted <= self.got
@@ -565,11 +567,11 @@ def lose_doorbell(prefix: str, store: Any, how: str) -> None:
 @pytest.mark.parametrize("kind", ["loop", "thread"])
 async def test_whoever_lost_its_doorbell_makes_another(prefix: str, kind: str, how: str) -> None:
     """Otherwise it would notice each message a second late from then on."""
-    layer: Any = IPCChannelLayer(prefix, receive_timeout=HANGS)
+    layer: Any = IPCChannelLayer(prefix, receive_timeout=LONG)
     waiting: Any
     if kind == "loop":
         waits = AsyncLayer(prefix)
-        waiting = asyncio.ensure_future(waits.receive_async(["a"], timeout=HANGS))
+        waiting = asyncio.ensure_future(waits.receive_async(["a"], timeout=LONG))
     else:
         waiting = asyncio.ensure_future(asyncio.to_thread(layer.receive, ["a"], True))
     store = layer._core.attach().store
@@ -581,7 +583,7 @@ async def test_whoever_lost_its_doorbell_makes_another(prefix: str, kind: str, h
         layer.send("a", {"n": 0})  # meets the doorbell that is not there; the message is found
         assert await waiting == ("a", {"n": 0})
         if kind == "loop":
-            waiting = asyncio.ensure_future(waits.receive_async(["a"], timeout=HANGS))
+            waiting = asyncio.ensure_future(waits.receive_async(["a"], timeout=LONG))
         else:
             return  # its thread may be another one next time
     while not doorbells(prefix) - before:
