@@ -5,6 +5,7 @@ Also how the tests are shared out among several processes (``pytest -n``).
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import secrets
@@ -112,14 +113,21 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """For ``-n auto``: one more than there are processors, since many tests wait for something."""
-    return (os.cpu_count() or 1) + 1
+    """For ``-n auto``: two more than there are processors, since many tests wait for something."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Several processes begin with what takes long, so that they end at the same time."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: not QUICK.isdisjoint(item.path.parts))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the collector pass over what all tests need. Else each full collection would walk it, and
+    one in a forked process would copy it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

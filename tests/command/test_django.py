@@ -60,6 +60,7 @@ def test_nothing_to_complain_of(prefix: str, tmp_path: Path, backend: str) -> No
 
 @pytest.mark.parametrize("backend", [AIO, "asgi_ipc.IPCChannelLayer"])
 def test_what_the_layer_refuses_the_check_finds(prefix: str, tmp_path: Path, backend: str) -> None:
+    layers, expected = {}, []
     for config, said in (
         ({"symmetric_encryption_keys": "secret"}, "must be a list of keys"),
         ({"mode": 0o644}, "mode must be 0o600"),
@@ -70,10 +71,18 @@ def test_what_the_layer_refuses_the_check_finds(prefix: str, tmp_path: Path, bac
         ({"prefix": "with space"}, "prefix"),
         ({"spin": 5}, "spin"),
     ):
+        given: dict[str, Any] = {"prefix": prefix, **config}
         with pytest.raises(InvalidOption, match=re.escape(said)):
-            import_string(backend)(**{"prefix": prefix, **config})
-        code, output = check(tmp_path, backend=backend, **{"prefix": prefix, **config})
-        assert code and "asgi_ipc.E001" in output and said in output
+            import_string(backend)(**given)
+        name = f"layer{len(layers)}"
+        layers[name] = {"BACKEND": backend, "CONFIG": given}
+        expected.append((name, said))
+    code, output = check_layers(tmp_path, layers)
+    assert code
+    lines = output.splitlines()
+    for name, said in expected:
+        [line] = [line for line in lines if f"'{name}'" in line]
+        assert "asgi_ipc.E001" in line and said in line
 
 
 def test_the_options_of_a_layer_for_several_machines_are_checked(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ print(asgi_ipc.__version__)
 """
 
 
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+
+
 def run(*command: str | Path, folder: Path) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
@@ -107,12 +110,12 @@ def test_it_can_be_installed_and_used(
     kind: str, built: dict[str, Path], tmp_path: Path, prefix: str
 ) -> None:
     environment = tmp_path / "environment"
-    venv.create(environment, with_pip=True)
+    venv.create(environment)  # with no pip of its own, which would take seconds to install
     python = environment / "bin" / "python"
-    pip = ("-m", "pip", "--disable-pip-version-check")
-    run(python, *pip, "install", "--quiet", built[kind], folder=tmp_path)
+    pip = (*PIP, "--python", python)
+    run(*pip, "install", "--quiet", built[kind], folder=tmp_path)
     assert run(python, "-c", PROGRAM, prefix, folder=tmp_path).strip() == asgi_ipc.__version__
-    assert "No broken requirements" in run(python, *pip, "check", folder=tmp_path)
+    assert "No broken requirements" in run(*pip, "check", folder=tmp_path)
 
 
 # The Pythons that the package names, as an ordinary machine has them; and one without the GIL.
@@ -120,28 +123,34 @@ PYTHONS = [*((f"3.{minor}", "") for minor in range(9, 15)), ("3.14", "t")]
 PLATFORMS = ["manylinux2014_x86_64", "manylinux_2_28_x86_64", "musllinux_1_2_x86_64"]
 
 
-def downloaded(requirement: str, folder: Path, *options: str) -> bool:
-    """Whether there is a wheel for a requirement, which then lies in `folder`."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+def downloaded(requirements: list[str], folder: Path, *options: str) -> str:
+    """Let pip put a wheel of each requirement into `folder`. "", or what it says where it
+    cannot."""
     wheels = ["--no-deps", "--only-binary=:all:", "--dest", str(folder)]
     done = subprocess.run(
-        [*pip, *wheels, *options, requirement],
+        [*PIP, "download", "--quiet", *wheels, *options, *requirements],
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         check=False,
     )
-    return done.returncode == 0
+    return done.stdout if done.returncode else ""
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> None:
+    if downloaded(["msgpack"], tmp_path_factory.mktemp("index")):
+        pytest.skip("lacking: a package index")
 
 
 @pytest.mark.parametrize("libc", ["glibc", "musl"])
 @pytest.mark.parametrize(("version", "build"), PYTHONS, ids="".join)
 def test_all_that_it_needs_has_wheels(
-    version: str, build: str, libc: str, built: dict[str, Path], tmp_path: Path
+    version: str, build: str, libc: str, index: None, built: dict[str, Path], tmp_path: Path
 ) -> None:
     """So nobody needs a compiler. pip itself would judge the markers for the Python that it runs
     on."""
-    if not downloaded("msgpack", tmp_path):
-        pytest.skip("lacking: a package index")
     with zipfile.ZipFile(built["wheel"]) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = Parser().parsestr(archive.read(name).decode())
@@ -156,9 +165,5 @@ def test_all_that_it_needs_has_wheels(
     for platform in PLATFORMS:
         if platform.startswith("musl") == (libc == "musl"):
             options += ["--platform", platform]
-    lacking = [
-        str(one)
-        for one in needed
-        if not downloaded(f"{one.name}{one.specifier}", tmp_path, *options)
-    ]
-    assert lacking == []
+    wanted = [f"{one.name}{one.specifier}" for one in needed]
+    assert downloaded(wanted, tmp_path, *options) == ""

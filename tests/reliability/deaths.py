@@ -72,8 +72,12 @@ def locks() -> list[bytes]:
     """What the kernel knows of the locks that this process holds."""
     found = []
     for name in os.listdir("/proc/self/fdinfo"):
-        with suppress(OSError), open(f"/proc/self/fdinfo/{name}", "rb") as file:
-            found += [line for line in file if line.startswith(b"lock")]
+        with suppress(OSError):  # without a file object, which would take twice as long
+            fd = os.open(f"/proc/self/fdinfo/{name}", os.O_RDONLY)
+            told = os.read(fd, 65536)
+            os.close(fd)
+            if b"\nlock:" in told:
+                found += [line for line in told.splitlines() if line.startswith(b"lock:")]
     return found
 
 

@@ -47,7 +47,10 @@ from .stepping import forked, reaped
 
 LONG = 1e6  # seconds that are not over before the test is
 LARGEST = 64 * 1024  # bytes of a message, packed
-OPTIONS = {"message_memory": 1 << 18, "group_memory": 1 << 16, "max_message_size": LARGEST}
+OPTIONS = {
+    **{"message_memory": 1 << 18, "group_memory": 1 << 16, "max_message_size": LARGEST},
+    "expiry": 600.0,  # seconds: on a busy machine one operation may be watched for a minute
+}
 
 
 class Held(NamedTuple):

@@ -33,7 +33,7 @@ T = TypeVar("T")
 FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 PACKAGE = os.path.dirname(asgi_ipc.__file__) + os.sep
 WORKERS = os.cpu_count() or 1
-DISTINCT = 200  # moments of an operation that are picked outside of a change
+DISTINCT = 100  # moments of an operation that are picked outside of a change
 SPREAD = 50  # steps of an operation that are picked wherever they fall
 FEW = 10  # the same where every state of the memory is picked anyway
 
@@ -188,6 +188,17 @@ IDLE = re.compile(
 )
 
 
+# Those after which other processes may see something new. What a finalizer does that runs after
+# another one, such as POP_TOP, is seen after the next of these.
+SHOWN = re.compile("CALL|STORE_(SUBSCR|SLICE|ATTR)|DELETE|FOR_ITER|SEND|.*WITH|IMPORT")
+
+
+@cache
+def shown_instructions(code: CodeType) -> frozenset[int]:
+    """Where those of a function are."""
+    return frozenset(one.offset for one in dis.get_instructions(code) if SHOWN.match(one.opname))
+
+
 @cache
 def idle_instructions(code: CodeType) -> frozenset[int]:
     """Where those of a function are."""
@@ -234,7 +245,10 @@ def record(
             moment += now != last
         last = now
         steps.append(Step(instruction_of(frame), place_of(frame), dirty(), moment))
-        changed = frame.f_lasti not in idle_instructions(frame.f_code)
+        if seen is None:
+            changed = frame.f_lasti not in idle_instructions(frame.f_code)
+        else:
+            changed = frame.f_lasti in shown_instructions(frame.f_code)
 
     Stepper(at).run(call)
     return steps

@@ -22,7 +22,7 @@ from .interruptions import interrupt_at, plan
 from .scenarios import SCENARIOS
 from .stepping import FULL_LENGTH, chosen, in_parts, moments
 
-MANY = 200  # moments in the middle of a change, of which a short run takes every one
+MANY = 100  # moments in the middle of a change, of which a short run takes every one
 
 # Where the two layers go different ways; what happens inside a section is the same for both.
 WAYS_OF_ASYNCIO = [

@@ -22,7 +22,6 @@ from asgi_ipc.errors import (
     NoSuchLayer,
     SegmentError,
 )
-from asgi_ipc.segment.files import Members, attach_lock
 from asgi_ipc.segment.lock import Mutex
 from asgi_ipc.segment.opening import attach, destroy, open_existing
 from asgi_ipc.segment.paths import Paths
@@ -145,46 +144,6 @@ def test_fifty_processes_at_once_get_the_same_segment(prefix: str) -> None:
     nonces, indices = zip(*answers)
     assert len(set(nonces)) == 1
     assert len(set(indices)) == 50
-
-
-def test_three_hundred_that_wait_at_once_all_attach(prefix: str) -> None:
-    """A barrier holds them back: the flock that each of them needs."""
-    count = 300
-    barrier, starting, ending = os.pipe(), os.pipe(), os.pipe()
-    pids = []
-    try:
-        with attach_lock(Paths(prefix), 0o600):
-            for _ in range(count):
-                pid = os.fork()
-                if not pid:
-                    try:
-                        os.close(ending[1])
-                        os.write(starting[1], b"s")
-                        with attached(wants(prefix)):
-                            os.write(barrier[1], b"+")
-                            os.read(ending[0], 1)  # until all have
-                        os._exit(0)
-                    finally:
-                        os.write(barrier[1], b"-")
-                        os._exit(1)
-                pids.append(pid)
-            read_exactly(starting[0], count)
-        assert read_exactly(barrier[0], count) == b"+" * count
-        assert len(Members.glance(Paths(prefix).members)) == count
-    finally:
-        os.close(ending[1])
-        codes = [os.waitpid(pid, 0)[1] for pid in pids]
-        for fd in (*barrier, *starting, ending[0]):
-            os.close(fd)
-    assert codes == [0] * count
-
-
-def read_exactly(fd: int, count: int) -> bytes:
-    with bounded():
-        read = b""
-        while len(read) < count:
-            read += os.read(fd, count - len(read))
-    return read
 
 
 def test_fifty_processes_at_once_replace_a_stale_segment_once(prefix: str) -> None:

@@ -24,13 +24,12 @@ SITES = Path(__file__).parent / "sites"
 MODULES = "tests.wsgi.sites"
 WORKERS = 4
 
+# Where a test was interrupted, its request is never over: the server must not wait for it for long.
+GUNICORN = ("gunicorn", "--bind", "127.0.0.1:{port}", "--graceful-timeout", "2")
 # How each server is told where to listen, and how many threads it may use.
 SERVERS = {
-    "gunicorn-sync": ("gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "4"),
-    "gunicorn-threads": (
-        *("gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "2", "--threads", "8"),
-        "--preload",
-    ),
+    "gunicorn-sync": (*GUNICORN, "--workers", "4"),
+    "gunicorn-threads": (*GUNICORN, "--workers", "2", "--threads", "8", "--preload"),
     "waitress": ("waitress", "--listen", "127.0.0.1:{port}", "--threads", "8"),
 }
 FRAMEWORKS = {"flask": "flask_site", "django": "django_site"}
