@@ -4,8 +4,8 @@
 
 Draws the plot into FOLDER (docs/benchmarks), writes all tables to results.rst there, and fills each
 PAGE (README.rst, docs/performance.rst) between the lines ``.. figures: NAME`` and ``.. end of
-figures``, where NAME is that of a table, ``environment``, ``summary`` or ``beside-redis``. Tables of
-a later FILE replace those of an earlier one, so that one workload can be measured again.
+figures``, where NAME is that of a table, ``environment``, ``summary`` or ``beside-redis``. Tables
+of a later FILE replace those of an earlier one, so that one workload can be measured again.
 """
 
 from __future__ import annotations
