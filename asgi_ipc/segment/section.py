@@ -140,7 +140,7 @@ def make_section_of_three(
             # Where `mine` is not set yet the lock may still be ours, unless an outer section has
             # it, or a dead thread that had the id of this one.
             if not isinstance(error, LockLost) and (
-                mine or (not _nested(sys._getframe(), handle) and lock.held_by(get_native_id()))
+                mine or (not _nested(sys._getframe(), lock) and lock.held_by(get_native_id()))
             ):
                 consistent(handle)
                 unlock(handle)
@@ -165,7 +165,7 @@ def make_section_of_three(
                 consistent(handle)  # it is ours; the dirty word shows what its last holder left
                 return
             if code == errno.EDEADLK:
-                if _nested(sys._getframe(1), handle):
+                if _nested(sys._getframe(1), lock):
                     raise Reentered(
                         "the layer was called from inside one of its own calls, by a signal "
                         "handler or __del__ of this thread. Set a flag there, or call from another "
@@ -217,14 +217,14 @@ def _released(words: memoryview[int]) -> bool:
         return True
 
 
-def _nested(frame: FrameType, handle: object) -> bool:
+def _nested(frame: FrameType, lock: Mutex | FileLock) -> bool:
     """Whether the section that runs in `frame` was called from inside another for this lock, or
-    from one of another copy of this package, whose handles tell nothing here."""
+    from one of another copy of this package, whose locks tell nothing here."""
     code = frame.f_code
     outer = frame.f_back
     while outer is not None:
         if outer.f_code == code and (
-            outer.f_code is not code or outer.f_locals.get("handle") is handle
+            outer.f_code is not code or lock.same(outer.f_locals.get("lock"))
         ):
             return True
         outer = outer.f_back
