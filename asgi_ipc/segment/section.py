@@ -47,13 +47,16 @@ R = TypeVar("R")
 
 _SPINS = 30  # tries in a row before the first sleep, about as long as a section takes
 _LONGEST_SLEEP = 0.001  # seconds
+# Seconds between two looks whether the holder is dead, for who waits longer: where a dead thread
+# had the id of a thread of another process, only that can tell, before the others give up.
+_ASK_EVERY = 1.0
 
 # What Python raises when a value read from memory leads outside, or cannot be a count.
 _OUT_OF_RANGE = (IndexError, ValueError, ArithmeticError, struct.error)
 
 LEFT = (
-    "this process has left the segment, because its interpreter is ending. The next call attaches "
-    "again"
+    "this process has left the segment, because its interpreter is ending or the program closed "
+    "the descriptors of the layer. The next call attaches again"
 )
 
 
@@ -157,7 +160,7 @@ def make_section_of_three(
         """Go on after a first try that failed with `code`, until the lock is held."""
         began = clock.monotonic()
         deadline = began + patience
-        tries, pause, slept = 0, 0.0, 0.0
+        tries, pause, slept, ask_at = 0, 0.0, 0.0, _ASK_EVERY
         if code == errno.EBUSY and lock.mine():
             code = errno.EDEADLK  # which is what glibc says; musl does not
         while code:
@@ -195,6 +198,12 @@ def make_section_of_three(
                         if patience < timeout:
                             raise LockBusy(holder)
                         raise LockTimeout(complaint(holder, timeout))
+                elif slept > ask_at:
+                    ask_at = slept + _ASK_EVERY
+                    holder = lock.holder()
+                    if holder and renew(holder):
+                        code = trylock(handle)
+                        continue
                 time.sleep(pause)
                 slept += pause  # it ends, even if the clock does not go on
                 pause = min(pause + 0.0001, _LONGEST_SLEEP)
