@@ -198,9 +198,8 @@ class FileLock:
         local = self._local
         if getattr(local, "inside", False):
             return errno.EDEADLK
-        try:
-            opened = local.opened
-        except AttributeError:
+        opened = getattr(local, "opened", None)
+        if opened is None or opened.lost():
             with told(f"open the lock {self.handle}"):
                 opened = local.opened = Descriptor(open_file(self.handle, self._mode, self._group))
         local.inside = True  # before it is true: a signal handler in between must not enter too

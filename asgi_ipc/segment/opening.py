@@ -85,7 +85,7 @@ def _attach(paths: Paths, wanted: Wanted, doing: str) -> tuple[Segment, int]:
         if members is not None:
             members.close()
         if segment is not None:
-            os.close(segment.fd)
+            segment.close()
         elif unused:
             _clear(paths)
         raise
@@ -117,10 +117,11 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
     If it cannot, and no process is `alive` in it, it is stale: then remove it and return None.
     """
     try:
-        fd = _open_shared(paths, True, foreign_remedy(paths.file))
+        opened = Descriptor(_open_shared(paths, True, foreign_remedy(paths.file)))
     except FileNotFoundError:
         return None
     try:
+        fd = opened.number
         status = os.fstat(fd)
         name = f"the segment of prefix {paths.prefix!r}"
         check_owner(name, status, wanted.mode, group=wanted.group)
@@ -139,7 +140,7 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
         if alive or not stale:
             if stale:
                 note("prefix %r: the live segment %s; they hold for all", paths.prefix, stale)
-            return Segment(paths, fd, map_file(fd, header.size), header, members)
+            return Segment(paths, opened, map_file(fd, header.size), header, members)
         note(
             "prefix %r: replacing a stale segment, which no process uses and which %s",
             paths.prefix,
@@ -147,9 +148,9 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
         )
         _unlink(paths)
     except BaseException:
-        os.close(fd)
+        opened.close()
         raise
-    os.close(fd)
+    opened.close()
     return None
 
 
@@ -164,13 +165,14 @@ def _first_page(fd: int, size: int) -> bytes:
 def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
     layout = wanted.layout()
     try:
-        fd = raise_above(create_memory(paths.segment, wanted.mode, layout.size))
+        opened = Descriptor(raise_above(create_memory(paths.segment, wanted.mode, layout.size)))
     except OSError as error:
         raise SegmentError(
             f"cannot create shared memory of {layout.size} bytes for prefix {paths.prefix!r}: "
             f"{reason(error)}"
         ) from error
     try:
+        fd = opened.number
         os.fchmod(fd, wanted.mode)
         if wanted.mode & 0o060:
             with contextlib.suppress(PermissionError):
@@ -180,9 +182,9 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
         if why:
             raise SegmentError(f"no room for the segment of prefix {paths.prefix!r}: {why}")
         header = format_segment(memory, layout, wanted, members.inode)
-        return Segment(paths, fd, memory, header, members)
+        return Segment(paths, opened, memory, header, members)
     except BaseException:
-        os.close(fd)
+        opened.close()
         _unlink(paths)
         raise
 

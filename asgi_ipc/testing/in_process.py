@@ -126,7 +126,7 @@ class PrivateSegment(Segment):
         # kernel would reserve memory to copy all of it, unused address space included.
         memory = mmap.mmap(-1, layout.size)
         header = format_segment(memory, layout, wanted, members.inode)
-        super().__init__(paths, -1, memory, header, members)
+        super().__init__(paths, None, memory, header, members)
         self._bells: weakref.WeakValueDictionary[tuple[int, int], _Bell] = (
             weakref.WeakValueDictionary()
         )
