@@ -60,10 +60,11 @@ class Descriptor:
     then get their numbers. So what is `lost` is neither used nor closed.
     """
 
-    __slots__ = ("_file", "number")
+    __slots__ = ("_closing", "_file", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self._closing = False  # while it is closed, or where an exception interrupted that
         self._file: tuple[int, int] | None = None
         _latest[number] = id(self)
         status = os.fstat(number)
@@ -75,7 +76,8 @@ class Descriptor:
         latest: dict[int, int] = _latest,
     ) -> bool:
         """Whether the number no longer means this file, or the descriptor is closed."""
-        if latest.get(self.number) != id(self):
+        owner = latest.get(self.number)
+        if owner != id(self) and not (owner is None and self._closing):
             return True
         try:
             status = fstat(self.number)
@@ -86,15 +88,22 @@ class Descriptor:
     def close(
         self, close: Callable[[int], None] = os.close, latest: dict[int, int] = _latest
     ) -> None:
-        """Close it now. May be called twice."""
+        """Close it now. May be called again, also after an exception out of a signal handler."""
         ours = self._file is None or not self.lost()
         if latest.get(self.number) == id(self):
-            del latest[self.number]
-            if ours:
-                close(self.number)
+            self._closing = ours
+            del latest[self.number]  # before another thread can get the number
+        if self._closing and ours:
+            close(self.number)
+        self._closing = False
 
-    # Neither uses a name of this module: the interpreter may be taking it down.
-    __del__ = close
+    # None uses a name of this module: the interpreter may be taking it down.
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except BaseException:
+            self.close()
+            raise
 
 
 def raise_above(fd: int) -> int:
@@ -475,8 +484,8 @@ class Members:
             if not members._users and (
                 members.lost() or members._mark(fcntl.F_RDLCK, 0, MAX_PROCESSES)
             ):
+                members._file.close()  # first: it holds the stretch, and may be interrupted
                 del cls._open[key]
-                members._file.close()
 
     @classmethod
     def forget_all(cls) -> bool:
