@@ -15,6 +15,7 @@ from ..errors import ForeignSegment, LimitReached, NoSuchLayer, SegmentError
 from ..store.layout import (
     FIRST_MARK,
     H_LOCK,
+    LOCK_BYTES,
     LOCK_MUTEX,
     MAX_PROCESSES,
     P_GENERATION,
@@ -36,10 +37,10 @@ from .files import (
     remove_file,
 )
 from .header import Header, format_segment
-from .lock import init_mutex
+from .lock import init_mutex, mutex_holder
 from .notes import note
 from .paths import Paths, full_prefix, prefixes
-from .procfs import user_name
+from .procfs import is_dead, user_name
 from .refusals import MISSING, reason, told
 from .segment import Segment, allocate
 from .shm import create_memory, open_memory, unlink_memory
@@ -77,7 +78,7 @@ def _attach(paths: Paths, wanted: Wanted, doing: str) -> tuple[Segment, int]:
             unused = segment is None and not alive
             segment = segment or _create(paths, wanted, members)
             segment.warn_of_mode(wanted)
-            if not alive and segment.lock_kind == LOCK_MUTEX:
+            if not alive and segment.lock_kind == LOCK_MUTEX and not _held(segment):
                 # Nobody else is attached, so nobody holds it, whatever state it was left in.
                 init_mutex(segment.memory, H_LOCK * WORD)
             return segment, _claim_index(segment)
@@ -89,6 +90,13 @@ def _attach(paths: Paths, wanted: Wanted, doing: str) -> tuple[Segment, int]:
         elif unused:
             _clear(paths)
         raise
+
+
+def _held(segment: Segment) -> bool:
+    """Whether a living thread may hold the mutex, in a process that lost its byte lock: because the
+    program closed its descriptors, say."""
+    holder = mutex_holder(segment.memory[H_LOCK * WORD : H_LOCK * WORD + LOCK_BYTES])
+    return holder != 0 and not is_dead(holder) and segment.may_be_mapped_by(holder)
 
 
 def _claim_index(segment: Segment) -> int:
