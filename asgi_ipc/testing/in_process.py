@@ -57,7 +57,7 @@ class _Bell(Doorbell):
 
     def ring(self, row: int) -> None:
         pipe = self._open
-        if pipe is not None:
+        if pipe is not None and not pipe.writing.lost():
             with contextlib.suppress(BlockingIOError):  # full of rings: the waiter knows
                 posix.write(pipe.writing.number, row.to_bytes(4, sys.byteorder))
 

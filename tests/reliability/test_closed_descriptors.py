@@ -179,6 +179,30 @@ def test_a_layer_that_is_dropped_before_it_notices(prefix: str, lock: str) -> No
     assert outside.receive(["c"]) == ("c", {"type": "after"})
 
 
+def test_a_layer_within_one_process(prefix: str, lock: str) -> None:
+    """Its bells are pipes, by which somebody who sleeps is rung."""
+    script = """
+    from asgi_ipc.testing.sync import InProcessChannelLayer
+    inside = InProcessChannelLayer(prefix, lock=lock)
+    found = []
+    def wait():
+        for _ in range(2):
+            found.append(inside.receive(["c"], block=True, timeout=20))
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lambda: inside._core.session and inside._core.session.attachment.bells.keys())
+    time.sleep(0.1)
+    close_all()
+    for _ in range(2):
+        inside.send("c", MESSAGE)
+        time.sleep(0.1)
+    thread.join(20)
+    assert found == [("c", MESSAGE)] * 2
+    check()
+    """
+    run(prefix, lock, script)
+
+
 def test_others_that_live_are_not_taken_for_dead(prefix: str, lock: str) -> None:
     """A file that has the number of that of the byte locks says that nobody holds one."""
     outside = asgi_ipc.IPCChannelLayer(prefix, lock=lock)
