@@ -45,6 +45,7 @@ _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 
 
 _left_open: list[Descriptor] = []  # in a forked child
+_MARK = 0x5EC7104C  # a position that no other file is at
 _latest: dict[int, int] = {}  # number of a descriptor → id of the last `Descriptor` that got it
 
 
@@ -84,6 +85,18 @@ class Descriptor:
         except OSError:
             return True
         return (status.st_dev, status.st_ino) != self._file
+
+    def mark(self) -> None:
+        """Set the position in a file that nobody reads or writes, for `marked`."""
+        os.lseek(self.number, _MARK, os.SEEK_SET)
+
+    def marked(self) -> bool:
+        """Whether the number still means this file: as `lost` tells, and far quicker."""
+        try:
+            at = os.lseek(self.number, 0, os.SEEK_CUR)
+        except OSError:
+            return False
+        return at == _MARK and _latest.get(self.number) == id(self)
 
     def close(
         self, close: Callable[[int], None] = os.close, latest: dict[int, int] = _latest

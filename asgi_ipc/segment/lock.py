@@ -199,9 +199,11 @@ class FileLock:
         if getattr(local, "inside", False):
             return errno.EDEADLK
         opened = getattr(local, "opened", None)
-        if opened is None or opened.lost():
+        if opened is None or not opened.marked():
             with told(f"open the lock {self.handle}"):
-                opened = local.opened = Descriptor(open_file(self.handle, self._mode, self._group))
+                opened = Descriptor(open_file(self.handle, self._mode, self._group))
+                opened.mark()
+                local.opened = opened
         local.inside = True  # before it is true: a signal handler in between must not enter too
         try:
             fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
