@@ -310,6 +310,11 @@ def _fernet(keys: Iterable[str | bytes]) -> Any:
             raise InvalidOption(
                 f"symmetric_encryption_keys must hold str or bytes, not {_named(key)}"
             )
+        if not key:
+            raise InvalidOption(
+                "symmetric_encryption_keys holds an empty key, which everybody knows. Set the "
+                "variable that it comes from, or leave out the option to send in the clear"
+            )
         digest = hashlib.sha256(key.encode() if isinstance(key, str) else key).digest()
         made.append(Fernet(base64.urlsafe_b64encode(digest)))
     return MultiFernet(made) if made else None

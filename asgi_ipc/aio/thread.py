@@ -86,6 +86,9 @@ class ThreadWaiter(Waiter):
         before, self.rung = self.rung, None
         if before is None or self.bell is None:
             return False  # a receive of a signal handler was quicker
+        if self.bell.lost():
+            self._renew_bell(session)
+            return True
         mine = False
         notice_fork()  # a child that was forked while this slept must not read the parent's rings
         for row in self.bell.answer():

@@ -49,11 +49,13 @@ class Waiter(ABC):
             self.waiter_id, self.bell = 0, None
 
     def _lost_bell(self, session: Session) -> bool:
-        """Whether nobody rings here any more: the doorbell was removed by hand, or its row in the
-        segment damaged. Or there was none, and it is time to try again."""
+        """Whether nobody rings here any more: the doorbell was removed by hand or closed by the
+        program, or its row in the segment damaged. Or there was none, and it is time to try
+        again."""
         if not self.waiter_id:
             return not self._retry_at - CHECK_EVERY <= clock.monotonic() < self._retry_at
-        return not session.store.is_waiter(self.waiter_id, self._generation)
+        lost = self.bell is not None and self.bell.lost()
+        return lost or not session.store.is_waiter(self.waiter_id, self._generation)
 
     def _renew_bell(self, session: Session) -> None:
         self._return_bell()

@@ -25,7 +25,7 @@ from ..errors import (
     SegmentVanished,
 )
 from ..segment.doorbell import Doorbell, Ringer
-from ..segment.identity import wiped_word
+from ..segment.files import DescriptorsLost
 from ..segment.notes import tell
 from ..segment.notes import waiting as untold
 from ..segment.section import LEFT, Section, SectionOfThree, Waits, spread
@@ -48,7 +48,8 @@ _NO_BELL = {
 
 
 class Inherited(IncompatibleSegment):
-    """The attachment is the parent's, and this process a forked child: the call begins again."""
+    """The attachment is the parent's, and this process a forked child; or it has lost its
+    descriptors. The call begins again."""
 
 
 class Attachment:
@@ -69,10 +70,9 @@ class Attachment:
         self._on_vanished = on_vanished
         self._warned = False
         self.broken: IPCError | None = None  # why it must not be used any more
+        self.ended = False  # whether it is to be released, whoever refers to it
         self.detached = False  # whether layers have been told to attach again
-        # Holds `due`. In a child that was forked in C it reads 0, so that upkeep is due, which
-        # notices the fork before anything of the parent is used.
-        self.due_word = wiped_word()
+        self.due_word = resources.due_word  # holds `due`
         self.prefix = resources.prefix
         self.segment = resources.segment
         self.store = resources.store
@@ -141,6 +141,7 @@ class Attachment:
     def end(self) -> None:
         """The interpreter is ending: let nobody use it any more."""
         self.broken = SegmentError(LEFT)
+        self.ended = True
         self.due = 0.0  # so that calls of other threads notice
 
     def explain(self, error: Exception) -> Exception:
@@ -258,7 +259,7 @@ class Attachment:
         try:
             self.segment.check_length()
             return self.broken is None and not self.detached and not self.segment.vanished()
-        except (CorruptHeader, ForeignSegment, IncompatibleSegment, ValueError):
+        except (SegmentError, ValueError):
             return False
 
     def _check_usable(self, look: bool = True) -> None:
@@ -276,6 +277,8 @@ class Attachment:
                 )
         except (CorruptHeader, ForeignSegment, IncompatibleSegment) as error:
             self.broken = error
+        except DescriptorsLost as error:
+            self.broken, self.ended = Inherited(*error.args), True
         except ValueError as error:
             raise self.explain(error) from None
         if self.broken is not None:

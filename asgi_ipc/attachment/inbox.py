@@ -92,8 +92,12 @@ class Inbox:
         self._words = store.words
 
     def leave(self) -> None:
-        """Outlive the attachment: what refers to its store keeps the memory mapped."""
-        del self._store, self._words
+        """Outlive the attachment: what refers to its store keeps the memory mapped. May be called
+        twice."""
+        with contextlib.suppress(AttributeError):
+            del self._words
+        with contextlib.suppress(AttributeError):
+            del self._store
 
     # -- filling ----------------------------------------------------------------------------------
 

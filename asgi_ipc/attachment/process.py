@@ -53,9 +53,9 @@ _attachments: weakref.WeakValueDictionary[Provider | str, Attachment] = (
 # Of every attachment, also to a segment that was removed.
 _finalizers: WeakKeys[Attachment, weakref.finalize[Any, Any]] = WeakKeys()
 _users: WeakKeys[User, None] = WeakKeys()
-# What is not released yet, by its id, and whose it is. An entry goes when its release begins.
-_held: dict[int, tuple[weakref.ref[Attachment], Resources]] = {}
-_gone: list[Resources] = []  # of attachments that are gone, still to be released
+# What is not released yet, and whose it is. An entry goes when its release has ended: one that
+# fails, for want of memory say, is tried again.
+_held: dict[Resources, weakref.ref[Attachment]] = {}
 # Inboxes of attachments that are gone, by prefix and nonce of the segment. What was drained into
 # them and not delivered yet is for the next attachment of this process.
 _kept: dict[tuple[str, int], dict[str, Inbox]] = {}
@@ -102,9 +102,9 @@ class _Guard:
         """Leave the segments of attachments that are gone, unless a thread holds the guard, which
         then does it."""
         try:
-            while _gone and not self._lock._is_owned() and self._lock.acquire(False):
-                while _gone:
-                    _release(_gone.pop())
+            while _gone() and not self._lock._is_owned() and self._lock.acquire(False):
+                for resources in _gone():
+                    _release(resources)
                 self._leave()
         except BaseException:
             self._leave()
@@ -176,9 +176,8 @@ def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
 def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
     # Another thread may just have let go of an attachment, and not have come to its finalizer. This
     # process would still own queues by it, and refuse them to the new one.
-    for attachment, resources in _held.copy().values():
-        if attachment() is None:
-            _release(resources)
+    for resources in _gone():
+        _release(resources)
     if wanted.provider is None:
         _directories.add(Paths(wanted.prefix).directory)
     open_segment = attach_segment if wanted.provider is None else wanted.provider.attach
@@ -189,8 +188,8 @@ def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
     except BaseException:
         segment.leave(index)
         raise
-    _held[id(resources)] = weakref.ref(made), resources
-    _finalizers[made] = finalizer = weakref.finalize(made, _release_later, resources)
+    _held[resources] = weakref.ref(made)
+    _finalizers[made] = finalizer = weakref.finalize(made, _release_later)
     finalizer.atexit = False  # `_leave_at_exit` also tells the layers, which may be called again
     resources.adopt(_kept.get(resources.identity, {}))
     _kept.pop(resources.identity, None)
@@ -234,24 +233,33 @@ def detach_all() -> list[Attachment]:
 # -- releasing ------------------------------------------------------------------------------------
 
 
-def _release_later(resources: Resources) -> None:
+def _gone() -> list[Resources]:
+    """What attachments that are gone have left to be released."""
+    held = _held.copy().items()
+    return [each for each, of in held if (attachment := of()) is None or attachment.ended]
+
+
+def _release_later() -> None:
     """Leave the segment of an attachment that is gone; called by its finalizer."""
-    if not isinstance(_gone, list):
+    if not isinstance(_held, dict):
         # The interpreter is taking this module down, without having called `_leave_at_exit` (so do
         # sub-interpreters of uWSGI). The kernel tells the other processes.
         return
-    _gone.append(resources)
     _guard.release_gone()
 
 
 def _release(resources: Resources) -> None:
     """Leave a segment, and keep what was drained from it and can still be received. A second time
-    does nothing."""
-    if _held.pop(id(resources), None) is None:
-        return
+    does what the first did not come to."""
     if resources.pid != os.getpid():
         resources.disown()  # forked without fork handlers: all of this is the parent's
-        return
+    else:
+        _keep_inboxes(resources)
+        resources.release()
+    _held.pop(resources, None)
+
+
+def _keep_inboxes(resources: Resources) -> None:
     now = clock.monotonic()
     for identity, kept in _kept.copy().items():
         if identity[0] == resources.identity[0] or not _any_live(kept, now):
@@ -260,7 +268,6 @@ def _release(resources: Resources) -> None:
         for inbox in resources.inboxes.values():
             inbox.leave()
         _kept[resources.identity] = resources.inboxes
-    resources.release()
 
 
 def _any_live(inboxes: dict[str, Inbox], now: float) -> bool:
@@ -285,12 +292,9 @@ def _end_all() -> None:
     for attachment in _finalizers.keys():
         finalizer = _finalizers.pop(attachment)
         # Not called: the handler of `weakref` may have run before, and no finalizer runs after it.
-        alive = None if finalizer is None else finalizer.detach()
-        if alive is not None:
+        if finalizer is not None and finalizer.detach() is not None:
             attachment.end()
             detach(attachment)
-            _, release, args, _ = alive
-            release(*args)
 
 
 atexit.register(_leave_at_exit)
@@ -332,7 +336,6 @@ def _after_fork_in_child() -> None:
             user.detach(attachment)
     _attachments.clear()
     _kept.clear()
-    _gone.clear()
     _held.clear()
     notes.forget()
     for user in _users.keys():

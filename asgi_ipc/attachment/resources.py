@@ -8,10 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
 
 from .. import clock
-from ..errors import IPCError, LockTimeout
+from ..errors import IPCError, LockTimeout, SegmentError
 from ..segment.doorbell import ALL
+from ..segment.files import DescriptorsLost
+from ..segment.identity import Word, wiped_word
 from ..segment.lock import FileLock, Mutex, open_lock
 from ..segment.procfs import is_dead, process_of, shows_threads
 from ..segment.section import (
@@ -23,7 +26,7 @@ from ..segment.section import (
 )
 from ..segment.segment import Segment
 from ..store import recovery
-from ..store.layout import MAX_WAITERS, P_PID, PROCESS_WORDS
+from ..store.layout import MAX_WAITERS, P_GENERATION, P_PID, PROCESS_WORDS
 from ..store.store import Store
 from .drops import DropLog
 from .inbox import Inbox
@@ -36,13 +39,18 @@ class Resources:
     process, which has claimed the byte at `index`."""
 
     process = 0  # the row, once `enter` has made it
+    _generation = 0
     _closed = False
 
     def __init__(self, prefix: str, segment: Segment, index: int, lock: Mutex | FileLock) -> None:
         self.prefix = prefix
         self.segment = segment
         self.lock = lock
-        self.store = Store(segment.memory, segment.layout, segment.reserve, segment.shortage)
+        # When upkeep is due. In a child that was forked in C it reads 0, so that upkeep is due,
+        # which notices the fork before anything of the parent is used.
+        self.due_word = wiped_word()
+        reserve = partial(_reserve, segment, self.due_word)
+        self.store = Store(segment.memory, segment.layout, reserve, segment.shortage)
         self.ringer = segment.ringer()
         self.log_drop = DropLog(prefix, self.store.dropped)
         self.inboxes: dict[str, Inbox] = {}
@@ -57,6 +65,7 @@ class Resources:
         while not section(store.bury, row, now, 0.0):
             pass
         self.process = section(store.attach, index, self.pid, os.geteuid(), now)
+        self._generation = store.words[self.process + P_GENERATION]
 
     def adopt(self, inboxes: dict[str, Inbox]) -> None:
         """Take over the inboxes of an earlier attachment of this process."""
@@ -140,10 +149,12 @@ class Resources:
     def release(self) -> None:
         """Leave the segment: clear up what this process has in it, and close everything."""
         self.log_drop.tell(later=True)
-        with contextlib.suppress(IPCError, OSError):
-            self.segment.check_length()
-            section = make_section(self.lock, self.store.words, self._recover, Waits(1.0, 1.0))
-            section(self._leave)
+        if not self._closed:
+            with contextlib.suppress(IPCError, OSError):
+                with contextlib.suppress(DescriptorsLost):  # the memory is still mapped
+                    self.segment.check_length()
+                section = make_section(self.lock, self.store.words, self._recover, Waits(1.0, 1.0))
+                section(self._leave)
         # Unless `_leave` did it. It comes before others take this process for gone: who attaches
         # alone makes the lock new, and a daemon thread may be in the middle of a change.
         self._close()
@@ -152,9 +163,11 @@ class Resources:
         self.lock.close()
 
     def _leave(self) -> None:
-        """Inside a section: at exit a daemon thread may still call, but never in the middle of a
-        change. Its next section finds the memory released."""
-        self.store.leave(self.process, clock.monotonic())
+        """Inside a section: another thread may still call, as at exit, but never in the middle of
+        a change. Its next section finds the memory released."""
+        if self.store.words[self.process + P_GENERATION] == self._generation:
+            self.store.leave(self.process, clock.monotonic())
+        # Else it lost its byte lock, was dead to others, and the row is perhaps another's already.
         self._close()
 
     def _close(self) -> None:
@@ -166,8 +179,16 @@ class Resources:
         """In a forked child: close what belongs to the parent, and do not touch the segment."""
         self.lock.close()  # or the child would hold the lock while its parent does
         self.ringer.close()
-        with contextlib.suppress(OSError):
-            os.close(self.segment.fd)
+        self.segment.close()
+
+
+def _reserve(segment: Segment, due: Word, offset: int, length: int) -> bool:
+    """For the store, which must not refer to `Resources`."""
+    try:
+        return segment.reserve(offset, length)
+    except SegmentError:
+        due[()] = 0.0  # the next call is to attach again
+        raise
 
 
 def lock_of(segment: Segment) -> Mutex | FileLock:

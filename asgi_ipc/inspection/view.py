@@ -86,9 +86,12 @@ class View:
         return memoryview(read).cast("Q")
 
     def vanished(self) -> bool:
-        """Whether the segment was removed, or replaced by another."""
+        """Whether the segment was removed, or replaced by another, or the program closed its
+        descriptor."""
         if self._segment is not None:
-            return self._segment.vanished()
+            return self._segment.lost() or self._segment.vanished()
+        if self._descriptor.lost():
+            return True
         try:
             other = open_existing(self.paths)
         except IPCError:

@@ -17,6 +17,7 @@ from .. import clock
 from ..aio.layer import IPCChannelLayer
 from ..base_layer import Message
 from ..errors import SegmentError
+from ..segment.files import LOST, Descriptor, DescriptorsLost
 from .backend import RemoteLayer
 from .directory import OWN_NAMES, machine_group, set_home
 from .figures import Figures, described
@@ -31,7 +32,7 @@ _LENGTH = 100  # bytes of one
 
 class Incoming:
     """Delivers through `local`, and passes requests to the relay through `control`. `memory` is the
-    descriptor of the lock file."""
+    lock file."""
 
     def __init__(self, local: IPCChannelLayer, control: IPCChannelLayer, figures: Figures) -> None:
         self._local = local
@@ -39,7 +40,7 @@ class Incoming:
         self._figures = figures
         self._seen: dict[str, None] = {}
         self._made = 0
-        self.memory = -1
+        self.memory: Descriptor | None = None
         self.heard = 0.0  # clock.monotonic() of the last message
         self.echoes: dict[str, asyncio.Future[None]] = {}  # by number: our own, to come back
 
@@ -50,13 +51,18 @@ class Incoming:
 
     def recall(self) -> None:
         """Take the last message of the relay before as delivered: better lost than doubled."""
-        self._seen[os.pread(self.memory, _LENGTH, 0).decode("ascii", "replace").strip()] = None
+        self._seen[os.pread(self._number(), _LENGTH, 0).decode("ascii", "replace").strip()] = None
 
     def _remember(self, number: str) -> None:
         self._seen[number] = None
         if len(self._seen) > _SEEN:
             del self._seen[next(iter(self._seen))]
-        os.pwrite(self.memory, number.encode("ascii", "replace").ljust(_LENGTH), 0)
+        os.pwrite(self._number(), number.encode("ascii", "replace").ljust(_LENGTH), 0)
+
+    def _number(self) -> int:
+        if self.memory is None or self.memory.lost():
+            raise DescriptorsLost(LOST)
+        return self.memory.number
 
     async def deliver(self, machine: str, envelope: Message, remote: RemoteLayer) -> None:
         """Do what a message says; a message that makes no sense is logged. Answers go to `remote`,

@@ -19,7 +19,7 @@ from ..aio.session import Session
 from ..attachment.process import register
 from ..base_layer import Message
 from ..errors import IPCError, SegmentError
-from ..segment.files import open_file
+from ..segment.files import Descriptor, open_file
 from .backend import Backend
 from .directory import OWN_NAMES, attach
 from .figures import Figures, described
@@ -54,7 +54,7 @@ class Relay:
         self._figures = figures
         self._incoming = Incoming(local, control, figures)
         self._uplink = Uplink(backend, local, self._incoming, timeout)
-        self._lock_fd = -1
+        self._lock: Descriptor | None = None
         self.elected = False
         register(self)
 
@@ -65,9 +65,9 @@ class Relay:
 
     def forked(self) -> None:
         """In a child: close the lock file, which would keep the lock after the parent's death."""
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
         self.elected = self._uplink.up = False
 
     def detach(self, attachment: object = None) -> None:
@@ -97,21 +97,21 @@ class Relay:
     def _take_lock(self, session: Session) -> bool:
         segment = session.attachment.segment
         path = os.path.join(segment.paths.directory, "relay.lock")
-        fd = open_file(path, segment.mode, segment.group)
+        lock = Descriptor(open_file(path, segment.mode, segment.group))
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(fd)
+            lock.close()
             return False
-        self._lock_fd = self._incoming.memory = fd
+        self._lock = self._incoming.memory = lock
         self._incoming.recall()
         return True
 
     async def _release_lock(self) -> None:
         self.elected = self._uplink.up = False
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
             with contextlib.suppress(IPCError):
                 await self._control.send(_STANDBY, {})
 

@@ -63,8 +63,14 @@ class Doorbell:
             raise ValueError("the doorbell is closed")
         return self._open.number
 
+    def lost(self) -> bool:
+        """Whether the program closed the descriptor, and its number may be another file's."""
+        return self._open is not None and self._open.lost()
+
     def answer(self) -> list[int]:
         """Take all rings that have arrived; [ALL] if some may have been lost, [] for none."""
+        if self.lost():
+            return [ALL]
         fd = self.fileno()
         try:
             read = posix.read(fd, _ROOM)
@@ -82,7 +88,7 @@ class Doorbell:
     def ring(self, row: int) -> None:
         """Ring this bell from a thread of its own process."""
         bell = self._open
-        if bell is not None:
+        if bell is not None and not bell.lost():
             with contextlib.suppress(OSError):  # full of rings: the waiter knows
                 posix.write(bell.number, _pack_ring(row))
 
@@ -123,7 +129,7 @@ class Ringer:
     def ring(self, waiter_id: int, generation: int, row: int) -> bool:
         """Wake a waiter for the queue at `row`; False if it is gone."""
         known = self._open.get(waiter_id)
-        if known is None or known[0] != generation:
+        if known is None or known[0] != generation or known[1].lost():
             try:
                 known = self._connect(waiter_id, generation)
             except OSError as error:

@@ -29,6 +29,11 @@ from .refusals import reason, told
 _STANDARD = 2  # the highest descriptor of the standard streams
 _TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OF_ANOTHER_KIND = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # a link, a socket, a directory
+LOST = (
+    "the program closed the file descriptors of the layer (os.closerange, as to become a daemon), "
+    "and to others this process was gone. The next call attaches again. Close them before the "
+    "first call"
+)
 PATIENCE = 10.0  # seconds to wait for attach.lock, where no option says how long
 _POLLED = 0.005  # seconds before a thread waits for it
 _waiting: set[str] = set()  # the files that a thread of this process waits for
@@ -39,20 +44,79 @@ _STRETCHES = 1 << 40  # behind the byte locks of all processes
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 
 
+_left_open: list[Descriptor] = []  # in a forked child
+_MARK = 0x5EC7104C  # a position that no other file is at
+_latest: dict[int, int] = {}  # number of a descriptor → id of the last `Descriptor` that got it
+
+
+class DescriptorsLost(SegmentError):
+    """The program closed descriptors of this package: whoever asked begins again."""
+
+
 class Descriptor:
     """A file descriptor that is closed when nothing refers to it any more.
 
     One thread may drop it while another is about to use it: the number must not mean another file
-    in between.
+    in between. A program may also close all its descriptors (``os.closerange``), and its own files
+    then get their numbers. So what is `lost` is neither used nor closed.
     """
 
-    __slots__ = ("number",)
+    __slots__ = ("_closing", "_file", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self._closing = False  # while it is closed, or where an exception interrupted that
+        self._file: tuple[int, int] | None = None
+        _latest[number] = id(self)
+        status = os.fstat(number)
+        self._file = status.st_dev, status.st_ino
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        close(self.number)
+    def lost(
+        self,
+        fstat: Callable[[int], os.stat_result] = os.fstat,
+        latest: dict[int, int] = _latest,
+    ) -> bool:
+        """Whether the number no longer means this file, or the descriptor is closed."""
+        owner = latest.get(self.number)
+        if owner != id(self) and not (owner is None and self._closing):
+            return True
+        try:
+            status = fstat(self.number)
+        except OSError:
+            return True
+        return (status.st_dev, status.st_ino) != self._file
+
+    def mark(self) -> None:
+        """Set the position in a file that nobody reads or writes, for `marked`."""
+        os.lseek(self.number, _MARK, os.SEEK_SET)
+
+    def marked(self) -> bool:
+        """Whether the number still means this file: as `lost` tells, and far quicker."""
+        try:
+            at = os.lseek(self.number, 0, os.SEEK_CUR)
+        except OSError:
+            return False
+        return at == _MARK and _latest.get(self.number) == id(self)
+
+    def close(
+        self, close: Callable[[int], None] = os.close, latest: dict[int, int] = _latest
+    ) -> None:
+        """Close it now. May be called again, also after an exception out of a signal handler."""
+        ours = self._file is None or not self.lost()
+        if latest.get(self.number) == id(self):
+            self._closing = ours
+            del latest[self.number]  # before another thread can get the number
+        if self._closing and ours:
+            close(self.number)
+        self._closing = False
+
+    # None uses a name of this module: the interpreter may be taking it down.
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except BaseException:
+            self.close()
+            raise
 
 
 def raise_above(fd: int) -> int:
@@ -389,6 +453,7 @@ class Members:
 
     def __init__(self, fd: int) -> None:
         status = os.fstat(fd)
+        self._file = Descriptor(fd)
         self._fd = fd
         self._key = status.st_dev, status.st_ino
         self.inode = status.st_ino
@@ -409,12 +474,16 @@ class Members:
         except FileNotFoundError:
             return None
         members = cls._open.get((found.st_dev, found.st_ino))
-        return members and members._use()
+        return members._use() if members and not members.lost() else None
 
     def _use(self) -> Members:
         self._open[self._key] = self
         self._users += 1
         return self
+
+    def lost(self) -> bool:
+        """Whether the program closed the file, and all locks are gone."""
+        return self._file.lost()
 
     def close(self) -> None:
         self._users -= 1
@@ -425,9 +494,11 @@ class Members:
         """Close what this copy does not use any more, and no other copy has a claim in; that may
         have had one when the last user here left."""
         for key, members in list(cls._open.items()):
-            if not members._users and members._mark(fcntl.F_RDLCK, 0, MAX_PROCESSES):
+            if not members._users and (
+                members.lost() or members._mark(fcntl.F_RDLCK, 0, MAX_PROCESSES)
+            ):
+                members._file.close()  # first: it holds the stretch, and may be interrupted
                 del cls._open[key]
-                os.close(members._fd)
 
     @classmethod
     def forget_all(cls) -> bool:
@@ -435,10 +506,14 @@ class Members:
         whether this is the only copy of the package that used them, there and here."""
         alone = True
         for members in cls._open.values():
+            if members.lost():
+                continue
             here = members._elsewhere()  # a copy that noticed the fork before this one did
             alone = alone and not here and not members._elsewhere(pid=members._pid)
-            if not here:
-                os.close(members._fd)
+            if here:
+                _left_open.append(members._file)  # to close it would drop that copy's locks
+            else:
+                members._file.close()
         cls._open.clear()
         return alone
 
@@ -462,8 +537,9 @@ class Members:
 
     def release(self, index: int) -> None:
         self.claimed.discard(index)
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, index)
-        self._mark(fcntl.F_UNLCK, index)
+        if not self.lost():
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, index)
+            self._mark(fcntl.F_UNLCK, index)
 
     def pids(self) -> set[int]:
         """The other processes that hold a byte."""
@@ -531,6 +607,8 @@ class Members:
         """A lock of others on some bytes: (kind, start, length, pid). Who closes the file
         is not reported."""
         kind, start, length, pid = fcntl.F_UNLCK, 0, 0, 0
+        if self.lost():
+            raise DescriptorsLost(LOST)  # whatever has its number now says that nobody lives
         if sys.platform == "darwin":
             if command == fcntl.F_GETLK:
                 ask = _FLOCK.pack(index, count, 0, fcntl.F_RDLCK, os.SEEK_SET)

@@ -25,7 +25,7 @@ from zlib import crc32
 from ..errors import SegmentError
 from ..store.layout import H_LOCK, LOCK_BYTES, LOCK_MUTEX, WORD
 from .files import Descriptor, open_file
-from .procfs import flock_holder
+from .procfs import flock_holder, mapped_at
 from .refusals import reason, told
 
 _PTHREAD_PROCESS_SHARED = 1
@@ -106,6 +106,9 @@ class Mutex:
         The kernel has the answer: the list of mutexes that it releases when the thread ends. No
         other thread takes or releases one meanwhile, because that is done with the GIL held. Where
         there is none, only the caller itself can be asked.
+
+        The thread may have taken it at another address: this process may have mapped the segment
+        more than once (another copy of the package, `verify`, an attachment that it left at exit).
         """
         if thread != threading.get_native_id() and not has_gil():
             return True
@@ -115,23 +118,34 @@ class Mutex:
             return True
         if not head.value:
             return False
-        futex = ctypes.addressof(self._futex)
         try:
             with open("/proc/self/mem", "rb", buffering=0) as memory:
                 read = os.pread(memory.fileno(), _ADDRESSES.size, head.value)
                 entry, offset, pending = _ADDRESSES.unpack(read)
-                if pending and pending + offset == futex:
+                if pending and self._is_at(pending + offset):
                     return True
                 for _ in range(_LISTED):
                     if entry == head.value:
                         return False
-                    if entry + offset == futex:
-                        return True
                     at = entry & ~1  # a mark of the kernel's
+                    if self._is_at(at + offset):
+                        return True
                     (entry,) = struct.unpack("P", os.pread(memory.fileno(), 8, at))
         except (OSError, OverflowError, struct.error):
             pass
         return True
+
+    def same(self, other: object) -> bool:
+        """Whether `other` is the same mutex, perhaps mapped at another address."""
+        return isinstance(other, Mutex) and self._is_at(ctypes.addressof(other._futex))
+
+    def _is_at(self, address: int) -> bool:
+        """Whether the futex word is also at an address of this process."""
+        ours = ctypes.addressof(self._futex)
+        if address == ours:
+            return True
+        place = mapped_at(ours, address)
+        return place[0] is not None and place[0] == place[1]
 
     # Others try the mutex meanwhile. So neither of these two makes it new: after each store, a try
     # of another thread is as right as it was before.
@@ -184,11 +198,12 @@ class FileLock:
         local = self._local
         if getattr(local, "inside", False):
             return errno.EDEADLK
-        try:
-            opened = local.opened
-        except AttributeError:
+        opened = getattr(local, "opened", None)
+        if opened is None or not opened.marked():
             with told(f"open the lock {self.handle}"):
-                opened = local.opened = Descriptor(open_file(self.handle, self._mode, self._group))
+                opened = Descriptor(open_file(self.handle, self._mode, self._group))
+                opened.mark()
+                local.opened = opened
         local.inside = True  # before it is true: a signal handler in between must not enter too
         try:
             fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -215,6 +230,10 @@ class FileLock:
 
     def held_by(self, thread: int) -> bool:
         return True  # the kernel releases it in any case
+
+    def same(self, other: object) -> bool:
+        """Whether `other` is on the same file."""
+        return isinstance(other, FileLock) and other.handle == self.handle
 
     def holder(self) -> int:
         """Process id of the holder; 0 if there is none or it is unknown."""

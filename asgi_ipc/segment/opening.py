@@ -15,6 +15,7 @@ from ..errors import ForeignSegment, LimitReached, NoSuchLayer, SegmentError
 from ..store.layout import (
     FIRST_MARK,
     H_LOCK,
+    LOCK_BYTES,
     LOCK_MUTEX,
     MAX_PROCESSES,
     P_GENERATION,
@@ -36,10 +37,10 @@ from .files import (
     remove_file,
 )
 from .header import Header, format_segment
-from .lock import init_mutex
+from .lock import init_mutex, mutex_holder
 from .notes import note
 from .paths import Paths, full_prefix, prefixes
-from .procfs import user_name
+from .procfs import is_dead, user_name
 from .refusals import MISSING, reason, told
 from .segment import Segment, allocate
 from .shm import create_memory, open_memory, unlink_memory
@@ -77,7 +78,7 @@ def _attach(paths: Paths, wanted: Wanted, doing: str) -> tuple[Segment, int]:
             unused = segment is None and not alive
             segment = segment or _create(paths, wanted, members)
             segment.warn_of_mode(wanted)
-            if not alive and segment.lock_kind == LOCK_MUTEX:
+            if not alive and segment.lock_kind == LOCK_MUTEX and not _held(segment):
                 # Nobody else is attached, so nobody holds it, whatever state it was left in.
                 init_mutex(segment.memory, H_LOCK * WORD)
             return segment, _claim_index(segment)
@@ -85,10 +86,17 @@ def _attach(paths: Paths, wanted: Wanted, doing: str) -> tuple[Segment, int]:
         if members is not None:
             members.close()
         if segment is not None:
-            os.close(segment.fd)
+            segment.close()
         elif unused:
             _clear(paths)
         raise
+
+
+def _held(segment: Segment) -> bool:
+    """Whether a living thread may hold the mutex, in a process that lost its byte lock: because the
+    program closed its descriptors, say."""
+    holder = mutex_holder(segment.memory[H_LOCK * WORD : H_LOCK * WORD + LOCK_BYTES])
+    return holder != 0 and not is_dead(holder) and segment.may_be_mapped_by(holder)
 
 
 def _claim_index(segment: Segment) -> int:
@@ -117,10 +125,11 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
     If it cannot, and no process is `alive` in it, it is stale: then remove it and return None.
     """
     try:
-        fd = _open_shared(paths, True, foreign_remedy(paths.file))
+        opened = Descriptor(_open_shared(paths, True, foreign_remedy(paths.file)))
     except FileNotFoundError:
         return None
     try:
+        fd = opened.number
         status = os.fstat(fd)
         name = f"the segment of prefix {paths.prefix!r}"
         check_owner(name, status, wanted.mode, group=wanted.group)
@@ -139,7 +148,7 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
         if alive or not stale:
             if stale:
                 note("prefix %r: the live segment %s; they hold for all", paths.prefix, stale)
-            return Segment(paths, fd, map_file(fd, header.size), header, members)
+            return Segment(paths, opened, map_file(fd, header.size), header, members)
         note(
             "prefix %r: replacing a stale segment, which no process uses and which %s",
             paths.prefix,
@@ -147,9 +156,9 @@ def _open(paths: Paths, wanted: Wanted, members: Members, alive: bool) -> Segmen
         )
         _unlink(paths)
     except BaseException:
-        os.close(fd)
+        opened.close()
         raise
-    os.close(fd)
+    opened.close()
     return None
 
 
@@ -164,13 +173,14 @@ def _first_page(fd: int, size: int) -> bytes:
 def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
     layout = wanted.layout()
     try:
-        fd = raise_above(create_memory(paths.segment, wanted.mode, layout.size))
+        opened = Descriptor(raise_above(create_memory(paths.segment, wanted.mode, layout.size)))
     except OSError as error:
         raise SegmentError(
             f"cannot create shared memory of {layout.size} bytes for prefix {paths.prefix!r}: "
             f"{reason(error)}"
         ) from error
     try:
+        fd = opened.number
         os.fchmod(fd, wanted.mode)
         if wanted.mode & 0o060:
             with contextlib.suppress(PermissionError):
@@ -180,9 +190,9 @@ def _create(paths: Paths, wanted: Wanted, members: Members) -> Segment:
         if why:
             raise SegmentError(f"no room for the segment of prefix {paths.prefix!r}: {why}")
         header = format_segment(memory, layout, wanted, members.inode)
-        return Segment(paths, fd, memory, header, members)
+        return Segment(paths, opened, memory, header, members)
     except BaseException:
-        os.close(fd)
+        opened.close()
         _unlink(paths)
         raise
 

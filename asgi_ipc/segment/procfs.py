@@ -78,6 +78,23 @@ def mappings_of(pid: int, path: str) -> Iterator[tuple[int, bool]]:
                     yield int(parts[4]), bool(removed)
 
 
+def mapped_at(*addresses: int) -> list[tuple[str, int, int] | None]:
+    """What this process has at some addresses: (device, inode, offset) in a file that is mapped;
+    None for other memory, and where that is unknown."""
+    found: list[tuple[str, int, int] | None] = [None] * len(addresses)
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open("/proc/self/maps", errors="replace") as file,
+    ):
+        for line in file:
+            extent, _, offset, device, inode = line.split(None, 5)[:5]
+            start, end = (int(part, 16) for part in extent.split("-"))
+            for index, address in enumerate(addresses):
+                if start <= address < end and inode != "0":
+                    found[index] = device, int(inode), int(offset, 16) + address - start
+    return found
+
+
 def open_files_of(pid: int) -> tuple[int, int]:
     """How many files a process has open, and its limit; (0, 0) if they cannot be read."""
     with contextlib.suppress(OSError, ValueError, IndexError):

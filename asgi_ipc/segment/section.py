@@ -47,13 +47,16 @@ R = TypeVar("R")
 
 _SPINS = 30  # tries in a row before the first sleep, about as long as a section takes
 _LONGEST_SLEEP = 0.001  # seconds
+# Seconds between two looks whether the holder is dead, for who waits longer: where a dead thread
+# had the id of a thread of another process, only that can tell, before the others give up.
+_ASK_EVERY = 1.0
 
 # What Python raises when a value read from memory leads outside, or cannot be a count.
 _OUT_OF_RANGE = (IndexError, ValueError, ArithmeticError, struct.error)
 
 LEFT = (
-    "this process has left the segment, because its interpreter is ending. The next call attaches "
-    "again"
+    "this process has left the segment, because its interpreter is ending or the program closed "
+    "the descriptors of the layer. The next call attaches again"
 )
 
 
@@ -140,7 +143,7 @@ def make_section_of_three(
             # Where `mine` is not set yet the lock may still be ours, unless an outer section has
             # it, or a dead thread that had the id of this one.
             if not isinstance(error, LockLost) and (
-                mine or (not _nested(sys._getframe(), handle) and lock.held_by(get_native_id()))
+                mine or (not _nested(sys._getframe(), lock) and lock.held_by(get_native_id()))
             ):
                 consistent(handle)
                 unlock(handle)
@@ -157,7 +160,7 @@ def make_section_of_three(
         """Go on after a first try that failed with `code`, until the lock is held."""
         began = clock.monotonic()
         deadline = began + patience
-        tries, pause, slept = 0, 0.0, 0.0
+        tries, pause, slept, ask_at = 0, 0.0, 0.0, _ASK_EVERY
         if code == errno.EBUSY and lock.mine():
             code = errno.EDEADLK  # which is what glibc says; musl does not
         while code:
@@ -165,7 +168,7 @@ def make_section_of_three(
                 consistent(handle)  # it is ours; the dirty word shows what its last holder left
                 return
             if code == errno.EDEADLK:
-                if _nested(sys._getframe(1), handle):
+                if _nested(sys._getframe(1), lock):
                     raise Reentered(
                         "the layer was called from inside one of its own calls, by a signal "
                         "handler or __del__ of this thread. Set a flag there, or call from another "
@@ -195,6 +198,12 @@ def make_section_of_three(
                         if patience < timeout:
                             raise LockBusy(holder)
                         raise LockTimeout(complaint(holder, timeout))
+                elif slept > ask_at:
+                    ask_at = slept + _ASK_EVERY
+                    holder = lock.holder()
+                    if holder and renew(holder):
+                        code = trylock(handle)
+                        continue
                 time.sleep(pause)
                 slept += pause  # it ends, even if the clock does not go on
                 pause = min(pause + 0.0001, _LONGEST_SLEEP)
@@ -217,14 +226,14 @@ def _released(words: memoryview[int]) -> bool:
         return True
 
 
-def _nested(frame: FrameType, handle: object) -> bool:
+def _nested(frame: FrameType, lock: Mutex | FileLock) -> bool:
     """Whether the section that runs in `frame` was called from inside another for this lock, or
-    from one of another copy of this package, whose handles tell nothing here."""
+    from one of another copy of this package, whose locks tell nothing here."""
     code = frame.f_code
     outer = frame.f_back
     while outer is not None:
         if outer.f_code == code and (
-            outer.f_code is not code or outer.f_locals.get("handle") is handle
+            outer.f_code is not code or lock.same(outer.f_locals.get("lock"))
         ):
             return True
         outer = outer.f_back

@@ -20,7 +20,7 @@ from ..statistics import size
 from ..store.layout import WORD
 from .cgroup import full_cgroup
 from .doorbell import Doorbell, Ringer, path_of
-from .files import Members, attach_lock, raise_above
+from .files import LOST, Descriptor, DescriptorsLost, Members, attach_lock, raise_above
 from .header import Header
 from .notes import note
 from .paths import Paths
@@ -29,16 +29,27 @@ from .refusals import reason
 from .shm import open_memory
 from .wanted import Wanted
 
+# A mapping has a descriptor of its own, which closes with it. Where the program closed that, its
+# number may be another file's.
+_stay_mapped: list[mmap.mmap] = []
+
 
 class Segment:
     """An open segment, its layout, and the files beside it."""
 
     def __init__(
-        self, paths: Paths, fd: int, memory: mmap.mmap, header: Header, members: Members
+        self,
+        paths: Paths,
+        opened: Descriptor | None,
+        memory: mmap.mmap,
+        header: Header,
+        members: Members,
     ) -> None:
-        """`fd`: of the shared memory, which `leave` closes; -1 if it is not shared memory."""
+        """`opened`: the shared memory, which `close` closes; None if it is not shared memory."""
         self.paths = paths
-        self.fd = fd
+        self.opened = opened
+        self.fd = -1 if opened is None else opened.number
+        self._left = self._closed = False
         self.memory = memory
         self.members = members
         self.layout = header.layout
@@ -48,7 +59,7 @@ class Segment:
         self.mode = header.mode
         self._time_namespace = header.time_namespace
         self._identity = header.identity
-        self._status = os.fstat(fd) if fd >= 0 else None
+        self._status = None if opened is None else os.fstat(self.fd)
         # What is beside it belongs to the same group, where that may open it.
         shared = self._status is not None and self.mode & 0o060
         self.group = self._status.st_gid if self._status is not None and shared else None
@@ -137,19 +148,37 @@ class Segment:
         return self._status is not None and has_mapped(thread, self._status.st_ino)
 
     def leave(self, index: int) -> None:
-        """Give a process id back, and close what is open."""
+        """Give a process id back, and close what is open. Called again after an error, it does the
+        rest."""
+        if self.lost():
+            _stay_mapped.append(self.memory)
+        self._left = True
         self.members.release(index)
-        self.members.close()
-        os.close(self.fd)
+        if not self._closed:
+            self._closed = True
+            self.members.close()
+        self.close()
+
+    def close(self) -> None:
+        """Close the shared memory; it stays mapped."""
+        if self.opened is not None:
+            self.opened.close()
+
+    def lost(self) -> bool:
+        """Whether the program closed descriptors of this segment."""
+        lost = self.opened is not None and (self.opened.lost() or self.members.lost())
+        return lost and not self._left  # in this order: another thread may leave meanwhile
 
     def check_length(self) -> None:
-        """Raise CorruptHeader if the segment was cut short: nobody may touch it any more."""
-        if self._status is None:
+        """Raise CorruptHeader if the segment was cut short: nobody may touch it any more. Raises
+        DescriptorsLost if the program closed descriptors of it."""
+        if self.opened is None or self._status is None:
             return
-        try:
-            length = os.fstat(self.fd).st_size
-        except OSError as error:  # closed by another thread, at exit
-            raise ValueError(f"the segment is closed: {error}") from None
+        if self.lost():
+            raise DescriptorsLost(LOST)
+        if self._left or self.opened.lost():  # by another thread, at exit
+            raise ValueError("the segment is closed")
+        length = os.fstat(self.fd).st_size
         if length < self._status.st_size:
             raise CorruptHeader(
                 f"the segment of prefix {self.paths.prefix!r} was cut short to {length} bytes "

@@ -57,7 +57,7 @@ class _Bell(Doorbell):
 
     def ring(self, row: int) -> None:
         pipe = self._open
-        if pipe is not None:
+        if pipe is not None and not pipe.writing.lost():
             with contextlib.suppress(BlockingIOError):  # full of rings: the waiter knows
                 posix.write(pipe.writing.number, row.to_bytes(4, sys.byteorder))
 
@@ -126,7 +126,7 @@ class PrivateSegment(Segment):
         # kernel would reserve memory to copy all of it, unused address space included.
         memory = mmap.mmap(-1, layout.size)
         header = format_segment(memory, layout, wanted, members.inode)
-        super().__init__(paths, -1, memory, header, members)
+        super().__init__(paths, None, memory, header, members)
         self._bells: weakref.WeakValueDictionary[tuple[int, int], _Bell] = (
             weakref.WeakValueDictionary()
         )

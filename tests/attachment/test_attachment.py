@@ -35,7 +35,8 @@ from asgi_ipc.segment import files
 from asgi_ipc.segment.lock import Mutex, has_gil, robust_mutexes
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store import waiters
-from asgi_ipc.store.layout import H_LOCK, PAGE, WORD
+from asgi_ipc.store.layout import H_LOCK, PAGE, Q_WAITING, WORD
+from asgi_ipc.store.queues import Target
 
 from ..environments import child_environment
 from ..forks import (
@@ -459,6 +460,37 @@ def test_the_thread_id_of_a_dead_holder_was_given_to_a_thread_of_the_layer(
         thread.join()
     layer.send("c", MESSAGE)
     assert len(contents(make.look()).messages[b"c"]) == 3 + 1
+    assert complaints(View(make.prefix), LIVENESS) == []
+
+
+def test_the_thread_id_of_a_dead_holder_was_given_to_a_process_that_waits_for_messages(
+    make: Make,
+) -> None:
+    """Nobody else can tell. It looks once a second, and finds it out before the others give up."""
+    if not robust_mutexes() or os.uname().machine not in ("x86_64", "aarch64"):
+        pytest.skip("lacking: robust mutexes, and the numbers of system calls")
+    layer = make(lock_timeout=LIVENESS / 2)
+    layer.send("c", MESSAGE)
+    session = layer._core.session
+    lock = session.attachment.lock
+
+    def parked() -> bool:
+        row = session.section(session.store.find, Target(b"there"))
+        return bool(row and session.store.words[row + Q_WAITING])
+
+    def wait(line: Line) -> Any:
+        waits = make(lock_timeout=LIVENESS / 2)
+        line.say(threading.get_native_id())
+        return waits.receive(["there"], block=True, timeout=LIVENESS)
+
+    with child(wait) as process:
+        other = process.hear()
+        until(parked, what="it to wait")
+        run = [sys.executable, "-c", DIE_UNREPORTED, make.prefix]
+        subprocess.run(run, env=child_environment(), check=True)
+        lock._futex.value = other
+        layer.send("there", MESSAGE)
+        assert process.hear() == ("there", MESSAGE)
     assert complaints(View(make.prefix), LIVENESS) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from asgi_ipc.machines.backend import Backend, Caller
 from asgi_ipc.machines.directory import attach, machine_group, machine_id
 from asgi_ipc.machines.figures import Figures
 from asgi_ipc.machines.incoming import Incoming
+from asgi_ipc.segment.files import Descriptor
 
 from ..waiting import eventually
 from .helpers import nothing_waits, reaches, receive
@@ -87,7 +89,7 @@ async def test_a_successor_does_not_deliver_what_its_predecessor_had_in_its_hand
     with tempfile.TemporaryFile() as memory:
         for numbers in (("1", "2"), ("2", "3")):
             incoming = Incoming(layer, layer, figures)
-            incoming.memory = memory.fileno()
+            incoming.memory = Descriptor(os.dup(memory.fileno()))
             incoming.recall()
             for number in numbers:
                 envelope = {**header, "id": number, "message": {"number": number}}

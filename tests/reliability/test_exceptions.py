@@ -20,7 +20,7 @@ from ..proofs import Record
 from .deaths import Task
 from .interruptions import interrupt_at, plan
 from .scenarios import SCENARIOS
-from .stepping import FULL_LENGTH, chosen, in_parts, moments
+from .stepping import FULL_LENGTH, SPREAD, chosen, in_parts, moments
 
 MANY = 100  # moments in the middle of a change, of which a short run takes every one
 
@@ -44,7 +44,12 @@ def interrupt_everywhere(workers: Executor, task: Task, record_property: Record)
     assert len(steps) >= scenario.least, "the instructions were not counted"
     assert (before != after) == scenario.changes, "the scenario does nothing"
     numbers = chosen(steps, MANY, outside=True)
-    assert len(numbers) >= min(len(steps) // 2, 50)  # some of those that are drawn coincide
+    reached = {steps[number - 1].moment for number in numbers if number <= len(steps)}
+    changing = {step.moment for step in steps if step.dirty}
+    assert changing <= reached or len(changing) > MANY
+    # Whatever was drawn, there is no longer stretch in which nothing was interrupted.
+    gaps = [after - one for one, after in zip(numbers, numbers[1:]) if after <= len(steps)]
+    assert max(gaps) <= -(-len(steps) // SPREAD)
     outcome = in_parts(workers, interrupt_at, [*moments(steps, numbers)], task, before, after)
     failures = outcome.failures
     print(f"{task}: interrupted at {len(numbers)} of {len(steps)} instructions")

@@ -4,7 +4,10 @@ leaves: the lock is free, the store is whole, and a message is there once or not
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +18,11 @@ import asgi_ipc.aio
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.inspection import locked
 from asgi_ipc.inspection.view import View
+from asgi_ipc.segment.files import Members
+from asgi_ipc.segment.paths import Paths
+from asgi_ipc.store.layout import MAX_PROCESSES
 
-from ..forks import Line, child
+from ..forks import Line, child, on_linux
 from ..waiting import LIVENESS
 
 CALM = 3  # calls in a row that succeed, after which no allocation of a call is left to fail
@@ -112,4 +118,49 @@ def test_a_call_in_which_allocations_fail(prefix: str, kind: Any, count: int) ->
         raised, missing = process.hear()
     assert raised > 20
     assert len(missing) <= raised  # nothing is lost without a word
+    assert locked.complaints(View(prefix), LIVENESS) == []
+
+
+@on_linux
+@pytest.mark.parametrize("count", [1, 12])
+def test_a_layer_that_is_dropped_while_allocations_fail_is_let_go_later(
+    prefix: str, count: int
+) -> None:
+    """Not by its finalizer, then: by the next call that attaches. To others it does not live on."""
+    outside = asgi_ipc.IPCChannelLayer(prefix)
+    outside.send("c", MESSAGE)
+
+    def drop() -> tuple[int, int]:
+        gc.disable()
+        failures: list[object] = []
+        sys.unraisablehook = lambda unraisable: failures.append(unraisable.exc_type)
+        most = failed = at = calm = 0
+        layer: Any = asgi_ipc.IPCChannelLayer(prefix)
+        while calm < 5 * CALM:  # a failure in the hook itself is not seen
+            layer.send("mine!", {"number": at})
+            assert layer.receive(["mine!"]) == ("mine!", {"number": at})
+            before = len(failures)
+            if failing(at, count, layer.close) is MemoryError or len(failures) > before:
+                failed, calm = failed + 1, 0
+            else:
+                calm += 1
+            layer = asgi_ipc.IPCChannelLayer(prefix)
+            layer.send("c", MESSAGE)
+            assert layer.receive(["c"]) == ("c", MESSAGE)
+            most = max(most, len(os.listdir("/dev/fd")))
+            at += 1
+        layer.close()
+        for name in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):  # the memory may stay mapped for the exceptions
+                assert f"{prefix}.d" not in os.readlink(f"/dev/fd/{name}")
+        return failed, most
+
+    with child(lambda line: drop()) as process:
+        failed, most = process.hear()
+        members = Members.open(Paths(prefix).members, 0o600)
+        assert not members.held(0, MAX_PROCESSES)
+        members.close()
+    assert failed > 20
+    assert most < 40  # none is left open
+    assert outside.receive(["c"]) == ("c", MESSAGE)
     assert locked.complaints(View(prefix), LIVENESS) == []

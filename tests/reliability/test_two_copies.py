@@ -227,6 +227,34 @@ def test_a_call_inside_a_call_of_the_other_is_refused(layers: tuple[Any, Any], o
     assert first.receive(["c"]) == ("c", MESSAGE)
 
 
+def test_neither_takes_the_lock_from_a_thread_of_the_other(
+    layers: tuple[Any, Any], other: Any
+) -> None:
+    """Where a call is not to wait for long, it asks early whether the holder is dead. This one is
+    not, though it took the lock at an address where the other copy has nothing."""
+    holder, waits = layers[0]._core.attach(), layers[1]._core.attach().attachment
+    inside, over = threading.Event(), threading.Event()
+    kept = []
+
+    def hold() -> None:
+        inside.set()
+        assert over.wait(LIVENESS)
+        kept.append(holder.attachment.lock.mine())
+
+    thread = threading.Thread(target=holder.section, args=(hold,))
+    thread.start()
+    try:
+        assert inside.wait(LIVENESS)
+        impatient = waits.make_section(other.segment.section.Waits(0.01, LIVENESS))
+        with pytest.raises(other.errors.LockBusy):
+            impatient(int)
+    finally:
+        over.set()
+        thread.join()
+    assert kept == [True]
+    assert impatient(int) == 0
+
+
 @pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["python", "c"])
 def test_children_of_a_fork_attach_in_both(
     layers: tuple[Any, Any], fork: Any, monkeypatch: pytest.MonkeyPatch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,7 @@ def attached(wanted: Wanted) -> Iterator[tuple[Segment, int]]:
     finally:
         found.members.release(index)
         found.members.close()
-        os.close(found.fd)
+        found.close()
 
 
 def attach_and_leave(wanted: Wanted) -> int:

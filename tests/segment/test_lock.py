@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Union
@@ -179,6 +180,29 @@ def test_a_death_is_reported_as_by_the_kernel(memory: mmap.mmap) -> None:
     assert mutex.consistent(mutex.handle) == 0
     mutex.unlock(mutex.handle)
     use(mutex)
+
+
+@needs_robust
+@on_linux
+def test_a_holder_is_known_at_whatever_address_it_took_the_mutex(tmp_path: Path) -> None:
+    """A process may have mapped a segment more than once."""
+    with open(tmp_path / "segment", "w+b") as file:
+        file.truncate(2 * PAGE)
+        maps = [mmap.mmap(file.fileno(), 2 * PAGE) for _ in range(2)]
+    init_mutex(maps[0], H_LOCK * WORD)
+    init_mutex(maps[0], PAGE)
+    first, second = (Mutex(memory, H_LOCK * WORD) for memory in maps)
+    neighbour = Mutex(maps[1], PAGE)
+    me = threading.get_native_id()
+    assert first.same(second) and second.same(first) and not first.same(neighbour)
+    assert not first.held_by(me) and not second.held_by(me)
+    hold(first)
+    assert first.held_by(me) and second.held_by(me) and not neighbour.held_by(me)
+    hold(neighbour)  # it stands before the other in the list of this thread
+    assert first.held_by(me) and second.held_by(me)
+    second.unlock(second.handle)
+    assert not first.held_by(me) and not second.held_by(me) and neighbour.held_by(me)
+    neighbour.unlock(neighbour.handle)
 
 
 @needs_robust

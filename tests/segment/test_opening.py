@@ -3,6 +3,7 @@ belongs to another user, and gone when it is removed."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -243,6 +244,34 @@ def test_a_failed_attach_leaves_no_descriptor(prefix: str) -> None:
         with pytest.raises(ForeignSegment):
             attach(wants(prefix))
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_a_process_that_attaches_alone_leaves_the_mutex_to_who_holds_it(prefix: str) -> None:
+    """In a process that lost its byte lock, because the program closed its descriptors."""
+    wanted = wants(prefix)
+
+    def hold(line: Line) -> bool:
+        with attached(wanted) as (found, _):
+            lock = Mutex(found.memory, H_LOCK * WORD)
+            assert lock.trylock(lock.handle) == 0
+            os.close(found.members._fd)
+            line.say()
+            line.hear()
+            held = lock.mine()
+            lock.unlock(lock.handle)
+        return held
+
+    with child(hold) as process:
+        process.hear()
+        with attached(wanted) as (found, _):
+            lock = Mutex(found.memory, H_LOCK * WORD)
+            assert not found.members.held(0, MAX_PROCESSES)
+            assert lock.holder() == process.pid
+            assert lock.trylock(lock.handle) == errno.EBUSY
+            process.say()
+            assert process.hear() is True
+            assert lock.trylock(lock.handle) == 0
+            lock.unlock(lock.handle)
 
 
 def test_a_process_that_attaches_alone_renews_the_mutex(prefix: str) -> None:

@@ -650,11 +650,18 @@ encrypting = pytest.mark.skipif(find_spec("cryptography") is None, reason="lacki
 
 
 @encrypting
-@pytest.mark.parametrize("key", ["key", b"key", "", "\u20ac" * 100, b"\xff\x00", "*%#"])
+@pytest.mark.parametrize("key", ["key", b"key", "k", "\u20ac" * 100, b"\xff\x00", "*%#"])
 def test_encrypted_messages_arrive_whatever_the_key_is(key: str | bytes) -> None:
     codec = Codec([key])
     assert round_trip(MESSAGE, codec) == MESSAGE
     assert codec.decode(memoryview(codec.encode(MESSAGE))) == MESSAGE  # type: ignore[arg-type]
+
+
+@encrypting
+@pytest.mark.parametrize("keys", [[""], [b""], ["key", ""]])
+def test_an_empty_key_is_refused(keys: list[str | bytes]) -> None:
+    with pytest.raises(InvalidOption, match="empty key"):
+        Codec(keys)
 
 
 @encrypting
