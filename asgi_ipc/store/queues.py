@@ -73,7 +73,8 @@ from .table import Table
 
 LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
 
-FULL, NO_MEMORY, GONE = -1, -2, -3  # what `put` returns instead of a waiter id
+FULL, NO_MEMORY, GONE, OWN = -1, -2, -3, -4  # what `put` returns instead of a waiter id
+OWN_LIMIT = -1  # `limit` of a target in the sender's own process: `put` leaves it to `aio.sending`
 # Which limit was met where there is no memory: message_memory, the rows of the segment, or what the
 # machine has, of which `shortage` knows more.
 MESSAGES, CHANNELS, MACHINE = range(3)
@@ -113,7 +114,8 @@ class Target:
     are the words of the row, so that no index has to be computed for each of them.
 
     `local_parts`, `capacity` and `expiry` are those of the messages that are sent there: the local
-    part of one channel, or those of all members of a broadcast. If the queue of a `fixed` target is
+    part of one channel, or those of all members of a broadcast. `limit` is the capacity, or
+    OWN_LIMIT. If the queue of a `fixed` target is
     gone, it is not made again.
     """
 
@@ -122,6 +124,7 @@ class Target:
         "expiry",
         "fixed",
         "generation",
+        "limit",
         "local_length",
         "local_parts",
         "queue",
@@ -142,7 +145,7 @@ class Target:
         self.local_parts = local_parts
         self.local_length = len(local_parts)
         self.seed = adler32(local_parts) if local_parts else 0  # of checksums, see `checksum`
-        self.capacity = capacity
+        self.capacity = self.limit = capacity
         self.expiry = expiry
         self.row = 0
         self.words = _NO_WORDS
@@ -183,7 +186,7 @@ class Queues(Room):
 
         Returns the id of the waiter to ring, or 0 if nobody waits. If nothing was sent, returns
         FULL (the capacity is reached), NO_MEMORY (for the message, or for another queue; `lack`
-        says why) or GONE (a fixed target is no longer there).
+        says why), GONE (a fixed target is no longer there) or OWN (see OWN_LIMIT).
 
         `sender`: see `room`. While others wait for room, what becomes free is theirs.
         """
@@ -197,7 +200,9 @@ class Queues(Room):
             queue = target.words
         row = target.row
         pending = queue[Q_PENDING]
-        if pending >= target.capacity:  # or crowded
+        if pending >= target.limit:  # or it is crowded
+            if target.limit < 0 and sender == AT_ONCE:
+                return OWN
             if self.drop_expired(row, now) >= target.capacity or (
                 queue[Q_PENDING] >= CROWDED and self.is_promised(row + Q_SENDING, now, sender)
             ):
@@ -280,11 +285,11 @@ class Queues(Room):
             sender = PARKED if self.is_parked(place, waiter_id) else RUNG
         result = self.put(target, body, now, sender)
         if result >= 0 or result == GONE:
-            self.leave(target, waiter_id, place, stays)
+            self.leave_room(target, waiter_id, place, stays)
             return Tried(result)
         at = target.row + Q_SENDING if result == FULL else S_SENDING
         if place and place != at:
-            self.leave(target, waiter_id, place, stays)
+            self.leave_room(target, waiter_id, place, stays)
         if at == S_SENDING:
             until = self._note_need(record_words(len(body), target.local_length))
         else:
@@ -294,7 +299,7 @@ class Queues(Room):
             self.park_sender(at, waiter_id)
         return Tried(result, at, until)
 
-    def leave(self, target: Target, waiter_id: int, place: int, stays: bool = False) -> None:
+    def leave_room(self, target: Target, waiter_id: int, place: int, stays: bool = False) -> None:
         """A sender no longer waits at `place`. A ring that it got, and what room it leaves, is for
         the next one."""
         if not place or (place != S_SENDING and place != target.row + Q_SENDING):
@@ -483,6 +488,12 @@ class Queues(Room):
         if owner and self.doubles[self.checked_process(owner) + P_DEAD_SINCE]:
             # The only reader is dead: `bury` need not wait any longer to end its memberships.
             self.doubles[owner + P_DEAD_SINCE] = LONG_DEAD
+
+    def count_refusal(self, row: int, count: int) -> None:
+        """Count messages that were refused for want of room in the queue at `row`, or with 0 for
+        want of memory. -1 takes back one that was counted."""
+        for word in (row + Q_REFUSED, S_REFUSED) if row else (S_REFUSED,):
+            self.words[word] = max(self.words[word] + count, 0)  # there may have been a flush
 
     def count_drop(self, row: int, reason: int, count: int = 1, local: str = "") -> None:
         """Count messages of the queue at `row` that nobody will receive. `local` is the local part

@@ -10,7 +10,8 @@ the dirty word set, and the next holder of the lock computes the derived words f
 ones.
 
 The store is built on `memory` (the words), `waiters` (which waiter to ring), `room` (which sender
-to ring) and `queues` (messages). This file adds the processes that own queues, what happens when they die, and upkeep.
+to ring) and `queues` (messages). This file adds the processes that own queues, what happens when
+they die, and upkeep.
 """
 
 from __future__ import annotations
@@ -182,7 +183,11 @@ class Store(Queues):
                 return False
             if over:
                 words[at.S_DIRTY] = at.DIRTY
-                if words[row + at.Q_MEMBERS] or words[row + at.Q_WAITING] or words[row + at.Q_SENDING]:
+                if (
+                    words[row + at.Q_MEMBERS]
+                    or words[row + at.Q_WAITING]
+                    or words[row + at.Q_SENDING]
+                ):
                     # Memberships name the queue by its generation: with another they are ghosts.
                     # This comes first: once the queue has no owner, nobody comes back to do it.
                     words[row + at.R_GENERATION] = self.advance_counter()
