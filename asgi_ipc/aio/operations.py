@@ -136,7 +136,8 @@ class Core(Sending):
         targets = progress.targets
         if targets is None:
             targets = progress.targets = self._plan(session, group, now)
-        rings, dropped = [], []
+        rings: list[tuple[int, int]] = []
+        dropped: list[tuple[Target, int]] = []
         gone = False
         for target in targets[progress.sent : progress.sent + _TARGETS_AT_ONCE]:
             waiter_id = store.put(target, body, now)

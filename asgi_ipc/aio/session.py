@@ -13,7 +13,7 @@ from ..attachment.process import attach, notice_fork, register
 from ..codec import Codec
 from ..names import check_channel
 from ..options import Options
-from ..segment.section import Section, SectionOfThree, Waits, spread
+from ..segment.section import Section, SectionOfThree, Waits, call
 from ..segment.wanted import Wanted
 from ..store.layout import COUNT, Q_PENDING, S_EPOCH
 from ..store.plans import Planner
@@ -72,7 +72,7 @@ class Session:
         self.attachment = attachment
         self.due = attachment.due_word
         self.section_of_three = section_of_three
-        self.section = _ringing(spread(section_of_three), attachment)
+        self.section = _section(section_of_three, attachment)
         self.store = attachment.store
         self.groups = attachment.groups
         self.ring = attachment.ring
@@ -196,14 +196,14 @@ class Base:
         return session
 
 
-def _ringing(section: Section, attachment: Attachment) -> Section:
-    """A section after which the senders are rung for which the operation made room."""
+def _section(of_three: SectionOfThree, attachment: Attachment) -> Section:
+    """`spread`, and the senders are rung for which the operation made room."""
     rings, ring_senders = attachment.due_rings, attachment.ring_senders
 
-    def ringing(operation: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
-        result = section(operation, *args, **named)
+    def section(operation: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+        result = of_three(call, operation, args, named)
         if rings:
             ring_senders()
         return result
 
-    return ringing
+    return section

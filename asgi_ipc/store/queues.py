@@ -433,21 +433,26 @@ class Queues(Room):
             words[self.log.checked(before) + L_NEXT] = following
         else:
             words[row + Q_FIRST] = following
-        words[row + Q_PENDING] -= 1
-        words[S_LIVE] -= size
-        self._free_memory(at, size)
-        if words[row + Q_PENDING] >= CROWDED:
+        pending = words[row + Q_PENDING] - 1
+        words[row + Q_PENDING] = pending
+        live = words[S_LIVE] - size
+        words[S_LIVE] = live
+        if not live:
+            words[S_ENDS] = self.log.empty
+        elif live >= CROWDED:
+            self._free_memory(at, size)
+        elif halves[HALF_TAIL] == at:
+            halves[HALF_TAIL] = at + size
+        if pending >= CROWDED:
             self.offer(row + Q_SENDING)
 
     def _free_memory(self, at: int, size: int) -> None:
-        """The record at `at` is no longer live: let the log use its place again."""
-        words, halves = self.words, self.halves
-        live = words[S_LIVE]
-        if not live & COUNT:
-            words[S_ENDS] = self.log.empty
-        elif halves[HALF_TAIL] == at:
-            halves[HALF_TAIL] = at + size
-        if live >= CROWDED and self.has_memory():
+        """The record at `at` is no longer live, and senders wait for memory."""
+        if not self.words[S_LIVE] & COUNT:
+            self.words[S_ENDS] = self.log.empty
+        elif self.halves[HALF_TAIL] == at:
+            self.halves[HALF_TAIL] = at + size
+        if self.has_memory():
             self.offer(S_SENDING)
 
     def _make_room(self, size: int, now: float, sender: int = RUNG) -> int:
