@@ -124,9 +124,9 @@ class Sending(Receiving):
         capacity = self.capacity_of(channel)
         target = Target(queue.encode("ascii"), local.encode("ascii"), capacity, self.expiry)
         session.section(self._refuse_group, session, target, channel)
-        if target.queue in session.own:
-            target.limit = OWN_LIMIT
         session.remember(session.targets, channel, target)
+        if target.queue in session.own:  # after that: another thread may be marking the known ones
+            target.limit = OWN_LIMIT
         return target
 
     def _refuse_group(self, session: Session, target: Target, channel: str) -> None:
@@ -200,7 +200,7 @@ class Sending(Receiving):
     def _becomes_own(self, session: Session, target: Target) -> bool:
         """Whether this process receives on a queue. From now on each of its channels has its own
         capacity, for this layer."""
-        if not target.queue.endswith(b"!") or target.limit < 0:
+        if not target.queue.endswith(b"!"):
             return False
         inbox = session.attachment.inboxes.get(target.queue.decode("ascii"))
         if inbox is None or not session.section(self._is_own, session, target):
@@ -260,9 +260,12 @@ class Sending(Receiving):
         """`send`, but return False if there is no room, and count no refusal."""
         session = self.session or self.attach()
         target, body, now = self._prepared(session, channel, message)
-        waiter_id = session.section(session.store.put, target, body, now, NEW)
-        if waiter_id < 0:
-            waiter_id = self._put_otherwise(session, target, body, waiter_id, NEW)
+        # Into a queue of this process it goes by the one channel also while the queue has room:
+        # what is drained where the inbox is full would be dropped.
+        if target.limit < 0 or self._becomes_own(session, target):
+            waiter_id = self._put_otherwise(session, target, body, OWN, NEW)
+        else:
+            waiter_id = session.section(session.store.put, target, body, now, NEW)
         if waiter_id > 0:
             session.ring(target.row, waiter_id)
         return waiter_id >= 0
