@@ -242,7 +242,9 @@ class Sending(Receiving):
                 self._drain_own(target, inbox, now, feds)
                 if store.words[target.row + Q_PENDING] & COUNT:
                     return _AGAIN
-            full = inbox.is_full(local, capacity)
+            if inbox.is_full(local, capacity):
+                session.attachment.upkeep.drop_expired(inbox, now)
+                full = inbox.is_full(local, capacity)
         waiter_id = FULL if full else store.put(target, body, now, sender or NEW)
         if sender == AT_ONCE and (waiter_id < 0) != counted:
             store.count_refusal(target.row, -1 if counted else 1)
