@@ -37,7 +37,7 @@ from ..names import check_channel, split
 from ..options import UnknownCapacity
 from ..statistics import size
 from ..store.layout import COUNT, Q_PENDING, R_GENERATION, S_LIVE, S_SENDING, WORD
-from ..store.queues import CHANNELS, FULL, MESSAGES, OWN, OWN_LIMIT, Target
+from ..store.queues import CHANNELS, FULL, MESSAGES, OWN, OWN_LIMIT, PROMISED, Target
 from ..store.room import AT_ONCE, NEW
 from ..store.store import Store
 from .receiving import BUSY_PAUSE, Busy, Fed, Receiving, wake
@@ -161,6 +161,8 @@ class Sending(Receiving):
                 f"message takes {size(length)} and more). Add receivers, or raise message_memory "
                 "in all processes"
             )
+        if store.lack == PROMISED:
+            return "what is free is meant for senders that wait. Try again, or wait with timeout="
         return store.why_no_channel() if store.lack == CHANNELS else store.shortage()
 
     def _too_large(self, channel: str, size: int) -> str:

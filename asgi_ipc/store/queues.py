@@ -75,9 +75,9 @@ LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
 
 FULL, NO_MEMORY, GONE, OWN = -1, -2, -3, -4  # what `put` returns instead of a waiter id
 OWN_LIMIT = -1  # `limit` of a target in the sender's own process: `put` leaves it to `aio.sending`
-# Which limit was met where there is no memory: message_memory, the rows of the segment, or what the
-# machine has, of which `shortage` knows more.
-MESSAGES, CHANNELS, MACHINE = range(3)
+# Which limit was met where there is no memory: message_memory, the rows of the segment, what the
+# machine has, of which `shortage` knows more, or what senders that wait are to have.
+MESSAGES, CHANNELS, MACHINE, PROMISED = range(4)
 
 # The row of a target that was not looked up yet: it is not in use, and nothing is pending in it.
 _NO_WORDS: memoryview[int] = memoryview(bytes(QUEUE_WORDS * WORD)).cast("Q")
@@ -163,7 +163,7 @@ class Target:
 class Queues(Room):
     """Queues by name, and the messages in them."""
 
-    lack = 0  # what the last NO_MEMORY was for want of: MESSAGES, CHANNELS or MACHINE
+    lack = 0  # what the last NO_MEMORY was for want of: see MESSAGES
 
     def __init__(
         self, buffer: Buffer, layout: Layout, reserve: Reserve, shortage: Shortage
@@ -312,7 +312,7 @@ class Queues(Room):
         """Note when senders that wait for memory should try again. Return when the oldest message
         expires, if that can make room."""
         words, until = self.words, float("inf")
-        if self.lack == MESSAGES:
+        if self.lack in (MESSAGES, PROMISED):
             enough = self.log.max_live - size
             head, tail, mark = self.log.ends()
             if tail == mark:
@@ -463,8 +463,13 @@ class Queues(Room):
             if (words[S_LIVE] & COUNT) + size > log.max_live:
                 self.lack = MESSAGES
                 return 0
-        if words[S_LIVE] >= CROWDED and self.is_promised(S_SENDING, now, sender):
-            self.lack = MESSAGES
+        live = words[S_LIVE]
+        if (
+            live >= CROWDED
+            and live - CROWDED + size > words[S_ENOUGH]  # else there is enough for all
+            and self.is_promised(S_SENDING, now, sender)
+        ):
+            self.lack = PROMISED
             return 0
         words[S_DIRTY] = DIRTY
         at = log.make_room(size, now)

@@ -31,6 +31,7 @@ from asgi_ipc.store.layout import (
     S_BIGGEST,
     S_BURY_AT,
     S_DIRTY,
+    S_ENOUGH,
     S_LIMIT,
     S_LIVE,
     S_MARK,
@@ -216,6 +217,7 @@ class ReceiveWhereSendersWait(Scenario):
         row = session.section(session.store.find, Target(b"work"))
         for place in (row + Q_SENDING, S_SENDING):
             session.section(session.store.park_sender, place, waiter)
+        session.store.words[S_ENOUGH] = session.store.log.max_live // 2
 
     def operate(self, victim: Blocking) -> None:
         check(victim.receive("work"), ("work", {"id": 0}))
