@@ -214,13 +214,15 @@ class Response:
                 message["flow_control"] = True
         peer = self._peer
         deadline = clock.monotonic() + peer.timeout
-        while True:
+        timeout: float | None = None  # a full channel is looked at before the first wait, too:
+        while True:  # what is dropped for a dead reader makes room
             try:
-                peer.layer.send(peer.channel, message, peer.until_look(deadline))
+                peer.layer.send(peer.channel, message, timeout)
                 break
             except peer.layer.ChannelFull:
                 peer.check(deadline)
                 self._look()
+                timeout = peer.until_look(deadline)
         self._head = None
         self._messages += 1
         self.complete = not message["more_content"]
