@@ -1,10 +1,10 @@
 """A subscription: a channel of its own in some groups, for as long as a block lasts. Written once
 for all layers; knows no particular way of waiting.
 
-The channel is replaced by a new one where its memberships can be gone, and with them messages of
-the meantime: after the memory was removed or flushed, or the layer was closed. Each call compares
-what it joined with what its layer is attached to now, and a flush wakes a receive that waits. In a
-forked child the channel is the parent's, which goes on receiving on it: the child joins for itself.
+After the memory was removed or flushed, the channel is replaced by a new one, which joins the same
+groups: each call compares what it joined with what its layer is attached to now, and a flush wakes
+a receive that waits. In a forked child the channel is the parent's, which goes on receiving on it:
+the child joins for itself.
 
 Several threads or tasks may use one subscription. Nothing is locked: where two of them join again
 at once, `_Place.ticket` decides whose channel is used, and the other one leaves.
@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from .. import clock, errors
 from ..attachment.attachment import Attachment, Inherited
-from ..attachment.process import notice_fork
+from ..attachment.process import notice_fork, register
 from ..errors import IPCError, LockTimeout, NotSubscribed, SegmentVanished
 from ..names import check_group
 from .operations import Core
@@ -46,19 +46,32 @@ class _Place:
         self.epoch = session.epoch  # which flush was the last before it joins
         self.nonce = session.attachment.segment.nonce
         self.pid = os.getpid()
+        self.is_left = False  # whether there is nothing to leave any more
         # A reference would keep memory mapped that was removed.
         self.attachment: weakref.ref[Attachment] = weakref.ref(session.attachment)
         self.ticket = [True]  # whoever pops it may put another place here
         self.renew_at = 0.0
+        register(self)
 
     def holds(self, session: Session) -> bool:
-        """Whether its memberships are in the memory of `session`, as far as a glance tells."""
-        return self.attachment() is session.attachment and self.epoch == session.epoch
+        """Whether its channel is one of this process in the memory of `session`."""
+        return self.epoch == session.epoch and (
+            self.attachment() is session.attachment
+            or (
+                self.nonce == session.attachment.segment.nonce
+                and self.pid == os.getpid()
+                and not self.is_left
+            )
+        )
 
-    def can_be_left(self) -> bool:
-        """Whether there may be memberships of this process to end."""
-        attachment = self.attachment()
-        return not (attachment is None or attachment.detached or attachment.broken is not None)
+    def detach(self, attachment: Attachment) -> None:
+        """The memory was removed, this process left it at exit, or has become another one."""
+        if self.attachment() is attachment:
+            self.is_left = True
+
+    def forked(self) -> None:
+        """For `process.register`: the memberships are the parent's."""
+        self.is_left = True
 
 
 class Membership:
@@ -182,8 +195,10 @@ class Membership:
                     return None
         finally:
             self._waiting.pop()
-            if self._ended and self._place is not None and not self._waiting:
-                self._drop_rest(self._place)
+            if self._ended and not self._waiting:
+                last = self._place
+                if last is not None and not last.is_left:
+                    self._drop_rest(last)
 
     def _check(self) -> None:
         if self._ended:
@@ -218,15 +233,20 @@ class Membership:
             session = await self._ride_out(deadline, core.attach)
         if place is not None and place.holds(session):
             now = clock.monotonic()
-            # A channel on which nobody receives for a long time is taken for abandoned, and its
-            # memberships end: look whether they did.
-            if not now < place.renew_at <= now + self.half or now - self._seen > core.expiry:
+            # The memberships of a channel on which nobody receives for a long time are ended, as
+            # are those of a process that left the memory: look whether they were.
+            again = place.attachment() is not session.attachment or now - self._seen > core.expiry
+            if again or not now < place.renew_at <= now + self.half:
                 await self._renew(place, deadline)
+                place.attachment = weakref.ref(session.attachment)
             return place, session
         made = _Place(await self._ask(self._layer.new_channel), session)
         now = self._seen = clock.monotonic()
         made.renew_at = now + self.half
         try:
+            # Received on once, its queue is this process's, and its memberships end with that.
+            sources = core.exact_source(session, made.channel)
+            await core.ride_out(self._way, deadline, core.take, session, sources)
             await self._settle(made)
             if place is not None:
                 place.ticket.pop()
@@ -258,9 +278,9 @@ class Membership:
         if lost:
             self.gaps += 1
             logger.warning(
-                "prefix %r: a subscription was no longer in %s, and has joined again. It had not "
-                "been renewed for group_expiry (%g s), or not been read for ten times expiry (%g "
-                "s). What was sent meanwhile did not reach it",
+                "prefix %r: a subscription was no longer in %s, and has joined again: it had not "
+                "been renewed for group_expiry (%g s), not been read for ten times expiry (%g s), "
+                "or its layer was closed. What was sent meanwhile did not reach it",
                 self._core.prefix,
                 ", ".join(map(repr, sorted(lost))),
                 self._core.group_expiry,
@@ -287,9 +307,9 @@ class Membership:
 
     async def _leave(self, place: _Place) -> None:
         """End the memberships of `place`, wake who waits there, and drop what was not read."""
-        if not place.can_be_left():
-            return
         try:
+            if place.is_left or self._core.attach().attachment.segment.nonce != place.nonce:
+                return
             for group in place.groups.copy():
                 await self._ask(self._layer.group_discard, group, place.channel)
                 place.groups.discard(group)
@@ -311,12 +331,11 @@ class Membership:
 
     def _drop_rest(self, place: _Place) -> None:
         """Take what nobody will read: as messages that expire it would be counted, and logged."""
-        if place.can_be_left():
-            with contextlib.suppress(IPCError):
-                session = self._core.attach()
-                sources = self._core.exact_source(session, place.channel)
-                while self._core.take(session, sources) is not None:
-                    pass
+        with contextlib.suppress(IPCError):
+            session = self._core.attach()
+            sources = self._core.exact_source(session, place.channel)
+            while self._core.take(session, sources) is not None:
+                pass
 
     def _note_gap(self, session: Session, before: _Place) -> None:
         """Count, and log once for all subscriptions of the layer, that messages may be missed."""
@@ -324,17 +343,12 @@ class Membership:
         if session.told == session.epoch:
             return
         session.told = session.epoch
-        if before.nonce != session.attachment.segment.nonce:
-            why = "the shared memory was removed"
-        elif before.attachment() is session.attachment:
-            why = "all messages and groups were flushed"
-        else:
-            why = "the layer was closed"
+        flushed = before.nonce == session.attachment.segment.nonce
         logger.warning(
             "prefix %r: %s. Subscriptions of this layer join their groups again; what was sent "
             "meanwhile did not reach them",
             self._core.prefix,
-            why,
+            "all messages and groups were flushed" if flushed else "the shared memory was removed",
         )
 
     async def _ride_out(
