@@ -14,6 +14,7 @@ The facades are `aio.subscription` (asyncio) and `sync.Subscription` (blocking).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -24,10 +25,12 @@ from typing import Any, TypeVar
 from .. import clock, errors
 from ..attachment.attachment import Attachment, Inherited
 from ..attachment.process import notice_fork, register
+from ..attachment.weak import WeakKeys
 from ..errors import IPCError, LockTimeout, NotSubscribed, SegmentVanished
 from ..names import check_group
 from .operations import Core
 from .session import Session
+from .thread import BLOCKING, finished
 from .waiter import Way
 
 logger = logging.getLogger("asgi_ipc")
@@ -64,6 +67,11 @@ class _Place:
             )
         )
 
+    def can_be_left(self) -> bool:
+        """Whether this process is still attached. If not, its memberships end by themselves; to
+        attach for that would make memory that was removed again."""
+        return not self.is_left and self.attachment() is not None
+
     def detach(self, attachment: Attachment) -> None:
         """The memory was removed, this process left it at exit, or has become another one."""
         if self.attachment() is attachment:
@@ -72,6 +80,9 @@ class _Place:
     def forked(self) -> None:
         """For `process.register`: the memberships are the parent's."""
         self.is_left = True
+
+
+_known: WeakKeys[Membership, None] = WeakKeys()
 
 
 class Membership:
@@ -88,8 +99,8 @@ class Membership:
         groups: Iterable[str],
         begin: Callable[[], None] = lambda: None,
     ) -> None:
-        """`layer` joins and leaves by `new_channel`, `group_add` and `group_discard`, which may be
-        coroutines; `core` receives. `begin` is called before each receive. Raises InvalidName."""
+        """`layer` joins, by `new_channel` and `group_add`, which may be coroutines; `core` leaves
+        and receives. `begin` is called before each receive. Raises InvalidName."""
         self._layer = layer
         self._core = core
         self._way = way
@@ -100,6 +111,7 @@ class Membership:
         self._place: _Place | None = None
         self._waiting: list[bool] = []  # one entry for each receive
         self._seen = 0.0  # when somebody last received
+        _known[self] = None
 
     @property
     def prefix(self) -> str:
@@ -197,7 +209,7 @@ class Membership:
             self._waiting.pop()
             if self._ended and not self._waiting:
                 last = self._place
-                if last is not None and not last.is_left:
+                if last is not None:
                     self._drop_rest(last)
 
     def _check(self) -> None:
@@ -274,6 +286,7 @@ class Membership:
             if await self._ride_out(deadline, self._core.group_add, group, place.channel):
                 lost.append(group)
             await self._ask(self._layer.group_add, group, place.channel)
+            await self._undo_if_left(place, group)
         place.renew_at, self._seen = now + self.half, now
         if lost:
             self.gaps += 1
@@ -299,23 +312,25 @@ class Membership:
                     # Over several machines an add that was cancelled may have been done here.
                     place.groups.discard(group)
                     with contextlib.suppress(IPCError):
-                        await self._ask(self._layer.group_discard, group, place.channel)
+                        await self._ride_out(None, self._discard, group, place.channel)
                     raise
+                await self._undo_if_left(place, group)
             for group in place.groups - wanted:
-                await self._ask(self._layer.group_discard, group, place.channel)
+                await self._ride_out(None, self._discard, group, place.channel)
                 place.groups.discard(group)
+
+    async def _undo_if_left(self, place: _Place, group: str) -> None:
+        """Undo an add, if another task or thread has left the group meanwhile."""
+        if group not in place.groups or self._ended:
+            await self._ride_out(None, self._discard, group, place.channel)
 
     async def _leave(self, place: _Place) -> None:
         """End the memberships of `place`, wake who waits there, and drop what was not read."""
         try:
-            if place.is_left or self._core.attach().attachment.segment.nonce != place.nonce:
-                return
-            for group in place.groups.copy():
-                await self._ask(self._layer.group_discard, group, place.channel)
-                place.groups.discard(group)
+            await self._discard_all(place)
             if not self._waiting:
                 self._drop_rest(place)
-            for _ in self._waiting.copy():
+            for _ in self._waiting.copy() if place.can_be_left() else ():
                 with contextlib.suppress(errors.ChannelFull):  # then there is a message already
                     self._core.send(place.channel, {})
         except SegmentVanished:
@@ -329,8 +344,30 @@ class Membership:
                 self._core.group_expiry,
             )
 
+    async def _discard_all(self, place: _Place) -> None:
+        """End the memberships of `place`. Other machines need not know."""
+        deadline = clock.monotonic() + self._core.options.lock_timeout
+        for group in place.groups.copy() if place.can_be_left() else ():
+            await self._ride_out(deadline, self._discard, group, place.channel)
+            place.groups.discard(group)
+
+    def _discard(self, group: str, channel: str) -> bool:
+        self._core.group_discard(group, channel)
+        return True
+
+    def leave_at_once(self) -> None:
+        """Leave the groups, if that was not done, and hold up everything else meanwhile. Wakes
+        nobody: at exit it would end daemon threads with an error."""
+        place = self._place
+        if place is not None:
+            self._way = BLOCKING
+            with contextlib.suppress(IPCError):
+                finished(self._discard_all(place))
+
     def _drop_rest(self, place: _Place) -> None:
         """Take what nobody will read: as messages that expire it would be counted, and logged."""
+        if not place.can_be_left():
+            return
         with contextlib.suppress(IPCError):
             session = self._core.attach()
             sources = self._core.exact_source(session, place.channel)
@@ -371,3 +408,12 @@ def nothing_came(membership: Membership, timeout: float | None) -> TimeoutError:
     return TimeoutError(
         f"no message came from {groups} of prefix {membership.prefix!r} within {timeout:g} s"
     )
+
+
+def _leave_at_exit() -> None:
+    notice_fork()
+    for membership in _known.keys():
+        membership.leave_at_once()
+
+
+atexit.register(_leave_at_exit)  # after the handler of `process`, and so called before it
