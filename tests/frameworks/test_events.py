@@ -8,8 +8,8 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,19 +83,21 @@ class Site:
                 assert answer.headers["Content-Type"].startswith("text/event-stream")
                 lines = answer.content
                 assert await lines.readline() == b": subscribed\n"
-                async with aclosing(self._data(lines)) as texts:
-                    yield texts
+                texts = self._data(lines)
+                yield texts
+                await texts.aclose()
         else:
             async with websockets.connect(f"ws://{self._address}{path}", proxy=None) as socket:
-                async with aclosing(self._messages(socket)) as texts:
-                    yield texts
+                texts = self._messages(socket)
+                yield texts
+                await texts.aclose()
 
-    async def _data(self, lines: Any) -> AsyncIterator[str]:
+    async def _data(self, lines: Any) -> AsyncGenerator[str, None]:
         async for line in lines:
             if line.startswith(b"data: "):
                 yield json.loads(line[len(b"data: ") :])["text"]
 
-    async def _messages(self, socket: Any) -> AsyncIterator[str]:
+    async def _messages(self, socket: Any) -> AsyncGenerator[str, None]:
         async for text in socket:
             yield json.loads(text)["text"] if text.startswith("{") else text
 
