@@ -522,6 +522,15 @@ async def test_leaving_makes_no_memory(make: Make) -> None:
 # -- fork and exit --------------------------------------------------------------------------------
 
 
+def run(coroutine: Any) -> Any:
+    """Like `asyncio.run`, which takes the thread's loop away from pytest."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        loop.close()
+
+
 @only_shared
 def test_a_child_joins_for_itself(make: Make) -> None:
     """And leaves the parent's channel alone, also when it leaves the block by an exception."""
@@ -551,9 +560,9 @@ def test_a_child_joins_for_itself(make: Make) -> None:
         await call(layer.close())
         return left
 
-    asyncio.run(enter())
-    assert in_child(lambda: asyncio.run(child())) == (2, {"from": "child"}, 1, 0)
-    assert in_child(lambda: asyncio.run(child_that_only_leaves())) == 1
+    run(enter())
+    assert in_child(lambda: run(child())) == (2, {"from": "child"}, 1, 0)
+    assert in_child(lambda: run(child_that_only_leaves())) == 1
 
     async def parent_again() -> None:
         assert await call(events.get(timeout=LIVENESS)) == {"from": "child"}
@@ -562,7 +571,7 @@ def test_a_child_joins_for_itself(make: Make) -> None:
         assert await members(layer, "news") == 0
         await call(layer.close())
 
-    asyncio.run(parent_again())
+    run(parent_again())
 
 
 EXIT = """
