@@ -26,9 +26,10 @@ CHANNELS = ["channels>=4"]
 CLI = ["click>=8.1", "rich>=13", "textual>=1"]
 PROMETHEUS = ["prometheus_client>=0.20"]
 LITESTAR = ["litestar>=2"]
+SOCKETIO = ["python-socketio>=5"]
 REDIS = ["channels_redis>=4"]
 # Sphinx imports what it describes.
-DOCS = ["furo", "sphinx>=7", *LITESTAR, *PROMETHEUS]
+DOCS = ["furo", "sphinx>=7", *LITESTAR, *PROMETHEUS, *SOCKETIO]
 BENCH = [
     *CHANNELS,
     "channels_redis",
@@ -48,6 +49,7 @@ TEST = [
     "channels_valkey",
     "Django",
     "Flask",
+    "Flask-SocketIO",
     "async-timeout",
     "build",
     "celery",
@@ -66,9 +68,11 @@ TEST = [
     "pytest-asyncio>=0.24",
     "pytest-django",
     "pytest-xdist",
+    "python-socketio[asyncio_client]",
     "pyuwsgi",  # uWSGI, as a wheel
     "pyyaml",
     "ruff",
+    "simple-websocket",
     "time-machine",
     "uv",
     "uvicorn",
@@ -104,6 +108,7 @@ setup(
         "cli": CLI,
         "prometheus": PROMETHEUS,
         "litestar": LITESTAR,
+        "socketio": SOCKETIO,
         "redis": REDIS,
         "bench": BENCH,
         "test": TEST,

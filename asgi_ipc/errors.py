@@ -18,6 +18,7 @@ needed.
     ├── RemoteUnavailable      another machine cannot be reached    (ConnectionError)
     ├── Reentered              a call within a call of the same thread (RuntimeError)
     ├── NoEventLoop            a wait where no asyncio loop runs    (RuntimeError)
+    ├── NotSubscribed          a subscription outside its block     (RuntimeError)
     └── SegmentError           the shared memory itself             (OSError)
         ├── IncompatibleSegment    another layout, machine, libc or namespace
         ├── ForeignSegment         owned by another user, or open to all users
@@ -94,6 +95,10 @@ class Reentered(IPCError, RuntimeError):
 
 class NoEventLoop(IPCError, RuntimeError):
     """A call of an asyncio layer has to wait, and no event loop of asyncio runs here."""
+
+
+class NotSubscribed(IPCError, RuntimeError):
+    """A subscription was used before its block was entered, or after it ended."""
 
 
 class SegmentError(IPCError, OSError):

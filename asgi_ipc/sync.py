@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import clock
+from .aio.membership import Membership, nothing_came
 from .aio.operations import Core
 from .aio.receiving import listed
 from .aio.thread import BLOCKING, finished
@@ -26,7 +27,7 @@ from .segment.notes import tell
 from .statistics import Stats
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
     from .options import LayerOptions
 
@@ -190,6 +191,12 @@ class IPCChannelLayer(BaseChannelLayer):
         M7)."""
         self._core.group_send(group, message)
 
+    def subscribe(self, *groups: str) -> Subscription:
+        """Return a subscription to `groups`, which is joined while a block lasts: ``with
+        layer.subscribe("news") as events: for event in events:``. Publish to it by `send_group`.
+        Raises InvalidName."""
+        return Subscription(self, self._core, groups)
+
     # -- the rest ---------------------------------------------------------------------------------
 
     def flush(self) -> None:
@@ -220,3 +227,80 @@ class IPCChannelLayer(BaseChannelLayer):
 
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"
+
+
+class Subscription:
+    """The messages of some groups, while a block lasts; made by ``layer.subscribe``::
+
+        with layer.subscribe("news", "weather") as events:
+            for event in events:
+                ...
+
+    The groups are joined when the block is entered, and left when it ends, however it ends. Within
+    the block the memberships are renewed at half of ``group_expiry``: while `get` or the loop
+    waits, and by each of these calls. A program that does neither for longer than ``group_expiry``
+    misses messages, which is noticed by the next call. Messages that come while nobody reads wait,
+    up to the ``capacity`` of the layer.
+
+    If the shared memory is removed, or flushed, the subscription joins its groups again as soon as
+    it is read. Messages of the meantime are lost: that is logged, and counted in `gaps`. In a
+    forked child it joins for itself, when it is first used there.
+
+    Several threads may read one subscription; each message goes to one of them.
+    """
+
+    def __init__(
+        self,
+        layer: BaseChannelLayer,
+        core: Core,
+        groups: Iterable[str],
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._membership = Membership(layer, core, BLOCKING, groups, begin)
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups that it is subscribed to."""
+        return list(self._membership.groups)
+
+    @property
+    def gaps(self) -> int:
+        """How many times messages may have been missed: the memory was removed or flushed, the
+        layer closed, or the membership ended because it was renewed too late."""
+        return self._membership.gaps
+
+    def get(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait for the next message, and return it.
+
+        If none comes within `timeout` seconds, raise TimeoutError. None waits for ever; 0 takes
+        only what is there. Raises NotSubscribed outside the block.
+        """
+        deadline = None if timeout is None else clock.monotonic() + waiting_time(timeout)
+        found = finished(self._membership.receive(deadline))
+        if found is None:
+            raise nothing_came(self._membership, timeout)
+        return found
+
+    def join(self, *groups: str) -> None:
+        """Subscribe to more groups: to all of them, or to none if it raises. Raises InvalidName,
+        LimitReached, NotSubscribed."""
+        finished(self._membership.join(groups))
+
+    def leave(self, *groups: str) -> None:
+        """End the subscription to some of the groups. What they were sent before may still come.
+        Raises InvalidName, NotSubscribed."""
+        finished(self._membership.leave(groups))
+
+    def __enter__(self) -> Self:
+        """Join the groups. If it raises (LimitReached, SegmentError), none is joined."""
+        finished(self._membership.enter())
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        finished(self._membership.end())
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        return self.get()

@@ -108,6 +108,8 @@ KNOWN = {
             "gunicorn==23.0.0",
             "celery",
             "redis",
+            "Flask-SocketIO",
+            "simple-websocket",
             *OWN_DEPENDENCIES,
         ),
     ),

@@ -26,6 +26,7 @@ from .loop import ASYNCIO, pause, running_loop
 from .operations import Core
 from .session import Session
 from .source import Source
+from .subscription import Subscription
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -196,6 +197,12 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         """Send `message` to every member of `group`, except those whose channel is full (B2,
         M7)."""
         await self._patiently(self._core.group_send, group, message, Broadcast())
+
+    def subscribe(self, *groups: str) -> Subscription:
+        """Return a subscription to `groups`, which is joined while a block lasts: ``async with
+        layer.subscribe("news") as events: async for event in events:``. Publish to it by
+        `group_send`. Raises InvalidName."""
+        return Subscription(self, self._core, groups)
 
     # -- the rest ---------------------------------------------------------------------------------
 

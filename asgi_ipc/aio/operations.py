@@ -55,17 +55,19 @@ class Core(Sending):
 
     # -- groups -----------------------------------------------------------------------------------
 
-    def group_add(self, group: str, channel: str) -> None:
-        """Make `channel` a member, or renew its membership. Raises LimitReached."""
+    def group_add(self, group: str, channel: str) -> bool:
+        """Make `channel` a member, or renew its membership. Returns whether it is a new member.
+        Raises LimitReached."""
         channel = check_channel(channel)
         names = check_group(group).encode("ascii"), channel.encode("ascii")
         session = self.attach()
         now = clock.monotonic()
-        session.section(session.groups.add, *names, now, now + self.group_expiry)
+        new: bool = session.section(session.groups.add, *names, now, now + self.group_expiry)
         queue, local = split(channel)
         inbox = session.attachment.inboxes.get(queue)
         if inbox is not None and inbox.suspects:
             inbox.visited(local)  # its consumer lives: it renews what it has
+        return new
 
     def group_discard(self, group: str, channel: str) -> None:
         """End a membership, if there is one."""

@@ -123,9 +123,15 @@ class Receiving(Base):
         return await self.receive(session, sources, deadline, way) or (None, None)
 
     async def receive(
-        self, session: Session, sources: list[Source], deadline: float | None, way: Way
+        self,
+        session: Session,
+        sources: list[Source],
+        deadline: float | None,
+        way: Way,
+        epoch: int | None = None,
     ) -> Received | None:
-        """Wait for a message in one of `sources`; None at `deadline`.
+        """Wait for a message in one of `sources`; None at `deadline`, and after a flush if `epoch`
+        is the number of an earlier one.
 
         A lock that stays busy is ridden out, with a line in the log each ``lock_timeout``. Raises
         Inherited in a child that was forked since `session` was looked up.
@@ -157,7 +163,7 @@ class Receiving(Base):
                     continue
                 parked = found is None
                 # What came before the deadline is received, however late this gets to run.
-                if found is not None or over:
+                if found is not None or over or (epoch is not None and epoch != session.epoch):
                     return found
                 over = not await waiter.wait(self, session, sources, deadline)
         except ValueError as error:

@@ -61,6 +61,7 @@ class Session:
         "store",
         "take",
         "targets",
+        "told",
     )
 
     def __init__(
@@ -92,6 +93,7 @@ class Session:
         self.planner = Planner(attachment.groups, capacity)
         self.fanouts: dict[bytes, Fanout] = {}  # of broadcasts, by group
         self.loop_waiter: AsyncioHub | None = None  # that of the loop that last received
+        self.told = -1  # the number of the last flush that subscriptions logged
 
     @property
     def epoch(self) -> int:

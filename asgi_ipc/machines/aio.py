@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from .. import clock, errors
 from ..aio.layer import OF_THE_OPTION, IPCChannelLayer, OfTheOption
 from ..aio.session import Session
+from ..aio.subscription import Subscription
 from ..base_layer import AsyncBaseChannelLayer, Message, Received
 from ..errors import NotOwner
 from ..names import check_channel
@@ -200,6 +201,11 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         message = self._converted(message)
         await self._local.group_send(group, message)
         await self._gateway.send_to_group(group, message)
+
+    def subscribe(self, *groups: str) -> Subscription:
+        """Return a subscription to `groups`, on all machines: see
+        `asgi_ipc.aio.IPCChannelLayer.subscribe`. Raises InvalidName."""
+        return Subscription(self, self._local._core, groups, self._gateway.serve)
 
     # -- the rest ---------------------------------------------------------------------------------
 

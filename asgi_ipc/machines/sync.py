@@ -19,7 +19,7 @@ from ..base_layer import BaseChannelLayer, Message, Received
 from ..errors import Reentered
 from ..names import check_channel
 from ..statistics import UNREAD_AFTER, Stats
-from ..sync import SPECIFIC, IPCChannelLayer
+from ..sync import SPECIFIC, IPCChannelLayer, Subscription
 from .aio import LocalAndRemoteChannelLayer as AsyncioLayer
 from .base import LocalAndRemote, Settings
 from .directory import directory_group, has_home, home_in, machine_id, machine_in_name
@@ -114,6 +114,11 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
         """Send `message` to every member of `group`, on all machines; full channels are skipped
         (A5, M7). If the remote layer is away, the loss is counted and logged."""
         self._wait(self._asyncio.group_send(group, message))
+
+    def subscribe(self, *groups: str) -> Subscription:
+        """Return a subscription to `groups`, on all machines: see
+        `asgi_ipc.IPCChannelLayer.subscribe`. Raises InvalidName."""
+        return Subscription(self, self._local._core, groups, self._gateway.serve)
 
     # -- the rest ---------------------------------------------------------------------------------
 

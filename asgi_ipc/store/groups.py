@@ -27,8 +27,9 @@ class Groups:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def add(self, group: bytes, channel: bytes, now: float, expires: float) -> None:
-        """Make `channel` a member of `group` until `expires`, or renew its membership.
+    def add(self, group: bytes, channel: bytes, now: float, expires: float) -> bool:
+        """Make `channel` a member of `group` until `expires`, or renew its membership. Returns
+        whether it is a new member.
 
         Raises LimitReached, with nothing changed, if the group memory is used up.
         """
@@ -56,6 +57,7 @@ class Groups:
             )
         store.require(queue, now)
         words[at.S_DIRTY] = at.DIRTY
+        renewed = bool(member)
         if member:
             sooner = expires < store.doubles[member + at.M_EXPIRES]
             store.doubles[member + at.M_EXPIRES] = expires
@@ -74,6 +76,7 @@ class Groups:
             self.link(member)
             self._note_change(row, member, joined=True)
         words[at.S_DIRTY] = at.CLEAN
+        return not renewed
 
     def discard(self, group: bytes, channel: bytes) -> None:
         """End the membership, if there is one."""

@@ -1,4 +1,5 @@
-"""docs/howto/litestar.rst, scripts.rst and tests.rst: the blocks that stand on the pages.
+"""docs/howto/litestar.rst, scripts.rst, socketio.rst, subscriptions.rst and tests.rst: the blocks
+that stand on the pages.
 
 What these pages include from ``examples/`` is tested with the frameworks, in ``tests/frameworks``
 and ``tests/testing``.
@@ -15,6 +16,7 @@ import pytest
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.testing.aio import InProcessChannelLayer
 from tests.documentation import pages
+from tests.waiting import LIVENESS
 
 HOWTO = pages.DOCS / "howto"
 SETTINGS = """
@@ -89,3 +91,36 @@ def test_the_option_that_turns_the_isolation_off(tmp_path: Path, prefix: str) ->
         reader.write(pages.Block("python", "test_it.py", program))
         said = reader.run("python -m pytest --strict-config test_it.py")
         assert "1 passed" in said
+
+
+@pytest.mark.parametrize("listener", ["listen", "listen_blocking"])
+def test_a_subscription(listener: str, tmp_path: Path, prefix: str) -> None:
+    with pages.reader(tmp_path, prefix) as reader:
+        written = write("subscriptions.rst", reader)
+        assert written.keys() == {"listen.py", "listen_blocking.py", "publish.py"}
+        listening = reader.start(f"python {listener}.py")
+        listening.wait_for_output("listening")
+        reader.run("python publish.py")
+        listening.wait_for_output("It works.")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["uvicorn chat:app --port 8001", "python flask_chat.py 8001"],
+    ids=["asyncio", "Flask"],
+)
+async def test_socketio(command: str, tmp_path: Path, prefix: str) -> None:
+    for module in ("aiohttp", "flask_socketio", "uvicorn"):
+        pytest.importorskip(module, reason=f"lacking: {module}")
+    socketio = pytest.importorskip("socketio", reason="lacking: python-socketio")
+    with pages.reader(tmp_path, prefix) as reader:
+        written = write("socketio.rst", reader)
+        assert written.keys() == {"chat.py", "flask_chat.py", "announce.py"}
+        reader.start(command)
+        async with socketio.AsyncSimpleClient(reconnection=False) as client:
+            await client.connect(f"http://127.0.0.1:{reader.port()}", wait_timeout=LIVENESS)
+            await client.emit("say", "hello")
+            assert await client.receive(timeout=LIVENESS) == ["said", "hello"]
+            reader.run("python announce.py")
+            said = await client.receive(timeout=LIVENESS)
+            assert said == ["said", "We close in five minutes."]

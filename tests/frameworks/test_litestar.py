@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +16,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests import environments, processes
+from tests.forks import on_linux
 from tests.waiting import LIVENESS
 
 pytest.importorskip("litestar", reason="lacking: Litestar 2")
@@ -26,6 +28,7 @@ from litestar.channels import ChannelsPlugin  # noqa: E402
 
 from asgi_ipc import segment  # noqa: E402
 from asgi_ipc.aio import IPCChannelLayer  # noqa: E402
+from asgi_ipc.errors import LimitReached  # noqa: E402
 from asgi_ipc.litestar import IPCChannelsBackend  # noqa: E402
 
 EXAMPLES = environments.REPOSITORY / "examples"
@@ -118,6 +121,91 @@ async def test_a_subscription_outlives_the_expiry_of_groups(prefix: str) -> None
             await asyncio.sleep(1)
             await one.wait_published(1, "news")
             assert await first(here) == [1]
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the backend logs as an error. Litestar decides where log lines go."""
+    lines: list[str] = []
+    logger = logging.getLogger("asgi_ipc")
+    monkeypatch.setattr(logger, "error", lambda text, *args: lines.append(text % args))
+    return lines
+
+
+async def test_an_event_that_is_too_large_ends_nothing(prefix: str, logged: list[str]) -> None:
+    """The plugin publishes all events in one task, and waits for them when it shuts down."""
+    async with running(prefix, max_message_size=2048) as one:
+        async with one.start_subscription("news") as here:
+            one.publish("x" * 5000, "news")
+            await one.wait_published("x" * 5000, "news")
+            one.publish("1", "news")
+            assert await first(here) == [1]
+            assert backend_of(one).lost == 2
+            assert len(logged) == 2
+            assert "an event of Litestar's channel 'news' was lost" in logged[0]
+        one.publish("x" * 5000, "news")
+
+
+async def test_what_is_no_event_of_litestar_ends_nothing(prefix: str) -> None:
+    async with running(prefix) as one, one.start_subscription("news") as here:
+        async with IPCChannelLayer(prefix) as layer:
+            for event in ({}, {"channel": "news"}, {"channel": "news", "data": "text"}):
+                await layer.group_send("litestar.news", event)
+        await one.wait_published(1, "news")
+        assert await first(here) == [1]
+
+
+async def test_a_stream_that_fails_goes_on(
+    prefix: str, logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asgi_ipc.litestar._PAUSE", 0.01)
+    async with running(prefix) as one, one.start_subscription("news") as here:
+        core = backend_of(one)._layer._core
+        fails = iter([LimitReached("no room"), OSError("no memory")])
+        receive = core.receive
+
+        async def failing(*args: Any) -> Any:
+            for error in fails:
+                raise error
+            return await receive(*args)
+
+        monkeypatch.setattr(core, "receive", failing)
+        await one.wait_published(1, "news")
+        await one.wait_published(2, "news")
+        assert await first(here, 2) == [1, 2]
+    assert len(logged) == 2 and all("Litestar receives no events" in line for line in logged)
+
+
+@on_linux
+async def test_after_the_memory_was_removed_it_goes_on(prefix: str) -> None:
+    async with running(prefix) as one, running(prefix) as other:
+        async with (
+            one.start_subscription("news") as here,
+            other.start_subscription("news") as there,
+        ):
+            segment.destroy(prefix)
+            waiting = {asyncio.ensure_future(first(each)) for each in (here, there)}
+            while waiting:
+                one.publish("1", "news")
+                heard, waiting = await asyncio.wait(waiting, timeout=0.1)
+                assert all(task.result() == [1] for task in heard)
+            assert backend_of(one).gaps >= 1 and backend_of(other).gaps >= 1
+
+
+async def test_subscribers_that_end_after_the_shutdown(prefix: str) -> None:
+    async with running(prefix) as one:
+        subscription = one.start_subscription("news")
+        await subscription.__aenter__()
+    await subscription.__aexit__(None, None, None)
+    watching = IPCChannelLayer(prefix)
+    assert await watching.group_channels("litestar.news") == []
+    await watching.close()
+
+
+def backend_of(plugin: ChannelsPlugin) -> IPCChannelsBackend:
+    backend = plugin._backend
+    assert isinstance(backend, IPCChannelsBackend)
+    return backend
 
 
 async def test_there_is_no_history(prefix: str) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import datetime
 import decimal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,25 +16,13 @@ import asgi_ipc
 import asgi_ipc.aio
 import asgi_ipc.testing.aio
 import asgi_ipc.testing.sync
-from asgi_ipc import segment
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import InvalidMessage, InvalidName, InvalidOption, NotOwner
 
 from ..forks import in_child
 from ..waiting import LIVENESS, in_threads
+from .conftest import Make
 
-Make = Callable[..., Any]
-
-ASYNCIO = {
-    "asyncio": asgi_ipc.aio.IPCChannelLayer,
-    "asyncio, in process": asgi_ipc.testing.aio.InProcessChannelLayer,
-    "asyncio, several machines": asgi_ipc.aio.LocalAndRemoteChannelLayer,
-}
-BLOCKING = {
-    "blocking": asgi_ipc.IPCChannelLayer,
-    "blocking, in process": asgi_ipc.testing.sync.InProcessChannelLayer,
-    "blocking, several machines": asgi_ipc.LocalAndRemoteChannelLayer,
-}
 VALUES = {
     "price": decimal.Decimal("1.50"),
     "at": datetime.date(2026, 2, 1),
@@ -45,37 +33,6 @@ SENT = {
     "at": "2026-02-01",
     "rows": [{"id": "00000000-0000-0000-0000-000000000001"}],
 }
-
-
-def _maker(prefix: str, cls: Any) -> Iterator[Make]:
-    names = set()
-
-    def make(number: int = 1, **options: Any) -> Any:
-        names.add(name := f"{prefix}-{number}")
-        if not issubclass(
-            cls, (asgi_ipc.LocalAndRemoteChannelLayer, asgi_ipc.aio.LocalAndRemoteChannelLayer)
-        ):
-            return cls(name, **options)
-        names.add(f"{prefix}-remote")
-        remote = {
-            "BACKEND": "asgi_ipc.aio.IPCChannelLayer",
-            "CONFIG": {"prefix": f"{prefix}-remote"},
-        }
-        return cls(remote, {"prefix": name, **options})
-
-    yield make
-    for name in names:
-        segment.destroy(name)
-
-
-@pytest.fixture(params=ASYNCIO.values(), ids=ASYNCIO.keys())
-def make_asyncio(prefix: str, request: pytest.FixtureRequest) -> Iterator[Make]:
-    yield from _maker(prefix, request.param)
-
-
-@pytest.fixture(params=BLOCKING.values(), ids=BLOCKING.keys())
-def make_blocking(prefix: str, request: pytest.FixtureRequest) -> Iterator[Make]:
-    yield from _maker(prefix, request.param)
 
 
 # -- default --------------------------------------------------------------------------------------

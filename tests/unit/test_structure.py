@@ -37,9 +37,12 @@ ONLY = {
     # What runs under a lock makes a note (`segment.notes`), which is logged later.
     "logging": {
         *("segment.notes", "attachment.attachment", "attachment.drops", "attachment.upkeep"),
-        *("aio.receiving", "machines", "wsgi"),
+        *("aio.membership", "aio.receiving", "machines", "litestar", "wsgi"),
     },
-    "asyncio": {"aio.loop", "aio.layer", "machines", "conformance"},
+    "asyncio": {
+        *("aio.loop", "aio.layer", "aio.subscription"),
+        *("machines", "conformance", "litestar", "socketio"),
+    },
     "async_timeout": {"aio.loop"},
     "msgpack": {"codec"},
     "cryptography": {"codec"},
@@ -51,6 +54,7 @@ ONLY = {
     "textual": {"command.screen"},
     "prometheus_client": {"prometheus", "command.export"},
     "litestar": {"litestar"},
+    "socketio": {"socketio"},
     "pytest": {"testing.plugin", "conformance"},
     "asgiref": {"conformance"},
     "channels": set(),

@@ -1,0 +1,419 @@
+"""A subscription: a channel of its own in some groups, for as long as a block lasts. Written once
+for all layers; knows no particular way of waiting.
+
+After the memory was removed or flushed, the channel is replaced by a new one, which joins the same
+groups: each call compares what it joined with what its layer is attached to now, and a flush wakes
+a receive that waits. In a forked child the channel is the parent's, which goes on receiving on it:
+the child joins for itself.
+
+Several threads or tasks may use one subscription. Nothing is locked: where two of them join again
+at once, `_Place.ticket` decides whose channel is used, and the other one leaves.
+
+The facades are `aio.subscription` (asyncio) and `sync.Subscription` (blocking).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from .. import clock, errors
+from ..attachment.attachment import Attachment, Inherited
+from ..attachment.process import notice_fork, register
+from ..attachment.weak import WeakKeys
+from ..errors import IPCError, LockTimeout, NotSubscribed, SegmentVanished
+from ..names import check_group
+from .operations import Core
+from .session import Session
+from .thread import BLOCKING, finished
+from .waiter import Way
+
+logger = logging.getLogger("asgi_ipc")
+
+Answer = TypeVar("Answer")
+
+_RETRY = 1.0  # seconds until a renewal that failed is tried again
+
+
+class _Place:
+    """A channel, and the groups that it is in."""
+
+    def __init__(self, channel: str, session: Session) -> None:
+        self.channel = channel
+        self.groups: set[str] = set()
+        self.epoch = session.epoch  # which flush was the last before it joins
+        self.nonce = session.attachment.segment.nonce
+        self.pid = os.getpid()
+        self.is_left = False  # whether there is nothing to leave any more
+        # A reference would keep memory mapped that was removed.
+        self.attachment: weakref.ref[Attachment] = weakref.ref(session.attachment)
+        self.ticket = [True]  # whoever pops it may put another place here
+        self.renew_at = 0.0
+        register(self)
+
+    def holds(self, session: Session) -> bool:
+        """Whether its channel is one of this process in the memory of `session`."""
+        return self.epoch == session.epoch and (
+            self.attachment() is session.attachment
+            or (
+                self.nonce == session.attachment.segment.nonce
+                and self.pid == os.getpid()
+                and not self.is_left
+            )
+        )
+
+    def can_be_left(self) -> bool:
+        """Whether this process is still attached. If not, its memberships end by themselves; to
+        attach for that would make memory that was removed again."""
+        return not self.is_left and self.attachment() is not None
+
+    def detach(self, attachment: Attachment) -> None:
+        """The memory was removed, this process left it at exit, or has become another one."""
+        if self.attachment() is attachment:
+            self.is_left = True
+
+    def forked(self) -> None:
+        """For `process.register`: the memberships are the parent's."""
+        self.is_left = True
+
+
+_known: WeakKeys[Membership, None] = WeakKeys()
+
+
+class Membership:
+    """The groups of one subscription, and what is received from them.
+
+    The calls are coroutines; for a blocking layer they never suspend (`thread.finished`).
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        core: Core,
+        way: Way,
+        groups: Iterable[str],
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`layer` joins, by `new_channel` and `group_add`, which may be coroutines; `core` leaves
+        and receives. `begin` is called before each receive. Raises InvalidName."""
+        self._layer = layer
+        self._core = core
+        self._way = way
+        self._begin = begin
+        self.groups = dict.fromkeys(map(check_group, groups))
+        self.gaps = 0  # how many times messages may have been missed
+        self._entered = self._ended = False
+        self._place: _Place | None = None
+        self._waiting: list[bool] = []  # one entry for each receive
+        self._seen = 0.0  # when somebody last received
+        _known[self] = None
+
+    @property
+    def prefix(self) -> str:
+        """That of the layer."""
+        return self._core.prefix
+
+    @property
+    def half(self) -> float:
+        """Seconds between two renewals."""
+        return self._core.group_expiry / 2
+
+    # -- the block --------------------------------------------------------------------------------
+
+    async def enter(self) -> None:
+        """Join the groups, or none if it raises."""
+        if self._entered:
+            raise NotSubscribed(
+                "a subscription can be entered once. Call subscribe() for another one"
+            )
+        self._entered = True
+        try:
+            await self._current(None)
+        except BaseException:
+            await self.end()
+            raise
+
+    async def end(self) -> None:
+        """Leave the groups. Whoever still waits for a message gets NotSubscribed."""
+        self._ended = True
+        notice_fork()
+        place = self._place
+        if place is not None:
+            await self._leave(place)
+
+    async def join(self, groups: Iterable[str]) -> None:
+        """Join more groups: all of them, or none if it raises."""
+        names = list(map(check_group, groups))
+        self._check()
+        new = [name for name in names if name not in self.groups]
+        self.groups.update(dict.fromkeys(new))
+        try:
+            place, _ = await self._current(None)
+            await self._settle(place)
+        except BaseException:
+            for name in new:
+                self.groups.pop(name, None)
+            with contextlib.suppress(IPCError):
+                if self._place is not None:
+                    await self._settle(self._place)
+            raise
+
+    async def leave(self, groups: Iterable[str]) -> None:
+        """Leave some of the groups; it need not be in them."""
+        names = list(map(check_group, groups))
+        self._check()
+        for name in names:
+            self.groups.pop(name, None)
+        place, _ = await self._current(None)
+        await self._settle(place)
+
+    # -- receiving --------------------------------------------------------------------------------
+
+    async def receive(self, deadline: float | None, renewed: bool = False) -> dict[str, Any] | None:
+        """The next message, or None at `deadline`. `renewed`: whether something else renews the
+        memberships while this waits."""
+        core = self._core
+        self._waiting.append(True)  # before the check: `_leave` looks here after the end was noted
+        try:
+            while True:
+                self._check()
+                notice_fork()
+                try:
+                    self._begin()
+                    place, session = await self._current(deadline)
+                    if place.holds(session):
+                        sources = session.exact_sources.get(place.channel)
+                        if sources is None:
+                            sources = core.exact_source(session, place.channel)
+                        until = deadline
+                        if not renewed and (until is None or place.renew_at < until):
+                            until = place.renew_at
+                        found = await core.receive(session, sources, until, self._way, place.epoch)
+                        self._seen = clock.monotonic()
+                        if found is not None and not self._ended:
+                            return found[1]
+                except (Inherited, SegmentVanished):
+                    continue  # the next turn joins again
+                except LockTimeout as error:
+                    logger.warning(
+                        "prefix %r: a subscription goes on waiting: %s", core.prefix, error
+                    )
+                if deadline is not None and clock.monotonic() >= deadline:
+                    return None
+        finally:
+            self._waiting.pop()
+            if self._ended and not self._waiting:
+                last = self._place
+                if last is not None:
+                    self._drop_rest(last)
+
+    def _check(self) -> None:
+        if self._ended:
+            raise NotSubscribed(
+                "this subscription has ended with its block. Call subscribe() for another one"
+            )
+        if not self._entered:
+            raise NotSubscribed(
+                "a subscription receives inside its block: `with layer.subscribe(...) as events:` "
+                "on a blocking layer, `async with` on an asyncio layer"
+            )
+
+    # -- joining, renewing, leaving ---------------------------------------------------------------
+
+    async def renew(self) -> float:
+        """Do what is due. Returns the seconds until the next time."""
+        try:
+            place, _ = await self._current(None)
+        except (Inherited, SegmentVanished):
+            return 0.0
+        except IPCError as error:
+            logger.warning("prefix %r: cannot renew a subscription: %s", self._core.prefix, error)
+            return min(_RETRY, self.half)
+        return max(place.renew_at - clock.monotonic(), 0.0)
+
+    async def _current(self, deadline: float | None) -> tuple[_Place, Session]:
+        """The place whose channel receives now; joins and renews where that is due. Raises
+        LockTimeout at `deadline`."""
+        core, place = self._core, self._place
+        session = core.session
+        if session is None:
+            session = await self._ride_out(deadline, core.attach)
+        if place is not None and place.holds(session):
+            now = clock.monotonic()
+            # The memberships of a channel on which nobody receives for a long time are ended, as
+            # are those of a process that left the memory: look whether they were.
+            again = place.attachment() is not session.attachment or now - self._seen > core.expiry
+            if again or not now < place.renew_at <= now + self.half:
+                await self._renew(place, deadline)
+                place.attachment = weakref.ref(session.attachment)
+            return place, session
+        made = _Place(await self._ask(self._layer.new_channel), session)
+        now = self._seen = clock.monotonic()
+        made.renew_at = now + self.half
+        try:
+            # Received on once, its queue is this process's, and its memberships end with that.
+            sources = core.exact_source(session, made.channel)
+            await core.ride_out(self._way, deadline, core.take, session, sources)
+            await self._settle(made)
+            if place is not None:
+                place.ticket.pop()
+        except IndexError:
+            await self._leave(made)  # another task or thread was quicker
+        except BaseException:
+            await self._leave(made)
+            raise
+        else:
+            self._place = made
+            if self._ended:
+                await self._leave(made)
+                self._check()
+            if place is not None and place.pid == made.pid:
+                self._note_gap(session, place)
+            await self._settle(made)  # what was joined or left meanwhile
+        assert self._place is not None
+        return self._place, session
+
+    async def _renew(self, place: _Place, deadline: float | None) -> None:
+        now = clock.monotonic()
+        lost = []
+        for group in place.groups.copy():
+            # This tells whether it still was a member; the layer tells other machines.
+            if await self._ride_out(deadline, self._core.group_add, group, place.channel):
+                lost.append(group)
+            await self._ask(self._layer.group_add, group, place.channel)
+            await self._undo_if_left(place, group)
+        place.renew_at, self._seen = now + self.half, now
+        if lost:
+            self.gaps += 1
+            logger.warning(
+                "prefix %r: a subscription was no longer in %s, and has joined again: it had not "
+                "been renewed for group_expiry (%g s), not been read for ten times expiry (%g s), "
+                "or its layer was closed. What was sent meanwhile did not reach it",
+                self._core.prefix,
+                ", ".join(map(repr, sorted(lost))),
+                self._core.group_expiry,
+                self._core.expiry,
+            )
+
+    async def _settle(self, place: _Place) -> None:
+        """Have `place` be in the groups of this subscription, and in no others. These may change
+        meanwhile."""
+        while place.groups != (wanted := set(self.groups.copy())):
+            for group in wanted - place.groups:
+                place.groups.add(group)
+                try:
+                    await self._ask(self._layer.group_add, group, place.channel)
+                except BaseException:
+                    # Over several machines an add that was cancelled may have been done here.
+                    place.groups.discard(group)
+                    with contextlib.suppress(IPCError):
+                        await self._ride_out(None, self._discard, group, place.channel)
+                    raise
+                await self._undo_if_left(place, group)
+            for group in place.groups - wanted:
+                await self._ride_out(None, self._discard, group, place.channel)
+                place.groups.discard(group)
+
+    async def _undo_if_left(self, place: _Place, group: str) -> None:
+        """Undo an add, if another task or thread has left the group meanwhile."""
+        if group not in place.groups or self._ended:
+            await self._ride_out(None, self._discard, group, place.channel)
+
+    async def _leave(self, place: _Place) -> None:
+        """End the memberships of `place`, wake who waits there, and drop what was not read."""
+        try:
+            await self._discard_all(place)
+            if not self._waiting:
+                self._drop_rest(place)
+            for _ in self._waiting.copy() if place.can_be_left() else ():
+                with contextlib.suppress(errors.ChannelFull):  # then there is a message already
+                    self._core.send(place.channel, {})
+        except SegmentVanished:
+            pass  # and with it the memberships
+        except IPCError as error:
+            logger.warning(
+                "prefix %r: a subscription could not leave its groups: %s. Its memberships end "
+                "group_expiry (%g s) after they were last renewed",
+                self._core.prefix,
+                error,
+                self._core.group_expiry,
+            )
+
+    async def _discard_all(self, place: _Place) -> None:
+        """End the memberships of `place`. Other machines need not know."""
+        deadline = clock.monotonic() + self._core.options.lock_timeout
+        for group in place.groups.copy() if place.can_be_left() else ():
+            await self._ride_out(deadline, self._discard, group, place.channel)
+            place.groups.discard(group)
+
+    def _discard(self, group: str, channel: str) -> bool:
+        self._core.group_discard(group, channel)
+        return True
+
+    def leave_at_once(self) -> None:
+        """Leave the groups, if that was not done, and hold up everything else meanwhile. Wakes
+        nobody: at exit it would end daemon threads with an error."""
+        place = self._place
+        if place is not None:
+            self._way = BLOCKING
+            with contextlib.suppress(IPCError):
+                finished(self._discard_all(place))
+
+    def _drop_rest(self, place: _Place) -> None:
+        """Take what nobody will read: as messages that expire it would be counted, and logged."""
+        if not place.can_be_left():
+            return
+        with contextlib.suppress(IPCError):
+            session = self._core.attach()
+            sources = self._core.exact_source(session, place.channel)
+            while self._core.take(session, sources) is not None:
+                pass
+
+    def _note_gap(self, session: Session, before: _Place) -> None:
+        """Count, and log once for all subscriptions of the layer, that messages may be missed."""
+        self.gaps += 1
+        if session.told == session.epoch:
+            return
+        session.told = session.epoch
+        flushed = before.nonce == session.attachment.segment.nonce
+        logger.warning(
+            "prefix %r: %s. Subscriptions of this layer join their groups again; what was sent "
+            "meanwhile did not reach them",
+            self._core.prefix,
+            "all messages and groups were flushed" if flushed else "the shared memory was removed",
+        )
+
+    async def _ride_out(
+        self, deadline: float | None, call: Callable[..., Answer], *args: Any
+    ) -> Answer:
+        """Call something of the core, however busy the lock is; raise LockTimeout at `deadline`."""
+        answer = await self._core.ride_out(self._way, deadline, call, *args)
+        if answer is None:
+            raise LockTimeout("the time was over before the lock was free")
+        return answer
+
+    async def _ask(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call a method of the layer, which may be a coroutine or not."""
+        answer = call(*args)
+        return answer if answer is None or isinstance(answer, str) else await answer
+
+
+def nothing_came(membership: Membership, timeout: float | None) -> TimeoutError:
+    groups = ", ".join(map(repr, membership.groups)) or "no group"
+    return TimeoutError(
+        f"no message came from {groups} of prefix {membership.prefix!r} within {timeout:g} s"
+    )
+
+
+def _leave_at_exit() -> None:
+    notice_fork()
+    for membership in _known.keys():
+        membership.leave_at_once()
+
+
+atexit.register(_leave_at_exit)  # after the handler of `process`, and so called before it

@@ -1,0 +1,123 @@
+"""What the asyncio layers return from `subscribe`: a facade of `membership`, which a timer of the
+loop renews. Must not decide when to join."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .. import clock
+from ..options import waiting_time
+from .loop import ASYNCIO, running_loop
+from .membership import Membership, nothing_came
+from .operations import Core
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Subscription:
+    """The messages of some groups, while a block lasts; made by ``layer.subscribe``::
+
+        async with layer.subscribe("news", "weather") as events:
+            async for event in events:
+                ...
+
+    The groups are joined when the block is entered, and left when it ends, however it ends. Within
+    the block the memberships are renewed at half of ``group_expiry``, whether or not anybody reads.
+    Messages that come meanwhile wait, up to the ``capacity`` of the layer.
+
+    If the shared memory is removed, or flushed, the subscription joins its groups again as soon as
+    it is read. Messages of the meantime are lost: that is logged, and counted in `gaps`. In a
+    forked child it joins for itself, when it is first used there.
+
+    Several tasks may read one subscription; each message goes to one of them.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        core: Core,
+        groups: Iterable[str],
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._membership = Membership(layer, core, ASYNCIO, groups, begin)
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None  # whose timer it is
+        self._renewal: asyncio.Task[None] | None = None
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups that it is subscribed to."""
+        return list(self._membership.groups)
+
+    @property
+    def gaps(self) -> int:
+        """How many times messages may have been missed: the memory was removed or flushed, the
+        layer closed, or the membership ended because it was renewed too late."""
+        return self._membership.gaps
+
+    async def get(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait for the next message, and return it.
+
+        If none comes within `timeout` seconds, raise TimeoutError, the built-in one. None waits for
+        ever; 0 takes only what is there. If it is cancelled, it has taken nothing. Raises
+        NotSubscribed outside the block.
+        """
+        deadline = None if timeout is None else clock.monotonic() + waiting_time(timeout)
+        renewed = self._loop is not None and self._loop() is running_loop()
+        found = await self._membership.receive(deadline, renewed)
+        if found is None:
+            raise nothing_came(self._membership, timeout)
+        return found
+
+    async def join(self, *groups: str) -> None:
+        """Subscribe to more groups: to all of them, or to none if it raises. Raises InvalidName,
+        LimitReached, NotSubscribed."""
+        await self._membership.join(groups)
+
+    async def leave(self, *groups: str) -> None:
+        """End the subscription to some of the groups. What they were sent before may still come.
+        Raises InvalidName, NotSubscribed."""
+        await self._membership.leave(groups)
+
+    async def __aenter__(self) -> Self:
+        """Join the groups. If it raises (LimitReached, SegmentError), none is joined."""
+        await self._membership.enter()
+        self._renew_in(self._membership.half)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._renewal is not None:
+            self._renewal.cancel()
+        try:
+            await self._membership.end()  # which suspends only while the lock is busy
+        except asyncio.CancelledError:
+            # Not in another task: those of a loop that is about to end do not run any more.
+            self._membership.leave_at_once()
+            raise
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        return await self.get()
+
+    def _renew_in(self, seconds: float) -> None:
+        # The timer must not keep alive what nobody refers to.
+        loop = running_loop()
+        self._loop = weakref.ref(loop)
+        self._timer = loop.call_later(seconds, _renew, weakref.ref(self))
+
+    async def _renew(self) -> None:
+        self._renew_in(await self._membership.renew())
+
+
+def _renew(reference: weakref.ref[Subscription]) -> None:
+    found = reference()
+    if found is not None:
+        found._renewal = asyncio.ensure_future(found._renew())
