@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -16,6 +18,7 @@ import pytest
 
 import asgi_ipc
 from tests import environments
+from tests.documentation import pages
 
 pytest.importorskip("build", reason="lacking: build")
 Requirement = pytest.importorskip("packaging.requirements").Requirement
@@ -63,11 +66,11 @@ def run(*command: str | Path, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The sdist of what git would publish, and the wheel that is built from the sdist."""
+    """What git would publish, the sdist of that, and the wheel that is built from the sdist."""
     if not (environments.REPOSITORY / ".git").exists():
         pytest.skip("lacking: a git checkout, which knows what is to be published")
     folder = tmp_path_factory.mktemp("built")
-    source = folder / "source"
+    source = folder / "asgi_ipc"
     # A copy, so that the build leaves nothing in the checkout.
     source.mkdir()
     names = run("git", "ls-files", "-z", folder=environments.REPOSITORY).split("\0")
@@ -78,7 +81,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
             (source / name).write_bytes(path.read_bytes())
     run(sys.executable, "-m", "build", "--outdir", folder, source, folder=folder)
     [sdist], [wheel] = folder.glob("*.tar.gz"), folder.glob("*.whl")
-    yield {"sdist": sdist, "wheel": wheel}
+    yield {"sdist": sdist, "wheel": wheel, "source": source}
 
 
 def test_the_sdist_holds_what_it_takes_to_test_it(built: dict[str, Path]) -> None:
@@ -116,6 +119,24 @@ def test_it_can_be_installed_and_used(
     run(*pip, "install", "--quiet", built[kind], folder=tmp_path)
     assert run(python, "-c", PROGRAM, prefix, folder=tmp_path).strip() == asgi_ipc.__version__
     assert "No broken requirements" in run(*pip, "check", folder=tmp_path)
+
+
+def test_the_page_on_installing(built: dict[str, Path], tmp_path: Path) -> None:
+    """docs/install.rst, in a folder beside the checkout. What the package needs is left out."""
+    environment = tmp_path / "environment"
+    venv.create(environment)
+    folder = built["source"].parent / "mine"
+    folder.mkdir()
+    for block in pages.blocks(pages.DOCS / "install.rst"):
+        for command, _ in block.commands():
+            program, verb, *arguments = shlex.split(command)
+            if program == "pipx":
+                assert arguments == ["--spec", "../asgi_ipc[cli]", "asgi-ipc", "list"]
+                continue
+            pip = (*PIP, "--python", environment / "bin" / "python")
+            run(*pip, verb, "--quiet", "--no-deps", *arguments, folder=folder)
+    done = run(*pip, "list", folder=folder)
+    assert re.search(rf"asgi_ipc +{re.escape(asgi_ipc.__version__)}", done), done
 
 
 # The Pythons that the package names, as an ordinary machine has them; and one without the GIL.

@@ -44,6 +44,18 @@ def test_from_channels_redis(tmp_path: Path, prefix: str) -> None:
         assert "channels_redis" in before["CHANNEL_LAYERS"]["default"]["BACKEND"]
 
 
+def test_channels_1(tmp_path: Path, prefix: str) -> None:
+    """The settings of channels-1.rst; daphne and its workers are in tests/clients."""
+    with pages.reader(tmp_path, prefix) as reader:
+        [settings] = write_files(HOWTO / "channels-1.rst", reader).values()
+    described = runpy.run_path(str(settings))["CHANNEL_LAYERS"]["default"]
+    assert described["BACKEND"] == "asgi_ipc.IPCChannelLayer"
+    layer = IPCChannelLayer(**described["CONFIG"])
+    layer.send("a-channel", {"text": "hello"})
+    assert layer.receive(["a-channel"]) == ("a-channel", {"text": "hello"})
+    layer.close()
+
+
 # Somebody comes into the room, in a process of his own, says so and stays.
 COME = """
 import asyncio, presence, sys
