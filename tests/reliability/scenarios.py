@@ -226,25 +226,6 @@ class ReceiveWhereSendersWait(Scenario):
         check(victim.receive("work"), ("work", {"id": 0}))
 
 
-class SendToOwn(Scenario):
-    """The victim's own queue is full. It moves into the inbox, and the message into the queue."""
-
-    options = {"capacity": 3}
-    channels = ("work", "v.y!")
-    groups = ("room", "victims")
-    shrinks = True
-    owns = "v.y!"
-
-    def prepare(self, survivor: Blocking) -> None:
-        super().prepare(survivor)
-        for number in range(3):
-            survivor.send(f"v.y!{number}", {"id": number})
-
-    def operate(self, victim: Blocking) -> None:
-        victim.send("v.y!9", MINE)
-        check([victim.receive("v.y!")[1]["id"] for _ in range(4)], [0, 1, 2, "mine"])
-
-
 class SendToExpired(Scenario):
     """The queue is full of messages whose time is over."""
 
