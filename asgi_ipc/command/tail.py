@@ -124,7 +124,8 @@ def _at(moment: float) -> datetime.datetime:
 
 
 def _line(message: Seen, codec: Codec | None, most: int | None) -> str:
-    """A message as a line of `most` columns: the names of channels are cut first."""
+    """A message as a line of `most` columns, for which the names of channels are cut; what it holds
+    then comes on the next line."""
     before = f"{_at(message.sent):%H:%M:%S.%f} #{message.seq} "
     after = (
         f" {size(len(message.body))} {'pending' if message.pending else 'taken'}, "
@@ -136,12 +137,9 @@ def _line(message: Seen, codec: Codec | None, most: int | None) -> str:
     line = before + names + after
     if codec is not None:
         content = _content(message, codec)
-        line += (
-            "  (cannot be decoded: does it need --keys?)"
-            if content is None
-            else f"  {json_of(content)}"
-        )
-    return line if most is None or len(line) <= most else line[: most - 1] + "…"
+        line += "  " if most is None else "\n  "
+        line += "(cannot be decoded: does it need --keys?)" if content is None else json_of(content)
+    return line
 
 
 def _json_line(message: Seen, codec: Codec | None) -> str:
