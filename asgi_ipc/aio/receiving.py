@@ -426,7 +426,7 @@ class Receiving(Base):
             raise NotOwner(
                 f"channel {source.channel!r} belongs to process {owner}: only the process that "
                 "first received on a process-specific channel may receive on it. new_channel() "
-                "makes a name of this process's own"
+                "makes a name that belongs to this process"
             )
         inbox = source.inbox
         assert inbox is not None
