@@ -162,6 +162,7 @@ def group_send(group: str, message: str, prefix: str, keys: TextIO | None) -> No
 @click.option(
     "--count",
     type=click.IntRange(min=1),
+    metavar="N",
     default=1,
     show_default=True,
     help="Take this many messages.",

@@ -39,7 +39,9 @@ _CHECK_EVERY = 1.0  # seconds between two checks that the segment is still there
 @click.argument("channels", nargs=-1, shell_complete=complete_channel)
 @click.option("--all", "everything", is_flag=True, help="Watch all channels.")
 @click.option("--payload", is_flag=True, help="Also show the content of the messages.")
-@click.option("--count", type=click.IntRange(min=1), help="End after this many messages.")
+@click.option(
+    "--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages."
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
