@@ -334,7 +334,11 @@ def short_span(seconds: float) -> str:
 
 
 def rate(per_second: float) -> str:
-    """A rate as text, with more digits if it is small."""
+    """A rate as text of at most five columns, with more digits if it is small."""
+    if 0 < per_second < 0.01:
+        return "<0.01"
+    if per_second >= 99_999.5:
+        return f"{per_second / 1000:.0f}k"
     return f"{per_second:.0f}" if per_second >= 10 or not per_second else f"{per_second:.2g}"
 
 

@@ -26,12 +26,13 @@ class Unused:
 
 def unused() -> list[Unused]:
     """The layers of this machine that no process is attached to, sorted by prefix; and directories
-    that lie beside no segment. It leaves out what this user may not look into."""
+    that lie beside no segment. It leaves out layers of which this user cannot tell."""
     found = []
     for prefix in sorted({*prefixes(), *remains()}):
         with contextlib.suppress(OSError, IPCError):  # removed meanwhile, or not for this user
             paths = Paths(full_prefix(prefix))
-            if os.access(paths.members, os.F_OK) and not os.access(paths.members, os.R_OK):
+            # It tells who is attached.
+            if os.path.lexists(paths.file) and not os.access(paths.members, os.R_OK):
                 continue
             if not attached_to(paths):
                 found.append(_look(prefix, paths))

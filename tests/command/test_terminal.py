@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -11,12 +12,14 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from asgi_ipc import IPCChannelLayer
-from asgi_ipc.command.common import Column, counted, cut, print_table
+from asgi_ipc.command.common import Column, counted, cut, print_json, print_table, rate
+from asgi_ipc.statistics import Ending
 
 from ..environments import child_environment
 from .conftest import Live, Run
@@ -145,9 +148,7 @@ def test_errors_and_wrong_usage_end_their_lines_between_words(live: Live) -> Non
 
 def test_tail_cuts_names_and_shows_messages_below(many: IPCChannelLayer, prefix: str) -> None:
     options = ("tail", "--all", "--payload", "--count", "1", "--prefix", prefix)
-    # Those that are there already are not shown: one more comes while it looks.
-    import threading
-
+    # Those that are there already are not shown: others come while it looks.
     stop = threading.Event()
 
     def send() -> None:
@@ -195,6 +196,23 @@ def test_a_name_is_cut_in_its_middle() -> None:
     assert cut("abcdefgh", 8) == "abcdefgh"
     assert cut("abcdefghi", 8) == "abcd…ghi"
     assert cut("abcdefghi", 7) == "abc…ghi"
+
+
+@pytest.mark.parametrize(
+    ("figure", "text"),
+    [(0, "0"), (1e-9, "<0.01"), (0.012, "0.012"), (0.25, "0.25"), (5.31, "5.3"), (9.99, "10")]
+    + [(99_999, "99999"), (123_456, "123k")],
+)
+def test_rates_have_five_columns(figure: float, text: str) -> None:
+    assert rate(figure) == text and len(text) <= 5
+
+
+def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": [float("inf"), (1.5, float("nan"))], "b": Ending("g", "c", -float("inf"))})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "a": [None, [1.5, None]],
+        "b": {"group": "g", "channel": "c", "expires": None},
+    }
 
 
 def test_counts_are_those_of_people() -> None:
