@@ -1,7 +1,7 @@
 # What a developer types. Each target sets up what it needs; all that has to be there is Python 3.9 or later.
 
 PYTHON ?= python3
-DEMO_PORTS ?= 8001 8002
+PORTS = 8001 8002
 # Else each of the many processes that tests start compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 # What is imported is compiled then: most of what is installed never is.
@@ -26,6 +26,7 @@ help:
 	@echo "make coverage  how much of the package the tests run through, line and branch"
 	@echo "make docs      the documentation, into docs/_build/html"
 	@echo "make demo      a small site on two server processes and a worker; Ctrl-C stops it"
+	@echo "               (make demo PORTS='8003 8004': on other ports than 8001 and 8002)"
 	@echo "make bench     measures everything, next to its peers, and writes docs/benchmarks (half an hour or more;"
 	@echo "               make bench BENCH=--quick: some five minutes)"
 	@echo "make clean     removes the environments and everything that was built"
@@ -71,7 +72,7 @@ docs: .venv/installed
 # The environment of the tests serves too, where it is there.
 DEMO = $(firstword $(wildcard .venv/installed) .venv-demo/installed)
 demo: $(DEMO)
-	@exec $(dir $(DEMO))bin/python demo/run.py --ports $(DEMO_PORTS)
+	@exec $(dir $(DEMO))bin/python demo/run.py --ports $(PORTS)
 
 # A run also fills in the pages: nobody types a figure.
 FIGURES = docs/benchmarks/figures.json
@@ -94,7 +95,7 @@ figures: .venv-bench/installed
 
 .venv-demo/installed: setup.py pyproject.toml
 	$(make-environment)
-	.venv-demo/bin/python $(PIP_INSTALL) --editable '.[channels]' 'daphne>=4'
+	.venv-demo/bin/python $(PIP_INSTALL) --editable '.[channels,cli]' 'daphne>=4'
 	@touch $@
 
 .venv-bench/installed: setup.py pyproject.toml

@@ -88,10 +88,21 @@ setup(
     description="A channel layer for one machine, over POSIX shared memory: no server to run",
     long_description=(HERE / "README.rst").read_text(encoding="utf-8"),
     long_description_content_type="text/x-rst",
-    author="asgi_ipc contributors",
+    author="asgi_ipc contributors",  # as in LICENSE
     license="BSD-3-Clause",
+    url="https://pypi.org/project/asgi-ipc/",
+    project_urls={
+        "asgi_ipc 1": "https://github.com/django/asgi_ipc",
+        "Channels": "https://channels.readthedocs.io/",
+        "Specification": "https://channels.readthedocs.io/en/stable/channel_layer_spec.html",
+    },
+    keywords=[
+        *("asgi", "asyncio", "channel layer", "channels", "django", "groups", "ipc"),
+        *("message queue", "posix", "publish subscribe", "shared memory", "websocket"),
+    ],
     packages=find_packages(include=["asgi_ipc", "asgi_ipc.*"]),
     package_data={"asgi_ipc": ["py.typed"]},
+    data_files=[("share/man/man1", ["docs/asgi-ipc.1"])],
     zip_safe=False,
     python_requires=">=3.9",
     install_requires=[
@@ -115,12 +126,21 @@ setup(
     },
     entry_points={
         "console_scripts": ["asgi-ipc = asgi_ipc.command:main"],
+        # pipx run asgi_ipc: an application is asked for by the name of its package.
+        "pipx.run": ["asgi_ipc = asgi_ipc.command:main"],
         "pytest11": ["asgi_ipc = asgi_ipc.testing.plugin"],
     },
     classifiers=[
         "Development Status :: 5 - Production/Stable",
         "Framework :: AsyncIO",
+        "Framework :: Pytest",
+        "Environment :: Console",
+        "Environment :: Web Environment",
         "Framework :: Django",
+        "Framework :: Django :: 1.11",
+        "Framework :: Django :: 4.2",
+        "Framework :: Django :: 5.2",
+        "Framework :: Django :: 6.0",
         "Intended Audience :: Developers",
         "Operating System :: MacOS",
         "Operating System :: POSIX :: Linux",
@@ -132,10 +152,12 @@ setup(
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
         "Programming Language :: Python :: 3.14",
+        "Programming Language :: Python :: 3.15",
         "Programming Language :: Python :: Free Threading :: 2 - Beta",
         "Programming Language :: Python :: Implementation :: CPython",
-        "Programming Language :: Python :: 3.15",
         "Topic :: Internet :: WWW/HTTP",
+        "Topic :: Software Development :: Libraries",
+        "Topic :: System :: Networking",
         "Typing :: Typed",
     ],
 )

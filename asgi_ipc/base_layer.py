@@ -5,6 +5,19 @@ from `AsyncBaseChannelLayer` (the coroutines of Channels 4), and override the st
 do not override raises NotImplementedError, which names it. The layers of this package derive from
 these classes too. This module must not know how or where a layer keeps its messages.
 
+The two contracts have different names for some methods. Both base classes know both names, so that
+code may use either. Override the first; the alias calls it:
+
+======================= ====================== ==============================
+base class              method                 alias
+======================= ====================== ==============================
+`BaseChannelLayer`      ``send_group``         ``group_send``
+`BaseChannelLayer`      ``receive``            ``receive_many``
+`AsyncBaseChannelLayer` ``group_send``         ``send_group``
+both                    ``valid_channel_name`` ``require_valid_channel_name``
+both                    ``valid_group_name``   ``require_valid_group_name``
+======================= ====================== ==============================
+
 Marks such as (A1), (B4) and (M7) name sentences of the contracts: A of Channels 1, B of Channels 4,
 M of both. `asgi_ipc.conformance` has a test for each.
 
@@ -167,6 +180,10 @@ class BaseChannelLayer(_Common):
         """Send `message` to all members of `group`; never raises ChannelFull (A5, M7)."""
         raise self._missing("send_group")
 
+    def group_send(self, group: str, message: Message) -> None:
+        """Do the same as `send_group`; this is its name in Channels 4."""
+        self.send_group(group, message)
+
     # -- the other extensions ---------------------------------------------------------------------
 
     def flush(self) -> None:
@@ -267,6 +284,10 @@ class AsyncBaseChannelLayer(_Common):
     async def group_send(self, group: str, message: Message) -> None:
         """Send `message` to all members of `group`; never raises ChannelFull (B2, M7)."""
         raise self._missing("group_send")
+
+    async def send_group(self, group: str, message: Message) -> None:
+        """Do the same as `group_send`; this is its name in Channels 1."""
+        await self.group_send(group, message)
 
     # -- the other extensions ---------------------------------------------------------------------
 

@@ -48,9 +48,10 @@ def check_receive(name: object) -> str:
     checked = check_channel(name)
     if "!" in checked and not checked.endswith("!"):
         raise InvalidName(
-            f"channel {checked!r}: receive takes a process-specific channel only up to the '!' "
-            f"({checked[: checked.index('!') + 1]!r}), or in full if new_channel() of the same "
-            "layer made it in this process; the full name comes with each message"
+            f"channel {checked!r} is process-specific: name it only up to the '!' "
+            f"({checked[: checked.index('!') + 1]!r}) to receive from several channels, or in full "
+            "if new_channel() of the same layer made it in this process. The full name comes with "
+            "each message"
         )
     return checked
 
@@ -76,7 +77,10 @@ def _complaint(kind: str, name: Any) -> str:
         hint = "; only channel names contain '!' or '?'" if re.search("[!?]", name) else ""
         return f"group name {name!r} must consist of {_ALLOWED}{hint}"
     if name.endswith("?") and _GROUP(name[:-1]):
-        return f"channel name {name!r} ends in '?': pass it to new_channel(), which completes it"
+        return (
+            f"channel name {name!r} ends in '?', which needs something behind it that no other "
+            "name has, such as secrets.token_hex(8). The blocking layer's new_channel() does that"
+        )
     return f"channel name {name!r} must consist of {_ALLOWED}, with at most one '?' or '!' inside"
 
 

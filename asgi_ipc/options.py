@@ -68,6 +68,7 @@ class Capacities:
         check_int("capacity", default, 1, 1 << 40)
         self.default = default
         self._by_pattern = _compiled(patterns)
+        self._patterns = patterns
         # Two generations, so that what the last two look-ups brought is known in any case.
         self._young: dict[str, int] = {}
         self._old: dict[str, int] = {}
@@ -82,6 +83,14 @@ class Capacities:
                 if match(channel):
                     return capacity
         return self.default
+
+    def option_for(self, channel: str) -> str:
+        """The option that gives `channel` its capacity, for errors."""
+        for (match, _), pattern in zip(self._by_pattern, self._patterns or ()):
+            if match(channel):
+                shown = pattern if isinstance(pattern, str) else pattern.pattern
+                return f"channel_capacity[{shown!r}]"
+        return "the option capacity"
 
     def known(self, channel: str) -> int | None:
         """`of` for use under a lock. No pattern is matched there: a user's expression may take any

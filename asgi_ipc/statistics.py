@@ -16,11 +16,11 @@ UNREAD_AFTER = 10.0  # seconds after which a pending message without a reader de
 
 def size(count: float) -> str:
     """Bytes as text, the same in the command and in errors."""
-    for unit in ("B", "KiB", "MiB"):
+    for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
-    return f"{count:.1f} GiB"
+    return f"{count:.1f} TiB"
 
 
 @dataclass(frozen=True)
@@ -147,15 +147,17 @@ class Process:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer in the list of layers. If its segment cannot be read, only the outside is known."""
+    """One layer in the list of layers. If its segment cannot be read, only the outside is known.
+    None stands for what is not known, or not for this user to know."""
 
     prefix: str
-    layout_version: int  # 0 if it cannot be read
+    layout_version: int | None
     owner: str  # the user's name, or the uid if that has no name
     mode: str  # permission bits, in octal: "0o600"
     size: int  # bytes of address space
-    in_use: int  # bytes, by messages
+    in_use: int | None  # bytes, by messages
     reserved: int  # bytes of the machine's memory
-    pending: int  # messages
-    processes: int | None  # attached; None if this user may not know
+    pending: int | None  # messages
+    processes: int | None  # attached
     problem: str  # why it cannot be read; "" if it can
+    foreign: bool  # whether that is because it belongs to another user

@@ -1,12 +1,14 @@
 """Run the chat: two server processes, one worker process, no other service.
 
 `make demo` uses this. It stops on Ctrl-C, SIGTERM or SIGHUP; then it stops the processes by their
-ids and removes the shared memory. If one process ends or is killed, the others continue. If no
-server is left, or one cannot start, it stops.
+ids and removes the shared memory. If one process ends or is killed, the others continue, and it is
+started again. If no server can be started any more, this stops.
 """
 
 import argparse
 import asyncio
+import errno
+import shlex
 import signal
 import socket
 import sys
@@ -17,8 +19,12 @@ from chat import settings
 
 HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
-PREFIX = settings.CHANNEL_LAYERS["default"]["CONFIG"]["prefix"]
+CONFIG = settings.CHANNEL_LAYERS["default"]["CONFIG"]
+PREFIX = CONFIG["prefix"]
 SECONDS_TO_STOP = 10
+SECONDS_TO_START = 60
+# After which a process starts again: the people of a server are off the list of the other by then.
+RESTART_AFTER = CONFIG["expiry"] + 3
 
 WELCOME = """\
 One chat, two server processes, no Redis:
@@ -33,109 +39,192 @@ Speak from a fourth process, in another terminal:
 
     CHAT_PREFIX={prefix} {python} {manage} say lobby "Good morning"
 
+Watch the layer there, on a live screen:
+
+    {command} top --prefix {prefix}
+
 Kill a server, and watch its people disappear from the list on the other:
 
     kill -9 {pids[1]}
+
+It starts again after {seconds:g} seconds, and its page comes back.
 
 Ctrl-C stops everything and removes the shared memory.
 """
 
 
-def require_free(port):
-    """Exit if another program uses the port, before anything is started or removed."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            sys.exit(f"Port {port}: {error.strerror}. Choose two others with --ports.")
-
-
-def commands(ports):
-    """Yield the commands of the processes: a server for each port, and the worker."""
+def require_free(ports):
+    """Exit if another program uses a port, before anything is started or removed."""
     for port in ports:
-        yield ("-m", "daphne", "-p", str(port), "-b", HOST, "-v", "0", "chat.asgi:application")
-    yield ("manage.py", "runworker", "word-count")
-
-
-async def answer(ports):
-    """Wait until every port accepts connections."""
-    for port in ports:
-        while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                _, writer = await asyncio.open_connection(HOST, port)
+                probe.bind((HOST, port))
+            except OSError as error:
+                why = f"cannot be used: {error.strerror}"
+                if error.errno == errno.EADDRINUSE:
+                    why = "is used by another program"
+                sys.exit(f'Port {port} {why}. Choose two others: make demo PORTS="8003 8004"')
+
+
+def port_number(text):
+    number = int(text)
+    if not 0 < number < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text} is not a port")
+    return number
+
+
+class Part:
+    """A process of the demo, which is started again when it ends."""
+
+    def __init__(self, name, command, port=None):
+        self.name = name
+        self.port = port
+        self._command = command
+        self._process = None
+        self._starting = None
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    @property
+    def alive(self):
+        return self._process.returncode is None
+
+    async def start(self):
+        # In a separate session, so that Ctrl-C reaches only this process, which stops the others.
+        self._starting = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
+                sys.executable, *self._command, cwd=HERE, start_new_session=True
+            )
+        )
+        # Whoever is told to stop meanwhile must know the process.
+        self._process = await asyncio.shield(self._starting)
+
+    async def answers(self):
+        """Wait until the process answers. Whether it does, in time."""
+        answer = asyncio.ensure_future(self._answer())
+        end = asyncio.ensure_future(self._process.wait())
+        await asyncio.wait(
+            [answer, end], timeout=SECONDS_TO_START, return_when=asyncio.FIRST_COMPLETED
+        )
+        answers = answer.done()
+        answer.cancel()
+        end.cancel()
+        return answers
+
+    async def _answer(self):
+        while self.port is not None:
+            try:
+                _, writer = await asyncio.open_connection(HOST, self.port)
             except OSError:
                 await asyncio.sleep(0.05)
             else:
                 writer.close()
-                break
+                return
 
+    async def keep_running(self, restart_after):
+        """Start the process again whenever it ends; return if it does not answer then."""
+        while True:
+            code = await self._process.wait()
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+            tell(f"{self.name} (process {self.pid}) {how}. It starts again in {restart_after:g} s.")
+            await asyncio.sleep(restart_after)
+            await self.start()
+            if not await self.answers():
+                tell(f"{self.name} does not start any more.")
+                return
+            tell(f"{self.name} is back, as process {self.pid}.")
 
-async def stop(children):
-    """Ask every process to end; kill those that do not."""
-    for child in children:
-        if child.returncode is None:
-            child.terminate()
-    for child in children:
+    async def stop(self):
+        """Ask the process to end; kill it if it does not."""
+        if self._starting is None:
+            return
+        process = self._process = await self._starting
+        if self.alive:
+            process.terminate()
         try:
-            await asyncio.wait_for(child.wait(), SECONDS_TO_STOP)
+            await asyncio.wait_for(process.wait(), SECONDS_TO_STOP)
         except asyncio.TimeoutError:
-            child.kill()
-            await child.wait()
+            process.kill()
+            await process.wait()
 
 
-async def start(command):
-    # In a separate session, so that Ctrl-C reaches only this process, which stops the others.
-    return await asyncio.create_subprocess_exec(
-        sys.executable, *command, cwd=HERE, start_new_session=True
+def tell(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def parts(ports):
+    """The processes: a server for each port, and the worker."""
+    for port in ports:
+        command = ("-m", "daphne", "-p", str(port), "-b", HOST, "-v", "0", "chat.asgi:application")
+        yield Part(f"The server on port {port}", command, port)
+    yield Part("The worker", ("manage.py", "runworker", "word-count"))
+
+
+def welcome(ports, started, restart_after):
+    script = Path(sys.executable).parent / "asgi-ipc"
+    return WELCOME.format(
+        host=HOST,
+        ports=ports,
+        pids=[part.pid for part in started],
+        prefix=PREFIX,
+        python=shlex.quote(sys.executable),
+        manage=shlex.quote(str(HERE / "manage.py")),
+        command=shlex.quote(str(script))
+        if script.exists()
+        else f"{shlex.quote(sys.executable)} -m asgi_ipc",
+        seconds=restart_after,
     )
 
 
-async def watch_over(children, servers, told):
-    """Wait until told to stop, or until no server is left."""
-    ends = {asyncio.ensure_future(child.wait()): child for child in children}
+async def until_told(told, *work):
+    """Wait for `work`, but not longer than until told to stop. Whether it is done."""
     stop = asyncio.ensure_future(told.wait())
-    while not stop.done() and any(server.returncode is None for server in servers):
-        done, _ = await asyncio.wait([stop, *ends], return_when=asyncio.FIRST_COMPLETED)
-        for end in done & ends.keys():
-            child = ends.pop(end)
-            print(f"Process {child.pid} ended with {child.returncode}.", file=sys.stderr)
+    whole = asyncio.gather(*work)
+    await asyncio.wait([stop, whole], return_when=asyncio.FIRST_COMPLETED)
+    done = whole.done()
+    for future in (stop, whole):
+        future.cancel()
+    await asyncio.gather(stop, whole, return_exceptions=True)
+    return whole.result() if done else None
 
 
-async def run(ports):
-    """Run until told to stop (and return 0), or until no server is left (and return 1)."""
+async def run(ports, restart_after):
+    """Run until told to stop (and return 0), or until no server can be started (and return 1)."""
     told = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, told.set)
-    children = []
+    all_parts = list(parts(ports))
+    servers, others = all_parts[: len(ports)], all_parts[len(ports) :]
+    beside = []
     try:
-        for command in commands(ports):
-            children.append(await start(command))
-        ready = asyncio.ensure_future(answer(ports))
-        ends = [asyncio.ensure_future(child.wait()) for child in children]
-        ends.append(asyncio.ensure_future(told.wait()))
-        await asyncio.wait([ready, *ends], return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
-            welcome = WELCOME.format(
-                host=HOST,
-                ports=ports,
-                pids=[child.pid for child in children],
-                prefix=PREFIX,
-                python=sys.executable,
-                manage=HERE / "manage.py",
-            )
-            print(welcome, flush=True)
-            await watch_over(children, children[: len(ports)], told)
+        for part in all_parts:
+            await part.start()
+        answers = await until_told(told, *(part.answers() for part in all_parts))
+        if answers and all(answers) and all(part.alive for part in all_parts):
+            print(welcome(ports, all_parts, restart_after), flush=True)
+            beside = [asyncio.ensure_future(part.keep_running(restart_after)) for part in others]
+            await until_told(told, *(server.keep_running(restart_after) for server in servers))
     finally:
-        await stop(children)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*(part.stop() for part in all_parts))
         segment.destroy(PREFIX)
     return 0 if told.is_set() else 1
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ports", nargs=2, type=int, default=[8001, 8002], metavar="PORT")
-    ports = parser.parse_args().ports
-    for port in ports:
-        require_free(port)
-    sys.exit(asyncio.run(run(ports)))
+    parser.add_argument("--ports", nargs=2, type=port_number, default=[8001, 8002], metavar="PORT")
+    parser.add_argument(
+        "--restart-after",
+        type=float,
+        default=RESTART_AFTER,
+        metavar="SECONDS",
+        help="start a process again this long after it ended (default: %(default)g)",
+    )
+    given = parser.parse_args()
+    require_free(given.ports)
+    sys.exit(asyncio.run(run(given.ports, given.restart_after)))

@@ -15,7 +15,7 @@ from .. import clock, errors
 from ..attachment.attachment import Inherited
 from ..attachment.process import notice_fork
 from ..base_layer import AsyncBaseChannelLayer
-from ..errors import LockBusy, NotOwner
+from ..errors import InvalidName, LockBusy, NotOwner
 from ..names import check_channel
 from ..options import Options, waiting_time
 from ..segment.notes import tell
@@ -154,11 +154,13 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         )
 
     def _exact(self, session: Session, channel: str) -> list[Source]:
+        if isinstance(channel, (list, tuple, set)):
+            raise InvalidName("receive takes the name of one channel; receive_async takes several")
         channel = check_channel(channel)
         if "!" in channel and self._core.own not in channel:
             raise NotOwner(
                 f"channel {channel!r} is not this layer's to receive: its process-specific "
-                f"channels contain {self._core.own!r}; make them with new_channel()"
+                f"channels contain {self._core.own!r}. await new_channel() makes one"
             )
         return self._core.exact_source(session, channel)
 
@@ -177,6 +179,12 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """Return the name of a new process-specific channel of this layer (B1)."""
+        if "?" in f"{prefix}":
+            raise InvalidName(
+                "new_channel makes process-specific channels, and takes what comes before their "
+                f"'!', not {prefix!r}. For a single-reader channel, make up a name: "
+                "'reply?' + secrets.token_hex(8)"
+            )
         return self._core.new_channel(prefix)
 
     # -- groups -----------------------------------------------------------------------------------

@@ -433,7 +433,8 @@ class Receiving(Base):
         if owner:
             raise NotOwner(
                 f"channel {source.channel!r} belongs to process {owner}: only the process that "
-                "first received on a process-specific channel may receive on it"
+                "first received on a process-specific channel may receive on it. new_channel() "
+                "makes a name that belongs to this process"
             )
         inbox = source.inbox
         assert inbox is not None
@@ -492,5 +493,5 @@ class Busy:
 
 def listed(channels: Iterable[str]) -> list[str]:
     if isinstance(channels, (str, bytes)):
-        raise InvalidName(f"receive takes a list of channel names, not one string: [{channels!r}]")
+        raise InvalidName(f"give a list of channel names, not one string: [{channels!r}]")
     return list(channels)

@@ -135,15 +135,16 @@ class Sending(Receiving):
         if not store.find(target) and store.groups.find(target.queue):
             raise NotAChannel(
                 f"{channel!r} is the name of a group, and no channel has that name. To send to the "
-                "members of the group, use group_send (send_group in Channels 1). To use the name "
-                "for a channel too, receive on that channel first"
+                "members of the group, use group_send. To use the name for a channel too, receive "
+                "on that channel first"
             )
 
     def _refuse(self, session: Session, channel: str, why: int, length: int) -> NoReturn:
         if why == FULL:
             raise errors.ChannelFull(
-                f"channel {channel!r} is at its capacity of {self.capacity_of(channel)} messages: "
-                "its readers are slower than its senders, or there are none"
+                f"channel {channel!r} is at its capacity of {self.capacity_of(channel)} messages, "
+                f"by {self.capacities.option_for(channel)}: its readers are slower than its "
+                "senders, or there are none"
             )
         raise errors.ChannelFull(
             f"there is no memory for another message to {channel!r} of prefix {self.prefix!r}: "

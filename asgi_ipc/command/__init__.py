@@ -1,15 +1,7 @@
 """The command ``asgi-ipc``: look into a layer and operate it. docs/command.rst describes it.
 
-A subcommand is in the module of its name; three share `messages`, and `top` has its `screen` apart:
-
-=====================  =======================================================
-inspecting             `list` `stats` `channels` `groups` `processes`
-watching               `top` (with `screen`) `tail`
-sending and receiving  `messages`: send, receive, group-send
-maintenance            `doctor` `verify` `flush` `destroy` `bench`
-serving                `wsgi_worker` `export`
-shared by all          `cli` (their list) `common` (options, output) `exits`
-=====================  =======================================================
+`subcommands` lists the subcommands. Each is in the module of its name; three share `messages`, and
+`top` has its `screen` apart. All share `common` (options, output) and `exits`.
 
 Nothing else in the package may import this one. It reads layers through `inspection` only.
 """
@@ -20,17 +12,31 @@ import sys
 
 from .exits import UNUSABLE
 
+_LACKING = "asgi-ipc needs click, which is not installed: pip install 'asgi_ipc[cli]'"
+
 
 def main() -> None:
     """Run the console script."""
     try:
         from .cli import cli
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in ("click", "rich"):
+        if error.name is None or error.name.partition(".")[0] != "click":
             raise
-        print(
-            f"asgi-ipc needs {error.name}, which is not installed: pip install 'asgi_ipc[cli]'",
-            file=sys.stderr,
-        )
-        sys.exit(UNUSABLE)
+        sys.exit(_without_click(sys.argv[1:]))
     cli(prog_name="asgi-ipc")
+
+
+def _without_click(arguments: list[str]) -> int:
+    """Do what works without the extra ``cli``. Returns the exit status."""
+    if arguments == ["--version"]:
+        from .. import __version__
+
+        print(f"asgi-ipc, version {__version__}")
+        return 0
+    if arguments in ([], ["-h"], ["--help"]):
+        from .subcommands import overview
+
+        print(f"{overview()}\n\n{_LACKING}")
+        return 0
+    print(f"Error: {_LACKING}", file=sys.stderr)
+    return UNUSABLE

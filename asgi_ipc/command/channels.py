@@ -8,7 +8,9 @@ import click
 
 from ..statistics import Channel
 from .common import (
+    Column,
     complete_channel,
+    first_few,
     interval_option,
     json_option,
     pending,
@@ -16,18 +18,24 @@ from .common import (
     print_json,
     print_table,
     rate,
+    room,
+    say,
     selected,
-    span,
+    short_span,
     two_snapshots,
+    wide_option,
 )
 
-_ORDERS: dict[str, Callable[[Channel], tuple[float | str, ...]]] = {
-    "name": lambda channel: (channel.name,),
-    "pending": lambda channel: (-channel.pending, channel.name),
-    "fill": lambda channel: (-channel.fill, channel.name),
-    "oldest": lambda channel: (-channel.oldest, channel.name),
-    "rate": lambda channel: (-channel.sent_rate, channel.name),
-    "refused": lambda channel: (-channel.refused, channel.name),
+_SCREENFUL = 100  # channels that a terminal gets, if nothing else is asked for
+
+# By what the channels are sorted; they come in the order of their names.
+_ORDERS: dict[str, Callable[[Channel], tuple[float, ...]]] = {
+    "rate": lambda channel: (-channel.sent_rate - channel.left_rate, -channel.pending),
+    "pending": lambda channel: (-channel.pending,),
+    "fill": lambda channel: (-channel.fill,),
+    "oldest": lambda channel: (-channel.oldest,),
+    "refused": lambda channel: (-channel.refused,),
+    "name": lambda channel: (),
 }
 
 
@@ -38,13 +46,26 @@ _ORDERS: dict[str, Callable[[Channel], tuple[float | str, ...]]] = {
 @click.option(
     "--sort",
     type=click.Choice(list(_ORDERS)),
-    default="name",
+    default="rate",
     show_default=True,
-    help="Sort by this.",
+    help="Sort by this; by rate, the busiest come first, and then those with most messages.",
 )
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help=f"Show the first N; 0 for all. Default: {_SCREENFUL} in a terminal, else all.",
+)
+@wide_option
 @json_option
 def channels(
-    patterns: tuple[str, ...], prefix: str, interval: float, sort: str, as_json: bool
+    patterns: tuple[str, ...],
+    prefix: str,
+    interval: float,
+    sort: str,
+    limit: int | None,
+    wide: bool,
+    as_json: bool,
 ) -> None:
     """Show all channels, or those whose names match a PATTERN (a glob).
 
@@ -57,16 +78,29 @@ def channels(
     names = selected([channel.name for channel in found], patterns)
     found = [channel for channel in found if channel.name in names]
     found.sort(key=_ORDERS[sort])
+    if limit is None:
+        limit = 0 if as_json or room() is None else _SCREENFUL
+    shown = found[:limit] if limit else found
     if as_json:
-        print_json(found)
+        print_json(shown)
         return
     print_table(
-        ["CHANNEL", "PENDING", "OLDEST", "IN/S", "OUT/S", "SENT", "REFUSED", "DROPPED", "READERS"],
+        [
+            Column("CHANNEL", least=27),
+            Column("PENDING", right=True),
+            Column("OLDEST", right=True),
+            Column("IN/S", right=True),
+            Column("OUT/S", right=True, spare=1),
+            Column("SENT", right=True, spare=4),
+            Column("REFUSED", right=True, spare=2),
+            Column("DROPPED", right=True, spare=3),
+            Column("READERS", least=12),
+        ],
         [
             [
                 channel.name,
                 pending(channel),
-                span(channel.oldest) if channel.pending else "-",
+                short_span(channel.oldest) if channel.pending else "-",
                 rate(channel.sent_rate),
                 rate(channel.left_rate),
                 str(channel.sent),
@@ -74,10 +108,12 @@ def channels(
                 str(sum(channel.dropped.values())),
                 _readers(channel),
             ]
-            for channel in found
+            for channel in shown
         ],
-        right="PENDING OLDEST IN/S OUT/S SENT REFUSED DROPPED",
+        wide,
     )
+    if len(found) > len(shown):
+        say(f"{len(found) - len(shown)} more: --limit 0 shows all.", err=True)
 
 
 def _readers(channel: Channel) -> str:
@@ -85,4 +121,4 @@ def _readers(channel: Channel) -> str:
     known = [str(pid) for pid in channel.waiting if pid != channel.owner]
     if channel.owner:
         known.insert(0, f"owner {channel.owner}")
-    return ", ".join(known) or "-"
+    return first_few(known) or "-"

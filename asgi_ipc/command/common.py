@@ -6,16 +6,18 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
+import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import NoReturn
+from importlib import import_module
+from typing import NamedTuple, NoReturn
 
 import click
 from click.shell_completion import CompletionItem
-from rich.console import Console
-from rich.table import Table
 
 from .. import errors
 from ..inspection.snapshot import Snapshot
@@ -25,24 +27,49 @@ from ..segment.paths import prefixes
 from ..segment.refusals import reason
 from ..statistics import Channel
 from .exits import INTERRUPTED, NOT_NOW, UNUSABLE, WRONG_USAGE
+from .subcommands import SUBCOMMANDS
 
-_WIDE = 1000  # columns without a terminal: a pipe or a file gets whole lines
+_USUAL, _LEAST = 80, 40  # columns of a terminal
+_GAP = 2  # columns between two columns of a table
+_NOTHING = ("0", "-")  # a column of a table with only these says nothing
 
 
 def fail(message: str, code: int) -> NoReturn:
     """End the command with an error message and an exit code."""
-    click.echo(f"Error: {message}", err=True)
+    say(f"Error: {message}", err=True)
     sys.exit(code)
 
 
 class Commands(click.Group):
-    """A group of commands whose errors become exit codes."""
+    """The subcommands, each imported when it is asked for; their errors become exit codes."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return [name for section in SUBCOMMANDS.values() for name in section]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        for section in SUBCOMMANDS.values():
+            if name in section:
+                place, _, attribute = section[name].place.partition(":")
+                found: click.Command = getattr(import_module(f"{__package__}.{place}"), attribute)
+                return found
+        return None
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The subcommands, as they are sorted in `subcommands`."""
+        for title, section in SUBCOMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, one.about) for name, one in section.items()])
 
     def invoke(self, context: click.Context) -> object:
         try:
             return super().invoke(context)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except click.UsageError as error:  # click itself would print it in one long line
+            where = error.ctx or context
+            usage = f"{where.get_usage()}\nTry '{where.command_path} --help' for help.\n"
+            click.echo(usage, err=True)
+            fail(error.format_message(), error.exit_code)
         except errors.IPCError as error:
             fail(str(error), code_of(error))
         except OSError as error:
@@ -113,6 +140,9 @@ group_expiry_option = click.option(
     help="The option group_expiry of the layer, a tenth of which is soon for a membership to end.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+wide_option = click.option(
+    "--wide", is_flag=True, help="Shorten nothing and leave out nothing to fit the terminal."
+)
 interval_option = click.option(
     "--interval",
     type=click.FloatRange(min=0),
@@ -155,25 +185,129 @@ def selected(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document; dataclasses become objects."""
-    click.echo(json.dumps(value, default=dataclasses.asdict, indent=2))
+    """Print one JSON document. Dataclasses become objects; what is no number in JSON, null."""
+    click.echo(json.dumps(_json_value(value), indent=2, allow_nan=False))
 
 
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: str = "") -> None:
-    """Print a table, as wide as the terminal; without a terminal, its lines are whole.
+def _json_value(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {key: _json_value(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    The columns whose titles are in `right` are aligned to the right. There is no colour without a
-    terminal or with NO_COLOR.
-    """
-    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(titles))
-    for title in titles:
-        table.add_column(
-            title, justify="right" if title in right.split() else "left", overflow="fold"
+
+def room(err: bool = False) -> int | None:
+    """The columns of the terminal; None if the output goes to a pipe or a file, whose lines are
+    whole."""
+    stream = sys.stderr if err else sys.stdout
+    if not stream.isatty():
+        return None
+    given = os.environ.get("COLUMNS", "")
+    columns = int(given) if given.isdigit() else os.get_terminal_size(stream.fileno()).columns
+    return max(columns or _USUAL, _LEAST)
+
+
+def say(text: str, err: bool = False, indent: str = "") -> None:
+    """Print a text. A terminal gets it in lines that end between words; the second and later ones
+    begin with `indent`."""
+    columns = room(err)
+    if columns is not None:
+        text = "\n".join(
+            textwrap.fill(
+                line,
+                columns,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for line in text.splitlines()
         )
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDE)
-    console.print(table)
+    click.echo(text, err=err)
+
+
+def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Print labels with their values."""
+    width = max(len(label) for label, _ in pairs) + _GAP
+    for label, value in pairs:
+        say(f"{label:{width}}{value}", indent=" " * width)
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    title: str
+    right: bool = False  # whether it is aligned to the right
+    # Where the table is wider than the terminal:
+    least: int = 0  # columns to which its cells may be cut; 0: they may not
+    spare: int = 0  # it is left out before columns with a smaller number; 0: never
+
+
+def print_table(
+    columns: Sequence[Column], rows: Iterable[Sequence[str]], wide: bool = False
+) -> None:
+    """Print a table. One that is wider than the terminal is made to fit, unless it is `wide`: cells
+    are cut, and columns left out, those that say nothing first."""
+    cells = [list(row) for row in rows]
+    widths = [
+        max([len(column.title), *(len(row[i]) for row in cells)])
+        for i, column in enumerate(columns)
+    ]
+    most = None if wide else room()
+    shown = list(range(len(columns)))
+    if most is not None:
+        shown = _fit(columns, cells, widths, most)
+    titles = [column.title for column in columns]
+    lines = []
+    for row in [titles, *cells]:
+        line = []
+        for i in shown:
+            cell = cut(row[i], widths[i])
+            line.append(cell.rjust(widths[i]) if columns[i].right else cell.ljust(widths[i]))
+        lines.append((" " * _GAP).join(line).rstrip())
+    lines[0] = click.style(lines[0], bold=True)
+    click.echo("\n".join(lines))
+    left_out = [title for i, title in enumerate(titles) if i not in shown]
+    if left_out:
+        say(f"Not shown: {', '.join(left_out)}. --wide shows all.", err=True)
+
+
+def _fit(
+    columns: Sequence[Column], cells: Sequence[Sequence[str]], widths: list[int], most: int
+) -> list[int]:
+    """Make the `widths` fit into `most` columns. Returns the indexes of what is shown."""
+    shown = list(range(len(columns)))
+    least = [min(column.least or width, width) for column, width in zip(columns, widths)]
+
+    def missing() -> int:
+        return sum(least[i] + _GAP for i in shown) - _GAP - most
+
+    silent = {i for i in shown if all(row[i] in _NOTHING for row in cells)}
+    for i in sorted(shown, key=lambda i: (i not in silent, -columns[i].spare)):
+        if missing() > 0 and columns[i].spare:
+            shown.remove(i)
+    over = max(-missing(), 0)
+    cuttable = sorted((i for i in shown if least[i] < widths[i]), key=lambda i: widths[i])
+    for place, i in enumerate(cuttable):
+        more = min(widths[i] - least[i], over // (len(cuttable) - place))
+        widths[i] = least[i] + more
+        over -= more
+    return shown
+
+
+def cut(text: str, width: int) -> str:
+    """`text` cut to `width` columns, in its middle: the ends of a name tell more."""
+    if len(text) <= width:
+        return text
+    half = (width - 1) // 2
+    return text[: width - 1 - half] + "…" + text[len(text) - half :]
+
+
+def counted(count: int, one: str, several: str = "") -> str:
+    """A count of things as text: "1 message", "2 messages", "no message"."""
+    return f"{count or 'no'} {one if count < 2 else several or one + 's'}"
 
 
 def span(seconds: float) -> str:
@@ -200,8 +334,19 @@ def short_span(seconds: float) -> str:
 
 
 def rate(per_second: float) -> str:
-    """A rate as text, with more digits if it is small."""
+    """A rate as text of at most five columns, with more digits if it is small."""
+    if 0 < per_second < 0.01:
+        return "<0.01"
+    if per_second >= 99_999.5:
+        return f"{per_second / 1000:.0f}k"
     return f"{per_second:.0f}" if per_second >= 10 or not per_second else f"{per_second:.2g}"
+
+
+def waiting(count: int, oldest: float) -> str:
+    """How many messages wait, and the age of the oldest one, as text."""
+    if not count:
+        return "no message waits"
+    return f"{counted(count, 'message')}, the oldest for {span(oldest)}"
 
 
 def pending(channel: Channel) -> str:

@@ -8,10 +8,11 @@ import click
 
 from ..inspection.diagnosis import diagnose
 from ..inspection.surroundings import OK, PROBLEM, WARNING
-from .common import group_expiry_option, json_option, print_json
+from .common import group_expiry_option, json_option, print_json, say
 from .exits import NOT_WELL
 
 _MARKS = {OK: "ok      ", WARNING: "warning ", PROBLEM: "PROBLEM "}
+_INDENT = " " * 8
 
 
 @click.command()
@@ -39,7 +40,7 @@ def doctor(prefix: str | None, group_expiry: float, as_json: bool) -> None:
     else:
         for finding in found:
             where = f"{finding.prefix}: " if finding.prefix else ""
-            click.echo(f"{_MARKS[finding.level]}{where}{finding.subject}: {finding.text}")
+            say(f"{_MARKS[finding.level]}{where}{finding.subject}: {finding.text}", indent=_INDENT)
             if finding.remedy:
-                click.echo(f"        -> {finding.remedy}")
+                say(f"{_INDENT}-> {finding.remedy}", indent=f"{_INDENT}   ")
     sys.exit(NOT_WELL if any(finding.level == PROBLEM for finding in found) else 0)

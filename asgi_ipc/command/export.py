@@ -11,9 +11,17 @@ from .exits import UNUSABLE
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=9410, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=9410,
+    show_default=True,
+    metavar="PORT",
+    help="Listen on this port; 0 takes a free one.",
+)
 @click.option(
     "--address",
+    metavar="ADDRESS",
     default="127.0.0.1",
     show_default=True,
     help="Listen on this address.",
@@ -27,6 +35,7 @@ from .exits import UNUSABLE
 @click.option(
     "--max-channels",
     type=click.IntRange(min=0),
+    metavar="N",
     default=200,
     show_default=True,
     help="Export this many channels of each layer by name, and the others together.",

@@ -7,6 +7,7 @@ import click
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
 from .common import (
+    Column,
     complete_group,
     json_option,
     prefix_option,
@@ -14,14 +15,16 @@ from .common import (
     print_table,
     selected,
     span,
+    wide_option,
 )
 
 
 @click.command()
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1, shell_complete=complete_group)
 @prefix_option
+@wide_option
 @json_option
-def groups(patterns: tuple[str, ...], prefix: str, as_json: bool) -> None:
+def groups(patterns: tuple[str, ...], prefix: str, wide: bool, as_json: bool) -> None:
     """Show all groups, or those whose names match a PATTERN (a glob), with their members."""
     found = Snapshot(View(prefix)).groups()
     names = selected([group.name for group in found], patterns)
@@ -30,7 +33,12 @@ def groups(patterns: tuple[str, ...], prefix: str, as_json: bool) -> None:
         print_json(found)
         return
     print_table(
-        ["GROUP", "MEMBERS", "CHANNEL", "EXPIRES IN"],
+        [
+            Column("GROUP", least=20),
+            Column("MEMBERS", right=True),
+            Column("CHANNEL", least=27),
+            Column("EXPIRES IN"),
+        ],
         [
             [
                 group.name if first else "",
@@ -41,5 +49,5 @@ def groups(patterns: tuple[str, ...], prefix: str, as_json: bool) -> None:
             for group in found
             for first, member in zip([True] + [False] * len(group.members), group.members)
         ],
-        right="MEMBERS",
+        wide,
     )

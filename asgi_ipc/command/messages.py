@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import sys
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -19,10 +20,13 @@ from ..errors import InvalidMessage
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
 from ..names import split
-from .common import complete_channel, complete_group, prefix_option
+from .common import complete_channel, complete_group, prefix_option, say
 from .exits import NOT_WELL
 
-_BYTES = "$bytes"  # the key that marks bytes, which JSON does not have
+# The keys that mark what JSON does not have: bytes, in base64, and floats that are no numbers.
+_BYTES, _FLOAT = "$bytes", "$float"
+
+_FLOATS = ("Infinity", "-Infinity", "NaN")
 
 keys_option = click.option(
     "--keys",
@@ -56,7 +60,11 @@ def layer_of(
 def message_of(text: str) -> dict[str, object]:
     """The message in a JSON text; "-" reads the text from standard input."""
     try:
-        found = json.loads(sys.stdin.read() if text == "-" else text, object_hook=_bytes_of)
+        found = json.loads(
+            sys.stdin.read() if text == "-" else text,
+            object_hook=_value_of,
+            parse_constant=_refuse,
+        )
     except ValueError as error:
         raise click.BadParameter(f"not JSON: {error}", param_hint="JSON") from None
     if not isinstance(found, dict):
@@ -64,24 +72,42 @@ def message_of(text: str) -> dict[str, object]:
     return found
 
 
-def _bytes_of(found: dict[str, Any]) -> object:
+def _value_of(found: dict[str, Any]) -> object:
     if found.keys() == {_BYTES}:
         try:
             return base64.b64decode(found[_BYTES], validate=True)
         except (TypeError, binascii.Error) as error:
             raise ValueError(f"{_BYTES!r} needs base64: {error}") from None
+    if found.keys() == {_FLOAT}:
+        if found[_FLOAT] not in _FLOATS:
+            raise ValueError(f"{_FLOAT!r} needs one of {', '.join(_FLOATS)}")
+        return float(found[_FLOAT])
     return found
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f'JSON has no {name}: write {{"{_FLOAT}": "{name}"}}')
 
 
 def json_of(message: object) -> str:
     """A message as one line of JSON that `message_of` can read."""
-    text = json.dumps(message, default=_base64_of, ensure_ascii=False)
+    plain = _plain(message)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
     # Characters that could control a terminal are written as \u....
-    return text if text.isprintable() else json.dumps(message, default=_base64_of)
+    return text if text.isprintable() else json.dumps(plain, allow_nan=False)
 
 
-def _base64_of(value: bytes) -> dict[str, str]:
-    return {_BYTES: base64.b64encode(value).decode("ascii")}
+def _plain(value: object) -> object:
+    """A value of a message as JSON has it."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, bytes):
+        return {_BYTES: base64.b64encode(value).decode("ascii")}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_FLOAT: next(name for name in _FLOATS if str(float(name)) == str(value))}
+    return value
 
 
 @click.command()
@@ -92,8 +118,9 @@ def _base64_of(value: bytes) -> dict[str, str]:
 def send(channel: str, message: str, prefix: str, keys: TextIO | None) -> None:
     """Send a message, a JSON object, to CHANNEL. "-" reads it from standard input.
 
-    {"$bytes": "aGk="} stands for bytes, in base64. Exit status 4: the channel or the memory is
-    full, and nothing was sent.
+    {"$bytes": "aGk="} stands for bytes, in base64, and {"$float": "Infinity"}, "-Infinity" or
+    "NaN" for a float that JSON does not have. Exit status 4: the channel or the memory is full, and
+    nothing was sent.
     """
     body = message_of(message)
     layer = layer_of(prefix, keys, channel)
@@ -118,7 +145,7 @@ def group_send(group: str, message: str, prefix: str, keys: TextIO | None) -> No
     layer.send_group(group, body)
     layer.close()
     if not members:
-        click.echo(f"Group {group!r} has no members: the message reached no channel.", err=True)
+        say(f"Group {group!r} has no members: the message reached no channel.", err=True)
 
 
 @click.command()
@@ -135,6 +162,7 @@ def group_send(group: str, message: str, prefix: str, keys: TextIO | None) -> No
 @click.option(
     "--count",
     type=click.IntRange(min=1),
+    metavar="N",
     default=1,
     show_default=True,
     help="Take this many messages.",
@@ -146,7 +174,8 @@ def receive(
     """Take messages from CHANNELs, and print each as a line of JSON.
 
     No other process gets these messages: to watch without taking, use `asgi-ipc tail`. A line has
-    the keys "channel" and "message"; {"$bytes": "aGk="} stands for bytes, in base64. Name
+    the keys "channel" and "message"; {"$bytes": "aGk="} stands for bytes, in base64, and
+    {"$float": "Infinity"}, "-Infinity" or "NaN" for a float that JSON does not have. Name
     process-specific channels up to the "!". Exit status 1: nothing came in time.
     """
     layer = layer_of(prefix, keys, receive_timeout=timeout or 5.0)

@@ -7,31 +7,49 @@ import click
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
 from ..segment.procfs import user_name
-from .common import first_few, json_option, prefix_option, print_json, print_table, span
+from .common import (
+    Column,
+    first_few,
+    json_option,
+    prefix_option,
+    print_json,
+    print_table,
+    short_span,
+    wide_option,
+)
 
 
 @click.command()
 @prefix_option
+@wide_option
 @json_option
-def processes(prefix: str, as_json: bool) -> None:
+def processes(prefix: str, wide: bool, as_json: bool) -> None:
     """Show the processes that are attached, and dead ones that are not cleared up after yet."""
     found = Snapshot(View(prefix)).processes()
     if as_json:
         print_json(found)
         return
     print_table(
-        ["PID", "STATE", "USER", "ATTACHED", "WAITS FOR", "OWNS", "COMMAND"],
+        [
+            Column("PID", right=True),
+            Column("STATE"),
+            Column("USER", spare=2),
+            Column("ATTACHED", right=True),
+            Column("WAITS FOR", least=16),
+            Column("OWNS", least=12, spare=1),
+            Column("COMMAND", least=20),
+        ],
         [
             [
                 str(process.pid),
                 process.state + (" (holds the lock)" if process.holds_lock else ""),
                 user_name(process.uid),
-                span(process.attached),
+                short_span(process.attached),
                 first_few(process.waiting) or "-",
                 first_few(process.owns) or "-",
                 process.command or "?",
             ]
             for process in found
         ],
-        right="PID ATTACHED",
+        wide,
     )

@@ -16,7 +16,7 @@ from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
 from ..options import Options
 from ..statistics import Channel, Ending, Stats, size
-from .common import pending, rate, selected, short_span, span
+from .common import cut, pending, rate, selected, short_span, span
 
 Cell = Union[str, Text]
 
@@ -207,7 +207,7 @@ class Top(App[None]):
             more = f" and {len(others)} more" if others else ""
             lines += (
                 f"ends in {short_span(first.expires)} unless renewed: "
-                f"{_cut(first.channel, 20)} of group {_cut(first.group, 12)}{more}",
+                f"{cut(first.channel, 20)} of group {cut(first.group, 12)}{more}",
             )
         text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
         text.highlight_words([stats.prefix, "PAUSED"], "bold")
@@ -254,13 +254,5 @@ def _cell(value: Cell, title: str, width: int) -> Cell:
     """A value in a column, with a space after it."""
     if not isinstance(value, str):
         return value
-    text = _cut(value, width - 1)
+    text = cut(value, width - 1)
     return f"{text:>{width - 1}} " if title.startswith(">") else text
-
-
-def _cut(text: str, width: int) -> str:
-    """`text` cut to `width` columns, in its middle: the ends of a name tell more."""
-    if len(text) <= width:
-        return text
-    half = (width - 1) // 2
-    return text[: width - 1 - half] + "…" + text[len(text) - half :]

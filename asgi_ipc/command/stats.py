@@ -6,14 +6,16 @@ import click
 
 from ..statistics import Stats, size
 from .common import (
+    counted,
     interval_option,
     json_option,
     prefix_option,
     print_json,
-    print_table,
+    print_pairs,
     rate,
     span,
     two_snapshots,
+    waiting,
 )
 
 
@@ -31,7 +33,7 @@ def stats(prefix: str, interval: float, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    print_table(["", ""], _described(found))
+    print_pairs(_described(found))
 
 
 def _described(found: Stats) -> list[tuple[str, str]]:
@@ -40,7 +42,7 @@ def _described(found: Stats) -> list[tuple[str, str]]:
     return [
         ("prefix", f"{found.prefix} (layout version {found.layout_version})"),
         ("counted since", f"{span(found.since)} ago"),
-        ("pending", f"{found.pending}, the oldest for {span(found.oldest)}"),
+        ("pending", waiting(found.pending, found.oldest)),
         ("sent", f"{found.sent} ({rate(rates.sent)}/s)"),
         ("received or expired", f"{rate(rates.left)}/s"),
         ("refused", f"{found.refused} ({rate(rates.refused)}/s)"),
@@ -59,13 +61,17 @@ def _described(found: Stats) -> list[tuple[str, str]]:
         ("channels", str(found.channels)),
         ("groups", str(found.groups)),
         ("memberships", f"{found.memberships} of {found.memberships_limit}"),
-        ("abandoned", f"{found.abandoned} memberships"),
+        ("abandoned", counted(found.abandoned, "membership")),
         ("processes", str(found.processes)),
         (
             "lock",
-            f"{lock.kind}; {lock.waits} calls slept for it, {span(lock.waited)} in total, "
-            f"{span(lock.longest)} at most; "
-            + (f"held by process {lock.holder}" if lock.holder else "free"),
+            f"{lock.kind}; {counted(lock.waits, 'call')} slept for it"
+            + (
+                f", {span(lock.waited)} in total, {span(lock.longest)} at most"
+                if lock.waits
+                else ""
+            )
+            + (f"; held by process {lock.holder}" if lock.holder else "; free"),
         ),
         ("recoveries", str(found.recoveries)),
     ]

@@ -17,11 +17,21 @@ from ..errors import SegmentVanished
 from ..inspection.tap import Seen, Tap
 from ..inspection.view import View
 from ..statistics import size
-from .common import complete_channel, first_few, json_option, prefix_option, span
+from .common import (
+    complete_channel,
+    cut,
+    first_few,
+    json_option,
+    prefix_option,
+    room,
+    span,
+    wide_option,
+)
 from .messages import json_of, keys_of, keys_option
 
 _IDLE = 0.005  # seconds between two looks at the log
 _BUSY = 0.0005  # the same while messages pass
+_LEAST_NAME = 12  # columns for the names of channels
 _CHECK_EVERY = 1.0  # seconds between two checks that the segment is still there
 
 
@@ -29,7 +39,9 @@ _CHECK_EVERY = 1.0  # seconds between two checks that the segment is still there
 @click.argument("channels", nargs=-1, shell_complete=complete_channel)
 @click.option("--all", "everything", is_flag=True, help="Watch all channels.")
 @click.option("--payload", is_flag=True, help="Also show the content of the messages.")
-@click.option("--count", type=click.IntRange(min=1), help="End after this many messages.")
+@click.option(
+    "--count", type=click.IntRange(min=1), metavar="N", help="End after this many messages."
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -38,6 +50,7 @@ _CHECK_EVERY = 1.0  # seconds between two checks that the segment is still there
 )
 @prefix_option
 @keys_option
+@wide_option
 @json_option
 def tail(
     channels: tuple[str, ...],
@@ -47,6 +60,7 @@ def tail(
     seconds: float | None,
     prefix: str,
     keys: TextIO | None,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Watch messages to CHANNELs (globs) as they pass, until Ctrl-C. This takes none of them.
@@ -71,8 +85,11 @@ def tail(
             now = clock.monotonic()
             for message in seen:
                 if everything or _wanted(message, channels):
-                    line = _json_line if as_json else _line
-                    click.echo(line(message, codec if payload else None))
+                    shower = codec if payload else None
+                    if as_json:
+                        click.echo(_json_line(message, shower))
+                    else:
+                        click.echo(_line(message, shower, None if wide else room()))
                     shown += 1
                     if shown == count:
                         return
@@ -108,19 +125,22 @@ def _at(moment: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(time.time() - clock.monotonic() + moment)
 
 
-def _line(message: Seen, codec: Codec | None) -> str:
-    line = (
-        f"{_at(message.sent):%H:%M:%S.%f} #{message.seq} {first_few(message.channels)} "
-        f"{size(len(message.body))} {'pending' if message.pending else 'taken'}, "
+def _line(message: Seen, codec: Codec | None, most: int | None) -> str:
+    """A message as a line of `most` columns, for which the names of channels are cut; what it holds
+    then comes on the next line."""
+    before = f"{_at(message.sent):%H:%M:%S.%f} #{message.seq} "
+    after = (
+        f" {size(len(message.body))} {'pending' if message.pending else 'taken'}, "
         f"expires after {span(message.expires - message.sent)}"
     )
+    names = first_few(message.channels)
+    if most is not None:
+        names = cut(names, max(most - len(before) - len(after), _LEAST_NAME))
+    line = before + names + after
     if codec is not None:
         content = _content(message, codec)
-        line += (
-            "  (cannot be decoded: does it need --keys?)"
-            if content is None
-            else f"  {json_of(content)}"
-        )
+        line += "  " if most is None else "\n  "
+        line += "(cannot be decoded: does it need --keys?)" if content is None else json_of(content)
     return line
 
 

@@ -9,7 +9,7 @@ import click
 from ..errors import CorruptStore
 from ..inspection import locked
 from ..inspection.view import View
-from .common import json_option, prefix_option, print_json, timeout_option
+from .common import json_option, prefix_option, print_json, say, timeout_option
 from .exits import NOT_WELL
 
 
@@ -33,5 +33,5 @@ def verify(prefix: str, timeout: float, as_json: bool) -> None:
     elif not found:
         click.echo(f"All invariants of prefix {prefix!r} hold.")
     else:
-        click.echo("\n".join(found))
+        say("\n".join(found))
     sys.exit(NOT_WELL if found else 0)

@@ -18,6 +18,7 @@ from .common import prefix_option
 @click.option(
     "--threads",
     type=click.IntRange(1, 1000),
+    metavar="N",
     default=1,
     show_default=True,
     help="Handle this many requests at once.",

@@ -68,12 +68,13 @@ def _layer(prefix: str, group_expiry: float = Options.group_expiry) -> Iterator[
         yield Finding(PROBLEM if attached else WARNING, prefix, "segment", str(error), remedy)
         return
     if not attached:
+        pending = snapshot.totals().pending
         yield Finding(
             WARNING,
             prefix,
             "processes",
             f"no process is attached; {size(view.reserved())} reserved, "
-            f"{snapshot.totals().pending} messages pending",
+            + (f"{pending} messages pending" if pending else "no message waits"),
             f"if the layer is no longer used: {destroy}",
         )
     else:

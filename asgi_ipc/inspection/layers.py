@@ -7,7 +7,7 @@ import contextlib
 import os
 
 from ..attachment.process import attached_processes
-from ..errors import IPCError
+from ..errors import ForeignSegment, IPCError
 from ..segment.header import Header
 from ..segment.opening import open_existing
 from ..segment.paths import Paths, full_prefix, prefixes
@@ -30,9 +30,11 @@ def layers() -> list[Layer]:
 def _layer(prefix: str) -> Layer:
     paths = Paths(full_prefix(prefix))
     status = os.stat(paths.file, follow_symlinks=False)
-    version = in_use = pending = 0
+    version: int | None = None
+    in_use: int | None = None
+    pending: int | None = None
     processes: int | None
-    problem = ""
+    problem, foreign = "", False
     try:
         opened = open_existing(paths)
         version = Header(os.pread(opened.number, at.PAGE, 0), status.st_size).known_version
@@ -42,7 +44,7 @@ def _layer(prefix: str) -> Layer:
     except FileNotFoundError:
         raise
     except IPCError as error:
-        problem = str(error)
+        problem, foreign = str(error), isinstance(error, ForeignSegment)
         processes = _attached(paths)
     return Layer(
         prefix=prefix,
@@ -55,6 +57,7 @@ def _layer(prefix: str) -> Layer:
         pending=pending,
         processes=processes,
         problem=problem,
+        foreign=foreign,
     )
 
 

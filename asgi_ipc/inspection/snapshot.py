@@ -274,6 +274,17 @@ class Snapshot:
             )
         return sorted(found, key=lambda process: process.pid)
 
+    def idle(self) -> float:
+        """Seconds since a process was seen to use the layer: it attached, left or was found
+        dead, or did the upkeep that is due each second while a process sends or receives."""
+        words = self._processes
+        times = [self.header[at.S_SWEEP_AT], self.header[at.S_BURY_AT], self.header[at.H_CREATED]]
+        for first in range(0, len(words), at.PROCESS_WORDS):
+            if words[first + at.P_ATTACHED]:
+                times += [words[first + at.P_ATTACHED], words[first + at.P_DEAD_SINCE]]
+        # Upkeep is due in the future.
+        return min(max(self.now - _seconds(time), 0.0) for time in times)
+
     def waiters(self) -> int:
         """How many threads and loops can be rung."""
         return sum(1 for word in self._waiters[at.W_GENERATION :: at.WAITER_WORDS].tolist() if word)

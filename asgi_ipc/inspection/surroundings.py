@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..segment.lock import robust_mutexes
-from ..segment.paths import SHM
+from ..segment.paths import SHM, Paths, full_prefix, remains
 from ..segment.procfs import user_name
 from ..segment.refusals import READ_ONLY
 from ..statistics import size
@@ -72,7 +72,7 @@ def shared_memory() -> Iterator[Finding]:
             "",
             subject,
             f"{figures}: another layer does not fit, and senders get ChannelFull",
-            "remove unused layers (asgi-ipc list, asgi-ipc destroy), or enlarge it "
+            "remove unused layers (asgi-ipc destroy --unused), or enlarge it "
             "(docker run --shm-size=256m, mount -o remount,size=...)",
         )
     elif whole <= _DOCKERS_DEFAULT:
@@ -216,19 +216,17 @@ def leftovers() -> Iterator[Finding]:
                 "after its processes have ended: "
                 + as_owner(f"rm {pair}", 0 if not os.geteuid() else _uid(f"{SHM}/{name}")),
             )
-        for name in sorted(names):
-            if name.startswith("asgi_ipc.") and name.endswith(".d") and name[:-2] not in names:
-                prefix = name[len("asgi_ipc.") : -2]
-                if os.path.isdir(f"{SHM}/{name}"):
-                    yield Finding(
-                        WARNING,
-                        prefix,
-                        "leftovers",
-                        "there is the directory that lies beside a segment, and no segment: that "
-                        "was removed, or could not be created",
-                        "the next process repairs that; to remove it now: "
-                        + as_owner(f"asgi-ipc destroy --prefix {prefix}", _uid(f"{SHM}/{name}")),
-                    )
+    for prefix in remains():
+        owner = _uid(Paths(full_prefix(prefix)).directory)
+        yield Finding(
+            WARNING,
+            prefix,
+            "leftovers",
+            "there is the directory that lies beside a segment, and no segment: that was removed, "
+            "or could not be created",
+            "the next process repairs that; to remove it now: "
+            + as_owner(f"asgi-ipc destroy --prefix {prefix}", owner),
+        )
 
 
 def _uid(path: str) -> int:

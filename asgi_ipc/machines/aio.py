@@ -139,7 +139,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
             elif home != machine_id(session):
                 raise NotOwner(
                     f"channel {channel!r} was made on another machine, and only that machine can "
-                    "receive on it"
+                    "receive on it. new_channel() makes a name for this machine"
                 )
 
     async def new_channel(self, prefix: str = "specific") -> str:

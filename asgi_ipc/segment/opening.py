@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Callable
 from itertools import chain
 
 from ..errors import ForeignSegment, LimitReached, NoSuchLayer, SegmentError
@@ -46,6 +47,7 @@ from .segment import Segment, allocate
 from .shm import create_memory, open_memory, unlink_memory
 from .wanted import Wanted
 
+_NAMED, _LISTED = 3, 10  # prefixes that an error names: those that look like the given one, or any
 _IN_ORDER = 8  # free ids that a process tries, from the lowest on, before it begins elsewhere
 
 
@@ -214,11 +216,25 @@ def _open_existing(paths: Paths, write: bool) -> Descriptor:
     try:
         return Descriptor(_open_shared(paths, write, "Run this as its owner or as root"))
     except FileNotFoundError:
-        others = ", ".join(prefixes())
         raise NoSuchLayer(
             f"there is no layer with prefix {paths.prefix!r} on this machine; "
-            + (f"there are: {others}" if others else "there are no layers at all")
+            + _others(paths.prefix)
         ) from None
+
+
+def _others(prefix: str) -> str:
+    """Which prefixes there are: those that look like this one, or else all, if they are few."""
+    from difflib import get_close_matches
+
+    there = prefixes()
+    near = get_close_matches(prefix, there, _NAMED)
+    near += [one for one in there if one not in near and (one in prefix or prefix in one)]
+    if near:
+        return f"did you mean {' or '.join(map(repr, near[:_NAMED]))}?"
+    if not there:
+        return "there are no layers at all"
+    more = f" and {len(there) - _LISTED} more" if len(there) > _LISTED else ""
+    return f"there are: {', '.join(there[:_LISTED])}{more}"
 
 
 def _open_shared(paths: Paths, write: bool, advice: str) -> int:
@@ -253,6 +269,18 @@ def destroy(prefix: str) -> bool:
     """
     with told(f"remove the segment of prefix {prefix!r}"):
         return remove(Paths(full_prefix(prefix)))
+
+
+def remove_unless(paths: Paths, in_use: Callable[[Paths], object]) -> bool:
+    """Remove the same unless it is `in_use`, which is asked while nobody can attach. Whether it was
+    removed. Raises ForeignSegment."""
+    with told(f"remove the segment of prefix {paths.prefix!r}"), attach_lock(paths, 0o600):
+        if in_use(paths):
+            return False
+        check_owner(paths.directory, os.lstat(paths.directory), 0o600, stat.S_ISDIR)
+        _unlink(paths)
+        _clear(paths)
+    return True
 
 
 def remove(paths: Paths) -> bool:

@@ -19,6 +19,7 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from hashlib import sha256
 
 from ..errors import InvalidOption
@@ -78,14 +79,25 @@ def prefixes() -> list[str]:
     Where the environment adds a suffix: the prefixes with that suffix, shown without it. Empty on
     macOS, which does not list its shared memory.
     """
+    return _named(lambda entry: entry.is_file(follow_symlinks=False), "")
+
+
+def remains() -> list[str]:
+    """List the prefixes that have a directory and no segment, like `prefixes`."""
+    with_directory = _named(lambda entry: entry.is_dir(follow_symlinks=False), ".d")
+    return [one for one in with_directory if not os.path.lexists(Paths(full_prefix(one)).file)]
+
+
+def _named(kind: Callable[[os.DirEntry[str]], bool], ending: str) -> list[str]:
+    """The prefixes in the names of what is of a `kind` in shared memory."""
     found = []
-    suffix = os.environ.get(SUFFIX, "")
+    ending = os.environ.get(SUFFIX, "") + ending
     with contextlib.suppress(OSError), os.scandir(SHM) as entries:
         for entry in entries:
             name = entry.name
-            if name.startswith(_NAME) and name.endswith(suffix):
-                prefix = name[len(_NAME) : len(name) - len(suffix)]
+            if name.startswith(_NAME) and name.endswith(ending):
+                prefix = name[len(_NAME) : len(name) - len(ending)]
                 with contextlib.suppress(InvalidOption, OSError):
-                    if entry.is_file(follow_symlinks=False):
+                    if kind(entry):
                         found.append(Paths(prefix).prefix)
     return sorted(found)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from urllib.parse import parse_qs
 from weakref import WeakValueDictionary
 
-from asgiref.sync import async_to_sync
-from channels.consumer import SyncConsumer
+from channels.consumer import AsyncConsumer
 from channels.exceptions import ChannelFull
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
@@ -107,9 +106,9 @@ class BoardConsumer(AsyncJsonWebsocketConsumer):
         self.watch.remove(self.send_json)
 
 
-class WordCounter(SyncConsumer):
+class WordCounter(AsyncConsumer):
     """The worker, in a separate process: `manage.py runworker word-count`."""
 
-    def words_count(self, job):
+    async def words_count(self, job):
         answer = rooms.remark(WORD_COUNT, str(len(job["text"].split())))
-        async_to_sync(self.channel_layer.send)(job["reply_to"], answer)
+        await self.channel_layer.send(job["reply_to"], answer)

@@ -17,7 +17,9 @@ DEMO = environments.REPOSITORY / "demo"
 class Site:
     """The running demo: its supervisor, and ways in."""
 
-    def __init__(self, prefix: str, logs: Path, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, prefix: str, logs: Path, stack: contextlib.ExitStack, restart_after: float
+    ) -> None:
         self.ports = [processes.free_port(), processes.free_port()]
         self.processes: list[processes.Process] = []
         self._logs = logs
@@ -25,7 +27,9 @@ class Site:
         self._variables = environments.child_environment(
             CHAT_PREFIX=prefix, DJANGO_SETTINGS_MODULE="chat.settings"
         )
-        self.supervisor = self.start("run.py", "--ports", *map(str, self.ports))
+        self.supervisor = self.start(
+            *("run.py", "--ports", *map(str, self.ports)), *("--restart-after", str(restart_after))
+        )
 
     def start(self, program: str, *arguments: str) -> processes.Process:
         """A program of the demo, in a process of its own."""
@@ -61,12 +65,14 @@ class Site:
 
 
 @contextlib.contextmanager
-def running(prefix: str, logs: Path) -> Iterator[Site]:
-    """The demo, answering; nothing of it is left after the block."""
+def running(prefix: str, logs: Path, restart_after: float = 3600) -> Iterator[Site]:
+    """The demo, answering; nothing of it is left after the block. A process that ends is started
+    again `restart_after` seconds later."""
     with contextlib.ExitStack() as stack:
-        site = Site(prefix, logs, stack)
+        site = Site(prefix, logs, stack, restart_after)
         site.supervisor.wait_for_output("Ctrl-C")
         yield site
         for process in site.processes:
             print(process.describe())
             assert "Traceback" not in process.output()
+            assert "Warning" not in process.output()

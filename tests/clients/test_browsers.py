@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import environments, processes
-from tests.clients import browsers
+from tests.clients import browsers, demo
 from tests.clients.browsers import Browse, Page
 from tests.clients.demo import Site
 from tests.waiting import LIVENESS
@@ -55,11 +55,39 @@ async def test_two_people_on_two_servers_and_one_server_is_killed(
 
     os.kill(site.pid(1), signal.SIGKILL)
     await grace.contains("#log", "The server is gone")
+    await grace.wait_for("document.querySelector('#text').matches(':disabled')")
+    await grace.wait_for("document.querySelector('#here').dataset.asOf.startsWith('as of ')")
+    await grace.wait_for("document.querySelector('#tiles').matches('.stale')")
     await ada.shows("#people li", f"ada{first}")
     await ada.contains("#log", f"grace ({second}) has left")
     await ada.shows("#process-count", "2")
     await say(ada, "alone now")
     await ada.contains("#log", "alone now")
+
+
+async def test_a_server_that_is_killed_is_started_again_and_its_page_comes_back(
+    prefix: str, tmp_path: Path, browser: Browse
+) -> None:
+    # Long enough for several tries of the page in between, of which it says nothing.
+    with demo.running(prefix, tmp_path, restart_after=3) as site:
+        room = await browser(site.page(1, "/room/lobby/?name=grace"))
+        board = await browser(site.page(1, "/board/"))
+        await room.contains("#log", "You are connected")
+        await board.wait_for("document.querySelectorAll('#processes tr').length === 2")
+        os.kill(site.pid(1), signal.SIGKILL)
+        await board.contains("#server", "is gone. Trying again")
+        await board.wait_for("document.querySelectorAll('section.card.stale').length === 4")
+        for page in (room, board):
+            await page.wait_for(
+                "document.querySelector('#server').matches('.up') "
+                "&& !document.querySelector('.stale')"
+            )
+        assert "is back, as process" in site.supervisor.output()
+        await room.wait_for("!document.querySelector('#text').matches(':disabled')")
+        said = await room.run("document.querySelector('#log').textContent")
+        assert said.count("The server is gone") == 1 and said.count("You are connected") == 2
+        await say(room, "here again")
+        await room.contains("#log", "here again")
 
 
 async def test_from_the_first_page_to_a_room_to_the_board(site: Site, browser: Browse) -> None:

@@ -10,7 +10,10 @@ import asyncio
 import http.client
 import json
 import os
+import re
+import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -20,6 +23,8 @@ from typing import Any
 import pytest
 
 from asgi_ipc import segment
+from asgi_ipc.inspection.snapshot import Snapshot
+from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.paths import Paths
 from tests.clients import demo
 from tests.clients.demo import Site
@@ -209,12 +214,42 @@ async def test_a_page_of_another_site_is_refused(shared_site: Site) -> None:
     assert refusal.value.response.status_code == 403
 
 
+def test_it_offers_the_command(shared_site: Site, module_prefix: str) -> None:
+    (line,) = re.findall(
+        rf"^ +(.*) top --prefix {module_prefix}$", shared_site.supervisor.output(), re.M
+    )
+    asked = subprocess.run(
+        [*shlex.split(line), "stats", "--prefix", module_prefix],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(r"^processes +[1-3]$", asked.stdout, re.M)
+
+
+async def test_a_worker_that_ends_is_started_again(prefix: str, tmp_path: Path) -> None:
+    with demo.running(prefix, tmp_path, restart_after=0.1) as site:
+        async with site.connect(0, "ada") as ada:
+            (pid,) = (
+                process.pid
+                for process in Snapshot(View(prefix)).processes()
+                if "runworker" in process.command
+            )
+            os.kill(pid, signal.SIGTERM)
+            await asyncio.to_thread(site.supervisor.wait_for_output, "The worker is back")
+            await say(ada, "/count still here")
+            assert await hear(ada) == [("word-count", "2")]
+
+
 async def test_a_second_start_leaves_the_first_alone(shared_site: Site) -> None:
     async with shared_site.connect(0) as first, shared_site.connect(1) as second:
         again = shared_site.start("run.py", "--ports", *map(str, shared_site.ports))
         with pytest.raises(AssertionError, match="ended with 1"):
             await asyncio.to_thread(again.wait)
-        assert str(shared_site.ports[0]) in again.output()
+        said = (
+            f"Port {shared_site.ports[0]} is used by another program. Choose two others: make demo "
+        )
+        assert f'{said}PORTS="8003 8004"' in again.output()
         await assert_nothing_else([first, second])
 
 

@@ -25,7 +25,7 @@ def test_it_measures_beside_the_floor(run: Run) -> None:
     assert {trip["cores"] for trip in found["round_trips"]} <= {1, 2}
     for trip in found["round_trips"]:
         assert 0 < trip["floor_us"] and 0 < trip["layer_us"]
-        over = (trip["layer_us"] - trip["floor_us"]) / found["pair_us"]
+        over = max(trip["layer_us"] - trip["floor_us"], 0) / found["pair_us"]
         assert trip["pairs_over_floor"] == pytest.approx(over)
     well = all(trip["pairs_over_floor"] <= found["allowed"] for trip in found["round_trips"])
     assert (found["well"], ran.code) == (well, 0 if well else 1)
@@ -40,3 +40,16 @@ def test_the_verdict(over: float, code: int, monkeypatch: pytest.MonkeyPatch) ->
     ran = CliRunner().invoke(cli, ["bench"])
     assert ran.exit_code == code
     assert ("as it should be" in ran.output) == (code == 0)
+
+
+def test_a_layer_that_is_faster_than_a_fifo_is_not_so_many_pairs_below_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that spins does not wait for the kernel."""
+    layer = iter([(30e-6, 12e-6)] * 2)
+    monkeypatch.setattr(bench_module, "_pair", lambda layer, seconds: 5e-6)
+    monkeypatch.setattr(bench_module, "_round_trips", lambda *arguments: next(layer))
+    monkeypatch.setattr(bench_module, "_throughput", lambda *arguments: 1e5)
+    ran = CliRunner().invoke(cli, ["bench"])
+    assert "which is no more than the floor" in ran.output and "-" not in ran.output
+    assert ran.exit_code == 0

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import time
 from pathlib import Path
+
+import pytest
 
 from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.inspection.diagnosis import diagnose
 from asgi_ipc.inspection.snapshot import Snapshot
-from asgi_ipc.inspection.view import View
+from asgi_ipc.inspection.unused import unused
+from asgi_ipc.inspection.view import View, attached_to
+from asgi_ipc.segment.opening import remove_unless
+from asgi_ipc.segment.paths import SUFFIX, Paths, full_prefix
 from asgi_ipc.segment.procfs import user_name
 from asgi_ipc.store.layout import (
     DIRTY,
@@ -24,6 +31,7 @@ from asgi_ipc.store.layout import (
 from ..forks import NOBODY, in_child, is_root
 from ..waiting import until
 from .conftest import Live, Run, write_word
+from .test_terminal import in_terminal
 
 
 def test_verify_says_that_all_is_well(live: Live, run: Run) -> None:
@@ -177,6 +185,99 @@ def test_destroy_of_leftovers(prefix: str, run: Run) -> None:
     assert not list(Path("/dev/shm").glob(f"asgi_ipc.{prefix}*"))
 
 
+@pytest.fixture
+def apart(prefix: str) -> dict[str, str]:
+    """Variables with which the command sees only what this test makes, under names that end so."""
+    return {SUFFIX: f".{prefix}"}
+
+
+def make_and_leave(name: str) -> None:
+    layer = IPCChannelLayer(name)
+    layer.send("a", {})
+    layer.close()
+
+
+def test_destroy_unused_leaves_what_is_in_use(prefix: str, run: Run, apart: dict[str, str]) -> None:
+    used = IPCChannelLayer(f"used.{prefix}")
+    used.send("a", {})
+    make_and_leave(f"one.{prefix}")
+    make_and_leave(f"two.{prefix}")
+    os.mkdir(f"/dev/shm/asgi_ipc.rest.{prefix}.d", 0o700)  # beside no segment
+    ran = run("destroy", "--unused", "--older", "1h", "--yes", **apart)
+    assert ran.code == 0 and "nothing to remove" in ran.output and "for 1 h 0 min." in ran.output
+    ran = run("destroy", "--unused", **apart)
+    assert ran.code == 2 and "--yes" in ran.errors
+    assert [line.split()[0] for line in ran.output.splitlines()] == ["PREFIX", "one", "rest", "two"]
+    ran = run("destroy", "--unused", "--yes", **apart)
+    removed = "".join(
+        rf"Removed prefix '{name}', unused for .*\({what}\)\.\n"
+        for name, what in (("one", ".* KiB, 1 message"), ("rest", "0 B"), ("two", ".*, 1 message"))
+    )
+    assert ran.code == 0 and re.fullmatch(removed, ran.output)
+    assert {path.name for path in Path("/dev/shm").glob(f"asgi_ipc.*{prefix}*")} == {
+        f"asgi_ipc.used.{prefix}",
+        f"asgi_ipc.used.{prefix}.d",
+    }
+    assert used.receive(["a"]) == ("a", {})
+    used.close()
+    segment.destroy(f"used.{prefix}")
+
+
+def test_destroy_unused_asks(prefix: str, apart: dict[str, str]) -> None:
+    make_and_leave(f"one.{prefix}")
+    shown = in_terminal("destroy", "--unused", answer="n\n", **apart)
+    assert shown[-2].endswith("Nothing was removed.") and shown[-1] == "1"
+    assert any(re.match(r"one .* 1$", line) for line in shown)
+    shown = in_terminal("destroy", "--unused", answer="y\n", **apart)
+    assert "Removed prefix 'one', unused for" in shown[-2] and shown[-1] == "0"
+    assert not Path(f"/dev/shm/asgi_ipc.one.{prefix}").exists()
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_unused_since_the_last_process_ended(prefix: str, end: str) -> None:
+    """Not since it attached, however it ended."""
+
+    def use() -> None:
+        layer = IPCChannelLayer(prefix)
+        layer.send("a", {})
+        layer.receive(["nothing"], block=True, timeout=2.5)
+        if end == "close":
+            layer.close()
+        os._exit(0)
+
+    pid = os.fork()
+    if not pid:
+        try:
+            use()
+        finally:
+            os._exit(1)
+    began = time.monotonic()
+    assert os.waitpid(pid, 0)[1] == 0
+    (found,) = (one for one in unused() if one.prefix == prefix)
+    assert found.pending == 1
+    assert 0 <= found.idle < time.monotonic() - began - 1  # it waited for longer than that
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--older", "1h"), ("--yes",), ("--unused", "--force"), ("--unused", "--older", "soon")],
+    ids=" ".join,
+)
+def test_destroy_refuses_options_that_do_not_go_together(
+    wrong: tuple[str, ...], prefix: str, run: Run, apart: dict[str, str]
+) -> None:
+    make_and_leave(prefix)
+    assert run("destroy", *wrong, **apart).code == 2
+    assert run("destroy", "--unused", "--prefix", prefix, "--yes", **apart).code == 2
+    assert run("stats", "--interval", "0").code == 0
+
+
+def test_a_process_that_attaches_meanwhile_keeps_its_layer(live: Live) -> None:
+    paths = Paths(full_prefix(live.prefix))
+    assert remove_unless(paths, attached_to) is False
+    assert Path(paths.file).exists()
+
+
 @is_root
 def test_only_the_owner_flushes_and_destroys(prefix: str, run: Run) -> None:
     """Not even root, who would leave files of its own among those of another user."""
@@ -194,6 +295,9 @@ def test_only_the_owner_flushes_and_destroys(prefix: str, run: Run) -> None:
             ran = run(command)
             assert ran.code == 3 and "belongs to" in ran.errors, ran
         user = user_name(NOBODY)
+        others = run("destroy", "--unused", "--yes", **{SUFFIX: prefix[1:]})
+        assert others.code == 0 and f"belong to {user}, who may remove them" in others.errors
+        ran = run("destroy")
         assert f"sudo -u {user} asgi-ipc destroy --prefix {prefix}" in ran.errors
         (remedy,) = (one.remedy for one in diagnose(prefix) if one.subject == "processes")
         assert remedy.endswith(f"sudo -u {user} asgi-ipc destroy --prefix {prefix}")

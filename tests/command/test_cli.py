@@ -7,16 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import asgi_ipc
 from asgi_ipc.command.cli import cli
+from asgi_ipc.command.subcommands import SUBCOMMANDS
 
 from ..environments import REPOSITORY, child_environment
 from .conftest import Live, Run
 from .conftest import asgi_ipc as run_command
 
-COMMANDS = sorted(cli.commands)
+COMMANDS = [name for section in SUBCOMMANDS.values() for name in section]
 
 
 def test_the_console_script_is_the_module() -> None:
@@ -49,20 +51,50 @@ def test_a_prefix_that_cannot_be_is_said(run: Run) -> None:
     assert ran.code == 2 and "'a/b'" in ran.errors
 
 
-@pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_the_extra_it_says_what_to_install(missing: str) -> None:
-    source = (
-        f"import sys; sys.modules[{missing!r}] = None\nfrom asgi_ipc.command import main\nmain()"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", source],
+def test_help_lists_every_command_in_one_line_and_whole() -> None:
+    ran = run_command("--help")
+    assert max(map(len, ran.output.splitlines())) <= 80
+    assert ran.output.count("...") == 2  # of the usage
+    for section in SUBCOMMANDS.values():
+        for name, one in section.items():
+            assert re.search(rf"^  {name} +{re.escape(one.about)}$", ran.output, re.M)
+
+
+def test_every_command_is_where_the_list_says() -> None:
+    context = click.Context(cli)
+    for name in COMMANDS:
+        command = cli.get_command(context, name)
+        assert command is not None and command.name == name
+    assert cli.get_command(context, "no-such-command") is None
+
+
+def without_click(*arguments: str) -> subprocess.CompletedProcess[str]:
+    source = "import sys; sys.modules['click'] = None\nfrom asgi_ipc.command import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", source, *arguments],
         env=child_environment(),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ran.returncode == 3
-    assert "pip install 'asgi_ipc[cli]'" in ran.stderr and "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("stats", "--help"), ("no-such-command",)])
+def test_without_the_extra_one_line_says_what_to_install(arguments: tuple[str, ...]) -> None:
+    ran = without_click(*arguments)
+    assert ran.returncode == 3 and not ran.stdout
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("Error: ") and "pip install 'asgi_ipc[cli]'" in line
+
+
+def test_without_the_extra_help_and_version_work() -> None:
+    version = without_click("--version")
+    assert (version.returncode, version.stdout) == (0, run_command("--version").output)
+    for arguments in ((), ("-h",), ("--help",)):
+        ran = without_click(*arguments)
+        assert ran.returncode == 0 and "pip install 'asgi_ipc[cli]'" in ran.stdout.splitlines()[-1]
+        assert all(f"\n  {name} " in ran.stdout for name in COMMANDS)
+        assert max(map(len, ran.stdout.splitlines())) <= 80
 
 
 def complete(*words: str) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 import pytest
 from click.testing import CliRunner
 
-from asgi_ipc import IPCChannelLayer
+from asgi_ipc import IPCChannelLayer, segment
 from asgi_ipc.command.cli import cli
 from asgi_ipc.errors import IncompatibleSegment
 from asgi_ipc.inspection.layers import layers
@@ -44,7 +45,28 @@ def test_another_user_is_not_told_a_wrong_number_of_processes(live: Live) -> Non
     output, processes = in_child(look)
     assert processes is None
     (line,) = (line for line in output.splitlines() if line.startswith(f"{live.prefix} "))
-    assert line.split()[-1] == "?"
+    assert line.split()[2:5] == ["?", "?", "?"] and line.split()[-1] == "?"
+
+
+@is_root
+def test_one_note_is_for_all_layers_of_other_users(prefix: str) -> None:
+    names = [f"{prefix}-{number}" for number in range(3)]
+    for name in names:
+        IPCChannelLayer(name).send("a", {})
+
+    def look() -> str:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        return CliRunner().invoke(cli, ["list"]).output
+
+    try:
+        notes = [line for line in in_child(look).splitlines() if "cannot be looked into" in line]
+    finally:
+        for name in names:
+            segment.destroy(name)
+    (note,) = notes
+    assert re.match(r"\d+ layers cannot be .* as root, or as the owner \(", note)
 
 
 def test_stats_of_a_layer(live: Live, run: Run) -> None:
@@ -61,7 +83,7 @@ def test_stats_of_a_layer(live: Live, run: Run) -> None:
     assert found["lock"]["kind"] == "mutex" and found["lock"]["holder"] == 0
     assert found["rates"]["sent"] == pytest.approx(8 / found["rates"]["period"])
     text = run("stats", "--interval", "0").output
-    assert "8, the oldest for" in text and "100.0 MiB limit" in text
+    assert "8 messages, the oldest for" in text and "100.0 MiB limit" in text
 
 
 def test_rates_are_those_of_the_interval(live: Live, run: Run) -> None:
@@ -87,7 +109,7 @@ def test_channels_with_depth_capacity_and_readers(live: Live, run: Run) -> None:
 
 def test_channels_by_pattern(live: Live, run: Run) -> None:
     found = run("channels", "b*", "fu?l", "--interval", "0", "--json").json
-    assert [one["name"] for one in found] == ["backlog", "full"]
+    assert [one["name"] for one in found] == ["full", "backlog"]
     assert run("channels", "nothing*", "--interval", "0", "--json").json == []
 
 
@@ -153,6 +175,24 @@ def test_a_wrong_prefix_says_which_ones_exist(live: Live, run: Run) -> None:
         assert "'no-such-layer'" in ran.errors and live.prefix in ran.errors
 
 
+def test_a_wrong_prefix_suggests_near_ones(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(f"{prefix}-production")
+    layer.send("a", {})
+    try:
+        for wrong in (f"{prefix}-prodution", prefix):
+            ran = run("stats", "--prefix", wrong)
+            assert ran.code == 3 and f"did you mean '{prefix}-production'?" in ran.errors
+    finally:
+        segment.destroy(f"{prefix}-production")
+
+
+def test_a_layer_without_messages_says_so(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.flush()
+    assert re.search(r"^pending +no message waits$", run("stats", "--interval", "0").output, re.M)
+    layer.close()
+
+
 def test_another_layout_version_is_said(prefix: str, run: Run) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
@@ -181,7 +221,7 @@ def test_another_user_sees_that_it_is_there_and_no_more(live: Live) -> None:
         return layer.owner, layer.pending, layer.problem
 
     owner, pending, problem = in_child(look)
-    assert (owner, pending) == ("root", 0) and "another user" in problem
+    assert (owner, pending) == ("root", None) and "another user" in problem
 
 
 def test_nothing_in_a_segment_controls_the_terminal(prefix: str, run: Run) -> None:

@@ -7,6 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from asgi_ipc import IPCChannelLayer
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
@@ -84,6 +86,24 @@ def test_an_encrypted_layer_needs_its_keys(prefix: str, run: Run, tmp_path: Path
     assert run("receive", "a", "--timeout", "0", "--keys", str(keys)).json["message"] == {"n": 1}
     assert run("send", "a", '{"n": 2}', "--keys", str(keys)).code == 0
     assert layer.receive(["a"]) == ("a", {"n": 2})
+
+
+@pytest.mark.parametrize("name", ["Infinity", "-Infinity", "NaN"])
+def test_floats_that_json_does_not_have(prefix: str, run: Run, name: str) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {"deep": [{"value": float(name)}]})
+    ran = run("receive", "a", "--timeout", "0")
+    found = json.loads(ran.output, parse_constant=pytest.fail)["message"]
+    assert found == {"deep": [{"value": {"$float": name}}]}
+    assert run("send", "a", json.dumps(found)).code == 0
+    _, message = layer.receive(["a"])
+    assert message is not None and repr(message["deep"][0]["value"]) == repr(float(name))
+    ran = run("send", "a", f'{{"value": {name}}}')
+    assert ran.code == 2 and f'write {{"$float": "{name}"}}' in ran.errors
+    ran = run("send", "a", '{"value": {"$float": "1"}}')
+    assert ran.code == 2 and "'$float' needs one of Infinity, -Infinity, NaN" in ran.errors
+    assert layer.receive(["a"]) == (None, None)
+    layer.close()
 
 
 def test_a_layer_that_does_not_exist_is_not_made(prefix: str, run: Run) -> None:

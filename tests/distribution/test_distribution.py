@@ -90,7 +90,12 @@ def test_the_sdist_holds_what_it_takes_to_test_it(built: dict[str, Path]) -> Non
     for name in (
         *("README.rst", "CHANGELOG.txt", "CONTRIBUTING.rst", "LICENSE", "Makefile", "noxfile.py"),
         *("asgi_ipc/py.typed", "demo/chat/templates/chat/room.html", "docs/images/chat.png"),
-        *("docs/tutorial.rst", "tests/unit/store/test_log.py", "benchmarks/workloads/wakeups.py"),
+        *(
+            "docs/tutorial.rst",
+            "docs/asgi-ipc.1",
+            "tests/unit/store/test_log.py",
+            "benchmarks/workloads/wakeups.py",
+        ),
     ):
         assert name in names
     assert not [name for name in names if "__pycache__" in name or name.startswith(".")]
@@ -104,8 +109,28 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: dict[str, Path]) ->
         for path in (environments.REPOSITORY / "asgi_ipc").rglob("*")
         if path.suffix == ".py" or path.name == "py.typed"
     }
-    information = f"asgi_ipc-{asgi_ipc.__version__}.dist-info/"
-    assert {name for name in names if not name.startswith(information)} == package
+    distribution = f"asgi_ipc-{asgi_ipc.__version__}"
+    man_page = f"{distribution}.data/data/share/man/man1/asgi-ipc.1"
+    others = {name for name in names if not name.startswith(f"{distribution}.dist-info/")}
+    assert others == package | {man_page}
+
+
+def test_the_metadata_say_what_it_is(built: dict[str, Path]) -> None:
+    with zipfile.ZipFile(built["wheel"]) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = Parser().parsestr(archive.read(name).decode())
+        points = archive.read(name.replace("METADATA", "entry_points.txt")).decode()
+    licence = (environments.REPOSITORY / "LICENSE").read_text(encoding="utf-8")
+    assert f"Copyright (c) 2026, {metadata['Author']}\n" in licence
+    urls = [one.partition(", ")[2] for one in metadata.get_all("Project-URL", [])]
+    assert len(urls) >= 3 and all(url.startswith("https://") for url in urls)
+    assert {"channels", "django", "shared memory"} <= set(metadata["Keywords"].split(","))
+    classifiers = metadata.get_all("Classifier", [])
+    for minor in range(9, 15):
+        assert f"Programming Language :: Python :: 3.{minor}" in classifiers
+    assert [one for one in classifiers if one.startswith("Framework :: Django :: ")]
+    assert "asgi-ipc = asgi_ipc.command:main" in points
+    assert re.search(r"\[pipx\.run\]\nasgi_ipc = asgi_ipc\.command:main", points)
 
 
 @pytest.mark.parametrize("kind", ["sdist", "wheel"])
@@ -118,6 +143,9 @@ def test_it_can_be_installed_and_used(
     pip = (*PIP, "--python", python)
     run(*pip, "install", "--quiet", built[kind], folder=tmp_path)
     assert run(python, "-c", PROGRAM, prefix, folder=tmp_path).strip() == asgi_ipc.__version__
+    version = run(environment / "bin" / "asgi-ipc", "--version", folder=tmp_path)
+    assert version == f"asgi-ipc, version {asgi_ipc.__version__}\n"
+    assert (environment / "share" / "man" / "man1" / "asgi-ipc.1").is_file()
     assert "No broken requirements" in run(*pip, "check", folder=tmp_path)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import configparser
 import os
+import re
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 import yaml
 
 from asgi_ipc import IPCChannelLayer, aio
+from asgi_ipc.django import layer_from_url
 from asgi_ipc.options import Options
 from tests.documentation import pages
 from tests.waiting import LIVENESS, eventually
@@ -54,6 +57,29 @@ def test_channels_1(tmp_path: Path, prefix: str) -> None:
     layer.send("a-channel", {"text": "hello"})
     assert layer.receive(["a-channel"]) == ("a-channel", {"text": "hello"})
     layer.close()
+
+
+def test_the_environment_configures_the_layer(
+    tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = HOWTO / "environment.rst"
+    source = page.read_text(encoding="utf-8")
+    (url,) = re.findall(r"CHANNELS_URL='(ipc://mysite.*?)'", source)
+    monkeypatch.setenv("CHANNELS_URL", url)
+    with pages.reader(tmp_path, prefix) as reader:
+        (settings,) = write_files(page, reader).values()
+        assert config(settings) == {"prefix": "mysite", "capacity": 200}
+    # Each value in the table is one that the function takes.
+    table = source.partition("\n=====")[2].rpartition("\n=====")[0]
+    examples = re.findall(r"``([a-z_]+=[^`]+)``", table)
+    assert len(examples) >= 11
+    for example in examples:
+        mode = "" if example.startswith("mode") else "&mode=0660"
+        found = layer_from_url(f"ipc://mysite?{example}{mode}")["CONFIG"]
+        assert example.partition("=")[0] in found
+    assert {example.partition("=")[0] for example in examples} < {
+        field.name for field in fields(Options)
+    }
 
 
 # Somebody comes into the room, in a process of his own, says so and stays.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import decimal
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ import asgi_ipc.aio
 import asgi_ipc.testing.aio
 import asgi_ipc.testing.sync
 from asgi_ipc.conformance.base import MESSAGE
-from asgi_ipc.errors import InvalidMessage, InvalidName, InvalidOption, NotOwner
+from asgi_ipc.errors import InvalidMessage, InvalidName, InvalidOption, NotAChannel, NotOwner
 
 from ..forks import in_child
 from ..waiting import LIVENESS, in_threads
@@ -33,6 +34,72 @@ SENT = {
     "at": "2026-02-01",
     "rows": [{"id": "00000000-0000-0000-0000-000000000001"}],
 }
+
+
+# -- one language ---------------------------------------------------------------------------------
+
+
+async def test_asyncio_layers_send_to_groups_by_both_names(make_asyncio: Make) -> None:
+    layer = make_asyncio()
+    channel = await layer.new_channel()
+    await layer.group_add("room", channel)
+    await layer.group_send("room", {"n": 1})
+    await layer.send_group("room", {"n": 2})
+    assert [await layer.receive(channel) for _ in range(2)] == [{"n": 1}, {"n": 2}]
+    await layer.close()
+
+
+def test_blocking_layers_send_to_groups_by_both_names(make_blocking: Make) -> None:
+    layer = make_blocking()
+    layer.group_add("room", "jobs")
+    layer.send_group("room", {"n": 1})
+    layer.group_send("room", {"n": 2})
+    assert [layer.receive(["jobs"]) for _ in range(2)] == [("jobs", {"n": 1}), ("jobs", {"n": 2})]
+    layer.close()
+
+
+async def test_errors_of_asyncio_layers_name_methods_that_they_have(make_asyncio: Make) -> None:
+    layer, other = make_asyncio(), make_asyncio()
+    with pytest.raises(NotOwner, match=r"await new_channel\(\) makes one"):
+        await layer.receive(await other.new_channel())
+    with pytest.raises(InvalidName, match="receive_async takes several"):
+        await layer.receive(["jobs"])
+    with pytest.raises(InvalidName, match="token_hex"):
+        await layer.new_channel("reply?")
+    await layer.group_add("room", await layer.new_channel())
+    with pytest.raises(NotAChannel, match="use group_send. "):
+        await layer.send("room", {})
+    await layer.close()
+    await other.close()
+
+
+def test_errors_of_blocking_layers_name_methods_that_they_have(make_blocking: Make) -> None:
+    layer, other = make_blocking(), make_blocking()
+    with pytest.raises(InvalidName, match=r"only up to the '!' \(.*new_channel\(\) of the same"):
+        layer.receive([other.new_channel()])
+    with pytest.raises(InvalidName, match="blocking layer's new_channel"):
+        layer.send("reply?", {})
+    with pytest.raises(InvalidName, match="a list of channel names"):
+        layer.receive("jobs")
+    layer.group_add("room", "jobs")
+    with pytest.raises(NotAChannel, match="use group_send. "):
+        layer.send("room", {})
+    layer.close()
+    other.close()
+
+
+def test_a_full_channel_says_which_option_limits_it(make_blocking: Make) -> None:
+    layer = make_blocking(capacity=2, channel_capacity={"jobs*": 1, re.compile(r"^mail\."): 1})
+    for channel, count, option in (
+        ("jobs", 1, "channel_capacity['jobs*']"),
+        ("mail.out", 1, r"channel_capacity['^mail\\.']"),
+        ("other", 2, "the option capacity"),
+    ):
+        for _ in range(count):
+            layer.send(channel, {})
+        with pytest.raises(layer.ChannelFull, match=re.escape(f"{count} messages, by {option}:")):
+            layer.send(channel, {})
+    layer.close()
 
 
 # -- default --------------------------------------------------------------------------------------

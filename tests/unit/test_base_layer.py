@@ -12,7 +12,7 @@ import pytest
 
 import asgi_ipc
 import asgi_ipc.aio
-from asgi_ipc import errors
+from asgi_ipc import base_layer, errors
 from asgi_ipc.base_layer import AsyncBaseChannelLayer, BaseChannelLayer
 
 BASES = [BaseChannelLayer, AsyncBaseChannelLayer]
@@ -21,10 +21,15 @@ OURS = {
     AsyncBaseChannelLayer: asgi_ipc.aio.IPCChannelLayer,
 }
 
-# What a layer author calls and does not have to write.
+# What a layer author calls and does not have to write,
 GIVEN = {
     *("get_capacity", "non_local_name", "valid_channel_name", "valid_group_name"),
     *("require_valid_channel_name", "require_valid_group_name", "messages"),
+}
+# and the aliases of what there is to write.
+ALIASES = {
+    BaseChannelLayer: {"receive_many", "group_send"},
+    AsyncBaseChannelLayer: {"send_group"},
 }
 
 CAPACITIES = {"http.response!*": 20, re.compile(r"^websocket.send\!.+"): 5, "*": 7}
@@ -123,7 +128,7 @@ def test_an_option_that_cannot_work_is_refused(base: type[Any], options: dict[st
 
 @pytest.mark.parametrize("base", BASES)
 def test_every_stub_says_what_is_missing(base: type[Any]) -> None:
-    stubs = methods(base).keys() - GIVEN - {"receive_many"}
+    stubs = methods(base).keys() - GIVEN - ALIASES[base]
     assert len(stubs) > 10
     for name in stubs:
         stub = getattr(base(), name)
@@ -142,10 +147,35 @@ def test_our_layers_write_every_stub_and_inherit_the_rest(base: type[Any]) -> No
     assert issubclass(ours, base)
     for name, method in methods(base).items():
         inherited = getattr(ours, name) is method
-        assert inherited == (name in GIVEN | {"receive_many"}), name
+        assert inherited == (name in GIVEN | ALIASES[base]), name
         theirs = list(inspect.signature(method).parameters)
         assert list(inspect.signature(getattr(ours, name)).parameters)[: len(theirs)] == theirs
     assert {"expiry", "group_expiry", "capacity", "channel_capacity"} <= vars(ours("x")).keys()
+
+
+async def test_an_alias_calls_what_the_author_wrote() -> None:
+    sent = []
+
+    class Blocking(BaseChannelLayer):
+        def send_group(self, group: str, message: dict[str, Any]) -> None:
+            sent.append((group, message))
+
+    class Asyncio(AsyncBaseChannelLayer):
+        async def group_send(self, group: str, message: dict[str, Any]) -> None:
+            sent.append((group, message))
+
+    Blocking().group_send("a", {"n": 1})
+    await Asyncio().send_group("b", {"n": 2})
+    assert sent == [("a", {"n": 1}), ("b", {"n": 2})]
+
+
+def test_the_table_of_aliases_names_them() -> None:
+    documented = str(inspect.getdoc(base_layer))
+    for base, names in ALIASES.items():
+        for name in names:
+            assert f"``{name}``" in documented and "Do the same as" in str(
+                getattr(base, name).__doc__
+            )
 
 
 def test_a_block_closes_the_layer_however_it_ends() -> None:
