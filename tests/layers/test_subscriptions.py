@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import os
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import InvalidName, LimitReached, NotSubscribed
 
 from ..environments import child_environment
-from ..forks import in_child, on_linux
+from ..forks import fork_in_c, in_child, on_linux
 from ..waiting import LIVENESS, eventually, until
 from .conftest import ASYNCIO, BLOCKING, Make, _maker
 
@@ -531,9 +532,11 @@ def run(coroutine: Any) -> Any:
         loop.close()
 
 
+@pytest.mark.parametrize("fork", [os.fork, fork_in_c], ids=["python", "c"])
 @only_shared
-def test_a_child_joins_for_itself(make: Make) -> None:
+def test_a_child_joins_for_itself(make: Make, fork: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """And leaves the parent's channel alone, also when it leaves the block by an exception."""
+    monkeypatch.setattr(os, "fork", fork)
 
     layer = make()
     events = layer.subscribe("news")
