@@ -10,20 +10,20 @@ import asyncio
 import atexit
 import contextlib
 import threading
-import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from ..attachment.process import notice_fork
-from ..errors import SegmentError
+from ..attachment.weak import WeakKeys
+from ..errors import RemoteUnavailable, SegmentError
 
 T = TypeVar("T")
 Started = Future[tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]]
 
 _PATIENCE = 5.0  # seconds that the tasks of a loop have to end when it is stopped
 _AGAIN = 0.2  # seconds until tasks that have not ended are cancelled again
-_running: weakref.WeakSet[LoopThread] = weakref.WeakSet()
+_running: WeakKeys[LoopThread, None] = WeakKeys()
 _abandoned: list[object] = []  # loops of the parent of a forked child: must not be finalized
 
 
@@ -44,16 +44,21 @@ class LoopThread:
         self._thread: threading.Thread | None = None
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run `coroutine` in the thread. The future gets its outcome, and cancels it."""
+        """Run `coroutine` in the thread. The future gets its outcome, and cancels it. If the thread
+        is stopped first, the outcome is RemoteUnavailable."""
         notice_fork()
+        running: Coroutine[Any, Any, T] | None = None
         try:
             with self._lock:
                 if self._loop is None:
                     self._start()
-                assert self._loop is not None
-                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+                assert self._loop is not None and self._stopped is not None
+                running = _until_stopped(coroutine, self._stopped)
+                return asyncio.run_coroutine_threadsafe(running, self._loop)
         except BaseException:
-            coroutine.close()  # it will never run
+            for never in (running, coroutine):  # they will not run
+                if never is not None:
+                    never.close()
             raise
 
     def is_current(self) -> bool:
@@ -90,7 +95,17 @@ class LoopThread:
             # so that this runs before the finalizers of what its coroutines use.
             atexit.unregister(_stop_all)
             atexit.register(_stop_all)
-        _running.add(self)
+        _running[self] = None
+
+
+async def _until_stopped(coroutine: Coroutine[Any, Any, T], stopped: asyncio.Future[None]) -> T:
+    try:
+        return await coroutine
+    except asyncio.CancelledError:
+        if not stopped.done():
+            raise
+        # Who waits for it in another thread was not cancelled.
+        raise RemoteUnavailable("the layer was closed by another thread meanwhile") from None
 
 
 def _run(started: Started) -> None:
@@ -125,5 +140,5 @@ def _finish(stopped: asyncio.Future[None]) -> None:
 
 
 def _stop_all() -> None:
-    for thread in list(_running):
+    for thread in _running.keys():
         thread.stop()
