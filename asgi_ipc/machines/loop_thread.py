@@ -47,18 +47,14 @@ class LoopThread:
         """Run `coroutine` in the thread. The future gets its outcome, and cancels it. If the thread
         is stopped first, the outcome is RemoteUnavailable."""
         notice_fork()
-        running: Coroutine[Any, Any, T] | None = None
         try:
             with self._lock:
                 if self._loop is None:
                     self._start()
-                assert self._loop is not None and self._stopped is not None
-                running = _until_stopped(coroutine, self._stopped)
-                return asyncio.run_coroutine_threadsafe(running, self._loop)
+                assert self._loop is not None
+                return _told_of_stop(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
         except BaseException:
-            for never in (running, coroutine):  # they will not run
-                if never is not None:
-                    never.close()
+            coroutine.close()  # it will never run
             raise
 
     def is_current(self) -> bool:
@@ -98,14 +94,24 @@ class LoopThread:
         _running[self] = None
 
 
-async def _until_stopped(coroutine: Coroutine[Any, Any, T], stopped: asyncio.Future[None]) -> T:
-    try:
-        return await coroutine
-    except asyncio.CancelledError:
-        if not stopped.done():
-            raise
-        # Who waits for it in another thread was not cancelled.
-        raise RemoteUnavailable("the layer was closed by another thread meanwhile") from None
+def _told_of_stop(running: Future[T]) -> Future[T]:
+    """Return a future for what runs in the thread. Who waits for it was not cancelled where only
+    the thread was stopped."""
+    told: Future[T] = Future()
+
+    def tell(running: Future[T]) -> None:
+        if not told.set_running_or_notify_cancel():
+            return
+        if running.cancelled():
+            told.set_exception(RemoteUnavailable("the layer was closed by another thread"))
+        elif (error := running.exception()) is not None:
+            told.set_exception(error)
+        else:
+            told.set_result(running.result())
+
+    told.add_done_callback(lambda told: told.cancelled() and running.cancel())
+    running.add_done_callback(tell)
+    return told
 
 
 def _run(started: Started) -> None:
