@@ -211,7 +211,7 @@ async def test_a_layer_that_another_thread_closes_goes_on_and_raises_its_own_err
         while not over.is_set():
             with contextlib.suppress(errors.RemoteUnavailable):
                 here.send(channel, {})
-            here.new_channel()
+                here.new_channel()
 
     def close() -> None:
         try:
