@@ -17,19 +17,23 @@ FREE_THREADED = ["3.13t", "3.14t"]
 NEWEST = {
     "3.15": [
         *("Twisted", "channels", "click", "cryptography", "daphne", "hypothesis", "packaging"),
-        *("prometheus_client", "pytest", "pytest-asyncio", "pyyaml", "rich", "textual", "uvicorn"),
-        "websockets",
+        *("prometheus_client", "pytest", "pytest-asyncio", "pytest-xdist", "pyyaml", "rich"),
+        *("textual", "uvicorn", "websockets"),
     ]
 }
 # Channels 4.3 supports Django 6, which needs this Python or a later one.
 DJANGO6 = "3.12"
-# All of the package's own tests. Left out are those that build environments of other times, and
-# the proofs of reliability, which take long: `make test-all` runs these on one Python.
+# All of the package's own tests. Left out are those that build environments of other times.
 TESTS = [
     *("tests/unit", "tests/segment", "tests/attachment", "tests/layers", "tests/conformance"),
     *("tests/documentation/test_readme.py", "tests/clients/test_channels4_site.py"),
     *("tests/clients/test_plain_asyncio.py", "tests/clients/test_uvloop.py"),
 ]
+# The proofs of reliability take long. `make test` runs them on one Python, and they run here on the
+# newest, which have other bytecodes.
+RELIABILITY = ["3.14", "3.15"]
+# The last pytest-asyncio for 3.9 leaves the loops that asyncio makes by itself to the collector.
+LOOPS = {"3.9": ["-W", "ignore:unclosed event loop:ResourceWarning"]}
 THREADED = [
     *("tests/unit/attachment", "tests/unit/aio", "tests/attachment", "tests/segment"),
     "tests/reliability/test_free_threads.py",
@@ -59,7 +63,8 @@ def tests(session: nox.Session) -> None:
     else:
         wanted = ["--editable", ".[test]"]
     session.install("--quiet", *wanted, *django)
-    session.run("python", "-m", "pytest", *(session.posargs or TESTS))
+    named = session.posargs or [*TESTS, *(["tests/reliability"] if version in RELIABILITY else [])]
+    session.run("python", "-m", "pytest", "-n", "auto", *LOOPS.get(version, []), *named)
 
 
 @nox.session(python=FREE_THREADED)

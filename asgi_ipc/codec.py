@@ -51,11 +51,11 @@ if msgpack.version < (1,):
 def _packer(strict_types: bool) -> Callable[[object], bytes]:
     """Return a function that packs, from any thread.
 
-    One packer in C serves all threads where there is a GIL: it runs no Python code and keeps the
-    GIL. Otherwise, and with msgpack's fallback in Python, each call makes a packer.
+    One packer in C serves all threads where the GIL is always on: it runs no Python code and keeps
+    the GIL. Otherwise, and with msgpack's fallback in Python, each call makes a packer. Whether the
+    GIL is on right now says nothing: an import turns it on for a moment.
     """
-    gil = getattr(sys, "_is_gil_enabled", lambda: True)()
-    if gil and _IN_C:
+    if "t" not in sys.abiflags and _IN_C:
         shared: Callable[[object], bytes] = msgpack.Packer(
             use_bin_type=True, strict_types=strict_types
         ).pack

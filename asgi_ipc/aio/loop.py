@@ -42,11 +42,16 @@ class AsyncioHub(Hub):
         return loop is None or loop.is_closed()
 
     def resolve(self, future: asyncio.Future[None], error: BaseException | None) -> None:
+        loop = self.ref()
+        if loop is None:
+            return
+        # `_thread` alone may be that of an earlier run of the loop. And the running loop alone may
+        # be that of another green thread.
+        if threading.get_ident() == self._thread and asyncio._get_running_loop() is loop:
+            _resolve(future, error)
+            return
         try:
-            if threading.get_ident() == self._thread:
-                _resolve(future, error)
-            elif (loop := self.ref()) is not None:
-                loop.call_soon_threadsafe(_resolve, future, error)
+            loop.call_soon_threadsafe(_resolve, future, error)
         except RuntimeError:
             pass  # closed: nobody waits there any more
 

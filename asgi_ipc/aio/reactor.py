@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Iterable
 from typing import Any, cast
@@ -50,11 +51,13 @@ class ReactorHub(Hub):
         super().__init__(session)
         self._reference = reactor
         self._watched = _Bell(self)
+        self._thread = threading.get_ident()
 
     def _reactor(self) -> Any:
         return self._reference()
 
     def future(self) -> defer.Deferred[None]:
+        self._thread = threading.get_ident()
         return defer.Deferred()
 
     def closed(self) -> bool:
@@ -62,7 +65,11 @@ class ReactorHub(Hub):
 
     def resolve(self, future: defer.Deferred[None], error: BaseException | None) -> None:
         reactor = self._reactor()
-        if not reactor.running or threadable.isInIOThread():  # type: ignore[no-untyped-call]
+        if (
+            threadable.isInIOThread()  # type: ignore[no-untyped-call]
+            if reactor.running
+            else threading.get_ident() == self._thread  # not begun, or already ended
+        ):
             _resolve(future, error)
         else:
             reactor.callFromThread(_resolve, future, error)

@@ -157,8 +157,7 @@ class Base:
         found = self.session
         if found is None:
             attachment = attach(self._wanted, self._waits, flush)
-            upkeep = attachment.upkeep
-            upkeep.group_expiry = min(upkeep.group_expiry, self.group_expiry)
+            attachment.upkeep.group_expiries[self.group_expiry] = None
             section = attachment.make_section_of_three(self._waits)
             found = Session(attachment, section, self.capacities.known)
             limit = attachment.segment.layout.max_message_size

@@ -65,8 +65,9 @@ class ThreadWaiter(Waiter):
 
     def wake(self) -> None:
         """Another thread of this process has put something into an inbox that we wait for."""
-        if self.bell is not None:
-            self.bell.ring(ALL)
+        bell = self.bell
+        if bell is not None:  # else it is changing it, and looks before it sleeps again
+            bell.ring(ALL)
 
     def gone(self) -> bool:
         return False

@@ -104,7 +104,9 @@ class Upkeep:
 
     def __init__(self, resources: Resources, groups: Groups, hubs: WeakKeys[object, Hub]) -> None:
         self.check_at = 0.0
-        self.group_expiry = math.inf  # the shortest of the layers that share the attachment
+        # Those of the layers that share the attachment. Not only the shortest: two layers that
+        # attach at once would each replace what the other has set.
+        self.group_expiries: dict[float, None] = {}
         self.orphans: list[tuple[int, int]] = []  # waiter ids whose thread or loop is gone
         self._resources = resources
         self._store = resources.store
@@ -275,11 +277,12 @@ class Upkeep:
 
     def _name_ending(self, now: float, section: Section) -> None:
         """Log which memberships of this process's channels end soon, unless they are renewed."""
-        every = max(self.group_expiry * ENDING / 2, CHECK_EVERY)
+        group_expiry = min(self.group_expiries.copy(), default=math.inf)
+        every = max(group_expiry * ENDING / 2, CHECK_EVERY)
         if every == math.inf or now < self._ending_at <= now + every:
             return
         self._ending_at = now + every
-        soon = self.group_expiry * ENDING
+        soon = group_expiry * ENDING
         found: dict[tuple[str, str], None] = {}
         for inbox in list(self._resources.inboxes.values()):
             target = Target(inbox.queue.encode("ascii"))

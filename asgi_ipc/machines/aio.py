@@ -53,9 +53,9 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         # A layer that is dropped without close() leaves no thread behind.
         self._finalizer = weakref.finalize(self, self._gateway.stop, wait=False)
         self._finalizer.atexit = False  # `loop_thread` stops it then, and waits
-        # What names of this machine contain, while it is attached in this session.
-        self._session: Session | None = None
-        self._machine_mark = "?!"
+        # What names of this machine contain, while it is attached in this session. In one
+        # assignment: other threads read it.
+        self._here: tuple[Session | None, str] = None, "?!"
         return self._local
 
     @property
@@ -77,9 +77,8 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         """
         if timeout is not None:
             waiting_time(timeout)
-        if not has_home(channel) or (
-            self._machine_mark in channel and self._local._core.session is self._session
-        ):
+        session, mark = self._here
+        if not has_home(channel) or (mark in channel and self._local._core.session is session):
             await self._local.send(channel, message, timeout)
             return
         message = self._converted(message)
@@ -250,7 +249,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         check_channel(channel)
         session = await attach(self._local)
         own = machine_id(session)
-        self._session, self._machine_mark = session, f"m{own}."
+        self._here = session, f"m{own}."
         home = machine_in_name(channel)
         if not home:
             home = home_in(await self._local.group_channels(directory_group(channel)))

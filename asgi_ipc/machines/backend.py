@@ -103,12 +103,13 @@ class Backend:
 class Caller:
     """Calls an instance of the remote layer, for all event loops of this process.
 
-    It belongs to one event loop. While the layer cannot be reached, one call each second tries
-    again and the others fail at once, so that programs that also send within their machine are not
-    held up.
+    It belongs to the event loop in which it is made. While the layer cannot be reached, one call
+    each second tries again and the others fail at once, so that programs that also send within
+    their machine are not held up.
     """
 
     def __init__(self, backend: Backend, timeout: float) -> None:
+        self.loop = asyncio.get_running_loop()
         self._backend = backend
         self._timeout = timeout
         self._layer: RemoteLayer | None = None

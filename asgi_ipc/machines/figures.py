@@ -4,6 +4,7 @@ anything."""
 from __future__ import annotations
 
 import logging
+import threading
 
 from .. import clock
 from ..attachment.drops import LOG_EVERY
@@ -17,13 +18,16 @@ class Figures:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._logged: dict[str, float] = {}
+        # The relay counts in its thread, and each sender in its own. A signal handler may send.
+        self._lock = threading.RLock()
         self.counts = dict.fromkeys(
             ("group_sends_lost", "sends_failed", "relayed", "duplicates", "undeliverable"), 0
         )
 
     def count(self, what: str) -> None:
         """Add one to a counter."""
-        self.counts[what] += 1
+        with self._lock:
+            self.counts[what] += 1
 
     def warn(self, what: str, why: str) -> None:
         """Log a loss. Of the losses that begin with the same word, log one in ten seconds."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import threading
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
@@ -24,7 +24,7 @@ from ..errors import RemoteUnavailable
 from .backend import Backend, Caller
 from .directory import address_of, attach, machine_group, machine_id, reader_group, set_home
 from .figures import Figures, described
-from .incoming import REQUESTS
+from .incoming import REQUESTS, new_number
 from .loop_thread import LoopThread
 from .relay import Relay
 
@@ -63,13 +63,12 @@ class Gateway:
         """Begin without connections and confirmed joins: in a forked child, and at first."""
         self.figures = Figures(self._local.prefix)
         self._thread.forked()
+        self._lock = threading.RLock()  # of `serving`; a finalizer may stop meanwhile
         self._caller: Caller | None = None
         self.relay: Relay | None = None  # of this process, elected or not
         self.serving: Future[None] | None = None
         self.confirmed: dict[tuple[int, str], float] = {}
         self._silent_until = 0.0  # clock.monotonic(), while the relay does not answer
-        self._name = os.urandom(8).hex()
-        self._number = 0
 
     def detach(self, attachment: object = None) -> None:
         """Do nothing, for `process.register`: only the local layer is attached."""
@@ -90,8 +89,11 @@ class Gateway:
     def serve(self) -> None:
         """Offer this process as the relay of its machine, from now on."""
         notice_fork()
-        if self.serving is None:
-            self.serving = self._thread.submit(self._run_relay())
+        serving = self.serving
+        if serving is None or serving.done():  # done: another thread stopped the gateway meanwhile
+            with self._lock:
+                if self.serving is serving:
+                    self.serving = self._thread.submit(self._run_relay())
 
     async def _run_relay(self) -> None:
         self.relay = relay = Relay(
@@ -108,13 +110,13 @@ class Gateway:
         notice_fork()
         self.serving = None
         self.confirmed.clear()
-        if self._caller is not None and wait:
-            closing = self._thread.submit(self._caller.close())
+        caller, self._caller = self._caller, None
+        if caller is not None and wait:
+            closing = self._thread.submit(caller.close())
             try:
                 closing.result(self._timeout)
             except Exception as error:
                 logger.debug("closing the remote layer: %s", described(error))
-        self._caller = None
         self._thread.stop(wait)
 
     # -- sending ----------------------------------------------------------------------------------
@@ -151,10 +153,9 @@ class Gateway:
         self, operation: Literal["send", "group_send"], name: str, kind: str, fields: Message
     ) -> None:
         session = await attach(self._local)
-        self._number += 1
         envelope = {
             "asgi_ipc": kind,
-            "id": f"{self._name}:{self._number}",
+            "id": new_number(),
             "from": machine_id(session),
             **fields,
         }
@@ -163,9 +164,10 @@ class Gateway:
     async def _call(
         self, operation: Literal["send", "group_send"], name: str, envelope: Message
     ) -> None:
-        if self._caller is None:
-            self._caller = Caller(self.backend, self._timeout)
-        await self._caller.call(operation, name, envelope)
+        caller = self._caller
+        if caller is None or caller.loop is not asyncio.get_running_loop():
+            caller = self._caller = Caller(self.backend, self._timeout)
+        await caller.call(operation, name, envelope)
 
     # -- what the relay does for this process -----------------------------------------------------
 

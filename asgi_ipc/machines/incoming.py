@@ -30,6 +30,11 @@ _SEEN = 20_000  # numbers that are remembered
 _LENGTH = 100  # bytes of one
 
 
+def new_number() -> str:
+    """Return a number that no other message of any machine has."""
+    return os.urandom(12).hex()  # not counted: threads, and relays one after another, would share
+
+
 class Incoming:
     """Delivers through `local`, and passes requests to the relay through `control`. `memory` is the
     lock file."""
@@ -39,15 +44,9 @@ class Incoming:
         self._control = control
         self._figures = figures
         self._seen: dict[str, None] = {}
-        self._made = 0
         self.memory: Descriptor | None = None
         self.heard = 0.0  # clock.monotonic() of the last message
         self.echoes: dict[str, asyncio.Future[None]] = {}  # by number: our own, to come back
-
-    def new_number(self) -> str:
-        """Return a number for a message of the relay itself."""
-        self._made += 1
-        return f"{self._local.client_prefix}:relay:{self._made}"
 
     def recall(self) -> None:
         """Take the last message of the relay before as delivered: better lost than doubled."""
@@ -96,9 +95,7 @@ class Incoming:
         elif kind == "ask":
             await local.send(envelope["channel"], envelope["message"])
             answer = {"asgi_ipc": "home", "from": machine, "channel": envelope["channel"]}
-            answering = remote.group_send(
-                machine_group(sender), {**answer, "id": self.new_number()}
-            )
+            answering = remote.group_send(machine_group(sender), {**answer, "id": new_number()})
             # Not awaited: it is only a hint. If it fails, the next message causes another one.
             asyncio.ensure_future(answering).add_done_callback(_log_failure)
         elif kind == "group":

@@ -10,20 +10,20 @@ import asyncio
 import atexit
 import contextlib
 import threading
-import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from ..attachment.process import notice_fork
-from ..errors import SegmentError
+from ..attachment.weak import WeakKeys
+from ..errors import RemoteUnavailable, SegmentError
 
 T = TypeVar("T")
 Started = Future[tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]]
 
 _PATIENCE = 5.0  # seconds that the tasks of a loop have to end when it is stopped
 _AGAIN = 0.2  # seconds until tasks that have not ended are cancelled again
-_running: weakref.WeakSet[LoopThread] = weakref.WeakSet()
+_running: WeakKeys[LoopThread, None] = WeakKeys()
 _abandoned: list[object] = []  # loops of the parent of a forked child: must not be finalized
 
 
@@ -44,14 +44,15 @@ class LoopThread:
         self._thread: threading.Thread | None = None
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run `coroutine` in the thread. The future gets its outcome, and cancels it."""
+        """Run `coroutine` in the thread. The future gets its outcome, and cancels it. If the thread
+        is stopped first, the outcome is RemoteUnavailable."""
         notice_fork()
         try:
             with self._lock:
                 if self._loop is None:
                     self._start()
                 assert self._loop is not None
-                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+                return _told_of_stop(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
         except BaseException:
             coroutine.close()  # it will never run
             raise
@@ -90,7 +91,27 @@ class LoopThread:
             # so that this runs before the finalizers of what its coroutines use.
             atexit.unregister(_stop_all)
             atexit.register(_stop_all)
-        _running.add(self)
+        _running[self] = None
+
+
+def _told_of_stop(running: Future[T]) -> Future[T]:
+    """Return a future for what runs in the thread. Who waits for it was not cancelled where only
+    the thread was stopped."""
+    told: Future[T] = Future()
+
+    def tell(running: Future[T]) -> None:
+        if not told.set_running_or_notify_cancel():
+            return
+        if running.cancelled():
+            told.set_exception(RemoteUnavailable("the layer was closed by another thread"))
+        elif (error := running.exception()) is not None:
+            told.set_exception(error)
+        else:
+            told.set_result(running.result())
+
+    told.add_done_callback(lambda told: told.cancelled() and running.cancel())
+    running.add_done_callback(tell)
+    return told
 
 
 def _run(started: Started) -> None:
@@ -125,5 +146,5 @@ def _finish(stopped: asyncio.Future[None]) -> None:
 
 
 def _stop_all() -> None:
-    for thread in list(_running):
+    for thread in _running.keys():
         thread.stop()

@@ -36,7 +36,7 @@ from .directory import (
     unread_channels,
 )
 from .figures import described
-from .incoming import Incoming
+from .incoming import Incoming, new_number
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -116,7 +116,7 @@ class Uplink:
 
         Raises ConnectionError if no message at all has come for `patience` seconds.
         """
-        number = self._incoming.new_number()
+        number = new_number()
         echo = self._incoming.echoes[number] = asyncio.get_running_loop().create_future()
         try:
             machine = machine_id(await attach(self._local))

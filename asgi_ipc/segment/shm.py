@@ -5,7 +5,7 @@ posix_ipc does it where it is installed. Elsewhere on Linux this uses the file i
 takes a compiler. Both ways lead to the same memory. Linux never opens by posix_ipc what exists: it
 would wait where somebody put a FIFO.
 
-A Python without the GIL does not import posix_ipc, which would turn the GIL on.
+A free-threaded Python does not import posix_ipc, which would turn the GIL on.
 
 Errors are those of the operating system: FileNotFoundError, FileExistsError, PermissionError, or
 another OSError. This module must not judge what it opens: `opening` does.
@@ -27,7 +27,8 @@ _LINUX = sys.platform.startswith("linux")
 
 def _library() -> Any:
     """Return posix_ipc; None to do without."""
-    if _LINUX and not getattr(sys, "_is_gil_enabled", lambda: True)():
+    # Whether the GIL is on right now says nothing: another import turns it on for a moment.
+    if _LINUX and "t" in sys.abiflags:
         return None
     try:
         import posix_ipc

@@ -68,18 +68,18 @@ class _Bell(Doorbell):
 class _Ringer(Ringer):
     """Rings the bells of this process."""
 
-    def __init__(self, bells: weakref.WeakValueDictionary[tuple[int, int], _Bell]) -> None:
+    def __init__(self, bells: dict[int, tuple[int, _Bell]]) -> None:
         self._bells = bells
 
     def ring(self, waiter_id: int, generation: int, row: int) -> bool:
-        bell = self._bells.get((waiter_id, generation))
-        if bell is None:
+        known, bell = self._bells.get(waiter_id, (0, None))
+        if bell is None or known != generation:
             return False
         bell.ring(row)
         return True
 
     def forget(self, waiter_id: int) -> None:
-        pass  # nothing is kept
+        self._bells.pop(waiter_id, None)
 
     def close(self) -> None:
         pass
@@ -127,9 +127,7 @@ class PrivateSegment(Segment):
         memory = mmap.mmap(-1, layout.size)
         header = format_segment(memory, layout, wanted, members.inode)
         super().__init__(paths, None, memory, header, members)
-        self._bells: weakref.WeakValueDictionary[tuple[int, int], _Bell] = (
-            weakref.WeakValueDictionary()
-        )
+        self._bells: dict[int, tuple[int, _Bell]] = {}  # waiter id → generation, its bell
 
     def suits(self, wanted: Wanted) -> bool:
         """Whether it is what a layer asks for."""
@@ -140,7 +138,8 @@ class PrivateSegment(Segment):
         return not self._shortage
 
     def new_bell(self, waiter_id: int, generation: int) -> Doorbell:
-        bell = self._bells[waiter_id, generation] = _Bell()
+        bell = _Bell()
+        self._bells[waiter_id] = generation, bell
         return bell
 
     def ringer(self) -> Ringer:

@@ -10,7 +10,6 @@ directly, and no thread outlives a request.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import threading
 from collections import deque
@@ -26,10 +25,10 @@ class Mailbox:
 
     __slots__ = ("channel", "flow_channel", "local", "messages", "sleeps", "wake")
 
-    def __init__(self, process: str, number: int) -> None:
-        self.local = f"{number:x}"
-        self.channel = f"http.response.{process}!{self.local}"
-        self.flow_channel = f"http.response.flow?{process}.{self.local}"
+    def __init__(self, process: str, local: str) -> None:
+        self.local = local
+        self.channel = f"http.response.{process}!{local}"
+        self.flow_channel = f"http.response.flow?{process}.{local}"
         self.messages: deque[Message] = deque()
         self.sleeps = False
         self.wake = threading.Event()
@@ -43,7 +42,6 @@ class Mailboxes:
         self._layer = layer
         self._process = os.urandom(8).hex()
         self._channels = [f"http.response.{self._process}!"]
-        self._numbers = itertools.count()
         self._boxes: dict[str, Mailbox] = {}
         self._lock = threading.Lock()
         self._receiving = False
@@ -52,7 +50,8 @@ class Mailboxes:
 
     def open(self) -> Mailbox:
         """Return a new mailbox. It must be closed."""
-        box = Mailbox(self._process, next(self._numbers))
+        # Not counted: without the GIL, two threads could count the same number.
+        box = Mailbox(self._process, os.urandom(8).hex())
         self._boxes[box.local] = box
         return box
 
@@ -103,9 +102,8 @@ class Mailboxes:
     def _drop(self, channel: str, message: Message) -> None:
         """Drop a reply that came too late; if more would follow, tell the worker to stop."""
         if "status" in message and message.get("flow_control"):
-            local = channel.partition("!")[2]
-            with contextlib.suppress(IPCError, ValueError):
-                late = Mailbox(self._process, int(local, 16))
+            late = Mailbox(self._process, channel.partition("!")[2])
+            with contextlib.suppress(IPCError):
                 self._layer.send(late.flow_channel, {"closed": True})
 
     def _hand_over(self, box: Mailbox, led: bool) -> None:
@@ -115,8 +113,8 @@ class Mailboxes:
             if led:
                 self._receiving = False
             if not self._receiving:
-                # A list: other threads open and close mailboxes without the lock.
-                for other in list(self._boxes.values()):
+                # A copy: other threads open and close mailboxes without the lock.
+                for other in self._boxes.copy().values():
                     if other.sleeps:
                         other.wake.set()
                         return

@@ -395,7 +395,7 @@ def test_the_thread_id_of_a_dead_holder_that_still_stands_for_something(
         if then == "a zombie":
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         else:
-            until(lambda: "asgi_ipc" not in Path(f"/proc/{process.pid}/maps").read_text())
+            until(lambda: make.prefix not in Path(f"/proc/{process.pid}/maps").read_text())
         layer._core.session.attachment.lock._futex.value = process.pid
         layer.send("c", MESSAGE)
         process.kill()

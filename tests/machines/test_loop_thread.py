@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
+import threading
 
 import pytest
 
-from asgi_ipc.errors import SegmentError
+from asgi_ipc.errors import RemoteUnavailable, SegmentError
 from asgi_ipc.machines.loop_thread import LoopThread
 
 from ..forks import in_child
@@ -31,3 +33,20 @@ def test_a_loop_that_cannot_be_made_is_an_error_and_not_waited_for() -> None:
         return thread.submit(answer()).result(LIVENESS)
 
     assert in_child(try_twice) == 42
+
+
+def test_a_call_that_another_thread_stops_is_told_so_and_not_cancelled() -> None:
+    thread = LoopThread("test")
+
+    async def begin() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    begun = threading.Event()
+    future = thread.submit(begin())
+    assert begun.wait(LIVENESS)
+    thread.stop()
+    with pytest.raises(RemoteUnavailable, match="closed by another thread"):
+        future.result(LIVENESS)
+    assert thread.submit(answer()).result(LIVENESS) == 42
+    thread.stop()

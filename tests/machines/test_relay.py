@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import tempfile
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import errors
+from asgi_ipc import LocalAndRemoteChannelLayer as BlockingLayer
+from asgi_ipc import errors, segment
 from asgi_ipc.aio import IPCChannelLayer, LocalAndRemoteChannelLayer
 from asgi_ipc.machines import backend, uplink
 from asgi_ipc.machines.backend import Backend, Caller
@@ -21,10 +23,11 @@ from asgi_ipc.machines.figures import Figures
 from asgi_ipc.machines.incoming import Incoming
 from asgi_ipc.segment.files import Descriptor
 
-from ..waiting import eventually
+from ..waiting import LIVENESS, eventually
 from .helpers import nothing_waits, reaches, receive
 
 Make = Callable[..., Any]
+THREADS, EACH = 6, 40  # messages of each thread
 
 
 def remote(name: str, prefix: str) -> dict[str, Any]:
@@ -133,8 +136,6 @@ async def test_a_layer_that_is_merely_dropped_leaves_no_thread(prefix: str) -> N
         return threading.active_count() == before
 
     await eventually(gone, what="the thread to end")
-    from asgi_ipc import segment
-
     segment.destroy(f"{prefix}-remote")
 
 
@@ -147,6 +148,91 @@ async def test_many_loops_use_one_layer(machine: Make, prefix: str) -> None:
     for number in range(5):
         await asyncio.to_thread(asyncio.run, here.group_send("room", {"number": number}))
     assert [(await receive(there, channel))["number"] for _ in range(5)] == list(range(5))
+
+
+async def test_threads_share_a_layer_and_each_message_arrives_once(
+    machine: Make, prefix: str
+) -> None:
+    """No two messages have one number: the second would be dropped as a duplicate."""
+    config = {"BACKEND": "asgi_ipc.aio.IPCChannelLayer", "CONFIG": {"prefix": prefix}}
+    there = machine(2, config, capacity=10_000)
+    channel = await there.new_channel()
+    here = BlockingLayer(config, {"prefix": f"{prefix}-1"}, remote_timeout=LIVENESS)
+    together = threading.Barrier(THREADS)
+
+    def send(sender: int) -> None:
+        together.wait(LIVENESS)
+        for number in range(EACH):
+            here.send(channel, {"sender": sender, "number": number})
+
+    try:
+        await asyncio.gather(*(asyncio.to_thread(send, sender) for sender in range(THREADS)))
+        got = [await receive(there, channel) for _ in range(THREADS * EACH)]
+    finally:
+        await asyncio.to_thread(here.close)
+        segment.destroy(f"{prefix}-1")
+    for sender in range(THREADS):
+        numbers = [message["number"] for message in got if message["sender"] == sender]
+        assert numbers == list(range(EACH))
+    assert there.remote_statistics()["relayed"] == THREADS * EACH
+    assert there.remote_statistics()["duplicates"] == 0
+
+
+async def test_what_threads_lose_at_once_is_all_counted(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from . import layers
+
+    monkeypatch.setattr(layers.Unreachable, "fails", True)
+    here = BlockingLayer(remote("Unreachable", f"{prefix}-remote"), {"prefix": prefix})
+    together = threading.Barrier(THREADS)
+
+    def send() -> None:
+        together.wait(LIVENESS)
+        for _ in range(EACH):
+            here.send_group("room", {})
+
+    try:
+        await asyncio.gather(*(asyncio.to_thread(send) for _ in range(THREADS)))
+        assert here.remote_statistics()["group_sends_lost"] == THREADS * EACH
+    finally:
+        await asyncio.to_thread(here.close)
+        segment.destroy(prefix)
+
+
+async def test_a_layer_that_another_thread_closes_goes_on_and_raises_its_own_errors(
+    machine: Make, prefix: str
+) -> None:
+    config = {"BACKEND": "asgi_ipc.aio.IPCChannelLayer", "CONFIG": {"prefix": prefix}}
+    there = machine(2, config, capacity=10_000)
+    channel = await there.new_channel()
+    here = BlockingLayer(config, {"prefix": f"{prefix}-1"}, remote_timeout=LIVENESS)
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.is_set():
+            with contextlib.suppress(errors.RemoteUnavailable):
+                here.send(channel, {})
+                here.new_channel()
+
+    def close() -> None:
+        try:
+            for _ in range(10):
+                here.close()
+        finally:
+            over.set()
+
+    try:
+        await asyncio.gather(*map(asyncio.to_thread, (send, send, close)))
+        await asyncio.to_thread(here.send, channel, {"after": "all"})
+        while (await receive(there, channel)) != {"after": "all"}:
+            pass
+        mine = await asyncio.to_thread(here.new_channel)
+        await there.send(mine, {"back": 1})
+        assert await asyncio.to_thread(here.receive, [mine], True, LIVENESS) == (mine, {"back": 1})
+    finally:
+        await asyncio.to_thread(here.close)
+        segment.destroy(f"{prefix}-1")
 
 
 GOOD = {"BACKEND": "asgi_ipc.aio.IPCChannelLayer", "CONFIG": {"prefix": "remote"}}

@@ -241,9 +241,10 @@ def test_a_process_without_the_library_talks_to_one_that_has_it(prefix: str) -> 
     layer.close()
 
 
-def test_a_python_without_the_gil_does_not_import_the_library(
+def test_a_free_threaded_python_does_not_import_the_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It would turn the GIL on, for the whole process."""
-    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    """It would turn the GIL on, for the whole process; even if an import has it on just now."""
+    monkeypatch.setattr(sys, "abiflags", "t")
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: True, raising=False)
     assert shm._library() is None

@@ -385,6 +385,37 @@ async def test_a_thread_may_wake_a_receive_of_a_loop(around: Any) -> None:
     hub.release()
 
 
+def test_a_loop_that_another_thread_runs_next_is_woken_by_the_first(around: Any) -> None:
+    loop = asyncio.new_event_loop()
+    inbox = inbox_of("x!")
+    woken: list[bool] = []
+    runs = threading.Event()
+
+    async def begin() -> tuple[AsyncioHub, Any]:
+        hub = asyncio_hub(around)
+        task = start(hub, around, source("x!a", inbox=inbox))
+        await asyncio.sleep(0)
+        return hub, task
+
+    async def go_on() -> None:
+        asyncio.get_running_loop().set_debug(True)  # so that a call of another thread is refused
+        runs.set()
+        hub._timer.cancel()  # nor does it look by itself
+        woken.append(await asyncio.wait_for(task, LIVENESS))
+        hub.release()
+
+    hub, task = loop.run_until_complete(begin())
+    other = threading.Thread(target=loop.run_until_complete, args=(go_on(),))
+    other.start()
+    assert runs.wait(LIVENESS)
+    feed(inbox, "a")
+    for waiting in inbox.to_wake(inbox.fed()):
+        waiting.wake()
+    other.join()
+    loop.close()
+    assert woken == [True]
+
+
 async def test_a_hub_without_receives_lets_go_of_its_loop(around: Any, often: None) -> None:
     hub = asyncio_hub(around)
     await start(hub, around, source(), deadline=time.monotonic() + 0.001)
@@ -566,6 +597,34 @@ def test_damage_is_raised_in_a_receive_of_the_reactor(around: Any, often: None) 
 
     with pytest.raises(SegmentVanished):
         in_reactor(call)
+
+
+class NotBegun:
+    """A reactor that does not run yet."""
+
+    running = False
+
+    def __init__(self) -> None:
+        self.later: list[tuple[Any, ...]] = []
+
+    def callFromThread(self, *call: Any) -> None:
+        self.later.append(call)
+
+
+def test_a_receive_of_a_reactor_that_has_not_begun_is_left_to_its_thread(around: Any) -> None:
+    pytest.importorskip("twisted", reason="lacking: Twisted")
+    reactor = NotBegun()
+    hub = reactor_hub(around, reactor)
+    first, second = hub.future(), hub.future()
+    hub.resolve(first, None)
+    assert first.called and not reactor.later
+    other = threading.Thread(target=hub.resolve, args=(second, None))
+    other.start()
+    other.join()
+    assert not second.called
+    [(resolve, *args)] = reactor.later
+    resolve(*args)
+    assert second.called
 
 
 def test_another_thread_may_wake_a_receive_of_the_reactor(around: Any) -> None:

@@ -401,7 +401,7 @@ def lines_at(world: World, caplog: pytest.LogCaptureFixture, now: float) -> list
 def test_a_membership_in_its_last_tenth_is_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world.upkeep.group_expiry = DAY
+    world.upkeep.group_expiries[DAY] = None
     received_on(world, "x!", "a", "b")
     assert lines_at(world, caplog, NOW) == []
     assert lines_at(world, caplog, NOW + 0.89 * DAY) == []
@@ -414,7 +414,7 @@ def test_a_membership_in_its_last_tenth_is_logged(
 def test_a_membership_that_is_renewed_is_not_logged(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world.upkeep.group_expiry = DAY
+    world.upkeep.group_expiries[DAY] = None
     received_on(world, "x!", "a")
     world.groups.add(b"room", b"x!a", NOW + DAY / 2, NOW + 1.5 * DAY)
     for tenth in range(1, 14):
@@ -425,7 +425,7 @@ def test_a_membership_that_is_renewed_is_not_logged(
 def test_channels_of_other_processes_are_theirs_to_log(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world.upkeep.group_expiry = DAY
+    world.upkeep.group_expiries[DAY] = None
     received_on(world, "x!", "a")
     other, _ = world.attach(1)
     world.store.leave(world.resources.process, NOW)
@@ -434,7 +434,7 @@ def test_channels_of_other_processes_are_theirs_to_log(
 
 
 def test_many_memberships_are_one_line(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    world.upkeep.group_expiry = DAY
+    world.upkeep.group_expiries[DAY] = None
     received_on(world, "x!", *map(str, range(600)))
     received_on(world, "y!", "a")
     (line,) = lines_at(world, caplog, NOW + 0.95 * DAY)
