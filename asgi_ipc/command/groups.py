@@ -34,9 +34,9 @@ def groups(patterns: tuple[str, ...], prefix: str, wide: bool, as_json: bool) ->
         return
     print_table(
         [
-            Column("GROUP", least=20),
-            Column("MEMBERS", right=True),
-            Column("CHANNEL", least=27),
+            Column("GROUP", least=16),
+            Column("MEMBERS", right=True, spare=1),
+            Column("CHANNEL", least=24),
             Column("EXPIRES IN"),
         ],
         [
