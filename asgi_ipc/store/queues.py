@@ -222,8 +222,8 @@ class Queues(Waiters):
             now + target.expiry,
             now,
             local_length,
-            adler32(body, (seq ^ target.seed) & 0xFFFFFFFF)
-            if length <= _CHECKED
+            adler32(body, seq ^ target.seed)
+            if length <= _CHECKED and seq <= 0xFFFFFFFF
             else checksum(seq, target.local_parts, body),
         )
         start += RECORD_WORDS * WORD
@@ -271,7 +271,9 @@ class Queues(Waiters):
             start += RECORD_WORDS * WORD
             body = buffer[start : start + length]
             summed = (
-                adler32(body, seq & 0xFFFFFFFF) if length <= _CHECKED else checksum(seq, b"", body)
+                adler32(body, seq)
+                if length <= _CHECKED and seq <= 0xFFFFFFFF
+                else checksum(seq, b"", body)
             )
             if owner != target.row or state != LIVE or check != summed:
                 raise _not_a_message(at)
