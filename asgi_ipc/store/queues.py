@@ -245,7 +245,7 @@ class Queues(Room):
             now,
             local_length,
             adler32(body, seq ^ target.seed)
-            if length <= _CHECKED
+            if length <= _CHECKED and seq <= 0xFFFFFFFF
             else checksum(seq, target.local_parts, body),
         )
         start += RECORD_WORDS * WORD
@@ -358,7 +358,11 @@ class Queues(Room):
             )
             start += RECORD_WORDS * WORD
             body = buffer[start : start + length]
-            summed = adler32(body, seq) if length <= _CHECKED else checksum(seq, b"", body)
+            summed = (
+                adler32(body, seq)
+                if length <= _CHECKED and seq <= 0xFFFFFFFF
+                else checksum(seq, b"", body)
+            )
             if owner != target.row or state != LIVE or check != summed:
                 raise _not_a_message(at)
             if following and not log.start <= following <= log.last:
@@ -695,8 +699,9 @@ def _not_a_message(at: int) -> CorruptStore:
 def checksum(seq: int, local_parts: bytes, body: bytes) -> int:
     """Return 32 bits over a message as it is in the log; over both ends of a large one.
 
-    Adler-32 is the fastest checksum for short strings in the standard library.
+    Adler-32 is the fastest checksum for short strings in the standard library. It uses 32 bits of
+    what it begins with; from Python 3.15 on, it warns of more.
     """
     if len(body) > _CHECKED:
         body = body[: _CHECKED // 2] + body[-_CHECKED // 2 :]
-    return adler32(body, seq ^ adler32(local_parts) if local_parts else seq)
+    return adler32(body, (seq ^ adler32(local_parts) if local_parts else seq) & 0xFFFFFFFF)

@@ -98,7 +98,7 @@ class Table:
         if not high:
             return 0
         words = self._words
-        hashed = crc32(name, salt)
+        hashed = crc32(name, salt & 0xFFFFFFFF)
         key = hashed << 32 | len(name)
         row = words[self._bucket(hashed, high) + R_BUCKET]
         steps = 0
@@ -165,7 +165,7 @@ class Table:
             words[row + field] = value
         start = (row + self._name) * WORD
         self._buffer[start : start + len(name)] = name
-        hashed = crc32(name, salt)
+        hashed = crc32(name, salt & 0xFFFFFFFF)
         words[row + R_KEY] = hashed << 32 | len(name)
         words[row + R_GENERATION] = generation
         bucket = self._bucket(hashed, words[state + T_HIGH])

@@ -346,7 +346,8 @@ def test_a_program_ends_while_its_thread_waits(prefix: str) -> None:
             rests(line)
 
     source = f"""
-import asgi_ipc, os
+import asgi_ipc, os, warnings
+warnings.simplefilter("ignore")  # of a fork beside a thread, which is what this is about
 layer = asgi_ipc.IPCChannelLayer({prefix!r}, lock_timeout=0.1)
 try:
     layer.send("c", {{}})
