@@ -11,6 +11,7 @@ from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
 from asgi_ipc.aio import IPCChannelLayer
+from asgi_ipc.errors import SegmentVanished
 
 settings.configure(
     ALLOWED_HOSTS=["localhost", "127.0.0.1"], ROOT_URLCONF=__name__, SECRET_KEY="for the example"
@@ -33,7 +34,10 @@ async def events() -> AsyncIterator[str]:
 @csrf_exempt
 async def news(request: HttpRequest) -> HttpResponse:
     if request.method == "POST":
-        await layer.group_send("news", json.loads(request.body))
+        try:
+            await layer.group_send("news", json.loads(request.body))
+        except SegmentVanished:  # somebody removed the memory; the next call makes new memory
+            return HttpResponse(status=503)
         return HttpResponse(status=202)
     return StreamingHttpResponse(events(), content_type="text/event-stream")
 

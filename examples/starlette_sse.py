@@ -10,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from asgi_ipc.aio import IPCChannelLayer
+from asgi_ipc.errors import SegmentVanished
 
 layer = IPCChannelLayer(prefix=os.environ.get("NEWS_PREFIX", "news"))
 
@@ -31,7 +32,11 @@ async def stream(request: Request) -> StreamingResponse:
 
 
 async def publish(request: Request) -> Response:
-    await layer.group_send("news", await request.json())
+    event = await request.json()
+    try:
+        await layer.group_send("news", event)
+    except SegmentVanished:  # somebody removed the memory; the next call makes new memory
+        return Response(status_code=503)
     return Response(status_code=202)
 
 

@@ -16,6 +16,7 @@ HOLDERS = {
     ("attachment/process.py", "release_gone"): "the guard",
     ("segment/opening.py", "attach"): "attach.lock",
     ("segment/opening.py", "remove"): "attach.lock",
+    ("segment/opening.py", "remove_unless"): "attach.lock",
     ("attachment/resources.py", "renew_lock"): "attach.lock",
     ("inspection/locked.py", "_copy_under_lock"): "attach.lock",
 }

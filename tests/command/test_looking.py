@@ -181,7 +181,7 @@ def test_a_wrong_prefix_suggests_near_ones(prefix: str, run: Run) -> None:
     try:
         for wrong in (f"{prefix}-prodution", prefix):
             ran = run("stats", "--prefix", wrong)
-            assert ran.code == 3 and f"did you mean '{prefix}-production'?" in ran.errors
+            assert ran.code == 3 and f"did you mean '{prefix}-production'" in ran.errors
     finally:
         segment.destroy(f"{prefix}-production")
 

@@ -57,8 +57,7 @@ async def within(block: Any) -> AsyncIterator[Any]:
 
 
 async def publish(layer: Any, group: str, message: dict[str, Any] = MESSAGE) -> None:
-    send = layer.group_send if hasattr(layer, "group_send") else layer.send_group
-    await call(send(group, message))
+    await call(layer.group_send(group, message))
 
 
 async def members(layer: Any, group: str) -> int:
@@ -696,7 +695,7 @@ async def test_tasks_that_join_again_at_once_leave_one_channel(make: Make) -> No
         loop = asyncio.get_running_loop()
 
         def use(what: Any) -> Any:
-            if hasattr(layer, "group_send"):
+            if inspect.iscoroutinefunction(layer.send):
                 return what()
             return loop.run_in_executor(None, what)
 
