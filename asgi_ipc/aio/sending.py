@@ -243,7 +243,8 @@ class Sending(Receiving):
             pending = store.words[target.row + Q_PENDING] & COUNT
             if pending and inbox.held(local) + pending >= capacity:
                 self._drain_own(target, inbox, now, feds)
-                if store.words[target.row + Q_PENDING] & COUNT:
+                left = store.words[target.row + Q_PENDING] & COUNT
+                if 0 < left < pending:  # else the count is damaged
                     return _AGAIN
             if inbox.is_full(local, capacity):
                 session.attachment.upkeep.drop_expired(inbox, now)

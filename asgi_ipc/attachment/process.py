@@ -75,8 +75,13 @@ class _Guard:
 
     def run(self, call: Callable[..., R], *args: Any) -> R:
         """Return ``call(*args)``, which is made while this thread holds the guard."""
+        if self._lock._is_owned() and _guarded(sys._getframe(1)):
+            raise Reentered(
+                "the layer was called by a signal handler or __del__ while the same thread was "
+                "attaching it. Set a flag there, or call from another thread"
+            )
         try:
-            self._enter()
+            self._lock.acquire()  # it may be ours already: an earlier call lost track of it
             result = call(*args)
             self._leave()
         except BaseException:
@@ -84,25 +89,18 @@ class _Guard:
             raise
         return result
 
-    def _enter(self) -> None:
-        if self._lock._is_owned() and _guarded(sys._getframe(2)):
-            raise Reentered(
-                "the layer was called by a signal handler or __del__ while the same thread was "
-                "attaching it. Set a flag there, or call from another thread"
-            )
-        self._lock.acquire()  # it may be ours already: an earlier call lost track of it
-
     def _leave(self) -> None:
-        """Release the lock, if this thread holds it and no call further out needs it."""
-        if not _guarded(sys._getframe(2)):
-            while self._lock._is_owned():
-                self._lock.release()
+        """Release the lock. No call further out holds it: none began while this thread did."""
+        while self._lock._is_owned():
+            self._lock.release()
 
     def release_gone(self) -> None:
         """Leave the segments of attachments that are gone, unless a thread holds the guard, which
         then does it."""
+        if self._lock._is_owned():
+            return
         try:
-            while _gone() and not self._lock._is_owned() and self._lock.acquire(False):
+            while _gone() and self._lock.acquire(False):
                 for resources in _gone():
                     _release(resources)
                 self._leave()
@@ -119,7 +117,7 @@ class _Guard:
 
 
 def _guarded(frame: FrameType | None) -> bool:
-    """Whether a call at `frame` or further out has entered the guard."""
+    """Whether a call at `frame` or further out enters the guard."""
     codes = _Guard.run.__code__, _Guard.release_gone.__code__
     while frame is not None:
         if frame.f_code in codes:

@@ -412,3 +412,24 @@ def test_a_layer_that_is_dropped_while_its_thread_attaches_is_let_go_after(
         assert other.descriptors() == []
     finally:
         segment.destroy(other.prefix)
+
+
+@pytest.mark.parametrize("nested", ["release_gone", "run"])
+def test_a_call_inside_one_that_looks_for_the_gone_leaves_the_guard_free(
+    nested: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finalizer, or a signal handler: it may run where the outer call does not hold the guard."""
+    guard, gone, looks = process._Guard(), [object()], []
+
+    def look() -> list[object]:
+        looks.append(nested)
+        if len(looks) == 1:
+            guard.release_gone() if nested == "release_gone" else guard.run(gone.clear)
+            return []
+        return gone.copy()
+
+    monkeypatch.setattr(process, "_gone", look)
+    monkeypatch.setattr(process, "_release", lambda resources: gone.clear())
+    guard.release_gone()
+    assert not gone
+    assert in_threads([lambda: guard._lock.acquire(False)]) == [True]
