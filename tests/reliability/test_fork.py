@@ -185,7 +185,8 @@ def test_child_does_not_keep_the_lock_of_a_dead_parent(
 ) -> None:
     """A process is killed inside a section; a child that it forked meanwhile lives on."""
     source = f"""
-import os, sys, threading, time, asgi_ipc
+import os, sys, threading, time, warnings, asgi_ipc
+warnings.simplefilter("ignore")  # of a fork beside a thread, which is what this is about
 layer = asgi_ipc.IPCChannelLayer({prefix!r}, lock={lock!r})
 layer.send("warm", {{}})
 inside = threading.Event()
