@@ -36,6 +36,7 @@ from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
 from ..options import UnknownCapacity
 from ..store.layout import COUNT, EXPIRED, Q_PENDING, UNDECODABLE
+from ..store.wakes import WOKEN
 from .session import Base, Session
 from .source import Source
 from .waiter import Waiter, Way
@@ -222,7 +223,7 @@ class Receiving(Base):
         be parked in all of them from the last try; taking a message ends that.
         """
         if len(sources) == 1 and sources[0].inbox is None:
-            found = self.take_one(session, sources[0], 0 if waiter is None else waiter.waiter_id)
+            found = self.take_one(session, sources[0], _parking(waiter, parked))
         else:
             found = self._take_any(session, sources, waiter, parked)
         if found is not None and parked:
@@ -232,7 +233,7 @@ class Receiving(Base):
         return found
 
     def take_one(self, session: Session, source: Source, waiter_id: int = 0) -> Received | None:
-        """`take` from one queue that is not process-specific. `waiter_id`: whom to park."""
+        """`take` from one queue that is not process-specific. `waiter_id`: see `Queues.take`."""
         now = clock.monotonic()
         if now >= session.due[()]:
             self.upkeep(session, now)
@@ -374,6 +375,8 @@ class Receiving(Base):
                 body = store.take(source.target, now)
                 if body is None:
                     continue
+                if parked:
+                    store.note_take(source.target.row, now, 0.0, _parking(waiter, True))
             else:
                 row = store.require(source.target, now)
                 fed = self._drain(session, source, row, now)
@@ -386,10 +389,11 @@ class Receiving(Base):
             if parked and waiter is not None:
                 rings = self._unpark(session, sources, source, waiter)
             return _Visit(source, body, rings)
-        if waiter is not None and waiter.waiter_id:
+        waiter_id = _parking(waiter, parked)
+        if waiter is not None and waiter_id:
             for source in sources:
                 row = store.require(source.target, now)
-                store.park(row, waiter.waiter_id)
+                store.park_receiver(source.target, now, waiter_id)
                 if store.words[row + Q_PENDING] & COUNT:
                     # More than one drain takes, and none of it was for this receive: look again.
                     rings.append((row, waiter.waiter_id))
@@ -458,9 +462,16 @@ class Receiving(Base):
         row = session.store.require(source.target, now)
         fed = self._drain(session, source, row, now)
         if waiter_id:
-            session.store.park(row, waiter_id)
+            session.store.park_receiver(source.target, now, waiter_id + WOKEN)
         pending = session.store.words[row + Q_PENDING] & COUNT
         return fed, row if waiter_id and pending else 0
+
+
+def _parking(waiter: Waiter | None, parked: bool) -> int:
+    """What `Queues.take` is told of a waiter; 0 if there is none, or it has no id."""
+    if waiter is None or not waiter.waiter_id:
+        return 0
+    return waiter.waiter_id + WOKEN if parked else waiter.waiter_id
 
 
 def wake(inbox: Inbox, fed: dict[str, None]) -> None:
