@@ -44,7 +44,10 @@ class AsyncioHub(Hub):
     def resolve(self, future: asyncio.Future[None], error: BaseException | None) -> None:
         try:
             if threading.get_ident() == self._thread:
-                _resolve(future, error)
+                if error is None and not future.done():
+                    future.set_result(None)
+                else:
+                    _resolve(future, error)
             elif (loop := self.ref()) is not None:
                 loop.call_soon_threadsafe(_resolve, future, error)
         except RuntimeError:

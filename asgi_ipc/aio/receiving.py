@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from .. import clock
-from ..attachment.inbox import ANY, Drained, Inbox
+from ..attachment.inbox import ANY, Drained, Inbox, Mailbox
 from ..attachment.process import notice_fork
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
@@ -49,8 +49,8 @@ Answer = TypeVar("Answer")
 BUSY_PAUSE = 0.001  # seconds between two tries for a lock that stays busy
 
 
-# An inbox that was drained, and the local parts that got something.
-Fed = tuple[Inbox, dict[str, None]]
+# An inbox that was drained, and the mailboxes that got something.
+Fed = tuple[Inbox, dict[Mailbox, None]]
 
 
 class _Visit(NamedTuple):
@@ -167,6 +167,41 @@ class Receiving(Base):
             if parked:
                 self._leave(session, sources, waiter)
 
+    async def receive_own(
+        self, session: Session, sources: list[Source], way: Way
+    ) -> Received | None:
+        """`receive` for one process-specific channel by its full name, without a deadline, where
+        the waiter is parked at the queue already: what every socket of a server does all the time.
+        None: nothing was taken, and more has to be done to wait. That is up to `receive`."""
+        notice_fork()
+        source = sources[0]
+        inbox, local = source.inbox, source.local
+        if inbox is None or local is ANY or session.attachment.broken is not None:
+            return None
+        try:
+            waiter = way.waiter(session)
+            while waiter.is_parked(source) and inbox.is_fresh():
+                sleep = waiter.nap(source, self.spin)
+                if sleep is None:
+                    return None
+                now = 0.0
+                try:
+                    if not inbox.join(local, sleep):
+                        await sleep.future
+                    now = clock.monotonic()
+                    if now >= session.due[()]:
+                        self.upkeep(session, now)
+                    found = self._take_buffered(session, source, now)
+                finally:
+                    waiter.woken(source, sleep, now)
+                if found is not None:
+                    return found
+        except LockTimeout:
+            pass  # ridden out by `receive`
+        except ValueError as error:
+            raise session.attachment.explain(error) from None
+        return None
+
     async def attach_patiently(self, way: Way) -> Session:
         """`attach`, however long the lock stays busy."""
         session = await self.ride_out(way, None, self.attach)
@@ -206,7 +241,7 @@ class Receiving(Base):
         source = sources[0]
         if source.inbox is None:
             return self.take_one(session, source) if source.target.words[Q_PENDING] else None
-        if source.inbox or source.target.words[Q_PENDING]:
+        if source.target.words[Q_PENDING] or source.inbox.has(source.local):
             return self._take_any(session, sources, None, False)
         return None
 
@@ -264,7 +299,9 @@ class Receiving(Base):
         feds: list[Fed] = []
         while True:
             for source in sources:
-                found = self._take_buffered(session, source, now) if source.inbox else None
+                if source.inbox is None:
+                    continue
+                found = self._take_buffered(session, source, now)
                 if found is not None:
                     if parked and waiter is not None and not all(map(waiter.stays, sources)):
                         # A taken message must be returned, however busy the lock is.
@@ -317,6 +354,9 @@ class Receiving(Base):
                 session.section(session.store.count_taken, source.target, EXPIRED, 1, local)
                 continue
             channel = source.channel if source.local is local else source.queue + local
+            known = drained.message
+            if known is not None:
+                return channel, known.copy()
             try:
                 return channel, self._message(drained)
             except DecodeError as error:
@@ -325,9 +365,6 @@ class Receiving(Base):
 
     def _message(self, drained: Drained) -> dict[str, Any]:
         """What a message says, as a dict that nobody else has; raises DecodeError."""
-        known = drained.message
-        if known is not None:
-            return known.copy()
         message = self.codec.decode(drained.body)
         if drained.shared and is_flat(message):
             drained.message = message
@@ -424,9 +461,9 @@ class Receiving(Base):
         for row, other in session.section(self._unpark, session, sources, None, waiter):
             session.ring(row, other)
 
-    def _drain(self, session: Session, source: Source, row: int, now: float) -> dict[str, None]:
-        """Own a process-specific queue, and move what it holds to the inbox. Returns which local
-        parts got something."""
+    def _drain(self, session: Session, source: Source, row: int, now: float) -> dict[Mailbox, None]:
+        """Own a process-specific queue, and move what it holds to the inbox. Returns which
+        mailboxes got something."""
         owner = session.attachment.claim_queue(row, now, self.expiry)
         if owner:
             raise NotOwner(
@@ -456,7 +493,7 @@ class Receiving(Base):
 
     def _drain_and_park(
         self, session: Session, source: Source, waiter_id: int
-    ) -> tuple[dict[str, None], int]:
+    ) -> tuple[dict[Mailbox, None], int]:
         """Inside a section. Returns what `_drain` does, and the queue's row if it is not empty."""
         now = clock.monotonic()
         row = session.store.require(source.target, now)
@@ -474,7 +511,7 @@ def _parking(waiter: Waiter | None, parked: bool) -> int:
     return waiter.waiter_id + WOKEN if parked else waiter.waiter_id
 
 
-def wake(inbox: Inbox, fed: dict[str, None]) -> None:
+def wake(inbox: Inbox, fed: dict[Mailbox, None]) -> None:
     for waiting in inbox.to_wake(fed):
         waiting.wake()
 
