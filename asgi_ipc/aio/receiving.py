@@ -299,9 +299,7 @@ class Receiving(Base):
         feds: list[Fed] = []
         while True:
             for source in sources:
-                if source.inbox is None:
-                    continue
-                found = self._take_buffered(session, source, now)
+                found = self._take_buffered(session, source, now) if source.buffered() else None
                 if found is not None:
                     if parked and waiter is not None and not all(map(waiter.stays, sources)):
                         # A taken message must be returned, however busy the lock is.
@@ -331,7 +329,11 @@ class Receiving(Base):
                     session.attachment.log_drop.tell()
                 return None
             parked = False
-            if visit.body is not None:
+            if visit.body is None:
+                found = self._take_buffered(session, visit.source, now)
+                if found is not None:
+                    return found
+            else:
                 try:
                     return visit.source.channel, self.codec.decode(visit.body)
                 except DecodeError as error:

@@ -30,6 +30,7 @@ ANY = None  # the local part of a receiver that takes any message
 _DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
 _LONG = 64  # messages in the list of a mailbox; taking from its front costs its length
 _SEPARATOR = LOCAL_SEPARATOR.decode("ascii")
+_FEW = 4  # mailboxes of which it is asked under the lock whether anybody waits there
 _LISTED = 4096  # mailboxes listed in the order, beside twice those that have something
 _NEVER = float("inf")
 
@@ -88,16 +89,19 @@ class Mailbox:
     def front(self) -> Drained | None:
         """The oldest message; None if there is none."""
         while messages := self.messages or self.more:
-            with contextlib.suppress(IndexError):  # another thread was quicker
+            try:
                 return messages[0]
+            except IndexError:
+                pass  # another thread was quicker
         return None
 
     def has(self, upto: int) -> bool:
         """Whether it has a message whose number is `upto` or lower."""
-        if not self.messages and not self.more:
-            return False
-        front = self.front()
-        return front is not None and front.seq <= upto
+        messages = self.messages or self.more
+        try:
+            return messages[0].seq <= upto if messages else False
+        except IndexError:
+            return self.has(upto)  # another thread was quicker
 
     def pop(self, upto: int) -> Drained | None:
         """Take out the oldest message, if its number is `upto` or lower."""
@@ -366,7 +370,7 @@ class Inbox:
         if local is ANY:
             return self._oldest() is not None
         box = self._boxes.get(local)
-        return box is not None and box.has(self._newest)
+        return box is not None and bool(box.messages or box.more) and box.has(self._newest)
 
     def lives(self, now: float) -> bool:
         """Whether anything in it can still be received."""
@@ -413,8 +417,17 @@ class Inbox:
         return {box.local: box.waiting.copy() for box in boxes if box.waiting}
 
     def fed(self) -> dict[Mailbox, None]:
-        """Inside the section that fed it: the mailboxes that got something, for `to_wake`."""
-        fed, self._fed = self._fed, {}
+        """Inside the section that fed it: the mailboxes that got something, for `to_wake`. None if
+        nobody waits: who joins after that sees what is there."""
+        fed = self._fed
+        if len(fed) <= _FEW and not self._any.waiting:
+            for box in fed:
+                if box.waiting:
+                    break
+            else:
+                fed.clear()
+                return fed
+        self._fed = {}
         return fed
 
     def to_wake(self, fed: dict[Mailbox, None]) -> list[Waiting]:
