@@ -328,21 +328,27 @@ class Inbox:
         while order:
             try:
                 first = order[0]
-                seq, boxes = first
-                if seq > newest:
-                    return None
-                box = boxes[-1]
-            except IndexError:  # another thread was quicker, or nobody is left to get this one
-                with contextlib.suppress(IndexError):
+            except IndexError:
+                break  # another thread was quicker
+            seq, boxes = first
+            if seq > newest:
+                return None
+            # What is no longer of use is taken out, and what another thread has put in its place
+            # meanwhile is put back.
+            with contextlib.suppress(IndexError):
+                if not boxes:
                     if order[0] is first and (gone := order.popleft()) is not first:
                         order.appendleft(gone)
-                continue
-            if box.has(seq):
-                return box
-            # It was taken. What another thread has put in its place here stays.
-            with contextlib.suppress(IndexError):
-                if boxes[-1] is box and (other := boxes.pop()) is not box:
+                    continue
+                box = boxes[-1]
+                if box.has(seq):
+                    return box
+                if (other := boxes.pop()) is not box:
                     boxes.append(other)
+                    if (
+                        not order or order[0] is not first
+                    ):  # it seemed to be empty, and was taken out
+                        order.appendleft((seq, [other]))
         return None
 
     def _keep_order(self) -> deque[tuple[int, list[Mailbox]]]:
