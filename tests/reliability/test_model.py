@@ -504,6 +504,8 @@ class Model(RuleBasedStateMachine):
             if len(self.living(queue)) < capacity:
                 return None
             self.let_go(queue)
+        # Else it drains up to a capacity that is not known, and perhaps no more after that.
+        core.capacities.look_up(SPECIFIC)
         box = self.inboxes.setdefault((place.process, queue), {})
         row = self.store.queues.find(queue.encode())
         pending = self.store.words[row + Q_PENDING] & COUNT if row else 0
