@@ -132,6 +132,25 @@ def paired_ratio(samples: Sequence[float], base: Sequence[float]) -> float:
     return statistics.median(one / other for one, other in zip(samples, base))
 
 
+def against(rows: Sequence[Row], key: str, *bases: str) -> Iterator[Column]:
+    """Add to each row how many times the figure of each base it has, `key`, and yield the columns.
+    A base is a layer of the same run, whose rows are among these."""
+    for base in bases:
+        known = {tuple(_alike(row)): row.get(key) for row in rows if row.get("layer") == base}
+        if not known:
+            continue
+        for row in rows:
+            other = known.get(tuple(_alike(row)))
+            if other and row.get(key) and row["layer"] != base:
+                row[f"{key} / {base}"] = row[key] / other
+        yield Column(f"{key} / {base}", f"× {base}", ",.2f")
+
+
+def _alike(row: Row) -> Iterator[object]:
+    """What a row must have in common with that of a base."""
+    return (row.get(key) for key in ("receivers", "way", "n", "on"))
+
+
 def quantile(ordered: Sequence[float], share: float) -> float:
     """The value below which `share` of the ordered samples lie."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]

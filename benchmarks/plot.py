@@ -38,7 +38,8 @@ def _bars(
     left: int, top: int, rows: list[Row], key: str, title: str, form: str = ",.0f"
 ) -> Iterator[str]:
     """One bar for each layer, on a logarithmic scale, with its figure behind it."""
-    yield f'<text x="{left + NAMES}" y="{top + 16}" font-size="13">{escape(title)}</text>'
+    title = escape(f"{title} (logarithmic)")
+    yield f'<text x="{left + NAMES}" y="{top + 16}" font-size="13">{title}</text>'
     known = {row["layer"]: row[key] for row in rows if row.get(key)}
     if not known:
         return

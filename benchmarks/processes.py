@@ -9,18 +9,19 @@ pickles.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing import popen_spawn_posix, reduction
 from multiprocessing.connection import Connection
 from multiprocessing.context import set_spawning_popen
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPOSITORY = str(Path(__file__).resolve().parent.parent)
 PR_SET_PDEATHSIG = 1
@@ -43,6 +44,29 @@ class ChildFailed(Exception):
 
 class ChildDied(ChildFailed):
     """A child ended before it had a result."""
+
+
+class Usage(NamedTuple):
+    """Of all threads of a process, counted by the kernel. Linux only."""
+
+    spent: int  # nanoseconds on a core
+    times: int  # how often put on one
+
+    @classmethod
+    def of(cls, pid: int) -> Usage:
+        spent = times = 0
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            on_core, _, slices = map(int, path.read_text().split())
+            spent += on_core
+            times += slices
+        return cls(spent, times)
+
+
+def spent(pids: Iterable[int]) -> float:
+    """Seconds that processes have spent on a core; nan where the kernel does not say."""
+    if not os.path.exists("/proc/self/schedstat"):
+        return math.nan
+    return sum(Usage.of(pid).spent for pid in pids) / 1e9
 
 
 class _Inheritance:

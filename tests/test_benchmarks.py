@@ -43,7 +43,7 @@ MEASURED = {
     "groups": "flatness",
     "group sends": "flatness",
     "sizes": "flatness",
-    "roundtrip": "pairs",
+    "roundtrip": "ratio",
     "pace": "p50",
     "throughput": "rate",
     "scaling": "rate",

@@ -27,7 +27,7 @@ from ..segment.doorbell import ALL
 from .session import Session
 from .source import Source
 from .spin import may_spin, spinning
-from .waiter import Waiter
+from .waiter import Nap, Waiter
 
 if TYPE_CHECKING:
     from .receiving import Receiving
@@ -74,6 +74,7 @@ class Hub(Waiter):
         self._epoch = 0  # of the last flush that is known here
         self._timer: Timer | None = None
         self._look_at = 0.0  # when the timer is to call
+        self._late = False  # whether it has not called for too long
 
     @property
     def sleepers(self) -> int:
@@ -137,6 +138,21 @@ class Hub(Waiter):
 
     def is_parked(self, source: Source) -> bool:
         return source.queue in self._drains
+
+    def nap(self, source: Source, spin: float) -> Nap | None:
+        if self._timer is None or self._late:
+            return None
+        if spin > 0 and not self._spinning and not source.spin.rests():
+            return None
+        self._sleepers += 1
+        return Sleep(self, self.future())
+
+    def woken(self, source: Source, sleep: Nap, now: float) -> None:
+        self._sleepers -= 1
+        if now > self._look_at + self.look_every:
+            self._late = True
+        assert source.inbox is not None
+        source.inbox.part(source.local, sleep)
 
     async def wait(
         self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
@@ -323,6 +339,7 @@ class Hub(Waiter):
 
     def _set_timer(self) -> None:
         self._look_at = clock.monotonic() + self.look_every
+        self._late = False
         self._timer = self.later(self.look_every)
 
     def _deactivate(self) -> None:

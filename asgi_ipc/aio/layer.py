@@ -131,7 +131,10 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
             except ValueError as error:
                 raise session.attachment.explain(error) from None
             if found is None:
-                found = await core.receive(session, sources, deadline, ASYNCIO)
+                if deadline is None:
+                    found = await core.receive_own(session, sources, ASYNCIO)
+                if found is None:
+                    found = await core.receive(session, sources, deadline, ASYNCIO)
                 if found is None:
                     raise self._nothing_came(channel, timeout)
         except Inherited:

@@ -48,7 +48,10 @@ class AsyncioHub(Hub):
         # `_thread` alone may be that of an earlier run of the loop. And the running loop alone may
         # be that of another green thread.
         if threading.get_ident() == self._thread and asyncio._get_running_loop() is loop:
-            _resolve(future, error)
+            if error is None and not future.done():
+                future.set_result(None)
+            else:
+                _resolve(future, error)
             return
         try:
             loop.call_soon_threadsafe(_resolve, future, error)

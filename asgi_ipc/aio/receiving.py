@@ -29,13 +29,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from .. import clock
-from ..attachment.inbox import ANY, Drained, Inbox
+from ..attachment.inbox import ANY, Drained, Inbox, Mailbox
 from ..attachment.process import notice_fork
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
 from ..options import UnknownCapacity
 from ..store.layout import COUNT, EXPIRED, Q_PENDING, UNDECODABLE
+from ..store.wakes import WOKEN
 from .session import Base, Session
 from .source import Source
 from .waiter import Waiter, Way
@@ -48,8 +49,8 @@ Answer = TypeVar("Answer")
 BUSY_PAUSE = 0.001  # seconds between two tries for a lock that stays busy
 
 
-# An inbox that was drained, and the local parts that got something.
-Fed = tuple[Inbox, dict[str, None]]
+# An inbox that was drained, and the mailboxes that got something.
+Fed = tuple[Inbox, dict[Mailbox, None]]
 
 
 class _Visit(NamedTuple):
@@ -172,6 +173,41 @@ class Receiving(Base):
             if parked:
                 self._leave(session, sources, waiter)
 
+    async def receive_own(
+        self, session: Session, sources: list[Source], way: Way
+    ) -> Received | None:
+        """`receive` for one process-specific channel by its full name, without a deadline, where
+        the waiter is parked at the queue already: what every socket of a server does all the time.
+        None: nothing was taken, and more has to be done to wait. That is up to `receive`."""
+        notice_fork()
+        source = sources[0]
+        inbox, local = source.inbox, source.local
+        if inbox is None or local is ANY or session.attachment.broken is not None:
+            return None
+        try:
+            waiter = way.waiter(session)
+            while waiter.is_parked(source) and inbox.is_fresh():
+                sleep = waiter.nap(source, self.spin)
+                if sleep is None:
+                    return None
+                now = 0.0
+                try:
+                    if not inbox.join(local, sleep):
+                        await sleep.future
+                    now = clock.monotonic()
+                    if now >= session.due[()]:
+                        self.upkeep(session, now)
+                    found = self._take_buffered(session, source, now)
+                finally:
+                    waiter.woken(source, sleep, now)
+                if found is not None:
+                    return found
+        except LockTimeout:
+            pass  # ridden out by `receive`
+        except ValueError as error:
+            raise session.attachment.explain(error) from None
+        return None
+
     async def attach_patiently(self, way: Way) -> Session:
         """`attach`, however long the lock stays busy."""
         session = await self.ride_out(way, None, self.attach)
@@ -211,7 +247,7 @@ class Receiving(Base):
         source = sources[0]
         if source.inbox is None:
             return self.take_one(session, source) if source.target.words[Q_PENDING] else None
-        if source.inbox or source.target.words[Q_PENDING]:
+        if source.target.words[Q_PENDING] or source.inbox.has(source.local):
             return self._take_any(session, sources, None, False)
         return None
 
@@ -228,7 +264,7 @@ class Receiving(Base):
         be parked in all of them from the last try; taking a message ends that.
         """
         if len(sources) == 1 and sources[0].inbox is None:
-            found = self.take_one(session, sources[0], 0 if waiter is None else waiter.waiter_id)
+            found = self.take_one(session, sources[0], _parking(waiter, parked))
         else:
             found = self._take_any(session, sources, waiter, parked)
         if found is not None and parked:
@@ -238,7 +274,7 @@ class Receiving(Base):
         return found
 
     def take_one(self, session: Session, source: Source, waiter_id: int = 0) -> Received | None:
-        """`take` from one queue that is not process-specific. `waiter_id`: whom to park."""
+        """`take` from one queue that is not process-specific. `waiter_id`: see `Queues.take`."""
         now = clock.monotonic()
         if now >= session.due[()]:
             self.upkeep(session, now)
@@ -269,7 +305,7 @@ class Receiving(Base):
         feds: list[Fed] = []
         while True:
             for source in sources:
-                found = self._take_buffered(session, source, now) if source.inbox else None
+                found = self._take_buffered(session, source, now) if source.buffered() else None
                 if found is not None:
                     if parked and waiter is not None and not all(map(waiter.stays, sources)):
                         # A taken message must be returned, however busy the lock is.
@@ -299,7 +335,11 @@ class Receiving(Base):
                     session.attachment.log_drop.tell()
                 return None
             parked = False
-            if visit.body is not None:
+            if visit.body is None:
+                found = self._take_buffered(session, visit.source, now)
+                if found is not None:
+                    return found
+            else:
                 try:
                     return visit.source.channel, self.codec.decode(visit.body)
                 except DecodeError as error:
@@ -322,6 +362,9 @@ class Receiving(Base):
                 session.section(session.store.count_taken, source.target, EXPIRED, 1, local)
                 continue
             channel = source.channel if source.local is local else source.queue + local
+            known = drained.message
+            if known is not None:
+                return channel, known.copy()
             try:
                 return channel, self._message(drained)
             except DecodeError as error:
@@ -330,9 +373,6 @@ class Receiving(Base):
 
     def _message(self, drained: Drained) -> dict[str, Any]:
         """What a message says, as a dict that nobody else has; raises DecodeError."""
-        known = drained.message
-        if known is not None:
-            return known.copy()
         message = self.codec.decode(drained.body)
         if drained.shared and is_flat(message):
             drained.message = message
@@ -380,6 +420,8 @@ class Receiving(Base):
                 body = store.take(source.target, now)
                 if body is None:
                     continue
+                if parked:
+                    store.note_take(source.target.row, now, 0.0, _parking(waiter, True))
             else:
                 row = store.require(source.target, now)
                 fed = self._drain(session, source, row, now)
@@ -392,10 +434,11 @@ class Receiving(Base):
             if parked and waiter is not None:
                 rings = self._unpark(session, sources, source, waiter)
             return _Visit(source, body, rings)
-        if waiter is not None and waiter.waiter_id:
+        waiter_id = _parking(waiter, parked)
+        if waiter is not None and waiter_id:
             for source in sources:
                 row = store.require(source.target, now)
-                store.park(row, waiter.waiter_id)
+                store.park_receiver(source.target, now, waiter_id)
                 if store.words[row + Q_PENDING] & COUNT:
                     # More than one drain takes, and none of it was for this receive: look again.
                     rings.append((row, waiter.waiter_id))
@@ -426,9 +469,9 @@ class Receiving(Base):
         for row, other in session.section(self._unpark, session, sources, None, waiter):
             session.ring(row, other)
 
-    def _drain(self, session: Session, source: Source, row: int, now: float) -> dict[str, None]:
-        """Own a process-specific queue, and move what it holds to the inbox. Returns which local
-        parts got something."""
+    def _drain(self, session: Session, source: Source, row: int, now: float) -> dict[Mailbox, None]:
+        """Own a process-specific queue, and move what it holds to the inbox. Returns which
+        mailboxes got something."""
         owner = session.attachment.claim_queue(row, now, self.expiry)
         if owner:
             raise NotOwner(
@@ -459,18 +502,25 @@ class Receiving(Base):
 
     def _drain_and_park(
         self, session: Session, source: Source, waiter_id: int
-    ) -> tuple[dict[str, None], int]:
+    ) -> tuple[dict[Mailbox, None], int]:
         """Inside a section. Returns what `_drain` does, and the queue's row if it is not empty."""
         now = clock.monotonic()
         row = session.store.require(source.target, now)
         fed = self._drain(session, source, row, now)
         if waiter_id:
-            session.store.park(row, waiter_id)
+            session.store.park_receiver(source.target, now, waiter_id + WOKEN)
         pending = session.store.words[row + Q_PENDING] & COUNT
         return fed, row if waiter_id and pending else 0
 
 
-def wake(inbox: Inbox, fed: dict[str, None]) -> None:
+def _parking(waiter: Waiter | None, parked: bool) -> int:
+    """What `Queues.take` is told of a waiter; 0 if there is none, or it has no id."""
+    if waiter is None or not waiter.waiter_id:
+        return 0
+    return waiter.waiter_id + WOKEN if parked else waiter.waiter_id
+
+
+def wake(inbox: Inbox, fed: dict[Mailbox, None]) -> None:
     for waiting in inbox.to_wake(fed):
         waiting.wake()
 

@@ -37,6 +37,13 @@ class Spin:
     def __init__(self) -> None:
         self._misses, self._rest = 0, 1  # not at the first wait: most channels are quiet
 
+    def rests(self) -> bool:
+        """Count a wait that is not to spin; False if it may be one that is."""
+        if self._rest <= 0:
+            return False
+        self._rest -= 1
+        return True
+
     def due(self) -> bool:
         """Count a wait; whether this one is to spin first."""
         self._rest -= 1

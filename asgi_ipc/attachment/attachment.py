@@ -180,7 +180,8 @@ class Attachment:
         """Inside a section: pick a waiter instead of one that is gone; 0 if there is none."""
         if generation and self.store.waiter_generation(waiter_id) == generation:
             self.store.remove_waiter(waiter_id, generation)
-        return self.store.pick(row, 0) if self.store.is_room(row) else self.store.pick(row)
+        store = self.store
+        return store.pick(row, 0) if store.is_room(row) else store.pick_another(row)
 
     def ring_senders(self) -> None:
         """Ring the senders for which there is room now."""

@@ -2,12 +2,13 @@
 
 The queue of ``specific.X!`` holds the messages of every socket of a process. The thread or loop
 that is woken drains it in one go into the inbox, which routes by local part, so that one slow
-socket never holds up the others.
+socket never holds up the others. Each local part has a `Mailbox`: what it has got, and who waits
+for it.
 
 Feeding happens inside a section, by one thread at a time. Taking, joining and parting need no lock,
 with the GIL or without: each is made of single calls of methods of a dict, a list or a deque, which
 Python promises to be safe between threads. Their keys and items are compared without running Python
-code. One `dict.pop` decides who gets an entry. Between two calls another thread may change
+code. One `list.pop` decides who gets a message. Between two calls another thread may change
 anything, so what is iterated over is a copy. An inbox must not wait, and must not ring: it says
 which receives are to be woken.
 """
@@ -27,8 +28,11 @@ from .suspects import Suspects
 
 ANY = None  # the local part of a receiver that takes any message
 _DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
-_LONG = 256  # entries of one local part; taking from the front of a list costs its length
+_LONG = 64  # messages in the list of a mailbox; taking from its front costs its length
 _SEPARATOR = LOCAL_SEPARATOR.decode("ascii")
+_FEW = 4  # mailboxes of which it is asked under the lock whether anybody waits there
+_LISTED = 4096  # mailboxes listed in the order, beside twice those that have something
+_NEVER = float("inf")
 
 
 class Waiting(Protocol):
@@ -43,9 +47,10 @@ class Waiting(Protocol):
 class Drained:
     """A message that was taken out of its queue: one object for all of its local parts."""
 
-    __slots__ = ("body", "expires", "message", "shared")
+    __slots__ = ("body", "expires", "message", "seq", "shared")
 
-    def __init__(self, body: bytes, expires: float, shared: bool = False) -> None:
+    def __init__(self, seq: int, body: bytes, expires: float, shared: bool = False) -> None:
+        self.seq = seq
         self.body = body
         self.expires = expires
         self.shared = shared  # by several local parts
@@ -56,37 +61,128 @@ class Drained:
 Entry = tuple[str, Drained]  # the local part that it is for
 
 
+class Mailbox:
+    """What one local part has, the oldest first, and who waits for it."""
+
+    __slots__ = ("local", "messages", "more", "waiting")
+
+    def __init__(self, local: str | None) -> None:
+        self.local = local
+        # A list takes far less memory than a deque, of which thousands would not fit into the
+        # cache. What it has no place for is in `more`; while there is any, that gets what comes.
+        self.messages: list[Drained] = []
+        self.more: deque[Drained] | None = None
+        self.waiting: list[Waiting] = []
+
+    def __len__(self) -> int:
+        return len(self.messages) + (len(self.more) if self.more else 0)
+
+    def add(self, drained: Drained) -> None:
+        """Inside a section: append a message."""
+        if self.more:
+            self.more.append(drained)
+        elif len(self.messages) < _LONG:
+            self.messages.append(drained)
+        else:
+            self.more = deque([drained])
+
+    def front(self) -> Drained | None:
+        """The oldest message; None if there is none."""
+        while messages := self.messages or self.more:
+            try:
+                return messages[0]
+            except IndexError:
+                pass  # another thread was quicker
+        return None
+
+    def has(self, upto: int) -> bool:
+        """Whether it has a message whose number is `upto` or lower."""
+        messages = self.messages or self.more
+        try:
+            return messages[0].seq <= upto if messages else False
+        except IndexError:
+            return self.has(upto)  # another thread was quicker
+
+    def pop(self, upto: int) -> Drained | None:
+        """Take out the oldest message, if its number is `upto` or lower."""
+        messages = self.messages
+        if not messages:
+            return self._pop_more(upto) if self.more else None
+        try:
+            if messages[0].seq > upto:
+                return None
+            drained = messages.pop(0)
+        except IndexError:
+            return self.pop(upto)  # another thread was quicker
+        if drained.seq > upto:  # another thread took the one before it
+            messages.insert(0, drained)
+            return None
+        return drained
+
+    def _pop_more(self, upto: int) -> Drained | None:
+        more = self.more
+        try:
+            if not more or more[0].seq > upto:
+                return None
+            drained = more.popleft()
+        except IndexError:
+            return None
+        front = self.front()
+        if drained.seq > upto or (front is not None and front.seq < drained.seq):
+            more.appendleft(drained)  # meanwhile more of them came and went: the next is elsewhere
+            return self.pop(upto)
+        return drained
+
+    def undo(self, newest: int) -> None:
+        """Inside a section: take out what came after the message `newest`."""
+        for messages in (self.more, self.messages):
+            with contextlib.suppress(IndexError):  # another thread was quicker
+                while messages and messages[-1].seq > newest:
+                    messages.pop()
+
+    def all(self) -> list[Drained]:
+        """What it has, the oldest first."""
+        return [*self.messages.copy(), *(self.more.copy() if self.more else ())]
+
+
 class Inbox:
-    """The buffers of one queue, one for each local part."""
+    """The mailboxes of one queue."""
 
     def __init__(self, queue: str, store: Store) -> None:
         self.queue = queue
         self.enter(store)
         self.epoch = 0  # which flush was the last when it was filled
-        self.waiting: dict[str | None, list[Waiting]] = {}
-        # Sends of this process that wait until a local part has room, likewise.
+        # Sends of this process that wait until a local part has room.
         self.sending: dict[str | None, list[Waiting]] = {}
         self.suspects = Suspects()
-        # What was drained, once for each of its local parts, by number. An `Entry` is made when it
-        # is taken: thousands of them at once would keep the garbage collector busy.
-        self._entries: dict[int, Drained] = {}
-        # No entry that may be taken has a lower number. A thread may set it back, which does no
-        # harm: a number that was taken does not come again.
-        self._front = 1
-        # The local part of each number, which is entered before its entry and forgotten after it.
-        self._locals: dict[int, str] = {}
-        # Deques only where they are long: thousands of them would not fit into the cache.
-        self._by_local: dict[str, list[int] | deque[int]] = {}
-        # The sequence number of the last message that was routed completely, and the number of its
-        # last entry. Entries after that are still being made: nobody takes them.
-        self._newest = (0, 0)
+        self._boxes: dict[str | None, Mailbox] = {}
+        self._any = Mailbox(ANY)  # has nothing: those who take any wait there
+        self._tidy_at = _LONG  # how many boxes there are when the empty ones are to be forgotten
+        # The mailboxes of each message (number, mailboxes in reverse order), the oldest first, for
+        # those who take any; None until somebody does. A mailbox from which the message has been
+        # taken may still be listed.
+        self._order: deque[tuple[int, list[Mailbox]]] | None = None
+        self._listed = 0  # how many mailboxes are in it,
+        self._most_listed = _LISTED  # and when those that have nothing are to be left out
+        # The sequence number of the last message that was routed completely. Later ones are still
+        # being routed: nobody takes them.
+        self._newest = 0
         self._feeding = False
-        # Local parts that got something since the last fed(), in order: receives that began one
+        # Mailboxes that got something since the last fed(), in order: receives that began one
         # after the other are neighbours in memory, and thousands are woken far faster that way.
-        self._fed: dict[str, None] = {}
+        self._fed: dict[Mailbox, None] = {}
+        self._filled = False  # whether it may hold anything
+        self._soonest = _NEVER  # no message in it expires before that time
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return sum(map(len, self._boxes.copy().values()))
+
+    def __bool__(self) -> bool:
+        if not self._filled:
+            return False
+        self._filled = False  # first: it may be fed meanwhile
+        self._filled = found = any(box.front() for box in self._boxes.copy().values())
+        return found
 
     def enter(self, store: Store) -> None:
         """Be filled from `store`: first that of one attachment, later perhaps that of the next."""
@@ -115,15 +211,19 @@ class Inbox:
             self.epoch = epoch
 
     def held(self, local: str) -> int:
-        """How many entries the buffer of a local part holds, or a few more: see `_is_full`."""
-        numbers = self._by_local.get(local)
-        return len(numbers) if numbers else 0
+        """How many messages a local part has."""
+        box = self._boxes.get(local)
+        return len(box) if box is not None else 0
+
+    def is_full(self, local: str, most: int) -> bool:
+        """Whether a local part has `most` messages."""
+        return self.held(local) >= most
 
     def drain(self, row: int, capacity: Callable[[str], int | None], now: float) -> None:
         """Inside a section: move what is pending in the queue at `row` into the inbox.
 
-        `capacity(channel)` bounds the buffer of each local part. Raises UnknownCapacity if it is
-        not known; nothing is lost, and `drain` goes on where it stopped.
+        `capacity(channel)` bounds what each local part has. Raises UnknownCapacity if it is not
+        known; nothing is lost, and `drain` goes on where it stopped.
         """
         store = self._store
         self.refresh()
@@ -140,98 +240,132 @@ class Inbox:
             store.pop(row)
 
     def feed(self, taken: Taken, capacity: Callable[[str], int | None]) -> list[str]:
-        """Route one message to the buffers of its local parts; return those that were full.
+        """Route one message to the mailboxes of its local parts; return those that were full.
 
         A message that is fed twice, after an interruption, is routed once.
         """
-        seq, number = self._newest
-        if taken.seq <= seq:
+        seq = taken.seq
+        if seq <= self._newest:
             return []
         if self._feeding:
-            self._undo(number)
+            self._undo()
         self._feeding = True
         full, unknown = [], []
         local_parts = taken.local_parts.decode("ascii").split(_SEPARATOR)
-        drained = Drained(taken.body, taken.expires, len(local_parts) > 1)
-        locals_, entries, by_local, fed = self._locals, self._entries, self._by_local, self._fed
+        drained = Drained(seq, taken.body, taken.expires, len(local_parts) > 1)
+        boxes, fed, queue = self._boxes, self._fed, self.queue
         for local in local_parts:
-            numbers = by_local.get(local)
-            if numbers is None:
-                numbers = by_local[local] = []
-            elif numbers:
-                most = capacity(self.queue + local)
+            box = boxes.get(local)
+            if box is None:
+                box = boxes.setdefault(local, Mailbox(local))
+            if box.messages or box.more:
+                most = capacity(queue + local)
                 if most is None:
-                    unknown.append(self.queue + local)
+                    unknown.append(queue + local)
                     continue
-                if len(numbers) >= most and self._is_full(numbers, most):
+                if len(box) >= most:
                     full.append(local)
                     continue
-                if len(numbers) == _LONG:
-                    numbers = by_local[local] = deque(numbers.copy())
-            number += 1
-            locals_[number] = local
-            entries[number] = drained
-            numbers.append(number)
-            fed[local] = None
+                box.add(drained)
+            else:
+                box.messages.append(drained)
+            fed[box] = None
         if unknown:
             raise UnknownCapacity(unknown)
-        self._newest = taken.seq, number  # in one store: an interruption loses or doubles none
+        if self._order is not None:
+            self._order.append((seq, [boxes[local] for local in reversed(local_parts)]))
+            self._listed += len(local_parts)
+            if self._listed > self._most_listed:
+                self._shorten(self._order)
+        if taken.expires < self._soonest:
+            self._soonest = taken.expires
+        self._newest = seq  # in one store: an interruption loses or doubles none
+        self._filled = True
         self._feeding = False
-        if len(self._by_local) > 2 * len(self._entries) + 64:
+        if len(boxes) > self._tidy_at:
             self._tidy()
         return full
 
-    def _undo(self, newest: int) -> None:
-        """Take out what an interrupted `feed` left: the entries after `newest`."""
-        for number, local in self._locals.copy().items():
-            if number <= newest:
-                continue
-            # This first: a number without its entry would later lead to another entry.
-            self._forget(local, number)
-            self._entries.pop(number, None)
-            self._locals.pop(number, None)
+    def _undo(self) -> None:
+        """Take out what an interrupted `feed` left: all of messages after the newest."""
+        newest, order = self._newest, self._order
+        while order and order[-1][0] > newest:
+            order.pop()
+        for box in self._boxes.copy().values():
+            box.undo(newest)
 
     # -- taking -----------------------------------------------------------------------------------
 
     def take(self, local: str | None) -> Entry | None:
-        """Take the oldest entry for `local`, for ANY the oldest of all; None if there is none."""
-        entries = self._entries
-        if not entries:
-            return None
-        newest = self._newest[1]
+        """Take the oldest message for `local`, for ANY the oldest of all; None if there is none."""
         if local is ANY:
-            while (number := self._oldest()) and number <= newest:
-                whose = self._locals.get(number)
-                found = entries.pop(number, None)
-                if found is not None and whose is not None:
-                    self._forget_entry(whose, number)
-                    if self.suspects:
-                        self.suspects.clear()
-                    if self.sending:
-                        self.wake_sender(whose)
-                    return whose, found
+            return self._take_any()
+        box = self._boxes.get(local)
+        found = box.pop(self._newest) if box is not None else None
+        if found is None:
             return None
-        while numbers := self._by_local.get(local):
-            try:
-                number = numbers[0]
-            except IndexError:
-                continue  # another thread was quicker
-            if number > newest:
-                return None
-            found = entries.pop(number, None)
-            # The same as `_forget_entry`, written out: every socket pays for it in every broadcast.
-            self._locals.pop(number, None)
-            try:
-                numbers.remove(number)
-            except ValueError:
-                pass  # a receiver of this local part came first
-            if found is not None:
+        if self.suspects:
+            self.suspects.pop(local, None)
+        if self.sending:
+            self.wake_sender(local)
+        return local, found
+
+    def _take_any(self) -> Entry | None:
+        box = self._oldest()
+        while box is not None:
+            found, local = box.pop(self._newest), box.local
+            if found is not None and local is not None:
                 if self.suspects:
-                    self.suspects.pop(local, None)
+                    self.suspects.clear()
                 if self.sending:
                     self.wake_sender(local)
                 return local, found
+            box = self._oldest()
         return None
+
+    def _oldest(self) -> Mailbox | None:
+        """The mailbox that has the oldest message; None if there is none that may be taken."""
+        newest = self._newest
+        order = self._order
+        if order is None:
+            order = self._keep_order()
+        while order:
+            try:
+                first = order[0]
+            except IndexError:
+                break  # another thread was quicker
+            seq, boxes = first
+            if seq > newest:
+                return None
+            # What is no longer of use is taken out, and what another thread has put in its place
+            # meanwhile is put back.
+            with contextlib.suppress(IndexError):
+                if not boxes:
+                    if order[0] is first and (gone := order.popleft()) is not first:
+                        order.appendleft(gone)
+                    continue
+                box = boxes[-1]
+                if box.has(seq):
+                    return box
+                if (other := boxes.pop()) is not box:
+                    boxes.append(other)
+                    if (
+                        not order or order[0] is not first
+                    ):  # it seemed to be empty, and was taken out
+                        order.appendleft((seq, [other]))
+        return None
+
+    def _keep_order(self) -> deque[tuple[int, list[Mailbox]]]:
+        """Begin to keep the order. What is fed from now on adds itself; if it is also found here,
+        the second time says nothing."""
+        order = self._order = deque()
+        there = [
+            (drained.seq, [box]) for box in self._boxes.copy().values() for drained in box.all()
+        ]
+        there.sort(key=lambda each: each[0])
+        for each in reversed(there):
+            order.appendleft(each)
+        return order
 
     def visited(self, local: str | None) -> None:
         """A receive for `local` has looked: its channel is not abandoned, message or no message.
@@ -241,92 +375,81 @@ class Inbox:
         else:
             self.suspects.pop(local, None)
 
-    def _forget_entry(self, local: str, number: int) -> None:
-        """Forget the number of an entry that was taken."""
-        self._locals.pop(number, None)
-        self._forget(local, number)
-
-    def _forget(self, local: str, number: int) -> None:
-        """Take a number out of the buffer of its local part."""
-        try:
-            self._by_local[local].remove(number)
-        except (KeyError, ValueError):
-            pass  # tidied away, or a receiver of this local part came first
-
-    def _is_full(self, numbers: list[int] | deque[int], most: int) -> bool:
-        """Whether the buffer of a local part holds `most` entries. Its first numbers may be of
-        entries that were taken: whoever takes one forgets its number later, and perhaps in a list
-        that `feed` or `_tidy` has replaced meanwhile."""
-        while len(numbers) >= most:
-            number = _front(numbers)
-            if number in self._entries:
-                return True
-            with contextlib.suppress(ValueError):
-                numbers.remove(number)
-        return False
-
     def has(self, local: str | None) -> bool:
-        """Whether there is an entry for `local`, or any entry for ANY."""
-        if not self._entries:
-            return False
-        number = self._oldest() if local is ANY else _front(self._by_local.get(local))
-        return 0 < number <= self._newest[1]
-
-    def _oldest(self) -> int:
-        """The number of the oldest entry that may be taken; 0 if there is none."""
-        entries, number, newest = self._entries, self._front, self._newest[1]
-        while number <= newest:
-            if number in entries:
-                self._front = number
-                return number
-            number += 1
-        self._front = number
-        return 0
+        """Whether there is a message for `local`, or any message for ANY."""
+        if local is ANY:
+            return self._oldest() is not None
+        box = self._boxes.get(local)
+        return box is not None and bool(box.messages or box.more) and box.has(self._newest)
 
     def lives(self, now: float) -> bool:
         """Whether anything in it can still be received."""
-        return any(entry.expires > now for entry in self._entries.copy().values())
+        boxes = self._boxes.copy().values()
+        return any(drained.expires > now for box in boxes for drained in box.all())
 
     def expire(self, now: float) -> Iterator[Entry]:
-        """Take out the entries that nobody read in time, the oldest first."""
-        while (number := self._oldest()) and number <= self._newest[1]:
-            drained, local = self._entries.get(number), self._locals.get(number)
-            if drained is None or local is None:
-                continue  # another thread took it
-            if drained.expires > now:
-                return
-            if self._entries.pop(number, None) is not None:
-                self._forget_entry(local, number)
-                yield local, drained
+        """Inside a section: take out what nobody read in time, the oldest first."""
+        if now < self._soonest:
+            return
+        self._soonest = _NEVER
+        gone: list[tuple[int, Entry]] = []
+        for local, box in self._boxes.copy().items():
+            assert local is not None
+            while (front := box.front()) is not None and front.seq <= self._newest:
+                if front.expires > now:
+                    self._soonest = min(self._soonest, front.expires)
+                    break
+                found = box.pop(front.seq)
+                if found is not None:
+                    gone.append((found.seq, (local, found)))
+        gone.sort(key=lambda each: each[0])
+        for _, entry in gone:
+            yield entry
 
     def clear(self) -> None:
-        """Forget everything that was buffered."""
-        self._entries.clear()
-        self._locals.clear()
-        self._by_local.clear()
-        self._newest = 0, self._newest[1]  # a flush restarts the sequence if it was damaged
+        """Inside a section: forget everything that was buffered."""
+        for box in self._boxes.copy().values():
+            box.messages.clear()
+            box.more = None
+        if self._order is not None:
+            self._order.clear()
+        self._newest = 0  # a flush restarts the sequence if it was damaged
+        self._filled = self._feeding = False
+        self._soonest = _NEVER
         self.suspects.clear()  # it has ended their memberships
 
     # -- waiting ----------------------------------------------------------------------------------
 
-    def fed(self) -> dict[str, None]:
-        """Inside the section that fed it: the local parts that got something, for `to_wake`. None
-        if nobody waits: who joins after that sees what is there."""
+    @property
+    def waiting(self) -> dict[str | None, list[Waiting]]:
+        """The receives that sleep, by local part."""
+        boxes = [*self._boxes.copy().values(), self._any]
+        return {box.local: box.waiting.copy() for box in boxes if box.waiting}
+
+    def fed(self) -> dict[Mailbox, None]:
+        """Inside the section that fed it: the mailboxes that got something, for `to_wake`. None if
+        nobody waits: who joins after that sees what is there."""
         fed = self._fed
-        if self.waiting:
-            self._fed = {}
-        else:
-            fed.clear()
+        if len(fed) <= _FEW and not self._any.waiting:
+            for box in fed:
+                if box.waiting:
+                    break
+            else:
+                fed.clear()
+                return fed
+        self._fed = {}
         return fed
 
-    def to_wake(self, fed: dict[str, None]) -> list[Waiting]:
-        """Return whom to wake after feeding: the first receive of each local part that got
-        something. Not inside a section: a receive is asked, and with it its loop, whether it can
-        still wake."""
-        waiting = self.waiting
+    def to_wake(self, fed: dict[Mailbox, None]) -> list[Waiting]:
+        """Return whom to wake after feeding: the first receive of each mailbox that got something.
+        Not inside a section: a receive is asked, and with it its loop, whether it can still
+        wake."""
+        anybody = self._any.waiting
         found = []
-        for local in fed:
-            first = _first(waiting.get(local)) or _first(waiting.get(ANY))
+        for box in fed:
+            first = _first(box.waiting) if box.waiting else None
+            if first is None and anybody:
+                first = _first(anybody)
             if first is not None:
                 found.append(first)
         return found
@@ -334,51 +457,73 @@ class Inbox:
     def overdue(self) -> list[Waiting]:
         """Return who sleeps although something is there: the thread that fed it was interrupted
         before it woke anybody."""
-        if not self._entries:
+        if not self._filled:
             return []
-        waiting = self.waiting.copy()
-        found = (_first(receives) for local, receives in waiting.items() if self.has(local))
+        boxes = [*self._boxes.copy().values(), self._any]
+        found = (_first(box.waiting) for box in boxes if box.waiting and self.has(box.local))
         return [first for first in found if first is not None]
 
     def join(self, local: str | None, receive: Waiting) -> bool:
         """Enter a receive that is about to sleep; True if it need not, as something is there."""
         if self.suspects:
             self.visited(local)
+        if local is ANY:
+            self._any.waiting.append(receive)
+            return self.has(ANY)
+        boxes = self._boxes
         while True:
-            receives = self.waiting.setdefault(local, [])
-            receives.append(receive)
-            # Else another thread has just removed the list, and who joins it is not found there.
-            if self.waiting.get(local) is receives:
-                return self.has(local)
+            box = boxes.get(local)
+            if box is None:
+                box = boxes.setdefault(local, Mailbox(local))
+            box.waiting.append(receive)
+            # Else `_tidy` has just forgotten the mailbox, and who joins it is not found there.
+            if boxes.get(local) is box:
+                return box.has(self._newest)
 
     def part(self, local: str | None, receive: Waiting) -> None:
         """Take out a receive that sleeps no longer. What it leaves there is for the next one."""
-        waiting = self.waiting
-        receives = waiting.get(local)
-        if receives is None:
+        box = self._any if local is ANY else self._boxes.get(local)
+        if box is None:
             return
+        waiting, anybody = box.waiting, self._any.waiting
         try:
-            receives.remove(receive)
+            waiting.remove(receive)
         except ValueError:
             pass  # it had not joined, or it left already
-        if not receives:
-            for other in waiting.pop(local, []).copy():
-                # One of another thread, which joined in between. It looks, and joins again by
-                # itself: entered by this thread, it would stay where it has parted meanwhile.
-                other.wake()
-        if self._entries and (receives or ANY in waiting):
-            first = _first(receives) if receives and self.has(local) else None
-            if first is None:
-                first = _first(waiting.get(ANY))
+        if (waiting or anybody) and self._filled:
+            first = _first(waiting) if self.has(local) else None
+            if first is None and anybody and self.has(ANY):
+                first = _first(anybody)
             if first is not None:
                 first.wake()
 
-    # -- sends of this process that wait for room -------------------------------------------------
+    def tidy(self) -> None:
+        """Inside a section: forget mailboxes that nobody uses, if there are many."""
+        if len(self._boxes) > self._tidy_at:
+            self._tidy()
 
-    def is_full(self, local: str, most: int) -> bool:
-        """Whether the buffer of a local part holds `most` entries."""
-        numbers = self._by_local.get(local)
-        return numbers is not None and len(numbers) >= most and self._is_full(numbers, most)
+    def _tidy(self) -> None:
+        boxes = self._boxes
+        for local, box in boxes.copy().items():
+            if not (box.messages or box.more or box.waiting):
+                boxes.pop(local, None)
+                for receive in box.waiting.copy():
+                    receive.wake()  # it joined in between, and joins again if it has to
+        self._tidy_at = 2 * len(boxes) + _LONG
+
+    def _shorten(self, before: deque[tuple[int, list[Mailbox]]]) -> None:
+        """Leave mailboxes from which a message was taken out of the order."""
+        order: deque[tuple[int, list[Mailbox]]] = deque()
+        listed = 0
+        for seq, boxes in before.copy():
+            left = [box for box in boxes.copy() if box.has(seq)]
+            if left:
+                order.append((seq, left))
+                listed += len(left)
+        self._order, self._listed = order, listed
+        self._most_listed = 2 * listed + _LISTED
+
+    # -- sends of this process that wait for room -------------------------------------------------
 
     def join_senders(self, local: str | None, send: Waiting) -> None:
         """Enter a send that is about to sleep until `local` has room; it looks after that."""
@@ -404,26 +549,6 @@ class Inbox:
         first = _first(self.sending.get(local))
         if first is not None:
             first.wake()
-
-    def _tidy(self) -> None:
-        """Forget the empty buffers: most of them will never get anything again."""
-        by_local: dict[str, list[int] | deque[int]] = {}
-        for number in self._entries.copy():
-            local = self._locals.get(number)
-            if local is not None:  # else another thread just took it
-                by_local.setdefault(local, deque()).append(number)
-        for local, numbers in by_local.items():
-            if len(numbers) < _LONG:
-                by_local[local] = list(numbers)
-        self._by_local = by_local
-
-
-def _front(numbers: list[int] | deque[int] | None) -> int:
-    """The first of `numbers`; 0 if there is none."""
-    try:
-        return numbers[0] if numbers else 0
-    except IndexError:
-        return 0  # another thread was quicker
 
 
 def _first(receives: list[Waiting] | None) -> Waiting | None:

@@ -234,7 +234,7 @@ class Upkeep:
             if (inbox or inbox.suspects) and not inbox.is_fresh():
                 section(inbox.refresh)
             # Two threads that look at once must not count the same time twice.
-            section(inbox.suspects.look, now, self._expiry, CHECK_EVERY)
+            section(self._look_at, inbox, now)
             if inbox:
                 section(self.drop_expired, inbox, now)
             # Those that an interruption left are done first: these would be the same.
@@ -250,6 +250,11 @@ class Upkeep:
             departure.end()
             if departure.ended:
                 self._tell(departure)
+
+    def _look_at(self, inbox: Inbox, now: float) -> None:
+        """Inside a section."""
+        inbox.suspects.look(now, self._expiry, CHECK_EVERY)
+        inbox.tidy()
 
     def drop_expired(self, inbox: Inbox, now: float) -> None:
         """Inside a section: drop what nobody read in time. Its channels become suspect, if they can

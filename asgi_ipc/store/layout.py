@@ -151,7 +151,11 @@ Q_DROPS = 49  # 6 words: messages dropped here, by reason
 Q_SENDING = 55  # bit i: word i of the set of senders that wait for room is not empty
 Q_SENDERS = 56  # 17 words: that set, one bit for each waiter row
 Q_OFFERED = 73  # time when a sender found room that is meant for those who wait; 0.0 if none did
-QUEUE_WORDS = 74
+# Hints about rings, see `wakes`. Nothing relies on them.
+Q_RUNG = 74  # time of the last ring that nobody has answered; 0.0 if there is none
+Q_QUICK = 75  # 1 if the last receiver came back sooner than a wakeup takes
+Q_OWED = 76  # 1 if a ring was left out
+QUEUE_WORDS = 77
 WAITER_SET_WORDS = MAX_WAITERS // 64
 
 # -- group rows -----------------------------------------------------------------------------------

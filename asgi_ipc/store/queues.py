@@ -39,6 +39,7 @@ from .layout import (
     Q_LAST,
     Q_MEMBERS,
     Q_NAME,
+    Q_OWED,
     Q_OWNER,
     Q_PENDING,
     Q_REFUSED,
@@ -68,8 +69,9 @@ from .layout import (
 )
 from .log import Log
 from .memory import Buffer, Reserve, Shortage
-from .room import AT_ONCE, NEW, PARKED, RUNG, Room
+from .room import AT_ONCE, NEW, PARKED, RUNG
 from .table import Table
+from .wakes import WOKEN, Wakes
 
 LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
 
@@ -130,6 +132,7 @@ class Target:
         "queue",
         "row",
         "seed",
+        "taken",
         "words",
     )
 
@@ -151,6 +154,7 @@ class Target:
         self.words = _NO_WORDS
         self.generation = -1  # no row has it: look it up
         self.fixed = False
+        self.taken = 0.0  # time of the last take here, until the queue is found empty
 
     def point_to(self, row: int, words: memoryview[int]) -> None:
         """Note where the row is. The generation comes last: if a signal interrupts this before, the
@@ -160,7 +164,7 @@ class Target:
         self.generation = self.words[R_GENERATION]
 
 
-class Queues(Room):
+class Queues(Wakes):
     """Queues by name, and the messages in them."""
 
     lack = 0  # what the last NO_MEMORY was for want of: see MESSAGES
@@ -264,7 +268,7 @@ class Queues(Room):
         queue[Q_SENT] += 1
         words[S_LIVE] = live
         words[S_DIRTY] = CLEAN
-        return self.pick(row) if queue[Q_WAITING] else 0
+        return self.ring_one(row, now) if queue[Q_WAITING] else 0
 
     def put_or_park(
         self,
@@ -335,7 +339,8 @@ class Queues(Room):
     def take(self, target: Target, now: float, waiter_id: int = 0) -> bytes | None:
         """Take the oldest message out of the queue of `target`; None if the queue is empty.
 
-        A `waiter_id` is parked at the empty queue, in this same call.
+        A `waiter_id` is parked at the empty queue, in this same call; WOKEN is added to it if it
+        was parked there.
         """
         words, queue = self.words, target.words
         if queue[R_GENERATION] != target.generation:
@@ -346,7 +351,7 @@ class Queues(Room):
             at = queue[Q_FIRST]
             if not at:
                 if waiter_id:
-                    self.park(target.row, waiter_id)
+                    self.park_receiver(target, now, waiter_id)
                 return None
             # `_read` and `_free`, written out: this is half of what every message costs.
             log, buffer = self.log, self.buffer
@@ -391,9 +396,19 @@ class Queues(Room):
                 self.offer(target.row + Q_SENDING)
             if expires > now:
                 words[S_DIRTY] = CLEAN
+                if waiter_id or queue[Q_OWED]:
+                    self.note_take(target.row, now, target.taken, waiter_id)
+                target.taken = now
                 return body
             self.count_drop(target.row, EXPIRED)
             words[S_DIRTY] = CLEAN
+
+    def park_receiver(self, target: Target, now: float, waiter_id: int) -> None:
+        """Park a waiter id at the queue of `target`, which its receiver found empty. WOKEN is added
+        to it if it was parked there."""
+        self.note_look(target.row, now, target.taken, waiter_id >= WOKEN)
+        target.taken = 0.0
+        self.park(target.row, waiter_id & ~WOKEN)
 
     def peek(self, row: int) -> Taken | None:
         """Return the oldest message of the queue at `row` without taking it; None if empty."""
@@ -610,7 +625,10 @@ class Queues(Room):
             return 0
         if room:
             return self.pick(row, 0) if self.has_room(row) else 0
-        return self.pick(row) if words[row + Q_PENDING] & COUNT else 0
+        if words[row + Q_PENDING] & COUNT:
+            return self.pick_another(row)
+        self.forget_ring(row)
+        return 0
 
     def find_unexpired(self, target: Target, now: float) -> int:
         """`find` for a queue, and drop the expired messages at its front."""

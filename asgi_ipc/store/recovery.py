@@ -31,6 +31,7 @@ def recover(store: Store, now: float) -> None:
         _empty(store, row + at.Q_WAITING)
         _empty(store, row + at.Q_SENDING)
         words[row + at.Q_OFFERED] = 0
+        words[row + at.Q_RUNG] = words[row + at.Q_QUICK] = words[row + at.Q_OWED] = 0
     _empty(store, at.S_SENDING)
     words[at.S_OFFERED] = 0
     _relink_messages(store)

@@ -10,8 +10,8 @@ the dirty word set, and the next holder of the lock computes the derived words f
 ones.
 
 The store is built on `memory` (the words), `waiters` (which waiter to ring), `room` (which sender
-to ring) and `queues` (messages). This file adds the processes that own queues, what happens when
-they die, and upkeep.
+to ring), `wakes` (whether to ring) and `queues` (messages). This file adds the processes that own
+queues, what happens when they die, and upkeep.
 """
 
 from __future__ import annotations

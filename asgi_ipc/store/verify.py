@@ -352,8 +352,16 @@ class _Verifier:
         for row, name in self.rows["queues"].items():
             label = f"queue {_text(name)}"
             yield from self.waiter_set(label, "waiter set", row + at.Q_WAITING)
+            yield from self.hints(label, row)
             sending, pending = row + at.Q_SENDING, row + at.Q_PENDING
             yield from self.waiter_set(label, "set of senders", sending, pending)
+
+    def hints(self, label: str, row: int) -> Iterator[str]:
+        """Nothing relies on them, but no process stores such values."""
+        yield from self.past(row + at.Q_RUNG, f"{label}: the time of the last ring")
+        for word, what in ((at.Q_QUICK, "receivers are quick"), (at.Q_OWED, "a ring is owed")):
+            if self.words[row + word] > 1:
+                yield f"{label}: whether {what} is {self.words[row + word]}, not 0 or 1"
 
     def waiter_set(self, label: str, what: str, place: int, count: int = 0) -> Iterator[str]:
         """A set whose summary is at `place`. That of senders shows in a `count`."""

@@ -8,10 +8,8 @@ has released the lock. The senders that wait for room have sets of the same kind
 from __future__ import annotations
 
 from .layout import (
-    COUNT,
     MAX_WAITERS,
     P_GENERATION,
-    Q_PENDING,
     Q_WAITING,
     W_GENERATION,
     W_PROCESS,
@@ -155,10 +153,3 @@ class Waiters(Memory):
                 bits &= bits - 1
             if not words[at + 1 + word]:
                 words[at] &= ~(1 << word)
-
-    def park_if_empty(self, row: int, waiter_id: int) -> bool:
-        """Park a waiter id at the queue at `row`, or return True if a message is pending there."""
-        if self.words[row + Q_PENDING] & COUNT:
-            return True
-        self.park(row, waiter_id)
-        return False

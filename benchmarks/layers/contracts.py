@@ -60,12 +60,17 @@ class Blocking:
         self._receive([SOCKETS])  # from now on they are known to be this process's
         return [f"{SOCKETS}{number}" for number in range(count)]
 
-    async def receive_each(self, names: list[str], ready: str) -> None:
-        """Receive a message for each of the sockets; send to `ready` when they wait for it."""
+    async def receive_each(self, names: list[str], ready: str) -> float:
+        """Receive a message for each of the sockets; send to `ready` when they wait for it. Returns
+        when the last had it."""
         await self.send(ready, CHAT)
         left = set(names)
         while left:
             left.discard(self._receive([SOCKETS], True)[0])
+        return time.monotonic()
+
+    async def receive_no_more(self) -> None:
+        """The sockets end."""
 
     async def group_add(self, group: str, channel: str) -> None:
         self.layer.group_add(group, channel)
@@ -98,6 +103,9 @@ class Asynchronous:
         self.layer = layer
         self.send, self.receive = layer.send, layer.receive
         self.sleep = asyncio.sleep
+        self._sockets: list[asyncio.Task[None]] = []
+        self._left = 0  # sockets that have nothing yet in this round
+        self._all_heard: asyncio.Future[float]
 
     @property
     def full(self) -> type[Exception]:
@@ -114,12 +122,33 @@ class Asynchronous:
         """The process-specific channels of `count` sockets."""
         return [await self.layer.new_channel("sockets") for _ in range(count)]
 
-    async def receive_each(self, names: list[str], ready: str) -> None:
-        """Receive a message for each of the sockets; send to `ready` when they wait for it."""
-        waiting = [asyncio.ensure_future(self.receive(name)) for name in names]
+    async def receive_each(self, names: list[str], ready: str) -> float:
+        """Receive a message for each of the sockets; send to `ready` when they wait for it. Returns
+        when the last had it. Each socket then receives again, as a consumer does."""
+        self._left, self._all_heard = len(names), asyncio.get_running_loop().create_future()
+        if not self._sockets:
+            self._sockets = [asyncio.ensure_future(self._consume(name)) for name in names]
         await asyncio.sleep(SETTLE)
         await self.send(ready, CHAT)
-        await asyncio.gather(*waiting)
+        return await self._all_heard
+
+    async def _consume(self, name: str) -> None:
+        try:
+            while True:
+                await self.receive(name)
+                self._left -= 1
+                if not self._left:
+                    self._all_heard.set_result(time.monotonic())
+        except Exception as error:
+            if not self._all_heard.done():
+                self._all_heard.set_exception(error)
+
+    async def receive_no_more(self) -> None:
+        """The sockets end."""
+        for socket in self._sockets:
+            socket.cancel()
+        await asyncio.gather(*self._sockets, return_exceptions=True)
+        self._sockets.clear()
 
     async def group_add(self, group: str, channel: str) -> None:
         await self.layer.group_add(group, channel)

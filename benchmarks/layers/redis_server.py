@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests import processes
 
-VARIABLE = "BENCHMARK_REDIS_PORT"
+VARIABLE, PROCESS = "BENCHMARK_REDIS_PORT", "BENCHMARK_REDIS_PID"
 
 
 def missing() -> str:
@@ -23,6 +23,11 @@ def missing() -> str:
     if shutil.which("redis-server") is None:
         return "redis-server is not installed (on Debian: apt-get install redis-server)"
     return ""
+
+
+def pids() -> list[int]:
+    """Its process, which works for layers over Redis alone; none if it does not run."""
+    return [int(os.environ[PROCESS])] if PROCESS in os.environ else []
 
 
 def port() -> int:
@@ -42,11 +47,11 @@ def running() -> Iterator[None]:
         command = ["redis-server", *options]
         with processes.running(command, log=folder / "log", folder=folder) as server:
             server.wait_for_port(free)
-            os.environ[VARIABLE] = str(free)
+            os.environ[VARIABLE], os.environ[PROCESS] = str(free), str(server.pid)
             try:
                 yield
             finally:
-                del os.environ[VARIABLE]
+                del os.environ[VARIABLE], os.environ[PROCESS]
 
 
 def forget(prefix: str) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import cache
 from typing import Any
 
+from benchmarks.layers import redis_server
 from benchmarks.layers.contenders import BLOCKING, Contender, Place, contender, new_prefix
 from benchmarks.layers.contracts import Asynchronous, Blocking, Layer, run_to_end
-from benchmarks.processes import Child, Cores
+from benchmarks.processes import Child, Cores, spent
 
 # One process's part of a workload: `await role(layer, ...)`.
 Role = Callable[..., Coroutine[Any, Any, Any]]
@@ -66,6 +67,10 @@ class Stage:
             child.end()
         for one, place in self._places.values():
             one.destroy(place)
+
+    def spent(self) -> float:
+        """Seconds on a core of all players together, and of Redis, up to now."""
+        return spent([*(child.pid for child in self._children), *redis_server.pids()])
 
     def _place(self, one: Contender, number: int = 0, apart: bool = False) -> Place:
         """Where players of `one` meet; `apart`: a place for this contender alone."""

@@ -11,14 +11,13 @@ import statistics
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.layers.contenders import Contender
 from benchmarks.layers.contracts import CHAT, Layer
 from benchmarks.layers.stage import Stage
 from benchmarks.measure import Column, Row, Table, medians
-from benchmarks.processes import ChildDied, ChildFailed
+from benchmarks.processes import ChildDied, ChildFailed, Usage
 from benchmarks.workloads import Run
 from benchmarks.workloads.growth import CROWDED, fill
 
@@ -40,22 +39,6 @@ async def tick(layer: Layer, channel: str) -> None:
     """The floor: a process that wakes once a second and finds nothing to do."""
     while True:
         await layer.sleep(1.0)
-
-
-class Usage(NamedTuple):
-    """Of all threads of a process, counted by the kernel. Linux only."""
-
-    spent: int  # nanoseconds on a core
-    times: int  # how often put on one
-
-    @classmethod
-    def of(cls, pid: int) -> Usage:
-        spent = times = 0
-        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-            on_core, _, slices = map(int, path.read_text().split())
-            spent += on_core
-            times += slices
-        return cls(spent, times)
 
 
 def idle(run: Run) -> Iterator[Table]:

@@ -1,11 +1,11 @@
 """`broadcast`: a send to a group of sockets that live in another process: the call, and when the
 last socket has it; with one that leaves and joins before some of the sends.
 
-Each socket has a process-specific channel of its own. In Channels 4 a coroutine waits for each; in
-Channels 1 one loop receives for all of them, as its server does.
+Each socket has a process-specific channel of its own. In Channels 4 a coroutine waits for each, and
+receives again at once, as a consumer does; in Channels 1 one loop receives for all of them, as its
+server does.
 
-The report also counts these times in pairs, those of the sender just before and just after. A pair
-is measured by a process that does nothing else. So the sender works for a moment before its call.
+The sender works for a moment before its call, as a process does that is busy.
 What the call takes a process that has just slept, and finds its code and data in no cache, is
 measured apart.
 """
@@ -18,12 +18,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
+from benchmarks.layers import redis_server
 from benchmarks.layers.contenders import Contender
 from benchmarks.layers.contracts import CHAT, SETTLE, Layer
 from benchmarks.layers.stage import Stage
-from benchmarks.measure import Column, Row, Table
+from benchmarks.measure import Column, Row, Table, against
+from benchmarks.processes import spent
 from benchmarks.workloads import Run
-from benchmarks.workloads.pair import BESIDE, CHANNEL, CHANNELS, timed
+from benchmarks.workloads.pair import CHANNEL, CHANNELS
 
 GROUP, READY = "everybody", "ready"
 AT_WORK = 0.005  # seconds that a sender works before its call
@@ -42,6 +44,7 @@ class Round(NamedTuple):
     end: float  # when the last socket had the message
     leave: float  # seconds; 0 where nobody left
     join: float
+    cpu: float  # seconds of CPU until then
 
 
 # -- the process of the sockets -------------------------------------------------------------------
@@ -69,16 +72,24 @@ async def hear(layer: Layer, names: list[str], kinds: list[str]) -> list[Round]:
             between = clock()
             await layer.group_add(GROUP, name)
             leave, back = between - start, clock() - between
-        await layer.receive_each(names, READY)
-        rounds.append(Round(time.monotonic(), leave, back))
+        before = time.process_time()
+        end = await layer.receive_each(names, READY)
+        rounds.append(Round(end, leave, back, time.process_time() - before))
+    await layer.receive_no_more()
     return rounds
 
 
 # -- the process that sends -----------------------------------------------------------------------
 
 
-async def send(layer: Layer, kinds: list[str]) -> list[tuple[float, float]]:
-    """For each round when the call began, and when it was over."""
+class Call(NamedTuple):
+    start: float
+    end: float
+    cpu: float  # seconds of CPU
+
+
+async def send(layer: Layer, kinds: list[str]) -> list[Call]:
+    """The call of each round."""
     calls = []
     for kind in kinds:
         await layer.receive(READY)
@@ -87,14 +98,14 @@ async def send(layer: Layer, kinds: list[str]) -> list[tuple[float, float]]:
         while kind != RESTED and start - began < AT_WORK:
             await layer.pairs(CHANNELS, CHAT)
             start = time.monotonic()
+        before = time.process_time()
         await layer.group_send(GROUP, CHAT)
-        calls.append((start, time.monotonic()))
+        calls.append(Call(start, time.monotonic(), time.process_time() - before))
     return calls
 
 
 def measure(run: Run, one: Contender, sockets: int, rounds: int) -> Row | None:
-    """The samples of a contender by kind, in ms, but pairs in µs; None if its group takes too long
-    to fill."""
+    """The samples of a contender by kind, in ms; None if its group takes too long to fill."""
     kinds = [kind for kind in KINDS for _ in range(rounds)]
     with Stage() as stage:
         owner = stage.enter(one, 2 * sockets)
@@ -102,23 +113,23 @@ def measure(run: Run, one: Contender, sockets: int, rounds: int) -> Row | None:
         joined: Joined | None = owner.play(join, sockets)
         if joined is None:
             return None
-        pair = [sender.play(timed, BESIDE)] if one.ours else []
+        redis = spent(redis_server.pids())
         sender.begin(send, kinds)
         owner.begin(hear, joined.names, kinds)
-        calls: list[tuple[float, float]] = sender.result()
+        calls: list[Call] = sender.result()
         heard: list[Round] = owner.result()
-        pair += [sender.play(timed, BESIDE)] if one.ours else []
+        redis = spent(redis_server.pids()) - redis
     changes = [each for each, kind in zip(heard, kinds) if kind == CHANGED]
     took = {
-        kind: [over - start for (start, over), this in zip(calls, kinds) if this == kind]
+        kind: [call.end - call.start for call, this in zip(calls, kinds) if this == kind]
         for kind in KINDS
     }
-    took["last"] = [each.end - start for each, (start, _) in zip(heard, calls)]
+    took["last"] = [each.end - call.start for each, call in zip(heard, calls)]
+    took["cpu"] = [each.cpu + call.cpu + redis / len(kinds) for each, call in zip(heard, calls)]
     took["leave"] = [each.leave for each in changes]
     took["join"] = [each.join for each in changes]
     took["fill"] = [joined.each]
-    in_ms = {key: [each * 1e3 for each in some] for key, some in took.items()}
-    return {**in_ms, "pair": pair}
+    return {key: [each * 1e3 for each in some] for key, some in took.items()}
 
 
 def broadcast(run: Run) -> Iterator[Table]:
@@ -139,6 +150,8 @@ def broadcast(run: Run) -> Iterator[Table]:
             Column("layer", "layer"),
             Column("call", "the call", ",.3f"),
             Column("last", "the last one has it", ",.1f"),
+            *against(rows, "last", "channels_redis-pubsub"),
+            Column("cpu", "CPU of all", ",.1f"),
             Column("after", "the call after one left and joined", ",.3f"),
             Column("rested", "the call of one who slept", ",.3f"),
             Column("fill", "a join, while it grows", ",.3f"),

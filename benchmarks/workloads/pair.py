@@ -19,7 +19,6 @@ from benchmarks.workloads import Run
 
 CHANNEL = "chat"
 CHANNELS = (CHANNEL,)
-BESIDE = 0.1  # seconds for which another workload measures pairs, to count in them
 
 
 async def timed(

@@ -1,9 +1,7 @@
 """`roundtrip`: two processes answer each other, both blocked in receive in between.
 
 Most of the time the kernel needs to wake a process. What counts is what the layer adds to that: the
-same loop runs over bare FIFOs under the same pinning in the same repetition. The excess over that
-floor is also given in pairs, which the same client measures beforehand. It cannot be less than two
-pairs: each way takes one send and one receive.
+same loop runs over bare FIFOs under the same pinning in the same repetition.
 
 Where both have a processor, neither of our layers goes to sleep, since messages come faster than
 ``spin``. Those called ``asleep`` have it turned off, and show what a message costs that reaches a
@@ -16,16 +14,14 @@ import statistics
 import time
 from collections.abc import Iterator
 from functools import partial
-from itertools import repeat
 from typing import NamedTuple
 
 from benchmarks.layers.contenders import Contender, floor_of, with_asleep
 from benchmarks.layers.contracts import CHAT, Layer
 from benchmarks.layers.stage import Stage
-from benchmarks.measure import Column, Row, Table, medians, quantile
+from benchmarks.measure import Column, Row, Table, against, medians, paired_ratio, quantile
 from benchmarks.processes import pinnings
 from benchmarks.workloads import Run
-from benchmarks.workloads.pair import CHANNEL
 
 PING, PONG = "ping", "pong"
 
@@ -33,18 +29,13 @@ PING, PONG = "ping", "pong"
 class Trips(NamedTuple):
     p50: float  # µs of a round trip
     p99: float
-    pair: float | None  # µs
 
 
 def warm_up(trips: int) -> int:
     return min(200, trips // 5)
 
 
-async def client(layer: Layer, trips: int, pairs: int) -> Trips:
-    pair = None
-    if pairs:
-        await layer.pairs(repeat(CHANNEL, pairs // 2), CHAT)  # to warm up
-        pair = await layer.pairs(repeat(CHANNEL, pairs), CHAT) / pairs * 1e6
+async def client(layer: Layer, trips: int) -> Trips:
     send, receive, clock = layer.send, layer.receive, time.perf_counter
     samples = []
     for _ in range(warm_up(trips) + trips):
@@ -53,7 +44,7 @@ async def client(layer: Layer, trips: int, pairs: int) -> Trips:
         await receive(PONG)
         samples.append(clock() - start)
     ordered = sorted(samples[-trips:])
-    return Trips(quantile(ordered, 0.5) * 1e6, quantile(ordered, 0.99) * 1e6, pair)
+    return Trips(quantile(ordered, 0.5) * 1e6, quantile(ordered, 0.99) * 1e6)
 
 
 async def server(layer: Layer, trips: int) -> None:
@@ -66,12 +57,11 @@ def measure(run: Run, one: Contender, way: str) -> Trips:
     """One sample, by a fresh pair of processes."""
     here, there = pinnings()[way]
     trips = run.effort(10, 500, 3_000) // (10 if one.slow else 1)
-    pairs = run.effort(20, 500, 2_000) // (20 if one.slow else 1) if one.groups else 0
     with Stage() as stage:
         other = stage.enter(one, listens=[PING], cores=there)
-        this = stage.enter(one, listens=[PONG, CHANNEL], cores=here)
+        this = stage.enter(one, listens=[PONG], cores=here)
         other.begin(server, trips)
-        trip: Trips = this.play(client, trips, pairs)
+        trip: Trips = this.play(client, trips)
         return trip
 
 
@@ -90,9 +80,7 @@ def roundtrip(run: Run) -> Iterator[Table]:
             excess = [trip.p50 - floor.p50 for trip, floor in zip(mine, floors)]
             row["excess"] = statistics.median(excess)
             row["floor p99"] = statistics.median(floor.p99 for floor in floors)
-            if one.groups:
-                pairs = [more / (trip.pair or 1) for more, trip in zip(excess, mine)]
-                row["pairs"] = statistics.median(pairs)
+            row["ratio"] = paired_ratio([each.p50 for each in mine], [each.p50 for each in floors])
         rows.append(row)
     yield Table(
         "roundtrip",
@@ -103,8 +91,8 @@ def roundtrip(run: Run) -> Iterator[Table]:
             Column("p50", "p50", ",.1f"),
             Column("p99", "p99", ",.1f"),
             Column("excess", "over the floor", ",.1f"),
-            Column("pair", "one pair", ",.1f"),
-            Column("pairs", "excess in pairs", ",.1f"),
+            Column("ratio", "× the floor", ",.2f"),
+            *against(rows, "p50", "zmq-ipc", "channels_redis-pubsub"),
         ),
         rows,
     )

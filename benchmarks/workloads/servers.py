@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.layers import redis_server
 from benchmarks.layers.contenders import PEERS_OF_CHANNELS_1, Contender, new_prefix
 from benchmarks.measure import Column, Row, Table, quantile
-from benchmarks.processes import REPOSITORY
+from benchmarks.processes import REPOSITORY, spent
 from benchmarks.workloads import Run
 from tests import environments, processes
 
@@ -40,6 +40,7 @@ ROUND_WITHIN = 30.0  # seconds
 COLUMNS = (
     Column("layer", "layer"),
     Column("rate", "a second", ",.0f"),
+    Column("cpu", "µs of CPU each", ",.0f"),  # of all processes together, but the clients
     Column("p50", "p50, ms", ",.2f"),
     Column("p99", "p99, ms", ",.2f"),
 )
@@ -65,6 +66,7 @@ class Site:
         self.folder = SITES / name
         self._logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-site-")))
         self._stack = stack
+        self.pids: list[int] = redis_server.pids()
         self._variables = environments.child_environment(
             PYTHONPATH=f"{self.folder}:{REPOSITORY}" if one.ours else str(self.folder),
             DJANGO_SETTINGS_MODULE="settings",
@@ -73,9 +75,11 @@ class Site:
 
     def start(self, name: str, *command: str | Path) -> processes.Process:
         log = self._logs / f"{name}.log"
-        return self._stack.enter_context(
+        started = self._stack.enter_context(
             processes.running(command, log=log, environment=self._variables, folder=self._logs)
         )
+        self.pids.append(started.pid)
+        return started
 
 
 # -- Channels 1 -----------------------------------------------------------------------------------
@@ -89,8 +93,8 @@ CHANNELS_1 = {
 
 
 @contextmanager
-def channels_1(one: Contender, workers: int) -> Iterator[int]:
-    """The port of the running site."""
+def channels_1(one: Contender, workers: int) -> Iterator[tuple[int, Site]]:
+    """The port of the running site, and its processes."""
     environment, backend = CHANNELS_1[one.name]
     python, port = environments.build(environment), processes.free_port()
     with ExitStack() as stack:
@@ -104,7 +108,7 @@ def channels_1(one: Contender, workers: int) -> Iterator[int]:
         for worker in started:
             worker.wait_for_output("Listening on channels")
         server.wait_for_port(port)
-        yield port
+        yield port, site
 
 
 async def ask(port: int, clients: int, seconds: float) -> list[float]:
@@ -132,11 +136,14 @@ async def ask(port: int, clients: int, seconds: float) -> list[float]:
 def http(run: Run, one: Contender, workers: int) -> list[Row]:
     """The rows of one layer."""
     seconds, rows = run.effort(0.2, 1.0, 3.0), []
-    with channels_1(one, workers) as port:
+    with channels_1(one, workers) as (port, site):
         asyncio.run(ask(port, 1, seconds / 4))
         for clients in (1, CLIENTS):
+            before = spent(site.pids)
             taken = asyncio.run(ask(port, clients, seconds))
+            cpu = (spent(site.pids) - before) / len(taken) * 1e6
             row: Row = {"layer": one.name, "clients": clients, "rate": len(taken) / seconds}
+            row["cpu"] = cpu
             rows.append({**row, **percentiles(taken)})
     return rows
 
@@ -151,8 +158,8 @@ CHANNELS_4 = {
 
 
 @contextmanager
-def channels_4(one: Contender) -> Iterator[list[int]]:
-    """The ports of the running servers."""
+def channels_4(one: Contender) -> Iterator[tuple[list[int], Site]]:
+    """The ports of the running servers, and their processes."""
     with ExitStack() as stack:
         site = Site(one, "channels4", CHANNELS_4[one.name], stack)
         ports = [processes.free_port() for _ in range(SERVERS)]
@@ -160,7 +167,7 @@ def channels_4(one: Contender) -> Iterator[list[int]]:
         servers = [site.start(f"{port}", *daphne, str(port)) for port in ports]
         for server, port in zip(servers, ports):
             server.wait_for_port(port)
-        yield ports
+        yield ports, site
 
 
 async def heard(sockets: list[ClientConnection], what: str) -> None:
@@ -169,11 +176,15 @@ async def heard(sockets: list[ClientConnection], what: str) -> None:
             pass
 
 
-async def talk(ports: list[int], sockets: int, seconds: float) -> list[float]:
-    """Seconds until all have heard what one of them said, one after another."""
+async def talk(
+    ports: list[int], sockets: int, seconds: float, pids: list[int]
+) -> tuple[list[float], float]:
+    """Seconds until all have heard what one of them said, one after another; and those of CPU that
+    the processes spent for each of these rounds."""
     import websockets
 
     taken: list[float] = []
+    before = 0.0
     async with AsyncExitStack() as stack:
         everybody = [
             await stack.enter_async_context(
@@ -189,16 +200,20 @@ async def talk(ports: list[int], sockets: int, seconds: float) -> list[float]:
             await asyncio.wait_for(heard(everybody, f"{number}"), ROUND_WITHIN)
             if number:
                 taken.append(time.perf_counter() - start)
+            else:
+                before = spent(pids)
             number += 1
-    return taken
+        cpu = (spent(pids) - before) / len(taken)
+    return taken, cpu
 
 
 def websocket(run: Run, one: Contender, sockets: int) -> Row:
     """The row of one layer."""
-    with channels_4(one) as ports:
-        taken = asyncio.run(talk(ports, sockets, run.effort(0.2, 1.0, 4.0)))
-    rate = sockets / statistics.mean(taken)
-    return {"layer": one.name, "rate": rate, **percentiles(taken)}
+    with channels_4(one) as (ports, site):
+        seconds = run.effort(0.2, 1.0, 4.0)
+        taken, cpu = asyncio.run(talk(ports, sockets, seconds, site.pids))
+    row = {"layer": one.name, "rate": sockets / statistics.mean(taken), "cpu": cpu / sockets * 1e6}
+    return {**row, **percentiles(taken)}
 
 
 def servers(run: Run) -> Iterator[Table]:

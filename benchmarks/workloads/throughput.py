@@ -2,7 +2,8 @@
 `scaling`: up to eight of each, on one channel or on one channel each.
 
 Every message carries a number. What was lost, delivered twice, or reordered for a receiver is
-counted, and is 0 for a layer that keeps its promise.
+counted, and is 0 for a layer that keeps its promise. The CPU is that of all processes together, a
+Redis server included.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from typing import NamedTuple
 from benchmarks.layers.contenders import Contender
 from benchmarks.layers.contracts import CHAT, Layer
 from benchmarks.layers.stage import Stage
-from benchmarks.measure import Column, Row, Table, medians, quantile
+from benchmarks.measure import Column, Row, Table, against, medians, quantile
 from benchmarks.workloads import Run
-from benchmarks.workloads.pair import BESIDE, timed
 
 WORK = "work"
 STOP = -1
@@ -103,8 +103,9 @@ def measure(run: Run, one: Contender, load: Load) -> Row:
             stage.enter(one, load.capacity, sends=[channels[number]], at=places[number])
             for number in range(load.senders)
         ]
-        # Rates are compared with pairs of the same process at the same time: a machine has moods.
-        pair = senders[0].play(timed, BESIDE) if one.ours else None
+        for player in (*receivers, *senders):
+            player.wait_until_open()
+        before = stage.spent()
         for receiver, channel in zip(receivers, channels):
             receiver.begin(consume, channel)
         stops = load.receivers // load.senders
@@ -112,13 +113,14 @@ def measure(run: Run, one: Contender, load: Load) -> Row:
             sender.begin(produce, channel, number << 40, load.seconds, stops)
         sent: list[Sent] = [sender.result(load.seconds + PATIENCE) for sender in senders]
         got: list[Got] = [receiver.result(PATIENCE) for receiver in receivers]
+        cpu = stage.spent() - before
     seen = Counter(number for one_got in got for number in one_got.numbers)
     ages = sorted(age for one_got in got for age in one_got.ages)
     counts, received = [one.messages for one in sent], [len(one.numbers) for one in got]
     rate = len(seen) / (max(one.end for one in got) - min(one.start for one in sent))
     return {
         "rate": rate,
-        "pairs": None if pair is None else rate * pair / 1e6,
+        "cpu": cpu / max(len(seen), 1) * 1e6,
         "p99": quantile(ages, 0.99) * 1e3 if ages else None,
         "senders": min(counts) / max(counts) if max(counts) else None,
         "receivers": min(received) / max(received) if max(received) else None,
@@ -170,7 +172,7 @@ def throughput(run: Run) -> Iterator[Table]:
     rows: list[Row] = []
     for (one, load), mine in samples.items():
         row = {"layer": one.name, "receivers": load.receivers}
-        row.update(_summary(mine, ("rate", "pairs")))
+        row.update(_summary(mine, ("rate", "cpu")))
         if mine:
             rates = [sample["rate"] for sample in mine]
             row.update(least=min(rates), most=max(rates))
@@ -184,7 +186,8 @@ def throughput(run: Run) -> Iterator[Table]:
             Column("rate", "median", ",.0f"),
             Column("least", "least", ",.0f"),
             Column("most", "most", ",.0f"),
-            Column("pairs", "in the time of a pair", ",.2f"),
+            *against(rows, "rate", "zmq-ipc", "multiprocessing.Queue", "channels_redis-pubsub"),
+            Column("cpu", "µs of CPU each", ",.1f"),
             *FAULTS,
             Column("refused", "refused, sent again", ",d"),
         ),
@@ -212,7 +215,7 @@ def scaling(run: Run) -> Iterator[Table]:
     samples = run.samples(run.effort(1, 1, 2), plan, partial(measure, run))
     rows = [
         {"on": load.on, "n": load.senders, "layer": one.name}
-        | _summary(mine, ("rate", "p99", "senders", "receivers"))
+        | _summary(mine, ("rate", "cpu", "p99", "senders", "receivers"))
         for (one, load), mine in samples.items()
     ]
     yield Table(
@@ -223,6 +226,7 @@ def scaling(run: Run) -> Iterator[Table]:
             Column("n", "n", "d"),
             Column("layer", "layer"),
             Column("rate", "messages a second", ",.0f"),
+            Column("cpu", "µs of CPU each", ",.1f"),
             Column("p99", "p99 age, ms", ",.1f"),
             Column("senders", "fair to senders", ".2f"),
             Column("receivers", "fair to receivers", ".2f"),

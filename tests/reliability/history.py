@@ -41,7 +41,17 @@ import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc import segment
 from asgi_ipc.segment.paths import Paths
-from asgi_ipc.store.layout import BUFFER, DROP_REASONS, EXPIRED, MEMORY, S_DROPS, S_RECOVERIES
+from asgi_ipc.store.layout import (
+    BUFFER,
+    DROP_REASONS,
+    EXPIRED,
+    MEMORY,
+    Q_OWED,
+    Q_QUICK,
+    Q_RUNG,
+    S_DROPS,
+    S_RECOVERIES,
+)
 from tests.waiting import LIVENESS
 
 KINDS = ("blocking", "asyncio", "forked")
@@ -51,7 +61,8 @@ GROUP = "everyone"
 OPTIONS = {"capacity": 400, "receive_timeout": 0.25}
 PATIENCE = (None, 0.05)  # seconds that a send waits for room
 
-LONGEST = 0.25  # seconds that a call may take
+LONGEST = 0.25  # seconds that a call may take,
+AT_A_LOOK = 1.5  # and that a receive may, where only the look once a second finds a message
 AFTER_KILL = 1.3  # seconds of grace: recovery, and the safety check that makes up for a lost ring
 AFTER_STOP = 0.3  # seconds of grace once the stopped process was told to go on
 
@@ -284,9 +295,10 @@ class Disturbance(NamedTuple):
 class Chaos:
     """Starts the processes, disturbs them, starts others in their place, and ends it all."""
 
-    def __init__(self, prefix: str, folder: Path, seed: int) -> None:
+    def __init__(self, prefix: str, folder: Path, seed: int, nonsense: bool = False) -> None:
         self.prefix = prefix
         self.folder = folder
+        self.nonsense = nonsense
         self.random = random.Random(seed)
         self.layer = asgi_ipc.IPCChannelLayer(prefix, **OPTIONS)
         self.layer.send("warm", {})  # used before anybody is forked, as a preloaded layer is
@@ -377,10 +389,26 @@ class Chaos:
         """Leave them alone, and see how long a processor is not to be had by anybody."""
         until = time.monotonic() + seconds
         while (before := time.monotonic()) < until:
-            time.sleep(0.01)
+            if self.nonsense:
+                self._talk_nonsense()
+            time.sleep(0.001 if self.nonsense else 0.01)
             now = time.monotonic()
             if now - before > 0.1:
                 self.disturbances.append(Disturbance("busy machine", "", before - 0.1, now + 0.1))
+
+    def _talk_nonsense(self) -> None:
+        """Overwrite the hints of all queues, without the lock. Most often they now say that a ring
+        is under way, so that the next one is left out."""
+        store = self.layer._core.attach().store
+        any_word = self.random.getrandbits(64)
+        for row in list(store.queues.rows()):
+            if self.random.random() < 0.5:
+                store.doubles[row + Q_RUNG] = time.monotonic()
+                store.words[row + Q_QUICK] = 1
+            else:
+                store.words[row + Q_RUNG] = any_word
+                store.words[row + Q_QUICK] = any_word >> 63
+            store.words[row + Q_OWED] = any_word & 6
 
     def _wait_for(self, life: Life, event: str) -> bool:
         """Until a process has logged `event`. False, and a problem, if it never did."""
@@ -597,12 +625,12 @@ def left_behind(prefix: str) -> list[str]:
 
 
 def history(
-    seconds: float, seed: int, folder: Path, longest: float = LONGEST
+    seconds: float, seed: int, folder: Path, longest: float = LONGEST, nonsense: bool = False
 ) -> tuple[list[str], dict[str, Any]]:
     """Live through it, and judge it: problems and figures."""
     prefix = f"h{os.getpid()}-{secrets.token_hex(4)}"
     open_before = set(os.listdir("/proc/self/fd"))
-    chaos = Chaos(prefix, folder, seed)
+    chaos = Chaos(prefix, folder, seed, nonsense)
     try:
         try:
             chaos.run(seconds)
@@ -656,6 +684,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--longest", type=float, default=LONGEST, help="seconds for any call")
+    parser.add_argument("--nonsense", action="store_true", help="hints that say what is not so")
     parser.add_argument("--keep", help="folder for the logs, which stay there")
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     parser.add_argument("--prefix", help=argparse.SUPPRESS)
@@ -669,7 +698,8 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         kept = given.keep or stack.enter_context(tempfile.TemporaryDirectory())
         Path(kept).mkdir(parents=True, exist_ok=True)
-        problems, figures = history(given.seconds, seed, Path(kept), given.longest)
+        longest = max(given.longest, AT_A_LOOK) if given.nonsense else given.longest
+        problems, figures = history(given.seconds, seed, Path(kept), longest, given.nonsense)
     print(json.dumps(figures, indent=1), flush=True)
     for problem in problems[:50]:
         print("PROBLEM:", problem)

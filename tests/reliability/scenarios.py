@@ -23,7 +23,10 @@ from asgi_ipc.store.layout import (
     Q_LAST,
     Q_MEMBERS,
     Q_NEXT_OWNED,
+    Q_OWED,
     Q_PENDING,
+    Q_QUICK,
+    Q_RUNG,
     Q_SENDING,
     Q_WAITING,
     R_BUCKET,
@@ -43,6 +46,7 @@ from asgi_ipc.store.layout import (
 )
 from asgi_ipc.store.queues import Target
 from asgi_ipc.store.store import Store
+from asgi_ipc.store.wakes import WOKEN
 
 from .clients import Blocking
 from .looking import bury_all
@@ -151,6 +155,47 @@ class SendWhereSomebodyWaits(Send):
         row = session.section(session.store.find, target)
         session.section(session.store.park, row, waiter)
         self.waiter = waiter, generation
+
+
+class ReceiveWhereARingIsOwed(Scenario):
+    """A waiter that was rung takes a message, and rings the next one, which is gone. The hints say
+    so in the other scenarios too, and there it is nonsense."""
+
+    def prepare(self, survivor: Blocking) -> None:
+        super().prepare(survivor)
+        say_quick(survivor.store)
+
+    def arm(self, victim: Blocking) -> None:
+        super().arm(victim)
+        session = victim.session
+        self.waiters = []
+        row = session.section(session.store.find, Target(b"work"))
+        for parks in (False, True):
+            taken = session.section(session.store.add_waiter, session.attachment.process)
+            session.section(session.store.publish_waiter, *taken)
+            self.waiters.append(taken)
+            if parks:
+                session.section(session.store.park, row, taken[0])
+
+    def operate(self, victim: Blocking) -> None:
+        core, session = victim.core, victim.session
+        source = core.sources(session, ["work"])[0]
+        found = core.take_one(session, source, self.waiters[0][0] + WOKEN)
+        check(found and found[1]["id"], 0)
+
+
+class ReceiveInVainWhereARingIsOwed(Scenario):
+    channels = ("work", "other", "empty")
+    changes = False
+
+    def prepare(self, survivor: Blocking) -> None:
+        super().prepare(survivor)
+        survivor.send("empty", {})
+        survivor.receive("empty")
+        say_quick(survivor.store)
+
+    def operate(self, victim: Blocking) -> None:
+        check(victim.layer.receive(["empty"], True, timeout=0.01), (None, None))
 
 
 class SendToProcess(Scenario):
@@ -545,6 +590,8 @@ class Recovery(Scenario):
 SCENARIOS: dict[str, type[Scenario]] = {
     "send": Send,
     "send where somebody waited": SendWhereSomebodyWaits,
+    "receive where a ring is owed": ReceiveWhereARingIsOwed,
+    "receive in vain where a ring is owed": ReceiveInVainWhereARingIsOwed,
     "send to a process": SendToProcess,
     "send to a new channel": SendToNewChannel,
     "send to a full queue": SendToFull,
@@ -588,6 +635,13 @@ def put(client: Blocking, queue: bytes, body: bytes, lives: float) -> None:
     session, now = client.session, time.monotonic()
     target = Target(queue, capacity=1000, expiry=lives)
     assert session.section(session.put, target, body, now) >= 0
+
+
+def say_quick(store: Store) -> None:
+    """Set the hints of all queues: receivers are quick, a ring is under way, and one is owed."""
+    for row in store.queues.rows():
+        store.words[row + Q_QUICK] = store.words[row + Q_OWED] = 1
+        store.doubles[row + Q_RUNG] = time.monotonic()
 
 
 def member(client: Blocking, group: bytes, channel: bytes, lives: float) -> None:

@@ -21,8 +21,11 @@ from .history import AFTER_KILL, KINDS, REPOSITORY, Disturbance, Event, judge
 SECONDS = 300 if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full" else 20
 
 
-def test_history(tmp_path: Path, record_property: Record) -> None:
+@pytest.mark.parametrize("hints", ["as they are", "nonsense"])
+def test_history(tmp_path: Path, record_property: Record, hints: str) -> None:
     command = [sys.executable, "-m", "tests.reliability.history", "--seconds", str(SECONDS)]
+    if hints == "nonsense":
+        command.append("--nonsense")
     with running(command, log=tmp_path / "output", folder=REPOSITORY) as process:
         code = process.wait_for_end(timeout=5 * SECONDS + 120)
         output = process.output()

@@ -58,7 +58,10 @@ from asgi_ipc.store.layout import (
     FLUSHING,
     MEMORY,
     Q_MEMBERS,
+    Q_OWED,
     Q_PENDING,
+    Q_QUICK,
+    Q_RUNG,
     S_ABANDONED,
     S_BURY_AT,
     S_DIRTY,
@@ -71,6 +74,7 @@ from asgi_ipc.store.layout import (
     record_words,
 )
 from asgi_ipc.store.queues import FULL
+from asgi_ipc.store.wakes import UNDER_WAY
 
 from ..unit.support import FULL_LENGTH, KIB, NOW, Reserve, assert_whole, examples, make_store
 
@@ -261,6 +265,7 @@ class Model(RuleBasedStateMachine):
         self.abandoned = 0
         self.gone_with: dict[str, float] = {}  # queues of the dead, and when they died
         self.parked: dict[str, set[int]] = {}
+        self.woken: set[tuple[str, int]] = set()  # who was rung and has not come since
         self.once_parked: set[str] = set()  # bits of the dead may keep their rows for a while
         self.waiters: dict[int, int] = {}  # waiter → index of its process
         self.places: set[int] = set()  # indices of living processes
@@ -346,6 +351,7 @@ class Model(RuleBasedStateMachine):
     def flushed(self) -> None:
         for thing in (self.queues, self.inboxes, self.owners, self.members, self.parked):
             thing.clear()
+        self.woken.clear()
         self.suspects.clear()
         self.abandoned = 0
         self.gone_with.clear()
@@ -392,18 +398,41 @@ class Model(RuleBasedStateMachine):
         )
 
     def sent(self, queue: str, item: Item) -> None:
-        """A message is in a queue: somebody who waits there, if anybody does, has been rung."""
+        """A message is in a queue: somebody who waits there, if anybody does, has been rung, or the
+        ring is owed."""
         self.queues.setdefault(queue, deque()).append(item)
         met["sent"] += 1
-        waiting = self.parked.get(queue)
-        if waiting:
-            rung = [waiter for where, waiter in self.rung if where == queue]
-            assert rung and rung[0] in waiting, f"who waits for {queue} was not rung"
-            waiting.discard(rung[0])
+        if self.parked.get(queue) and not self.was_rung(queue):
+            row = self.store.queues.find(queue.encode())
+            assert self.store.words[row + Q_OWED], f"who waits for {queue} was not rung"
+            assert self.store.words[row + Q_QUICK]
+            assert 0 <= self.now - self.store.doubles[row + Q_RUNG] < UNDER_WAY
+            met["owed"] += 1
+
+    def was_rung(self, queue: str) -> bool:
+        """Whether one of those who wait for a queue was rung now."""
+        waiting = self.parked.get(queue, set())
+        rung = [waiter for where, waiter in self.rung if where == queue]
+        while rung and rung[0] not in waiting:
+            # The id was that of one that died while it was parked. Its new holder passes it on.
             self.rung.remove((queue, rung[0]))
-            met["rung"] += 1
-            if not waiting:
-                del self.parked[queue]
+            (place,) = [
+                self.place(core)
+                for core in self.cores.values()
+                if rung[0] in self.place(core).waiters
+            ]
+            place.pass_on(self.store.queues.find(queue.encode()))
+            rung = [waiter for where, waiter in self.rung if where == queue]
+            met["passed on"] += 1
+        if not rung:
+            return False
+        waiting.discard(rung[0])
+        self.woken.add((queue, rung[0]))
+        self.rung.remove((queue, rung[0]))
+        met["rung"] += 1
+        if not waiting:
+            del self.parked[queue]
+        return True
 
     def item(self, locals_: tuple[str, ...], message: dict[str, Any]) -> Item:
         size = len(next(iter(self.cores.values())).codec.encode(message))
@@ -640,8 +669,54 @@ class Model(RuleBasedStateMachine):
     def receive_or_park(self, who: int, name: str, waiter: int) -> None:
         self.settle()
         core = self.any_core(who)
-        waits = Parked(self.place(core).waiters[waiter])
-        self.expect(core, core.exact_source(core.attach(), name), waits)
+        session = core.attach()
+        sources = session.exact_sources.get(name) or core.exact_source(session, name)
+        self.expect(core, sources, Parked(self.place(core).waiters[waiter]))
+
+    @rule(
+        name=st.sampled_from(NORMAL),
+        times=st.integers(1, 4),
+        seconds=st.sampled_from([0.0, 2**-21, 2**-10]),  # sums of these are exact
+    )
+    def quick_receivers(self, name: str, times: int, seconds: float) -> None:
+        """All wait; some messages come; who is rung comes, and so on until nobody is. The second
+        time it is known whether they are quick."""
+        for _ in range(2):
+            for who in range(len(self.cores)):
+                for waiter in range(3):
+                    self.receive_or_park(who, name, waiter)
+            for number in range(times):
+                self.send(number, name, 10)
+                self.now += seconds / 4
+            for _ in range(20):
+                rung = [waiter for queue, waiter in self.woken if queue == name]
+                if not rung:
+                    break
+                self.answer(min(rung), name, seconds)
+            else:
+                raise AssertionError(f"who waits for {name} is rung for ever")
+
+    def answer(self, waiter: int, name: str, seconds: float) -> None:
+        """A waiter that was rung comes, and comes again after `seconds`."""
+        places = [self.place(core) for core in self.cores.values()]
+        who = [place.index for place in places].index(self.waiters[waiter])
+        for _ in range(2):
+            self.now += seconds
+            self.receive_or_park(who, name, places[who].waiters.index(waiter))
+
+    @rule(
+        name=st.sampled_from(NORMAL + SPECIFIC),
+        rung=st.sampled_from([0.0, 1e-5, 0.5]),
+        quick=st.integers(0, 1),
+        owed=st.integers(0, 1),
+    )
+    def nonsense(self, name: str, rung: float, quick: int, owed: int) -> None:
+        """The hints say what is not so."""
+        row = self.store.queues.find(queue_of(name).encode())
+        if row and not self.store.words[S_DIRTY]:
+            self.store.doubles[row + Q_RUNG] = self.now - rung
+            self.store.words[row + Q_QUICK], self.store.words[row + Q_OWED] = quick, owed
+            met["nonsense"] += 1
 
     def expect(self, core: Core, sources: Any, waiter: Any) -> None:
         """Receive from `sources`, in this order, and compare."""
@@ -672,8 +747,15 @@ class Model(RuleBasedStateMachine):
                     expected = self.from_box(boxes[source.queue], source)
                 if expected is not None:
                     break
+        parked, owed = False, 0
+        if waiter is not None:
+            mine = sources[0].queue, waiter.waiter_id
+            parked = mine in self.woken or mine[1] in self.parked.get(mine[0], ())
+            row = self.store.queues.find(mine[0].encode())
+            owed = self.store.words[row + Q_OWED] if row else 0
+        self.rung.clear()
         try:
-            found = core.take(core.session, sources, waiter)
+            found = core.take(core.session, sources, waiter, parked)
         except NotOwner:
             met["not the owner"] += 1
             assert expected is NotOwner
@@ -690,9 +772,26 @@ class Model(RuleBasedStateMachine):
             met["nothing"] += 1
             if waiter is not None:
                 self.parked.setdefault(sources[0].queue, set()).add(waiter.waiter_id)
+                self.woken.discard((sources[0].queue, waiter.waiter_id))
             return
         assert found in expected
         met["received"] += 1
+        if waiter is not None:
+            queue = sources[0].queue
+            self.woken.discard((queue, waiter.waiter_id))
+            if parked and queue in self.parked:
+                self.parked[queue].discard(waiter.waiter_id)
+                if not self.parked[queue]:
+                    del self.parked[queue]
+            row = self.store.queues.find(queue.encode())
+            more = self.store.words[row + Q_PENDING] & COUNT and self.parked.get(queue)
+            if self.was_rung(queue):
+                met["paid"] += 1
+            else:
+                assert not (parked and owed and more), f"nobody else was rung for {queue}"
+        else:
+            for queue in {queue for queue, _ in self.rung if queue != "room"}:
+                met["paid"] += self.was_rung(queue)
         self.remove_from_box(boxes, found)
 
     def may_lack_rows(self, sources: Any) -> bool:
@@ -1015,6 +1114,7 @@ class Model(RuleBasedStateMachine):
             self.pending_flush = True
         else:
             self.parked.clear()
+            self.woken.clear()
             met["recovery"] += 1
 
     @rule(who=st.integers(0, 9), channel=st.sampled_from(NORMAL + SPECIFIC))
@@ -1059,6 +1159,7 @@ def test_both_contracts_against_dicts_and_deques() -> None:
     run_state_machine_as_test(Model, settings=examples(300, stateful_step_count=50, phases=phases))
     never = [
         *("sent", "received", "nothing", "rung", "drained", "ends", "recovery", "flush"),
+        *("owed", "paid", "nonsense"),
         *("full", "memory full", "no row", "too large", "a group's name", "not the owner"),
         *("expired", "expired in a buffer", "buffer full", "expired unread"),
         *("abandoned", "suspect that lives"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -23,6 +24,9 @@ from asgi_ipc.store.layout import (
     DIRTY,
     FLUSHING,
     HALF_HEAD,
+    Q_OWED,
+    Q_QUICK,
+    Q_RUNG,
     Q_SENDING,
     RECORD,
     S_DIRTY,
@@ -33,6 +37,7 @@ from asgi_ipc.store.layout import (
 )
 from asgi_ipc.store.store import Store
 from asgi_ipc.store.verify import INTERRUPTED, verify
+from asgi_ipc.store.wakes import WOKEN
 
 from ..proofs import Record
 from ..unit.support import (
@@ -244,6 +249,41 @@ def wrapping(stuck: bool) -> Store:
     return store
 
 
+def with_hints(rung: float, quick: int, owed: int) -> Store:
+    """As `store_with`, but more wait for messages, and the hints say what need not be so."""
+    store = store_with()
+    for name in ("work", "late", "x!", "y!"):
+        row = row_of(store, name)
+        for waiter_id in (70, 700):
+            store.park(row, waiter_id)
+        store.doubles[row + Q_RUNG] = rung
+        store.words[row + Q_QUICK], store.words[row + Q_OWED] = quick, owed
+    return store
+
+
+HINTS = {
+    "rung and quick": (LATER, 1, 0),
+    "rung, quick and owed": (LATER, 1, 1),
+    "rung long ago, quick and owed": (NOW, 1, 1),
+    "only owed": (0.0, 0, 1),
+}
+
+
+def take_when_rung(store: Store) -> None:
+    mine = target("work")
+    mine.taken = LATER
+    row = store.bind(mine, LATER)
+    store.unpark(row, 70)
+    assert store.take(mine, LATER, 70 + WOKEN) is not None
+
+
+def look_when_rung(store: Store) -> None:
+    mine = target("gone")
+    store.bind(mine, LATER)
+    mine.taken = LATER
+    assert store.take(mine, LATER, 70 + WOKEN) is None
+
+
 def in_disorder() -> Store:
     store = store_with()
     ruin(store)
@@ -385,6 +425,16 @@ CASES: dict[str, Case] = {
     "flush": Case(store_with, lambda store: recovery.flush(store, LATER), repeated=True),
     "recovery": Case(in_disorder, lambda store: recovery.recover(store, LATER)),
 }
+
+
+for hints, values in HINTS.items():
+    made = partial(with_hints, *values)
+    CASES[f"put, {hints}"] = Case(made, lambda store: put(store, "work", b"mine", LATER))
+    CASES[f"take when rung, {hints}"] = Case(made, take_when_rung)
+CASES["take, rung long ago"] = Case(
+    partial(with_hints, NOW, 1, 1), lambda store: take(store, "work", LATER)
+)
+CASES["look when rung"] = Case(partial(with_hints, LATER, 1, 1), look_when_rung)
 
 
 @pytest.mark.parametrize("name", CASES)
