@@ -78,7 +78,7 @@ figures: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.report $(FIGURES) \
 	--fill README.rst docs/performance.rst docs/wsgi.rst docs/howto/several-machines.rst
 
-.venv/installed: setup.py pyproject.toml
+.venv/installed: setup.py pyproject.toml $(wildcard native/*.[ch])
 	$(make-environment)
 # uv takes seconds where pip takes a minute. It may not know of an index that only pip is told.
 	.venv/bin/python $(PIP_INSTALL) uv \

@@ -17,6 +17,7 @@ from ..attachment.process import notice_fork
 from ..base_layer import AsyncBaseChannelLayer
 from ..errors import LockBusy, NotOwner
 from ..names import check_channel
+from ..native import LOADED as COMPILED
 from ..options import Options, waiting_time
 from ..segment.notes import tell
 from ..segment.section import complaint
@@ -95,6 +96,12 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         session = core.session or await core.ride_out(ASYNCIO, deadline, core.attach)
         if session is None:
             raise self._nothing_came(channel, timeout)
+        if COMPILED and (done := session.usual.receive_exact(channel)) is not None:
+            if type(done) is dict:
+                return done
+            found = core.unpacked(session, done)
+            if found is not None:
+                return found[1]
         try:
             sources = session.exact_sources[channel]
         except (KeyError, TypeError):

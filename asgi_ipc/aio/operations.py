@@ -14,6 +14,7 @@ from ..errors import CorruptStore, NotAChannel
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
 from ..names import check_channel, check_group, split
+from ..native import LOADED as COMPILED
 from ..options import UnknownCapacity
 from ..statistics import Stats, size
 from ..store.layout import (
@@ -61,6 +62,8 @@ class Core(Receiving):
         Raises InvalidName, InvalidMessage, MessageTooLarge, ChannelFull, NotAChannel.
         """
         session = self.session or self.attach()
+        if COMPILED and session.usual.send(channel, message):
+            return
         now = clock.monotonic()
         if now >= session.due[()]:
             session = self.after_upkeep(session, now)

@@ -34,6 +34,7 @@ from ..attachment.process import notice_fork
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
+from ..native import LOADED as COMPILED
 from ..options import UnknownCapacity
 from ..store.layout import EXPIRED, Q_PENDING, UNDECODABLE
 from .session import Base, Session
@@ -233,6 +234,15 @@ class Receiving(Base):
 
     def take_one(self, session: Session, source: Source, waiter_id: int = 0) -> Received | None:
         """`take` from one queue that is not process-specific. `waiter_id`: whom to park."""
+        if COMPILED:
+            done = session.usual.take(source, waiter_id)
+            if done is False:
+                if session.store.dropped:
+                    session.attachment.log_drop.tell()
+                return None
+            found = self.unpacked(session, done) if done is not None else None
+            if found is not None:
+                return found
         now = clock.monotonic()
         if now >= session.due[()]:
             self.upkeep(session, now)
@@ -250,6 +260,18 @@ class Receiving(Base):
             except Exception as error:
                 why = error
             self._undecodable(session, source, source.channel, body, why)
+
+    def unpacked(self, session: Session, done: Any) -> Received | None:
+        """What the compiled path has received: a tuple, or a list of the source and of bytes that
+        it could not unpack. None if these are no message, which is counted."""
+        if type(done) is tuple:
+            return done
+        source, body = done
+        try:
+            return source.channel, self.codec.decode(body)
+        except DecodeError as error:
+            self._undecodable(session, source, source.channel, body, error.__context__)
+        return None
 
     def _take_any(
         self, session: Session, sources: list[Source], waiter: Waiter | None, parked: bool

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import clock, native
 from ..attachment.attachment import Attachment, Inherited
 from ..attachment.process import attach, notice_fork, register
 from ..codec import Codec
@@ -57,6 +58,7 @@ class Session:
         "store",
         "take",
         "targets",
+        "usual",
     )
 
     def __init__(
@@ -84,6 +86,7 @@ class Session:
         self.planner = Planner(attachment.groups, capacity)
         self.fanouts: dict[bytes, Fanout] = {}  # of broadcasts, by group
         self.loop_waiter: AsyncioHub | None = None  # that of the loop that last received
+        self.usual: Any = NEVER  # the compiled path
 
     @property
     def epoch(self) -> int:
@@ -104,6 +107,36 @@ class Session:
         elif len(known) >= NAMES:
             known.clear()
         known[name] = what
+
+
+class Never:
+    """Stands for the compiled path where it is not in use: no call is usual."""
+
+    def _none(self, *_: object) -> None:
+        return None
+
+    send = receive = receive_exact = take = _none
+
+
+NEVER = Never()
+
+
+def usual(session: Session, limit: int) -> Any:
+    """The compiled path for a session. `limit`: bytes of the largest message."""
+    attachment = session.attachment
+    if attachment.compiled is None or not isinstance(session.due, memoryview):
+        return NEVER  # it could not see a fork
+    return native.Usual(
+        attachment.compiled,
+        session.due,
+        session.store,
+        session.ring,
+        vars(clock),
+        session.targets,
+        session.sources,
+        session.exact_sources,
+        limit,
+    )
 
 
 class Base:
@@ -152,6 +185,8 @@ class Base:
             found = Session(attachment, section, self.capacities.known)
             limit = attachment.segment.layout.max_message_size
             self.max_message_size = min(self.options.max_message_size, limit)
+            if self.codec.is_plain:
+                found.usual = usual(found, self.max_message_size)
             self.session = found
             if attachment.detached:  # meanwhile, by another thread: the next call attaches again
                 self.session = None

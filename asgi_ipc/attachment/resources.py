@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from .. import clock
+from .. import clock, native
 from ..errors import IPCError, LockTimeout
 from ..segment.doorbell import ALL
 from ..segment.lock import FileLock, Mutex, open_lock
@@ -43,6 +43,7 @@ class Resources:
         self.segment = segment
         self.lock = lock
         self.store = Store(segment.memory, segment.layout, segment.reserve, segment.shortage)
+        self.compiled = _compiled(segment, lock)
         self.ringer = segment.ringer()
         self.log_drop = DropLog(prefix, self.store.dropped)
         self.inboxes: dict[str, Inbox] = {}
@@ -160,6 +161,8 @@ class Resources:
     def _close(self) -> None:
         if not self._closed:
             self._closed = True
+            if self.compiled is not None:
+                self.compiled.close()
             self.store.close()
 
     def disown(self) -> None:
@@ -168,6 +171,21 @@ class Resources:
         self.ringer.close()
         with contextlib.suppress(OSError):
             os.close(self.segment.fd)
+
+
+def _compiled(segment: Segment, lock: Mutex | FileLock) -> native.Memory | None:
+    """The memory of a segment for the compiled path; None if that is not used."""
+    if not native.LOADED or not isinstance(lock, Mutex):
+        return None
+    layout = segment.layout
+    return native.Memory(
+        segment.memory,
+        layout.queues.base,
+        layout.queues.end,
+        layout.log,
+        layout.log_end,
+        layout.max_live,
+    )
 
 
 def lock_of(segment: Segment) -> Mutex | FileLock:

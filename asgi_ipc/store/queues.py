@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from zlib import adler32
 
+from .. import native
 from ..errors import CorruptStore, LimitReached
 from .front import Front, read_front
 from .layout import (
@@ -95,7 +96,7 @@ class Taken(NamedTuple):
     body: bytes
 
 
-class Target:
+class Target(native.Target):
     """A queue as a process knows it: its name, and where its row was at the last look-up. `words`
     are the words of the row, so that no index has to be computed for each of them.
 
@@ -104,18 +105,7 @@ class Target:
     gone, it is not made again.
     """
 
-    __slots__ = (
-        "capacity",
-        "expiry",
-        "fixed",
-        "generation",
-        "local_length",
-        "local_parts",
-        "queue",
-        "row",
-        "seed",
-        "words",
-    )
+    __slots__ = ("fixed", "local_length", "queue", "words")
 
     def __init__(
         self,

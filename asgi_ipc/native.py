@@ -1,0 +1,95 @@
+"""Whether the compiled path is in use (``native/``, built as ``asgi_ipc._native``), and what the
+Python code takes from it. Must not do anything that the Python code cannot do without.
+
+The compiled path does the usual send and receive over the same memory and leaves everything else to
+the Python code, which is the whole implementation and stays the reference. It is not used
+
+- where it was not built: there was no compiler and no wheel;
+- on Python 3.9 and 3.10, on builds without a GIL and on PyPy: it relies on the GIL, and on the
+  stable ABI as Python 3.11 has it;
+- with the environment variable ``ASGI_IPC_PURE=1``;
+- for a layer with ``lock="file"`` or ``symmetric_encryption_keys``;
+- if it was built for another memory layout: then it is out of date.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+from .store import layout
+
+REVISION = 1  # of what the Python code and the compiled path expect of each other
+
+PURE, COMPILED = "pure", "compiled"
+
+
+def fingerprint() -> int:
+    """A number that changes with the layout, and with `REVISION`."""
+    numbers = {name: value for name, value in vars(layout).items() if type(value) is int}
+    return crc32(repr((REVISION, sorted(numbers.items()))).encode())
+
+
+def _load() -> tuple[Any, str]:
+    """The compiled module, or None and why it is not used."""
+    if os.environ.get("ASGI_IPC_PURE", "0") not in ("", "0"):
+        return None, "ASGI_IPC_PURE is set"
+    if sys.implementation.name != "cpython" or sys.version_info < (3, 11):
+        return None, "it needs CPython 3.11 or later"
+    if "t" in sys.abiflags:
+        return None, "this build of Python has no GIL"
+    name = f"{__package__}._native"
+    try:
+        found = import_module(name)
+    except ImportError as error:
+        return None, "it was not built" if error.name == name else str(error)
+    if fingerprint() != found.FINGERPRINT:
+        return None, "it was built for another version; install the package again"
+    return found, ""
+
+
+_native, why_not = _load()
+
+if TYPE_CHECKING:
+
+    class Target:
+        """What `store.queues.Target` inherits from."""
+
+        row: int
+        generation: int
+        capacity: int
+        expiry: float
+        seed: int
+        local_parts: bytes
+
+    class Source:
+        """What `aio.source.Source` inherits from."""
+
+        channel: str
+        inbox: Any
+        target: Any
+
+elif _native is not None:
+    Target, Source = _native.Target, _native.Source
+else:
+
+    class Target:
+        """Of a target, what the compiled path reads where there is one."""
+
+        __slots__ = ("capacity", "expiry", "generation", "local_parts", "row", "seed")
+
+    class Source:
+        """Of a source, likewise."""
+
+        __slots__ = ("channel", "inbox", "target")
+
+
+# Whether this process has the compiled path. Not every layer can use it.
+LOADED: bool = _native is not None
+
+# Where it is not loaded, nobody asks for these.
+Memory: Any = getattr(_native, "Memory", None)
+Usual: Any = getattr(_native, "Usual", None)
