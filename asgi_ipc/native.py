@@ -26,6 +26,8 @@ REVISION = 1  # of what the Python code and the compiled path expect of each oth
 
 PURE, COMPILED = "pure", "compiled"
 
+_NOT_BUILT, _OUT_OF_DATE = "it was not built", "it was built for another version"
+
 
 def fingerprint() -> int:
     """A number that changes with the layout, and with `REVISION`."""
@@ -45,13 +47,14 @@ def _load() -> tuple[Any, str]:
     try:
         found = import_module(name)
     except ImportError as error:
-        return None, "it was not built" if error.name == name else str(error)
+        return None, _NOT_BUILT if error.name == name else str(error)
     if fingerprint() != found.FINGERPRINT:
-        return None, "it was built for another version; install the package again"
+        return None, _OUT_OF_DATE
     return found, ""
 
 
 _native, why_not = _load()
+could_be_built = why_not in (_NOT_BUILT, _OUT_OF_DATE)
 
 if TYPE_CHECKING:
 
@@ -89,6 +92,12 @@ else:
 
 # Whether this process has the compiled path. Not every layer can use it.
 LOADED: bool = _native is not None
+
+
+def implementation(has_mutex: bool) -> str:
+    """What does send and receive in this process, for a segment with a mutex or without."""
+    return COMPILED if LOADED and has_mutex else PURE
+
 
 # Where it is not loaded, nobody asks for these.
 Memory: Any = getattr(_native, "Memory", None)

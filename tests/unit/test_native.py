@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import asgi_ipc
 from asgi_ipc import native
 from asgi_ipc.codec import Codec
 from asgi_ipc.errors import InvalidMessage
+from asgi_ipc.inspection import surroundings
 from tests import environments
 
 from ..compiling import needs_compiled
@@ -189,3 +191,26 @@ def test_sums_are_those_of_adler32() -> None:
         for body in (rng.randbytes(length), b"\xff" * length, bytes(length)):
             low, high = compiled.sums(body)
             assert high << 16 | low == zlib.adler32(body, 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"lock": "file"}, {"symmetric_encryption_keys": ["key"]}])
+def test_stats_say_which_is_in_use(prefix: str, options: dict[str, Any]) -> None:
+    if "symmetric_encryption_keys" in options:
+        pytest.importorskip("cryptography", reason="lacking: cryptography")
+    layer = asgi_ipc.IPCChannelLayer(prefix, **options)
+    usual = native.LOADED and not options
+    assert layer.stats().implementation == ("compiled" if usual else "pure")
+    layer.send("c", {"a": 1})
+    assert layer.receive(["c"]) == ("c", {"a": 1})
+    layer.close()
+
+
+def test_the_doctor_says_which_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for loaded, why, remedy in ((True, "", False), (False, "it was not built", True)):
+        monkeypatch.setattr(native, "LOADED", loaded)
+        monkeypatch.setattr(native, "why_not", why)
+        monkeypatch.setattr(native, "could_be_built", remedy)
+        found = surroundings.implementation()
+        assert found.level == "ok" and why in found.text
+        assert bool(found.remedy) == remedy
+        assert ("compiled" in found.text) == loaded
