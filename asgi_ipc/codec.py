@@ -16,7 +16,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import msgpack
@@ -31,10 +32,10 @@ _CONTAINERS = frozenset({dict, list, tuple})
 _all_plain = _PLAIN.issuperset
 _all_allowed = (_PLAIN | _CONTAINERS).issuperset
 _all_str = frozenset({str}).issuperset
+_chained, _values = chain.from_iterable, dict.values
 _UINT64 = 0xCF  # the first byte of every int of 2**32 or more, too large ones included
-# What begins bytes of less than 256, empty bytes (which a limit of 0 allows), and lists and dicts.
-_BIN8, _EMPTY_BIN, _NESTED = 0xC4, b"\xc4\x00", bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
-_SELDOM = 64  # if there is a byte in this many, it is no accident
+# What begins bytes of less than 256, and what begins lists and dicts.
+_BIN8, _NESTED = 0xC4, bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 # Where msgpack is in Python, to unpack takes longer than to check by set operations.
 _IN_C = msgpack.Packer.__module__ != "msgpack.fallback"
 _MANY = 100_000  # containers on one level; with more, a message may contain itself
@@ -148,35 +149,31 @@ def is_flat(message: dict[str, Any]) -> bool:
 def _is_plain(message: dict[Any, Any]) -> bool:
     """Return whether all values of a nested message have exactly a type that may be sent.
 
-    It goes level by level, with set operations: a walk in Python takes far longer than packing.
+    It goes level by level, with one set operation for all dicts and lists of a level: a walk in
+    Python takes far longer than packing.
     """
-    level: list[Any] = [message]
+    dicts: Sequence[dict[Any, Any]] = (message,)
+    lists: Sequence[Iterable[Any]] = ()
     for _ in range(MAX_DEPTH):
-        deeper: list[Any] = []
-        for values in level:
-            if type(values) is dict:
-                if not _all_str(map(type, values)):
-                    return False
-                values = values.values()
-            kinds = {*map(type, values)}
-            if not _all_plain(kinds):
-                if not _all_allowed(kinds):
-                    return False
-                deeper += [value for value in values if type(value) in _CONTAINERS]
-        if not deeper:
-            return True
-        if len(deeper) > _MANY:
+        if not _all_str(map(type, _chained(dicts))):
             return False
-        level = deeper
+        kinds = {*map(type, _chained(map(_values, dicts))), *map(type, _chained(lists))}
+        if _all_plain(kinds):
+            return True
+        if not _all_allowed(kinds):
+            return False
+        deeper = [*_chained(map(_values, dicts)), *_chained(lists)]
+        dicts = [value for value in deeper if type(value) is dict]
+        lists = [value for value in deeper if type(value) is list or type(value) is tuple]
+        if len(dicts) + len(lists) > _MANY:
+            return False
     return False
 
 
 def _shows_plain(body: bytes) -> bool:
     """Return whether a message that was packed strictly may be sent, as far as its packed form
-    shows. False says nothing: bytes, for example, look like a bytearray."""
-    if _BIN8 in body and (body.count(_BIN8) * _SELDOM > len(body) or _EMPTY_BIN in body):
-        return False
-    if not _IN_C or len(body) - len(body.translate(None, _NESTED)) > MAX_DEPTH:
+    shows. False says nothing: bytes look like a bytearray, and numbers may look like bytes."""
+    if not _IN_C or _BIN8 in body or len(body) - len(body.translate(None, _NESTED)) > MAX_DEPTH:
         return False
     try:
         # With raw=True, which is faster, text becomes bytes. So do keys, and others are refused.

@@ -93,15 +93,13 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         """
         deadline = None if timeout is None else clock.monotonic() + waiting_time(timeout)
         core = self._core
-        session = core.session or await core.ride_out(ASYNCIO, deadline, core.attach)
-        if session is None:
-            raise self._nothing_came(channel, timeout)
+        session = core.session or await self._attached(channel, timeout, deadline)
         if COMPILED and (done := session.usual.receive_exact(channel)) is not None:
             if type(done) is dict:
                 return done
-            found = core.unpacked(session, done)
-            if found is not None:
-                return found[1]
+            received = core.unpacked(session, done)
+            if received is not None:
+                return received[1]
         try:
             sources = session.exact_sources[channel]
         except (KeyError, TypeError):
@@ -115,12 +113,21 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
                 raise session.attachment.explain(error) from None
             if found is None:
                 found = await core.receive(session, sources, deadline, ASYNCIO)
+                if found is None:
+                    raise self._nothing_came(channel, timeout)
         except Inherited:
             left = None if deadline is None else deadline - clock.monotonic()
             return await self.receive(channel, left)
-        if found is None:
-            raise self._nothing_came(channel, timeout)
         return found[1]
+
+    async def _attached(
+        self, channel: str, timeout: float | None, deadline: float | None
+    ) -> Session:
+        """Attach, for a receive on `channel` that ends at `deadline`."""
+        session = await self._core.ride_out(ASYNCIO, deadline, self._core.attach)
+        if session is None:
+            raise self._nothing_came(channel, timeout)
+        return session
 
     def _nothing_came(self, channel: str, timeout: float | None) -> TimeoutError:
         return TimeoutError(

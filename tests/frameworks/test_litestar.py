@@ -38,7 +38,8 @@ async def running(prefix: str, **options: Any) -> AsyncIterator[ChannelsPlugin]:
     plugin = ChannelsPlugin(
         backend=IPCChannelsBackend(prefix, **options), arbitrary_channels_allowed=True
     )
-    async with Litestar(plugins=[plugin]).lifespan():
+    # Its own logging would leave handlers and threads to the tests that fork later.
+    async with Litestar(plugins=[plugin], logging_config=None).lifespan():
         yield plugin
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +17,7 @@ import pytest
 
 from .. import processes
 from ..environments import child_environment
+from ..forks import fork_in_c
 from ..waiting import LIVENESS
 from .helpers import CORE, PUBSUB, receive, redis
 from .servers import Server
@@ -111,7 +112,10 @@ async def test_a_relay_that_ends_hands_over_at_once(
     assert [(await receive(second, channel))["number"] for _ in range(20)] == list(range(20))
 
 
-def test_a_forked_child_is_a_process_of_its_own(prefix: str, server: Server) -> None:
+@pytest.mark.parametrize("fork", [os.fork, fork_in_c], ids=["python", "c"])
+def test_a_forked_child_is_a_process_of_its_own(
+    prefix: str, server: Server, fork: Callable[[], int]
+) -> None:
     """It starts its own loop thread, and takes nothing from its parent."""
     from asgi_ipc import LocalAndRemoteChannelLayer, segment
 
@@ -120,10 +124,10 @@ def test_a_forked_child_is_a_process_of_its_own(prefix: str, server: Server) -> 
     try:
         reply = there.new_channel("reply?")
         here.send(reply, {"pid": os.getpid()})
-        child = multiprocessing.get_context("fork").Process(target=_answer, args=(here, reply))
-        child.start()
-        child.join(LIVENESS)
-        assert child.exitcode == 0
+        child = fork()
+        if not child:
+            _answer(here, reply)
+        assert os.waitpid(child, 0)[1] == 0
         here.send(reply, {"pid": os.getpid()})
         pids = []
         for _ in range(30):
@@ -131,7 +135,7 @@ def test_a_forked_child_is_a_process_of_its_own(prefix: str, server: Server) -> 
             pids += [message["pid"]] if message else []
             if len(pids) == 3:
                 break
-        assert pids == [os.getpid(), child.pid, os.getpid()]
+        assert pids == [os.getpid(), child, os.getpid()]
     finally:
         here.close()
         there.close()
@@ -139,8 +143,15 @@ def test_a_forked_child_is_a_process_of_its_own(prefix: str, server: Server) -> 
 
 
 def _answer(layer: Any, reply: str) -> None:
-    layer.send(reply, {"pid": os.getpid()})
-    layer.close()
+    """Send the id of this process, and end it."""
+    signal.alarm(int(LIVENESS))
+    status = 1
+    try:
+        layer.send(reply, {"pid": os.getpid()})
+        layer.close()
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def test_a_program_that_ends_leaves_no_noise(prefix: str, server: Server, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 import threading
@@ -105,11 +106,14 @@ def test_nothing_is_reserved_for_the_copy(
     flags = []
 
     def note(store: Store, now: float) -> list[str]:
-        kibibytes = store.layout.size // 1024
-        private = re.compile(r"^\S+ rw-p .*\nSize: +(\d+) kB(?:\n.*)*?\nVmFlags:(.*)", re.MULTILINE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(store.buffer))
         with open("/proc/self/smaps", encoding="utf-8") as maps:
-            found = private.findall(maps.read())
-        flags.extend(words.split() for size, words in found if int(size) == kibibytes)
+            mappings = re.findall(
+                r"^([0-9a-f]+)-([0-9a-f]+) rw-p .*(?:\n[A-Z].*)*?\nVmFlags:(.*)", maps.read(), re.M
+            )
+        # The kernel may have made one mapping of this and its neighbours.
+        (found,) = (words for low, high, words in mappings if int(low, 16) <= start < int(high, 16))
+        flags.append(found.split())
         return ["seems wrong"]
 
     monkeypatch.setattr(locked, "verify", note)
