@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 
         row: int
         generation: int
-        capacity: int
+        limit: int
         expiry: float
         seed: int
         local_parts: bytes
@@ -82,7 +82,7 @@ else:
     class Target:
         """Of a target, what the compiled path reads where there is one."""
 
-        __slots__ = ("capacity", "expiry", "generation", "local_parts", "row", "seed")
+        __slots__ = ("expiry", "generation", "limit", "local_parts", "row", "seed")
 
     class Source:
         """Of a source, likewise."""

@@ -24,7 +24,7 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *row, *generation, *capacity, *expiry, *seed, *local_parts;
+    PyObject *row, *generation, *limit, *expiry, *seed, *local_parts;
 } TargetObject;
 
 typedef struct {
@@ -90,9 +90,9 @@ static void source_dealloc(PyObject *self)
 #define ATTRIBUTE(type, name) {#name, T_OBJECT_EX, offsetof(type, name), 0, NULL}
 
 static PyMemberDef target_members[] = {
-    ATTRIBUTE(TargetObject, row),      ATTRIBUTE(TargetObject, generation),
-    ATTRIBUTE(TargetObject, capacity), ATTRIBUTE(TargetObject, expiry),
-    ATTRIBUTE(TargetObject, seed),     ATTRIBUTE(TargetObject, local_parts),
+    ATTRIBUTE(TargetObject, row),    ATTRIBUTE(TargetObject, generation),
+    ATTRIBUTE(TargetObject, limit),  ATTRIBUTE(TargetObject, expiry),
+    ATTRIBUTE(TargetObject, seed),   ATTRIBUTE(TargetObject, local_parts),
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -155,7 +155,7 @@ static bool fill_place(PyObject *object, Place *place)
 {
     TargetObject *target = (TargetObject *)object;
     PyObject *expiry = target->expiry, *locals = target->local_parts;
-    if (!number_of(target->capacity, &place->capacity) || !number_of(target->seed, &place->seed) ||
+    if (!number_of(target->limit, &place->limit) || !number_of(target->seed, &place->seed) ||
         expiry == NULL || !PyFloat_CheckExact(expiry) || locals == NULL ||
         !PyBytes_CheckExact(locals))
         return false;

@@ -59,7 +59,7 @@ typedef struct {
 
 /* A target, read before the lock is taken. */
 typedef struct {
-    uint64_t row, generation, capacity, seed;
+    uint64_t row, generation, limit, seed;
     double expiry;
     const char *local_parts;
     uint64_t local_length;

@@ -229,7 +229,7 @@ Outcome put(const Memory *memory, const Place *place, const uint8_t *body, size_
     uint64_t live = LOAD(words[S_LIVE]), seq = LOAD(words[S_SEQ]);
     uint64_t at = LOAD(halves[HALF_HEAD]), end = at + size, last = LOAD(queue[Q_LAST]);
     uint64_t waiting = LOAD(queue[Q_WAITING]);
-    if (LOAD(queue[R_GENERATION]) != place->generation || pending >= place->capacity ||
+    if (LOAD(queue[R_GENERATION]) != place->generation || pending >= place->limit ||
         live > memory->max_live || live + size > memory->max_live ||
         end > LOAD(words[S_LIMIT]) || end > memory->count || at < memory->log_start ||
         size > LOAD(words[S_BIGGEST]) || (last && !in_log(memory, last)) || seq >> 62 ||

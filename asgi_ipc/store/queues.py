@@ -101,11 +101,11 @@ class Target(native.Target):
     are the words of the row, so that no index has to be computed for each of them.
 
     `local_parts`, `capacity` and `expiry` are those of the messages that are sent there: the local
-    part of one channel, or those of all members of a broadcast. If the queue of a `fixed` target is
-    gone, it is not made again.
+    part of one channel, or those of all members of a broadcast. `limit` is the capacity, as the
+    compiled path reads it. If the queue of a `fixed` target is gone, it is not made again.
     """
 
-    __slots__ = ("fixed", "local_length", "queue", "words")
+    __slots__ = ("capacity", "fixed", "local_length", "queue", "words")
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Target(native.Target):
         self.local_parts = local_parts
         self.local_length = len(local_parts)
         self.seed = adler32(local_parts) if local_parts else 0  # of checksums, see `checksum`
-        self.capacity = capacity
+        self.capacity = self.limit = capacity
         self.expiry = expiry
         self.row = 0
         self.words = _NO_WORDS
