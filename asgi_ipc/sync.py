@@ -63,13 +63,29 @@ class IPCChannelLayer(BaseChannelLayer):
 
     # -- channels ---------------------------------------------------------------------------------
 
-    def send(self, channel: str, message: dict[str, Any]) -> None:
-        """Send `message` to `channel`. Never waits for readers (A1, M8).
+    def send(self, channel: str, message: dict[str, Any], timeout: float | None = None) -> None:
+        """Send `message` to `channel`. Without a `timeout` it never waits for readers (A1, M8).
 
-        Raises ChannelFull at capacity or when memory is used up, MessageTooLarge, InvalidName,
-        InvalidMessage, NotAChannel. If it raises, nothing was sent.
+        Raises ChannelFull at capacity or when memory is used up; with a `timeout`, if there was no
+        room within so many seconds. 0 is at once. While others wait for room, what becomes free is
+        theirs. Also raises MessageTooLarge, InvalidName, InvalidMessage, NotAChannel. If it raises,
+        nothing was sent.
         """
-        self._core.send(channel, message)
+        if timeout is None:
+            self._core.send(channel, message)
+            return
+        seconds = waiting_time(timeout)
+        deadline = clock.monotonic() + seconds
+        if seconds <= 0:
+            self._core.send(channel, message)
+            return
+        while True:
+            try:
+                if not self._core.send_if_room(channel, message):
+                    finished(self._core.send_when_room(channel, message, deadline, BLOCKING))
+                return
+            except Inherited:
+                pass  # a child that was forked meanwhile attaches again
 
     def receive(
         self, channels: Iterable[str], block: bool = False, timeout: float | None = None

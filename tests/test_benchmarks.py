@@ -200,6 +200,16 @@ def test_the_cost_of_a_whole_checksum_is_measured() -> None:
     assert all(float(figure.replace(",", "")) > 0 for row in rows for figure in row)
 
 
+def test_bursts_find_room_in_their_own_process_and_where_they_wait() -> None:
+    done = run("benchmarks.bursts")
+    assert done.returncode == 0, done.stderr
+    own, busy, receives, waits = (line.split()[-3:] for line in done.stdout.splitlines()[1:])
+    assert own == ["150", "150", "0"]
+    assert busy == ["150", "100", "50"]
+    assert int(receives[1].replace(",", "")) >= 100
+    assert waits == ["15,000", "15,000", "0"]
+
+
 def test_help_names_every_workload() -> None:
     shown = run("benchmarks", "--help").stdout
     assert all(f"\n  {name} " in shown for name in WORKLOADS)

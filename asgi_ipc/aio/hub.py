@@ -65,7 +65,7 @@ class Hub(Waiter):
         super().__init__(session)
         self._session: Session | None = None  # only while active, as the next
         self._core: Receiving | None = None  # the last that waited
-        self._sleeping: dict[int, deque[Sleep]] = {}  # by queue row
+        self._sleeping: dict[int, deque[Sleep]] = {}  # by queue row, or place of a set of senders
         # Process-specific queues: at each this waiter is parked, or a ring is under way to it.
         self._drains: dict[str, tuple[Receiving, Source]] = {}
         self._rows: dict[int, str] = {}  # and their names by row
@@ -147,14 +147,17 @@ class Hub(Waiter):
         try:
             ready = False
             for source in sources:
-                row = source.target.row
                 if source.inbox is None:
+                    row = source.place
                     self._sleeping.setdefault(row, deque()).append(sleep)
                     rows.append(row)
+                    if source.sending is not None:
+                        source.sending.join_senders(source.local, sleep)
+                        ready = source.ready() or ready
                 else:
                     if source.queue not in self._drains:
                         self._drains[source.queue] = core, source
-                        self._rows[row] = source.queue
+                        self._rows[source.place] = source.queue
                     ready = source.inbox.join(source.local, sleep) or ready
             self._core = core
             if self._timer is None:
@@ -174,6 +177,8 @@ class Hub(Waiter):
             for source in sources:
                 if source.inbox is not None:
                     source.inbox.part(source.local, sleep)
+                elif source.sending is not None:
+                    source.sending.part_senders(source.local, sleep)
             for row in rows:
                 sleeping = self._sleeping.get(row)
                 if sleeping is not None:
@@ -183,14 +188,13 @@ class Hub(Waiter):
                         del self._sleeping[row]
 
     def stays(self, source: Source) -> bool:
-        return source.inbox is not None or source.target.row in self._sleeping
+        return source.inbox is not None or source.place in self._sleeping
 
     def end(self, session: Session, source: Source) -> None:
-        sleeping = self._sleeping.get(source.target.row) if source.inbox is None else None
+        sleeping = self._sleeping.get(source.place) if source.inbox is None else None
         if sleeping and self.waiter_id:
-            row = source.target.row
             try:
-                if session.section(session.store.park_if_empty, row, self.waiter_id):
+                if session.section(source.park_again, session.store, self.waiter_id):
                     sleeping[0].wake()
             except LockTimeout:
                 sleeping[0].wake()  # it parks for itself, once it can

@@ -70,16 +70,33 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
 
     # -- channels ---------------------------------------------------------------------------------
 
-    async def send(self, channel: str, message: dict[str, Any]) -> None:
-        """Send `message` to `channel`. Never waits for readers (B1, M8).
+    async def send(
+        self, channel: str, message: dict[str, Any], timeout: float | None = None
+    ) -> None:
+        """Send `message` to `channel`. Without a `timeout` it never waits for readers (B1, M8).
 
-        Raises ChannelFull at capacity or when memory is used up, MessageTooLarge, InvalidName,
+        Raises ChannelFull at capacity or when memory is used up; with a `timeout`, if there was no
+        room within so many seconds. 0 is at once. While others wait for room, what becomes free is
+        theirs. If it is cancelled, it has sent nothing. Also raises MessageTooLarge, InvalidName,
         InvalidMessage, NotAChannel. If it raises, nothing was sent.
         """
+        if timeout is not None and (seconds := waiting_time(timeout)) > 0:
+            await self._send_when_room(channel, message, clock.monotonic() + seconds)
+            return
         try:
             self._core.send(channel, message)
         except LockBusy:
             await self._patiently(self._core.send, channel, message)
+
+    async def _send_when_room(self, channel: str, message: dict[str, Any], deadline: float) -> None:
+        core = self._core
+        while True:
+            try:
+                if not await self._patiently(core.send_if_room, channel, message):
+                    await core.send_when_room(channel, message, deadline, ASYNCIO)
+                return
+            except Inherited:
+                pass  # a child that was forked meanwhile attaches again
 
     async def receive(self, channel: str, timeout: float | None = None) -> dict[str, Any]:
         """Wait for the next message of `channel` and return it (B1).

@@ -1,7 +1,7 @@
 """The operations of both contracts, written once. Layers differ only in how they wait.
 
-Everything but `receive` (in `receiving`) is a plain call that never waits for messages. This file
-must not know an event loop.
+Everything but `receive` (in `receiving`) and a send that may wait (in `sending`) is a plain call
+that waits for nothing. This file must not know an event loop.
 """
 
 from __future__ import annotations
@@ -11,31 +11,30 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .. import clock, errors
-from ..errors import CorruptStore, NotAChannel
+from ..errors import CorruptStore
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
 from ..names import check_channel, check_group, split
-from ..native import LOADED as COMPILED
 from ..native import PURE
 from ..options import UnknownCapacity
-from ..statistics import Stats, size
+from ..statistics import Stats
 from ..store.layout import (
     CAPACITY,
+    COUNT,
     MEMORY,
     Q_CREATED,
     Q_PENDING,
     Q_REFUSED,
     Q_SENT,
-    S_LIVE,
     S_REFUSED,
     S_SEQ,
     S_SEQ_BASE,
     S_SINCE,
-    WORD,
 )
-from ..store.queues import CHANNELS, FULL, GONE, MESSAGES, NO_MEMORY, Target
+from ..store.queues import FULL, GONE, NO_MEMORY, Target
 from .fanout import Broadcast, Fanout
-from .receiving import Receiving
+from .receiving import Fed, wake
+from .sending import Sending
 from .session import CACHED, NEVER, Session
 
 _TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
@@ -51,85 +50,10 @@ class _Figures(NamedTuple):
     oldest: float  # seconds that the oldest pending message has waited
 
 
-class Core(Receiving):
+class Core(Sending):
     """The operations of one layer on the attachment of its process."""
 
     _totals: Totals | None = None  # the next rates are counted from these
-
-    # -- sending ----------------------------------------------------------------------------------
-
-    def send(self, channel: str, message: dict[str, Any]) -> None:
-        """Append `message` to `channel`. Never blocks.
-
-        Raises InvalidName, InvalidMessage, MessageTooLarge, ChannelFull, NotAChannel.
-        """
-        session = self.session or self.attach()
-        if COMPILED and session.usual.send(channel, message):
-            return
-        now = clock.monotonic()
-        if now >= session.due[()]:
-            session = self.after_upkeep(session, now)
-        try:
-            target = session.targets[channel]
-        except (KeyError, TypeError):
-            target = self._target(session, channel)
-        body = self.encode(message)
-        if len(body) > self.max_message_size:
-            raise errors.MessageTooLarge(self._too_large(channel, len(body)))
-        waiter_id = session.section_of_three(session.put, target, body, now)
-        if waiter_id:
-            if waiter_id < 0:
-                self._refuse(session, channel, waiter_id, len(body))
-            session.ring(target.row, waiter_id)
-
-    def _target(self, session: Session, channel: str) -> Target:
-        """Where messages for `channel` go; looked up once for each name."""
-        channel = check_channel(channel)
-        queue, local = split(channel)
-        capacity = self.capacity_of(channel)
-        target = Target(queue.encode("ascii"), local.encode("ascii"), capacity, self.expiry)
-        session.section(self._refuse_group, session, target, channel)
-        session.remember(session.targets, channel, target)
-        return target
-
-    def _refuse_group(self, session: Session, target: Target, channel: str) -> None:
-        """Inside a section: raise NotAChannel for the name of a group that no channel has."""
-        store = session.store
-        if not store.find(target) and store.groups.find(target.queue):
-            raise NotAChannel(
-                f"{channel!r} is the name of a group, and no channel has that name. To send to the "
-                "members of the group, use group_send (send_group in Channels 1). To use the name "
-                "for a channel too, receive on that channel first"
-            )
-
-    def _refuse(self, session: Session, channel: str, why: int, length: int) -> None:
-        if why == FULL:
-            raise errors.ChannelFull(
-                f"channel {channel!r} is at its capacity of {self.capacity_of(channel)} messages: "
-                "its readers are slower than its senders, or there are none"
-            )
-        raise errors.ChannelFull(
-            f"there is no memory for another message to {channel!r} of prefix {self.prefix!r}: "
-            + self._lack(session, length)
-        )
-
-    def _lack(self, session: Session, length: int) -> str:
-        """Which limit the last message met, of `length` bytes, and the remedy."""
-        store = session.store
-        if store.lack == MESSAGES:
-            limit = store.layout.message_memory
-            return (
-                f"message_memory={limit} is used up ({size(store.words[S_LIVE] * WORD)} of "
-                f"{size(limit)} in use, and the message takes {size(length)} and more). Add "
-                "receivers, or raise message_memory in all processes"
-            )
-        return store.why_no_channel() if store.lack == CHANNELS else store.shortage()
-
-    def _too_large(self, channel: str, size: int) -> str:
-        return (
-            f"the message to {channel!r} takes {size} bytes, and max_message_size is "
-            f"{self.max_message_size}"
-        )
 
     # -- groups -----------------------------------------------------------------------------------
 
@@ -178,14 +102,17 @@ class Core(Receiving):
         if now >= session.due[()]:
             session = self.after_upkeep(session, now)
         progress = progress or Broadcast()
+        feds: list[Fed] = []
         while progress.targets is None or progress.sent < len(progress.targets):
             try:
                 rings, dropped = session.section(
-                    self._broadcast, session, name, body, now, progress
+                    self._broadcast, session, name, body, now, progress, feds
                 )
             except UnknownCapacity as unknown:
                 self.capacities.look_up(unknown.channels)
                 continue
+            while feds:
+                wake(*feds.pop(0))
             for row, waiter_id in rings:
                 session.ring(row, waiter_id)
             for target, reason in dropped:
@@ -194,20 +121,36 @@ class Core(Receiving):
                 session.attachment.log_drop(reason, f"group {group!r}, channel {queue!r}", why)
 
     def _broadcast(
-        self, session: Session, group: bytes, body: bytes, now: float, progress: Broadcast
+        self,
+        session: Session,
+        group: bytes,
+        body: bytes,
+        now: float,
+        progress: Broadcast,
+        feds: list[Fed],
     ) -> tuple[list[tuple[int, int]], list[tuple[Target, int]]]:
         """Inside a section: put one message into the next few queues of a group's plan.
 
         Returns the rings that are due (row, waiter id), and what was dropped (target, reason).
+        What inboxes of this process get is added to `feds`.
         """
         store = session.store
         targets = progress.targets
         if targets is None:
             targets = progress.targets = self._plan(session, group, now)
-        rings, dropped = [], []
+        rings: list[tuple[int, int]] = []
+        dropped: list[tuple[Target, int]] = []
         gone = False
         for target in targets[progress.sent : progress.sent + _TARGETS_AT_ONCE]:
             waiter_id = store.put(target, body, now)
+            if waiter_id == FULL and self._is_own(session, target):
+                try:
+                    waiter_id = self._put_again(session, target, body, now, feds)
+                except UnknownCapacity:
+                    if not rings and not dropped:
+                        raise
+                    break  # the next section begins with this one
+            progress.sent += 1
             if waiter_id > 0:
                 rings.append((target.row, waiter_id))
             elif waiter_id == FULL or waiter_id == NO_MEMORY:
@@ -218,8 +161,18 @@ class Core(Receiving):
                 gone = gone or waiter_id == GONE
         if gone:
             session.fanouts.pop(group, None)  # the next broadcast plans without the dead
-        progress.sent += _TARGETS_AT_ONCE
         return rings, dropped
+
+    def _put_again(
+        self, session: Session, target: Target, body: bytes, now: float, feds: list[Fed]
+    ) -> int:
+        """Inside a section: a queue of this process is full. Drain it, and put again."""
+        inbox = session.attachment.inboxes.get(target.queue.decode("ascii"))
+        if inbox is None:
+            return FULL
+        session.store.count_refusal(target.row, -1)
+        self._drain_own(target, inbox, now, feds)
+        return session.store.put(target, body, now)
 
     def _plan(self, session: Session, group: bytes, now: float) -> list[Target]:
         """The targets of a broadcast, kept while the group does not change."""
@@ -259,7 +212,7 @@ class Core(Receiving):
         words = store.words
         pending, oldest = 0, 0.0
         for row in store.queues.rows():
-            pending += words[row + Q_PENDING]
+            pending += words[row + Q_PENDING] & COUNT
             oldest = max(oldest, store.front(row, now).age(now))
         sent = words[S_SEQ] - words[S_SEQ_BASE]
         since = store.doubles[S_SINCE]

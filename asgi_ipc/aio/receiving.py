@@ -36,7 +36,7 @@ from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
 from ..native import LOADED as COMPILED
 from ..options import UnknownCapacity
-from ..store.layout import EXPIRED, Q_PENDING, UNDECODABLE
+from ..store.layout import COUNT, EXPIRED, Q_PENDING, UNDECODABLE
 from .session import Base, Session
 from .source import Source
 from .waiter import Waiter, Way
@@ -46,11 +46,11 @@ logger = logging.getLogger("asgi_ipc")
 Received = tuple[str, dict[str, Any]]  # a channel by its full name, and the message
 Answer = TypeVar("Answer")
 
-_BUSY_PAUSE = 0.001  # seconds between two tries for a lock that stays busy
+BUSY_PAUSE = 0.001  # seconds between two tries for a lock that stays busy
 
 
 # An inbox that was drained, and the local parts that got something.
-_Fed = tuple[Inbox, dict[str, None]]
+Fed = tuple[Inbox, dict[str, None]]
 
 
 class _Visit(NamedTuple):
@@ -152,9 +152,9 @@ class Receiving(Base):
                 except LockTimeout as error:
                     if deadline is not None and clock.monotonic() >= deadline:
                         return None
-                    busy = busy or _Busy(self)
+                    busy = busy or Busy(self)
                     busy.note(error)
-                    await way.pause(_BUSY_PAUSE)
+                    await way.pause(BUSY_PAUSE)
                     continue
                 parked = found is None
                 # What came before the deadline is received, however late this gets to run.
@@ -178,7 +178,7 @@ class Receiving(Base):
     ) -> Answer | None:
         """Call what a receive needs before it can wait, until the lock is free; None at
         `deadline`."""
-        busy = _Busy(self)
+        busy = Busy(self)
         while True:
             try:
                 return call(*args)
@@ -186,7 +186,7 @@ class Receiving(Base):
                 if deadline is not None and clock.monotonic() >= deadline:
                     return None
                 busy.note(error)
-                await way.pause(_BUSY_PAUSE)
+                await way.pause(BUSY_PAUSE)
 
     def _leave(self, session: Session, sources: list[Source], waiter: Waiter) -> None:
         """Stop waiting without a message: by a timeout, a cancellation or an error."""
@@ -248,6 +248,8 @@ class Receiving(Base):
             self.upkeep(session, now)
         while True:
             body = session.section_of_three(session.take, source.target, now, waiter_id)
+            if session.rings:
+                session.ring_senders()
             if body is None:
                 if session.store.dropped:
                     session.attachment.log_drop.tell()
@@ -280,7 +282,7 @@ class Receiving(Base):
         now = clock.monotonic()
         if now >= session.due[()]:
             self.upkeep(session, now)
-        feds: list[_Fed] = []
+        feds: list[Fed] = []
         while True:
             for source in sources:
                 found = self._take_buffered(session, source, now) if source.inbox else None
@@ -305,7 +307,7 @@ class Receiving(Base):
                     # Again before anything is taken: others have to be woken for what was drained.
                     self.capacities.look_up(unknown.channels)
             while feds:
-                _wake(*feds.pop(0))
+                wake(*feds.pop(0))
             for row, waiter_id in visit.rings:
                 session.ring(row, waiter_id)
             if visit.source is None:
@@ -382,7 +384,7 @@ class Receiving(Base):
         now: float,
         waiter: Waiter | None,
         parked: bool,
-        feds: list[_Fed],
+        feds: list[Fed],
     ) -> _Visit:
         """Take from the first queue that has something, or park in all of them. What inboxes get is
         added to `feds`."""
@@ -410,7 +412,7 @@ class Receiving(Base):
             for source in sources:
                 row = store.require(source.target, now)
                 store.park(row, waiter.waiter_id)
-                if store.words[row + Q_PENDING]:
+                if store.words[row + Q_PENDING] & COUNT:
                     # More than one drain takes, and none of it was for this receive: look again.
                     rings.append((row, waiter.waiter_id))
         return _Visit(None, None, rings)
@@ -466,7 +468,7 @@ class Receiving(Base):
             except UnknownCapacity as unknown:
                 self.capacities.look_up(unknown.channels)
         assert source.inbox is not None
-        _wake(source.inbox, fed)
+        wake(source.inbox, fed)
         if row:
             session.ring(row, waiter.waiter_id)  # more than one section takes
 
@@ -479,15 +481,16 @@ class Receiving(Base):
         fed = self._drain(session, source, row, now)
         if waiter_id:
             session.store.park(row, waiter_id)
-        return fed, row if waiter_id and session.store.words[row + Q_PENDING] else 0
+        pending = session.store.words[row + Q_PENDING] & COUNT
+        return fed, row if waiter_id and pending else 0
 
 
-def _wake(inbox: Inbox, fed: dict[str, None]) -> None:
+def wake(inbox: Inbox, fed: dict[str, None]) -> None:
     for waiting in inbox.to_wake(fed):
         waiting.wake()
 
 
-class _Busy:
+class Busy:
     """Says in the log, once in ``lock_timeout`` seconds, that a receive rides out a busy lock."""
 
     def __init__(self, core: Receiving) -> None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import clock, native
 from ..attachment.attachment import Attachment, Inherited
+from ..attachment.inbox import Inbox
 from ..attachment.process import attach, notice_fork, register
 from ..codec import Codec
 from ..names import check_channel
 from ..options import Options
-from ..segment.section import SectionOfThree, Waits, spread
+from ..segment.section import Section, SectionOfThree, Waits, call
 from ..segment.wanted import Wanted
-from ..store.layout import Q_PENDING, S_EPOCH
+from ..store.layout import COUNT, Q_PENDING, S_EPOCH
 from ..store.plans import Planner
 from ..store.queues import Target
 from .fanout import Fanout
@@ -48,10 +49,13 @@ class Session:
         "fanouts",
         "groups",
         "loop_waiter",
+        "own",
         "passing",
         "planner",
         "put",
         "ring",
+        "ring_senders",
+        "rings",
         "section",
         "section_of_three",
         "sources",
@@ -70,13 +74,17 @@ class Session:
         self.attachment = attachment
         self.due = attachment.due_word
         self.section_of_three = section_of_three
-        self.section = spread(section_of_three)
+        self.section = _section(section_of_three, attachment)
         self.store = attachment.store
         self.groups = attachment.groups
         self.ring = attachment.ring
+        # Who uses `section_of_three` rings these itself.
+        self.rings, self.ring_senders = attachment.due_rings, attachment.ring_senders
         self.put = attachment.store.put
         self.take = attachment.store.take
         self.targets: dict[str, Target] = {}  # where to send, by channel
+        # The inboxes of queues that this process receives on, and that its sends have found full.
+        self.own: dict[bytes, Inbox] = {}
         # Where to receive from, as lists of one: by channel up to the "!", and by full name.
         self.sources: dict[str, list[Source]] = {}
         self.exact_sources: dict[str, list[Source]] = {}
@@ -93,9 +101,10 @@ class Session:
         """The number of the last flush, without the lock."""
         return self.store.words[S_EPOCH]
 
-    def pending(self, row: int) -> int:
-        """How many messages are pending in the queue at `row`, without the lock."""
-        return self.store.words[row + Q_PENDING]
+    def pending(self, place: int) -> bool:
+        """Whether those who wait at `place` may have something to do, without the lock: a message
+        is pending in the queue, or it is a set of senders, which have to look."""
+        return self.store.is_room(place) or self.store.words[place + Q_PENDING] & COUNT > 0
 
     def remember(self, known: dict[str, Known], name: str, what: Known) -> None:
         """Keep what was looked up for a name in `known`. The number of names is bounded."""
@@ -220,3 +229,16 @@ class Base:
         except Inherited:
             return self.attach()
         return session
+
+
+def _section(of_three: SectionOfThree, attachment: Attachment) -> Section:
+    """`spread`, and the senders are rung for which the operation made room."""
+    rings, ring_senders = attachment.due_rings, attachment.ring_senders
+
+    def section(operation: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+        result = of_three(call, operation, args, named)
+        if rings:
+            ring_senders()
+        return result
+
+    return section

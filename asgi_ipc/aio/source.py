@@ -8,8 +8,9 @@ from __future__ import annotations
 from .. import native
 from ..attachment.inbox import ANY, Inbox
 from ..names import split
-from ..store.layout import Q_PENDING, Q_WAITING, R_GENERATION
+from ..store.layout import COUNT, Q_PENDING, Q_WAITING, R_GENERATION
 from ..store.queues import Target
+from ..store.store import Store
 from .spin import Spin
 
 
@@ -21,6 +22,8 @@ class Source(native.Source):
     inbox: Inbox | None
     target: Target
 
+    sending: Inbox | None = None  # for sends: see `sending.Room`
+
     def __init__(self, channel: str, inbox: Inbox | None) -> None:
         """`inbox`: that of the queue, if the channel is process-specific."""
         self.queue, local = split(channel)
@@ -30,11 +33,20 @@ class Source(native.Source):
         self.local: str | None = local or ANY
         self.spin = Spin()
 
+    @property
+    def place(self) -> int:
+        """What a ring for it says: the row of the queue."""
+        return self.target.row
+
+    def park_again(self, store: Store, waiter_id: int) -> bool:
+        """Inside a section: park for others of a loop; True if there is something for them."""
+        return store.park_if_empty(self.target.row, waiter_id)
+
     def ready(self) -> bool:
         """Whether messages are pending in the queue, or only a look-up can tell: the queue has no
         known row yet, or was flushed."""
         words = self.target.words
-        return words[Q_PENDING] > 0 or words[R_GENERATION] != self.target.generation
+        return words[Q_PENDING] & COUNT > 0 or words[R_GENERATION] != self.target.generation
 
     def awaited(self) -> bool:
         """Whether a waiter is parked at the queue. Senders ring it for the next message, even if

@@ -18,6 +18,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import clock
+from ..attachment.inbox import Inbox
 from ..attachment.process import notice_fork
 from ..errors import LockTimeout
 from ..segment.doorbell import ALL
@@ -89,9 +90,9 @@ class ThreadWaiter(Waiter):
         mine = False
         notice_fork()  # a child that was forked while this slept must not read the parent's rings
         for row in self.bell.answer():
-            if row == ALL or row in [source.target.row for source in sources]:
+            if row == ALL or row in [source.place for source in sources]:
                 mine = True
-            elif row not in [source.target.row for source in before] or session.pending(row):
+            elif row not in [source.place for source in before] or session.pending(row):
                 session.attachment.pass_on(row)  # else it was answered, and there is no more
         return mine
 
@@ -100,8 +101,13 @@ class ThreadWaiter(Waiter):
     ) -> bool:
         if self.rung and self.answer(session, sources):
             return True  # it may have been rung since the receive looked
-        joined = []
+        joined: list[tuple[Inbox, str | None]] = []
+        sending = sources[0].sending  # of a send, which waits for one thing
         try:
+            if sending is not None:
+                sending.join_senders(sources[0].local, self)
+                if sources[0].ready():
+                    return True
             for source in sources:
                 if source.inbox is not None:
                     joined.append((source.inbox, source.local))
@@ -143,6 +149,8 @@ class ThreadWaiter(Waiter):
         finally:
             for inbox, local in joined:
                 inbox.part(local, self)
+            if sending is not None:
+                sending.part_senders(sources[0].local, self)
 
 
 def _sees(source: Source) -> bool:

@@ -88,6 +88,7 @@ class Attachment:
         # For the finalizers of waiters, which must not keep this object alive.
         self.give_back = partial(_give_back, self._ringer, self.upkeep.orphans)
         self.section = self.make_section(waits)
+        self.due_rings = self.store.rings
         if flush:
             self.flush(waits)
         resources.enter(self.section, clock.monotonic())
@@ -156,7 +157,8 @@ class Attachment:
     # -- wakeups ----------------------------------------------------------------------------------
 
     def ring(self, row: int, waiter_id: int) -> None:
-        """Wake the waiter that was picked for the queue at `row`, or the next one if it is gone."""
+        """Wake the waiter that was picked for the queue at `row`, or the next one if it is gone.
+        `row` may also be the place of a set of senders."""
         generation_of, ring = self.store.waiter_generation, self._ringer.ring
         try:
             while waiter_id > 0:
@@ -178,10 +180,21 @@ class Attachment:
         """Inside a section: pick a waiter instead of one that is gone; 0 if there is none."""
         if generation and self.store.waiter_generation(waiter_id) == generation:
             self.store.remove_waiter(waiter_id, generation)
-        return self.store.pick(row)
+        return self.store.pick(row, 0) if self.store.is_room(row) else self.store.pick(row)
+
+    def ring_senders(self) -> None:
+        """Ring the senders for which there is room now."""
+        rings = self.due_rings
+        while rings:
+            try:
+                place, waiter_id = rings.pop()
+            except IndexError:
+                return  # another thread was quicker
+            self.ring(place, waiter_id)
 
     def pass_on(self, row: int) -> None:
-        """Pass on a ring for the queue at `row` that its receiver has no use for."""
+        """Pass on a ring for the queue at `row`, or for a set of senders, that its waiter has no
+        use for."""
         with contextlib.suppress(LockTimeout):
             waiter_id = self.section(self.store.pick_if_pending, row)
             if waiter_id:

@@ -64,6 +64,8 @@ class Inbox:
         self.enter(store)
         self.epoch = 0  # which flush was the last when it was filled
         self.waiting: dict[str | None, list[Waiting]] = {}
+        # Sends of this process that wait until a local part has room, likewise.
+        self.sending: dict[str | None, list[Waiting]] = {}
         self.suspects = Suspects()
         # What was drained, once for each of its local parts, by number. An `Entry` is made when it
         # is taken: thousands of them at once would keep the garbage collector busy.
@@ -107,6 +109,11 @@ class Inbox:
         if self.epoch != epoch:
             self.clear()
             self.epoch = epoch
+
+    def held(self, local: str) -> int:
+        """How many entries the buffer of a local part holds, or a few more: see `_is_full`."""
+        numbers = self._by_local.get(local)
+        return len(numbers) if numbers else 0
 
     def drain(self, row: int, capacity: Callable[[str], int | None], now: float) -> None:
         """Inside a section: move what is pending in the queue at `row` into the inbox.
@@ -196,6 +203,8 @@ class Inbox:
                     self._forget_entry(whose, number)
                     if self.suspects:
                         self.suspects.clear()
+                    if self.sending:
+                        self.wake_sender(whose)
                     return whose, found
             return None
         while numbers := self._by_local.get(local):
@@ -215,6 +224,8 @@ class Inbox:
             if found is not None:
                 if self.suspects:
                     self.suspects.pop(local, None)
+                if self.sending:
+                    self.wake_sender(local)
                 return local, found
         return None
 
@@ -357,6 +368,38 @@ class Inbox:
                 first = _first(waiting.get(ANY))
             if first is not None:
                 first.wake()
+
+    # -- sends of this process that wait for room -------------------------------------------------
+
+    def is_full(self, local: str, most: int) -> bool:
+        """Whether the buffer of a local part holds `most` entries."""
+        numbers = self._by_local.get(local)
+        return numbers is not None and len(numbers) >= most and self._is_full(numbers, most)
+
+    def join_senders(self, local: str | None, send: Waiting) -> None:
+        """Enter a send that is about to sleep until `local` has room; it looks after that."""
+        while True:
+            sends = self.sending.setdefault(local, [])
+            sends.append(send)
+            if self.sending.get(local) is sends:
+                return
+
+    def part_senders(self, local: str | None, send: Waiting) -> None:
+        """Take out a send that sleeps no longer."""
+        sends = self.sending.get(local)
+        if sends is None:
+            return
+        with contextlib.suppress(ValueError):
+            sends.remove(send)
+        if not sends:
+            for other in self.sending.pop(local, []).copy():
+                other.wake()  # it joined in between, and joins again if it has to
+
+    def wake_sender(self, local: str) -> None:
+        """Wake the first send that waits until `local` has room."""
+        first = _first(self.sending.get(local))
+        if first is not None:
+            first.wake()
 
     def _tidy(self) -> None:
         """Forget the empty buffers: most of them will never get anything again."""

@@ -234,7 +234,7 @@ class Upkeep:
             # Two threads that look at once must not count the same time twice.
             section(inbox.suspects.look, now, self._expiry, CHECK_EVERY)
             if inbox:
-                section(self._drop_expired, inbox, now)
+                section(self.drop_expired, inbox, now)
             # Those that an interruption left are done first: these would be the same.
             if inbox.suspects and not any(each.inbox is inbox for each in self._departures):
                 self._abandon(inbox, section)
@@ -249,7 +249,7 @@ class Upkeep:
             if departure.ended:
                 self._tell(departure)
 
-    def _drop_expired(self, inbox: Inbox, now: float) -> None:
+    def drop_expired(self, inbox: Inbox, now: float) -> None:
         """Inside a section: drop what nobody read in time. Its channels become suspect, if they can
         be members and this process is the one that receives on them."""
         store = self._store

@@ -38,7 +38,7 @@ def _layer(prefix: str) -> Layer:
         version = Header(os.pread(opened.number, at.PAGE, 0), status.st_size).known_version
         snapshot = Snapshot(View(prefix))
         pending, processes = snapshot.totals().pending, len(snapshot.attached)
-        in_use = snapshot.header[at.S_LIVE] * at.WORD
+        in_use = (snapshot.header[at.S_LIVE] & at.COUNT) * at.WORD
     except FileNotFoundError:
         raise
     except IPCError as error:

@@ -65,7 +65,7 @@ class Snapshot:
             self._fronts = {
                 row: read_front(layout, view.read, row, words, clock.monotonic())
                 for row, words in self.queues.items()
-                if words[at.Q_PENDING]
+                if words[at.Q_PENDING] & at.COUNT
             }
             after = view.words(0, at.PAGE // at.WORD)
             disturbed = header[at.S_DIRTY] != at.CLEAN and after[at.S_DIRTY] != at.CLEAN
@@ -112,8 +112,8 @@ class Snapshot:
             abandoned=header[at.S_ABANDONED],
             processes=len(self.attached),
             memory=Memory(
-                in_use=header[at.S_LIVE] * at.WORD,
-                high_water=max(header[at.S_PEAK], header[at.S_LIVE]) * at.WORD,
+                in_use=(header[at.S_LIVE] & at.COUNT) * at.WORD,
+                high_water=max(header[at.S_PEAK], header[at.S_LIVE] & at.COUNT) * at.WORD,
                 limit=self.layout.message_memory,
                 reserved=self.view.reserved(),
                 size=self.layout.size,

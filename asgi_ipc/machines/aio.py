@@ -21,6 +21,7 @@ from ..aio.session import Session
 from ..base_layer import AsyncBaseChannelLayer, Message, Received
 from ..errors import NotOwner
 from ..names import check_channel
+from ..options import waiting_time
 from ..statistics import UNREAD_AFTER, Stats
 from .backend import Backend
 from .base import LocalAndRemote, Settings
@@ -63,17 +64,22 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
 
     # -- channels ---------------------------------------------------------------------------------
 
-    async def send(self, channel: str, message: Message) -> None:
+    async def send(self, channel: str, message: Message, timeout: float | None = None) -> None:
         """Send `message` to `channel`, on this machine or another (B1).
 
-        A send within this machine never waits (M8). Raises ChannelFull, MessageTooLarge,
-        InvalidName, InvalidMessage, NotAChannel; for another machine also RemoteUnavailable, after
-        at most ``remote_timeout`` seconds. If it raises, nothing was sent.
+        A send within this machine never waits (M8), or with a `timeout` waits so many seconds for
+        room (see `asgi_ipc.aio.IPCChannelLayer.send`). A send to another machine hands the message
+        to the remote layer, which knows no such wait: `timeout` is checked, and changes nothing.
+        Raises ChannelFull, MessageTooLarge, InvalidName, InvalidMessage, NotAChannel; for another
+        machine also RemoteUnavailable, after at most ``remote_timeout`` seconds. If it raises,
+        nothing was sent.
         """
+        if timeout is not None:
+            waiting_time(timeout)
         if not has_home(channel) or (
             self._machine_mark in channel and self._local._core.session is self._session
         ):
-            await self._local.send(channel, message)
+            await self._local.send(channel, message, timeout)
             return
         message = self._converted(message)
         fields = {"channel": channel, "message": message}
@@ -82,7 +88,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
             self._check(channel, message)
             await self._gateway.send_to_machine(home, "send", fields)
             return
-        await self._local.send(channel, message)
+        await self._local.send(channel, message, timeout)
         if not home:
             # As far as this machine knows, nobody has received there yet: the home may be anywhere.
             # The home answers to the relay here; from then on it alone gets what is sent.

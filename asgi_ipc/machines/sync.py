@@ -43,12 +43,15 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
 
     # -- channels ---------------------------------------------------------------------------------
 
-    def send(self, channel: str, message: Message) -> None:
+    def send(self, channel: str, message: Message, timeout: float | None = None) -> None:
         """Send `message` to `channel`, on this machine or another (A1).
 
-        A send within this machine never blocks (M8). Raises ChannelFull, MessageTooLarge,
-        InvalidName, InvalidMessage, NotAChannel; for another machine also RemoteUnavailable, after
-        at most ``remote_timeout`` seconds. If it raises, nothing was sent.
+        A send within this machine never blocks (M8), or with a `timeout` waits so many seconds for
+        room (see `asgi_ipc.IPCChannelLayer.send`). A send to another machine hands the message to
+        the remote layer, which knows no such wait: `timeout` is checked, and changes nothing.
+        Raises ChannelFull, MessageTooLarge, InvalidName, InvalidMessage, NotAChannel; for another
+        machine also RemoteUnavailable, after at most ``remote_timeout`` seconds. If it raises,
+        nothing was sent.
         """
         if has_home(channel):
             check_channel(channel)
@@ -56,9 +59,9 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
             if not home:
                 home = home_in(self._local.group_channels(directory_group(channel)))
             if home != self._machine():
-                self._wait(self._asyncio.send(channel, message))
+                self._wait(self._asyncio.send(channel, message, timeout))
                 return
-        self._local.send(channel, message)
+        self._local.send(channel, message, timeout)
 
     def receive(
         self, channels: Iterable[str], block: bool = False, timeout: float | None = None

@@ -95,12 +95,13 @@ def spread(of_three: SectionOfThree) -> Section:
     """Make a section for any number of arguments from one for three."""
 
     def section(operation: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
-        return of_three(_call, operation, args, named)
+        return of_three(call, operation, args, named)
 
     return section
 
 
-def _call(operation: Callable[..., Any], args: Any, named: Any) -> Any:
+def call(operation: Callable[..., Any], args: Any, named: Any) -> Any:
+    """Call an operation with any number of arguments, as one of three."""
     return operation(*args, **named)
 
 

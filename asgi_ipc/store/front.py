@@ -36,7 +36,7 @@ def read_front(
 
     ``read(offset, length)`` returns bytes of the segment.
     """
-    pending, record = words[at.Q_PENDING], words[at.Q_FIRST]
+    pending, record = words[at.Q_PENDING] & at.COUNT, words[at.Q_FIRST]
     for expired in range(min(pending, _EXPIRED_AT_ONCE)):
         if not layout.log <= record <= layout.log_end - at.RECORD_WORDS:
             return Front(pending, 0.0)

@@ -60,7 +60,7 @@ S_ENDS = 41  # primary: two halves, the ends of the log
 HALF_TAIL = 2 * S_ENDS
 HALF_HEAD = 2 * S_ENDS + 1  # storing it publishes a record
 S_SEQ = 42  # sequence number of the newest record
-S_LIVE = 43  # derived: words of live records
+S_LIVE = 43  # derived: words of live records; CROWDED is added while senders wait for memory
 S_MARK = 44  # primary: where the log wraps; everything before it is reserved
 S_BIGGEST = 45  # words of the biggest record since the log was last empty
 S_COUNTER = 46  # primary: generations, versions and epochs; never reset
@@ -80,8 +80,15 @@ S_LOCK_WAITS = 89  # calls that had to sleep for the lock since creation,
 S_LOCK_WAITED = 90  # the nanoseconds that they waited,
 S_LOCK_LONGEST = 91  # and the longest of these waits
 S_ABANDONED = 92  # memberships of abandoned channels, ended since creation or the last flush
+S_ENOUGH = 93  # words of live records at which senders that wait for memory try again
+S_SENDING = 96  # bit i: word i of the set of senders that wait for memory is not empty
+S_SENDERS = 97  # 17 words: that set, one bit for each waiter row
+S_OFFERED = 114  # time when a sender found room that is meant for those who wait; 0.0 if none did
 
 CLEAN, DIRTY, FLUSHING = 0, 1, 2
+
+CROWDED = 1 << 32  # added to a count: senders wait, or were rung and have not answered yet
+COUNT = CROWDED - 1  # the bits of the count itself
 
 # Reasons for a drop, in the order of the words at S_DROPS.
 EXPIRED, CAPACITY, MEMORY, UNDECODABLE, DEAD_OWNER, BUFFER = range(6)
@@ -125,7 +132,7 @@ R_KEY = 3  # primary: hash << 32 | bytes of the name
 # -- queue rows -----------------------------------------------------------------------------------
 Q_FIRST = 4  # derived: oldest record
 Q_LAST = 5  # derived: newest record
-Q_PENDING = 6  # derived: messages pending
+Q_PENDING = 6  # derived: messages pending; CROWDED is added while senders wait for room here
 Q_OWNER = 7  # primary: reference of the process that receives here; 0 for none
 Q_OWNER_GENERATION = 8  # primary: and its generation
 Q_NEXT_OWNED = 9  # derived: next queue of the same owner
@@ -141,7 +148,10 @@ Q_WAITING = 18  # bit i: word i of the waiter set is not empty
 Q_WAITERS = 19  # 17 words: the waiter set, one bit for each waiter row
 Q_NAME = 36  # 13 words
 Q_DROPS = 49  # 6 words: messages dropped here, by reason
-QUEUE_WORDS = 55
+Q_SENDING = 55  # bit i: word i of the set of senders that wait for room is not empty
+Q_SENDERS = 56  # 17 words: that set, one bit for each waiter row
+Q_OFFERED = 73  # time when a sender found room that is meant for those who wait; 0.0 if none did
+QUEUE_WORDS = 74
 WAITER_SET_WORDS = MAX_WAITERS // 64
 
 # -- group rows -----------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from collections.abc import Callable
 
 from ..errors import CorruptStore
 from .layout import (
+    COUNT,
     DEAD,
     HALF_HEAD,
     HALF_TAIL,
@@ -149,7 +150,7 @@ class Log:
         may_grow = True
         while True:
             head, tail, mark = self.ends()
-            live = words[S_LIVE]
+            live = words[S_LIVE] & COUNT
             if not live:
                 words[S_BIGGEST] = 0
                 if head != tail:

@@ -16,6 +16,8 @@ from ..errors import CorruptStore, LimitReached
 from .front import Front, read_front
 from .layout import (
     CLEAN,
+    COUNT,
+    CROWDED,
     DEAD,
     DIRTY,
     EXPIRED,
@@ -43,6 +45,7 @@ from .layout import (
     Q_REFUSED,
     Q_SEEN,
     Q_SEEN_AT,
+    Q_SENDING,
     Q_SENT,
     Q_WAITING,
     QUEUE_WORDS,
@@ -53,9 +56,11 @@ from .layout import (
     S_DIRTY,
     S_DROPS,
     S_ENDS,
+    S_ENOUGH,
     S_LIMIT,
     S_LIVE,
     S_REFUSED,
+    S_SENDING,
     S_SEQ,
     TAKEN,
     WORD,
@@ -64,15 +69,16 @@ from .layout import (
 )
 from .log import Log
 from .memory import Buffer, Reserve, Shortage
+from .room import AT_ONCE, NEW, PARKED, RUNG, Room
 from .table import Table
-from .waiters import Waiters
 
 LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
 
-FULL, NO_MEMORY, GONE = -1, -2, -3  # what `put` returns instead of a waiter id
-# Which limit was met where there is no memory: message_memory, the rows of the segment, or what the
-# machine has, of which `shortage` knows more.
-MESSAGES, CHANNELS, MACHINE = range(3)
+FULL, NO_MEMORY, GONE, OWN = -1, -2, -3, -4  # what `put` returns instead of a waiter id
+OWN_LIMIT = -1  # `limit` of a target in the sender's own process: `put` leaves it to `aio.sending`
+# Which limit was met where there is no memory: message_memory, the rows of the segment, what the
+# machine has, of which `shortage` knows more, or what senders that wait are to have.
+MESSAGES, CHANNELS, MACHINE, PROMISED = range(4)
 
 # The row of a target that was not looked up yet: it is not in use, and nothing is pending in it.
 _NO_WORDS: memoryview[int] = memoryview(bytes(QUEUE_WORDS * WORD)).cast("Q")
@@ -96,13 +102,22 @@ class Taken(NamedTuple):
     body: bytes
 
 
+class Tried(NamedTuple):
+    """How a sender that may wait has fared."""
+
+    waiter_id: int  # what `put` returns
+    place: int = 0  # the set of senders that it is parked in; 0 if it has sent
+    until: float = float("inf")  # time when a message expires, which makes room
+
+
 class Target(native.Target):
     """A queue as a process knows it: its name, and where its row was at the last look-up. `words`
     are the words of the row, so that no index has to be computed for each of them.
 
     `local_parts`, `capacity` and `expiry` are those of the messages that are sent there: the local
-    part of one channel, or those of all members of a broadcast. `limit` is the capacity, as the
-    compiled path reads it. If the queue of a `fixed` target is gone, it is not made again.
+    part of one channel, or those of all members of a broadcast. `limit` is the capacity, or
+    OWN_LIMIT; the compiled path reads it. If the queue of a `fixed` target is gone, it is not made
+    again.
     """
 
     __slots__ = ("capacity", "fixed", "local_length", "queue", "words")
@@ -134,10 +149,10 @@ class Target(native.Target):
         self.generation = self.words[R_GENERATION]
 
 
-class Queues(Waiters):
+class Queues(Room):
     """Queues by name, and the messages in them."""
 
-    lack = 0  # what the last NO_MEMORY was for want of: MESSAGES, CHANNELS or MACHINE
+    lack = 0  # what the last NO_MEMORY was for want of: see MESSAGES
 
     def __init__(
         self, buffer: Buffer, layout: Layout, reserve: Reserve, shortage: Shortage
@@ -155,29 +170,35 @@ class Queues(Waiters):
 
     # -- messages ---------------------------------------------------------------------------------
 
-    def put(self, target: Target, body: bytes, now: float) -> int:
+    def put(self, target: Target, body: bytes, now: float, sender: int = AT_ONCE) -> int:
         """Append `body` to the queue of `target`; it expires `target.expiry` seconds after `now`.
 
         Returns the id of the waiter to ring, or 0 if nobody waits. If nothing was sent, returns
         FULL (the capacity is reached), NO_MEMORY (for the message, or for another queue; `lack`
-        says why) or GONE (a fixed target is no longer there).
+        says why), GONE (a fixed target is no longer there) or OWN (see OWN_LIMIT).
+
+        `sender`: see `room`. While others wait for room, what becomes free is theirs.
         """
         words, queue = self.words, target.words
         if queue[R_GENERATION] != target.generation:
             if not self.bind(target, now):
                 if target.fixed:
                     return GONE
-                words[S_REFUSED] += 1
+                words[S_REFUSED] += not sender
                 return NO_MEMORY
             queue = target.words
         row = target.row
         pending = queue[Q_PENDING]
-        if pending >= target.capacity:
-            pending = self.drop_expired(row, now)
-            if pending >= target.capacity:
-                queue[Q_REFUSED] += 1
-                words[S_REFUSED] += 1
+        if pending >= target.limit:  # or it is crowded
+            if target.limit < 0 and sender == AT_ONCE:
+                return OWN
+            if self.drop_expired(row, now) >= target.capacity or (
+                queue[Q_PENDING] >= CROWDED and self.is_promised(row + Q_SENDING, now, sender)
+            ):
+                queue[Q_REFUSED] += not sender
+                words[S_REFUSED] += not sender
                 return FULL
+            pending = queue[Q_PENDING]
         length, local_length = len(body), target.local_length
         size = RECORD_WORDS + ((length + local_length + 15) >> 4 << 1)
         halves, log = self.halves, self.log
@@ -185,9 +206,9 @@ class Queues(Waiters):
         end = at + size
         live = words[S_LIVE] + size
         if end > words[S_LIMIT] or size > words[S_BIGGEST] or live > log.max_live or at < log.start:
-            at = self._make_room(size, now)
+            at = self._make_room(size, now, sender)
             if not at:
-                words[S_REFUSED] += 1
+                words[S_REFUSED] += not sender
                 words[S_DIRTY] = CLEAN
                 return NO_MEMORY
             end = at + size
@@ -234,6 +255,72 @@ class Queues(Waiters):
         words[S_DIRTY] = CLEAN
         return self.pick(row) if queue[Q_WAITING] else 0
 
+    def put_or_park(
+        self,
+        target: Target,
+        body: bytes,
+        now: float,
+        waiter_id: int,
+        place: int = 0,
+        stays: bool = False,
+    ) -> Tried:
+        """`put` for a sender that may wait: park it, if there is no room, in this same call.
+
+        `place`: where the last try parked it. `stays`: other senders with its waiter id are parked
+        there. A `waiter_id` of 0 is not parked. It counts no refusal.
+        """
+        sender = NEW
+        if place and waiter_id:
+            sender = PARKED if self.is_parked(place, waiter_id) else RUNG
+        result = self.put(target, body, now, sender)
+        if result >= 0 or result == GONE:
+            self.leave_room(target, waiter_id, place, stays)
+            return Tried(result)
+        at = target.row + Q_SENDING if result == FULL else S_SENDING
+        if place and place != at:
+            self.leave_room(target, waiter_id, place, stays)
+        if at == S_SENDING:
+            until = self._note_need(record_words(len(body), target.local_length))
+        else:
+            first = self.words[target.row + Q_FIRST]
+            until = self.doubles[self.log.checked(first) + L_EXPIRES] if first else float("inf")
+        if waiter_id:
+            self.park_sender(at, waiter_id)
+        return Tried(result, at, until)
+
+    def leave_room(self, target: Target, waiter_id: int, place: int, stays: bool = False) -> None:
+        """A sender no longer waits at `place`. A ring that it got, and what room it leaves, is for
+        the next one."""
+        if not place or (place != S_SENDING and place != target.row + Q_SENDING):
+            return  # the queue is another since a flush
+        if not stays:
+            self.unpark(place, waiter_id, 0)
+        self.answer(place, self.has_room(place, target.capacity))
+
+    def _note_need(self, size: int) -> float:
+        """Note when senders that wait for memory should try again. Return when the oldest message
+        expires, if that can make room."""
+        words, until = self.words, float("inf")
+        if self.lack in (MESSAGES, PROMISED):
+            enough = self.log.max_live - size
+            head, tail, mark = self.log.ends()
+            if tail == mark:
+                tail = self.log.start
+            if tail != head and self.halves[2 * tail + L_STATE] == LIVE:
+                until = self.doubles[tail + L_EXPIRES]
+        else:
+            enough = (words[S_LIVE] & COUNT) - size
+        words[S_ENOUGH] = max(enough, words[S_ENOUGH] if words[S_SENDING] else 0, 0)
+        return until
+
+    def has_room(self, place: int, capacity: int = 0) -> bool:
+        """Return whether there is room at a set of senders. `capacity`: that of a queue, if it is
+        known."""
+        if place == S_SENDING:
+            return self.has_memory()
+        row = place - Q_SENDING
+        return self.words[row + Q_PENDING] & COUNT < (capacity or self.words[row + Q_CAPACITY])
+
     def take(self, target: Target, now: float, waiter_id: int = 0) -> bytes | None:
         """Take the oldest message out of the queue of `target`; None if the queue is empty.
 
@@ -273,15 +360,20 @@ class Queues(Waiters):
                 words[following + L_PREV] = 0
             else:
                 queue[Q_LAST] = 0
-            queue[Q_PENDING] -= 1
+            pending = queue[Q_PENDING] - 1
+            queue[Q_PENDING] = pending
             live = words[S_LIVE] - size
             words[S_LIVE] = live
             if not live:
                 words[S_ENDS] = log.empty  # the next messages use the same pages again
+            elif live >= CROWDED:
+                self._free_memory(at, size)
             elif halves[HALF_HEAD] == at + size:
                 halves[HALF_HEAD] = at  # the newest record: the next one goes in its place
             elif halves[HALF_TAIL] == at:
                 halves[HALF_TAIL] = at + size
+            if pending >= CROWDED:
+                self.offer(target.row + Q_SENDING)
             if expires > now:
                 words[S_DIRTY] = CLEAN
                 return body
@@ -330,22 +422,44 @@ class Queues(Waiters):
             words[self.log.checked(before) + L_NEXT] = following
         else:
             words[row + Q_FIRST] = following
-        words[row + Q_PENDING] -= 1
+        pending = words[row + Q_PENDING] - 1
+        words[row + Q_PENDING] = pending
         live = words[S_LIVE] - size
         words[S_LIVE] = live
         if not live:
             words[S_ENDS] = self.log.empty
+        elif live >= CROWDED:
+            self._free_memory(at, size)
         elif halves[HALF_TAIL] == at:
             halves[HALF_TAIL] = at + size
+        if pending >= CROWDED:
+            self.offer(row + Q_SENDING)
 
-    def _make_room(self, size: int, now: float) -> int:
+    def _free_memory(self, at: int, size: int) -> None:
+        """The record at `at` is no longer live, and senders wait for memory."""
+        if not self.words[S_LIVE] & COUNT:
+            self.words[S_ENDS] = self.log.empty
+        elif self.halves[HALF_TAIL] == at:
+            self.halves[HALF_TAIL] = at + size
+        if self.has_memory():
+            self.offer(S_SENDING)
+
+    def _make_room(self, size: int, now: float, sender: int = RUNG) -> int:
         """Return where a record of `size` words can be written, or 0. Leaves the dirty word set."""
         words, log = self.words, self.log
-        if words[S_LIVE] + size > log.max_live:
+        if (words[S_LIVE] & COUNT) + size > log.max_live:
             self.sweep_log(EXPIRED_AT_ONCE, now)
-            if words[S_LIVE] + size > log.max_live:
+            if (words[S_LIVE] & COUNT) + size > log.max_live:
                 self.lack = MESSAGES
                 return 0
+        live = words[S_LIVE]
+        if (
+            live >= CROWDED
+            and live - CROWDED + size > words[S_ENOUGH]  # else there is enough for all
+            and self.is_promised(S_SENDING, now, sender)
+        ):
+            self.lack = PROMISED
+            return 0
         words[S_DIRTY] = DIRTY
         at = log.make_room(size, now)
         if not at:
@@ -362,7 +476,7 @@ class Queues(Waiters):
             words[S_DIRTY] = DIRTY
             self._expire(at)
             words[S_DIRTY] = CLEAN
-        return words[row + Q_PENDING]
+        return words[row + Q_PENDING] & COUNT
 
     def _expire(self, at: int) -> None:
         """Drop an expired live record. With the dirty word set."""
@@ -373,6 +487,12 @@ class Queues(Waiters):
         if owner and self.doubles[self.checked_process(owner) + P_DEAD_SINCE]:
             # The only reader is dead: `bury` need not wait any longer to end its memberships.
             self.doubles[owner + P_DEAD_SINCE] = LONG_DEAD
+
+    def count_refusal(self, row: int, count: int) -> None:
+        """Count messages that were refused for want of room in the queue at `row`, or with 0 for
+        want of memory. -1 takes back one that was counted."""
+        for word in (row + Q_REFUSED, S_REFUSED) if row else (S_REFUSED,):
+            self.words[word] = max(self.words[word] + count, 0)  # there may have been a flush
 
     def count_drop(self, row: int, reason: int, count: int = 1, local: str = "") -> None:
         """Count messages of the queue at `row` that nobody will receive. `local` is the local part
@@ -461,13 +581,21 @@ class Queues(Waiters):
         )
 
     def pick_if_pending(self, row: int) -> int:
-        """`pick` for the queue at `row` if a message is pending there; else return 0."""
+        """`pick` for the queue at `row` if a message is pending there; else return 0. For a set of
+        senders (see `room`), if there is room."""
         words = self.words
+        room = self.is_room(row)
+        if row == S_SENDING:
+            return self.pick(row, 0) if self.has_memory() else 0
         try:
-            self.queues.checked(row)
+            queue = self.queues.checked(row - Q_SENDING if room else row)
         except CorruptStore:
             return 0  # rings come from other processes, and may be older than a flush
-        return self.pick(row) if words[row + R_GENERATION] and words[row + Q_PENDING] else 0
+        if not words[queue + R_GENERATION]:
+            return 0
+        if room:
+            return self.pick(row, 0) if self.has_room(row) else 0
+        return self.pick(row) if words[row + Q_PENDING] & COUNT else 0
 
     def find_unexpired(self, target: Target, now: float) -> int:
         """`find` for a queue, and drop the expired messages at its front."""
@@ -481,6 +609,9 @@ class Queues(Waiters):
         words, doubles = self.words, self.doubles
         budget = EXPIRED_AT_ONCE
         for row in self.queues.sweep(limit):
+            if words[row + Q_PENDING] >= CROWDED:
+                place = row + Q_SENDING
+                self.tend(place, now, self.has_room(place))
             if words[row + Q_SENT] != words[row + Q_SEEN]:
                 words[row + Q_SEEN] = words[row + Q_SENT]
                 doubles[row + Q_SEEN_AT] = now
@@ -488,7 +619,7 @@ class Queues(Waiters):
                     continue
             if words[row + Q_FIRST]:
                 if idle and doubles[self.log.checked(words[row + Q_FIRST]) + L_EXPIRES] <= now:
-                    before = words[row + Q_PENDING]
+                    before = words[row + Q_PENDING] & COUNT
                     budget -= before - self.drop_expired(row, now)
                     if budget <= 0:
                         return  # the next calls do the others
@@ -499,9 +630,10 @@ class Queues(Waiters):
                 or now - doubles[row + Q_SEEN_AT] < idle
             ):
                 continue
-            if words[row + Q_WAITING]:
+            if words[row + Q_WAITING] or words[row + Q_SENDING]:
                 self.prune(row)
-                if words[row + Q_WAITING]:
+                self.prune(row, Q_SENDING)
+                if words[row + Q_WAITING] or words[row + Q_SENDING]:
                     continue
             words[S_DIRTY] = DIRTY
             self.queues.remove(row)

@@ -28,9 +28,11 @@ def recover(store: Store, now: float) -> None:
         table.rebuild()
     for row in store.queues.rows():
         words[row + at.Q_FIRST] = words[row + at.Q_LAST] = words[row + at.Q_PENDING] = 0
-        words[row + at.Q_WAITING] = 0
-        for word in range(row + at.Q_WAITERS, row + at.Q_WAITERS + at.WAITER_SET_WORDS):
-            words[word] = 0
+        _empty(store, row + at.Q_WAITING)
+        _empty(store, row + at.Q_SENDING)
+        words[row + at.Q_OFFERED] = 0
+    _empty(store, at.S_SENDING)
+    words[at.S_OFFERED] = 0
     _relink_messages(store)
     _relink_owners(store)
     Groups(store).rebuild()
@@ -55,6 +57,8 @@ def flush(store: Store, now: float) -> None:
     words[at.S_EPOCH] = store.advance_counter()
     words[at.S_ENDS] = store.log.empty
     words[at.S_LIVE] = words[at.S_BIGGEST] = words[at.S_LIMIT] = 0
+    _empty(store, at.S_SENDING)
+    words[at.S_OFFERED] = 0
     words[at.S_MARK] = store.layout.log + at.FIRST_MARK // at.WORD
     store.doubles[at.S_SWEEP_AT] = store.doubles[at.S_BURY_AT] = 0.0
     for process in store.process_rows():
@@ -67,6 +71,12 @@ def flush(store: Store, now: float) -> None:
     words[at.S_SEQ_BASE] = words[at.S_SEQ]
     store.doubles[at.S_SINCE] = now
     words[at.S_DIRTY] = at.CLEAN
+
+
+def _empty(store: Store, place: int) -> None:
+    """Empty a waiter set, whose summary is at `place`."""
+    for word in range(place, place + 1 + at.WAITER_SET_WORDS):
+        store.words[word] = 0
 
 
 def _relink_messages(store: Store) -> None:

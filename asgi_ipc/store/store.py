@@ -9,8 +9,9 @@ something (ChannelFull), it does so before. A call that is killed or interrupted
 the dirty word set, and the next holder of the lock computes the derived words from the primary
 ones.
 
-The store is built on `memory` (the words), `waiters` (which waiter to ring) and `queues`
-(messages). This file adds the processes that own queues, what happens when they die, and upkeep.
+The store is built on `memory` (the words), `waiters` (which waiter to ring), `room` (which sender
+to ring) and `queues` (messages). This file adds the processes that own queues, what happens when
+they die, and upkeep.
 """
 
 from __future__ import annotations
@@ -182,7 +183,11 @@ class Store(Queues):
                 return False
             if over:
                 words[at.S_DIRTY] = at.DIRTY
-                if words[row + at.Q_MEMBERS] or words[row + at.Q_WAITING]:
+                if (
+                    words[row + at.Q_MEMBERS]
+                    or words[row + at.Q_WAITING]
+                    or words[row + at.Q_SENDING]
+                ):
                     # Memberships name the queue by its generation: with another they are ghosts.
                     # This comes first: once the queue has no owner, nobody comes back to do it.
                     words[row + at.R_GENERATION] = self.advance_counter()
@@ -212,7 +217,7 @@ class Store(Queues):
     def note_peak(self) -> None:
         """Note the most words of live records so far, for `inspection` to read."""
         words = self.words
-        live = words[at.S_LIVE]
+        live = words[at.S_LIVE] & at.COUNT
         if live > words[at.S_PEAK]:
             words[at.S_PEAK] = live
 
@@ -221,4 +226,6 @@ class Store(Queues):
         nobody uses. Return whether the log has more to drop."""
         self.note_peak()
         self.reclaim(now, IDLE, 32)
+        if self.words[at.S_LIVE] >= at.CROWDED:
+            self.tend(at.S_SENDING, now, self.has_memory())
         return self.sweep_log(32, now)

@@ -52,6 +52,7 @@ class Table:
         self._reserve = reserve
         self._salt_word = salt_word  # the word of a row that tells equal names apart
         self.state, self.base, self.row_words, self.max_rows = table
+        self._zeros = memoryview(bytes((table.words - R_KEY - 1) * WORD)).cast("Q")
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -159,8 +160,7 @@ class Table:
             words[row + R_BUCKET] = 0
             words[state + T_HIGH] = high + 1
             self._split(high)
-        for word in range(row + R_KEY + 1, row + width):
-            words[word] = 0
+        words[row + R_KEY + 1 : row + width] = self._zeros
         for field, value in fields.items():
             words[row + field] = value
         start = (row + self._name) * WORD

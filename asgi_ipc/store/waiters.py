@@ -2,16 +2,16 @@
 
 It keeps state and must not wake anybody: each queue has a set with a bit for each waiter id. A
 sender takes a bit out under the lock, and rings the waiter's doorbell (`segment.doorbell`) after it
-has released the lock.
+has released the lock. The senders that wait for room have sets of the same kind (`room`).
 """
 
 from __future__ import annotations
 
 from .layout import (
+    COUNT,
     MAX_WAITERS,
     P_GENERATION,
     Q_PENDING,
-    Q_WAITERS,
     Q_WAITING,
     W_GENERATION,
     W_PROCESS,
@@ -80,37 +80,42 @@ class Waiters(Memory):
         """Return the generation that was given out with an id; its doorbell may not be open yet."""
         return self.words[self.waiter_row(waiter_id) + W_TAKEN]
 
-    def park(self, row: int, waiter_id: int) -> None:
+    # `of` is where in the row the set begins, with its summary.
+
+    def park(self, row: int, waiter_id: int, of: int = Q_WAITING) -> None:
         """Enter a waiter id into the waiter set of the queue at `row`."""
         words = self.words
+        of += row
         word = waiter_id >> 6
         # The summary first: a death in between then leaves a summary bit without a waiter, which is
         # harmless, and not a waiter that `pick` does not see.
-        words[row + Q_WAITING] |= 1 << word
-        words[row + Q_WAITERS + word] |= 1 << (waiter_id & 63)
+        words[of] |= 1 << word
+        words[of + 1 + word] |= 1 << (waiter_id & 63)
 
-    def unpark(self, row: int, waiter_id: int) -> bool:
+    def unpark(self, row: int, waiter_id: int, of: int = Q_WAITING) -> bool:
         """Take a waiter id out of the waiter set; False if a sender did, whose ring is coming."""
         words = self.words
+        of += row
         word, bit = waiter_id >> 6, 1 << (waiter_id & 63)
-        bits = words[row + Q_WAITERS + word]
+        bits = words[of + 1 + word]
         if not bits & bit:
             return False
-        words[row + Q_WAITERS + word] = bits & ~bit
+        words[of + 1 + word] = bits & ~bit
         if bits == bit:
-            words[row + Q_WAITING] &= ~(1 << word)
+            words[of] &= ~(1 << word)
         return True
 
-    def pick(self, row: int) -> int:
+    def pick(self, row: int, of: int = Q_WAITING) -> int:
         """Take a waiter id out of the set of the queue at `row`, in turn; 0 if the set is empty."""
         words = self.words
-        waiting = words[row + Q_WAITING]
+        of += row
+        waiting = words[of]
         if not waiting & (waiting - 1) and 0 < waiting < 1 << WAITER_SET_WORDS:
             word = waiting.bit_length() - 1
-            bits = words[row + Q_WAITERS + word]
+            bits = words[of + 1 + word]
             if bits and not bits & (bits - 1):  # the only one, whose turn it is in any case
-                words[row + Q_WAITERS + word] = 0
-                words[row + Q_WAITING] = 0
+                words[of + 1 + word] = 0
+                words[of] = 0
                 waiter_id = word << 6 | bits.bit_length() - 1
                 self._turn = waiter_id + 1
                 return waiter_id
@@ -119,40 +124,41 @@ class Waiters(Memory):
             first = turn >> 6
             word = waiting >> first << first or waiting
             word = (word & -word).bit_length() - 1
-            bits = words[row + Q_WAITERS + word] if word < WAITER_SET_WORDS else 0
+            bits = words[of + 1 + word] if word < WAITER_SET_WORDS else 0
             if not bits:
                 waiting &= ~(1 << word)  # left by a process that was killed while it parked
-                words[row + Q_WAITING] = waiting
+                words[of] = waiting
                 continue
             bit = bits >> (turn & 63) << (turn & 63) if word == first else bits
             if not bit:
                 turn = (first + 1) << 6  # all in this word have had their turn
                 continue
             bit &= -bit
-            words[row + Q_WAITERS + word] = bits ^ bit
+            words[of + 1 + word] = bits ^ bit
             if bits == bit:
-                words[row + Q_WAITING] = waiting ^ (1 << word)
+                words[of] = waiting ^ (1 << word)
             waiter_id = word << 6 | bit.bit_length() - 1
             self._turn = waiter_id + 1
             return waiter_id
         return 0
 
-    def prune(self, row: int) -> None:
+    def prune(self, row: int, of: int = Q_WAITING) -> None:
         """Take the ids of waiters that are gone out of the set of the queue at `row`."""
         words = self.words
+        at = row + of
         for word in range(WAITER_SET_WORDS):
-            bits = words[row + Q_WAITERS + word]
+            bits = words[at + 1 + word]
             while bits:
                 waiter_id = word << 6 | (bits & -bits).bit_length() - 1
                 if not self.waiter_generation(waiter_id):
-                    self.unpark(row, waiter_id)
+                    self.unpark(row, waiter_id, of)
                 bits &= bits - 1
-            if not words[row + Q_WAITERS + word]:
-                words[row + Q_WAITING] &= ~(1 << word)
+            if not words[at + 1 + word]:
+                words[at] &= ~(1 << word)
 
     def park_if_empty(self, row: int, waiter_id: int) -> bool:
         """Park a waiter id at the queue at `row`, or return True if a message is pending there."""
-        if self.words[row + Q_PENDING]:
+        if self.words[row + Q_PENDING] & COUNT:
             return True
         self.park(row, waiter_id)
         return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,7 +21,6 @@ from .readers import has_reader
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
 
-_PAUSE, _LONGEST_PAUSE = 0.001, 0.05  # seconds between two tries while there is no room
 _LOOK_EVERY = 1.0  # seconds between two looks whether the other side is alive
 _IN_MEMORY = 1 << 20  # bytes of a body of unknown length; a longer one goes to a temporary file
 
@@ -40,11 +38,15 @@ class Peer:
         """Wait for its next message on `channel`, and return it. Raises ReplyLost."""
         deadline = clock.monotonic() + self.timeout
         while True:
-            seconds = min(_LOOK_EVERY, deadline - clock.monotonic())
+            seconds = self.until_look(deadline)
             _, message = self.layer.receive([channel], block=True, timeout=seconds)
             if message is not None:
                 return message
             self.check(deadline)
+
+    def until_look(self, deadline: float) -> float:
+        """Seconds until the next look whether it is alive."""
+        return min(_LOOK_EVERY, deadline - clock.monotonic())
 
     def check(self, deadline: float) -> None:
         """Raise ReplyLost if its process is dead, or `deadline` has passed."""
@@ -210,26 +212,27 @@ class Response:
             message.update(self._head)
             if self._flow_channel is not None and message["more_content"]:
                 message["flow_control"] = True
-        deadline, pause = clock.monotonic() + self._peer.timeout, _PAUSE
-        while True:
+        peer = self._peer
+        deadline = clock.monotonic() + peer.timeout
+        timeout: float | None = None  # a full channel is looked at before the first wait, too:
+        while True:  # what is dropped for a dead reader makes room
             try:
-                self._peer.layer.send(self._peer.channel, message)
+                peer.layer.send(peer.channel, message, timeout)
                 break
-            except self._peer.layer.ChannelFull:
-                self._peer.check(deadline)
-            self._pause(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            except peer.layer.ChannelFull:
+                peer.check(deadline)
+                self._look()
+                timeout = peer.until_look(deadline)
         self._head = None
         self._messages += 1
         self.complete = not message["more_content"]
 
-    def _pause(self, seconds: float) -> None:
-        """Sleep: nothing rings when there is room again. Wake if the client has gone."""
-        if self._flow_channel is None:
-            time.sleep(seconds)
-            return
-        _, word = self._peer.layer.receive([self._flow_channel], block=True, timeout=seconds)
-        if word is not None:
+    def _look(self) -> None:
+        """Look whether the client has gone, while there is no room for what is sent to it."""
+        while self._flow_channel is not None:
+            _, word = self._peer.layer.receive([self._flow_channel])
+            if word is None:
+                return
             self._note(word)
 
     def _note(self, word: Message) -> None:

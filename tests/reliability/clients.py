@@ -48,6 +48,9 @@ class Blocking:
     def send(self, channel: str, message: dict[str, Any]) -> None:
         self.do(self.layer.send(channel, message))
 
+    def send_or_wait(self, channel: str, message: dict[str, Any], timeout: float) -> None:
+        self.do(self.layer.send(channel, message, timeout=timeout))
+
     def receive(self, *channels: str) -> Any:
         """What is there: (channel, message) or (None, None)."""
         return self.layer.receive(channels)

@@ -49,6 +49,7 @@ PLACES = 6
 WORK = ["work1", "work2", "work3"]
 GROUP = "everyone"
 OPTIONS = {"capacity": 400, "receive_timeout": 0.25}
+PATIENCE = (None, 0.05)  # seconds that a send waits for room
 
 LONGEST = 0.25  # seconds that a call may take
 AFTER_KILL = 1.3  # seconds of grace: recovery, and the safety check that makes up for a lost ring
@@ -119,7 +120,10 @@ def blocking(worker: Worker, layer: Any) -> None:
         begun = worker.now()
         worker.log("send", uid, channel, begun[0])
         try:
-            (layer.send_group if channel == GROUP else layer.send)(channel, message)
+            if channel == GROUP:
+                layer.send_group(channel, message)
+            else:
+                layer.send(channel, message, timeout=worker.random.choice(PATIENCE))
         except layer.ChannelFull:
             worker.done("full", uid, channel, begun)
         else:
@@ -169,7 +173,10 @@ async def coroutines(worker: Worker, prefix: str) -> None:
         begun = worker.now()
         worker.log("send", uid, channel, begun[0])
         try:
-            await (layer.group_send if channel == GROUP else layer.send)(channel, message)
+            if channel == GROUP:
+                await layer.group_send(channel, message)
+            else:
+                await layer.send(channel, message, timeout=worker.random.choice(PATIENCE))
         except layer.ChannelFull:
             worker.done("full", uid, channel, begun)
         else:

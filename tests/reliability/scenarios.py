@@ -24,16 +24,19 @@ from asgi_ipc.store.layout import (
     Q_MEMBERS,
     Q_NEXT_OWNED,
     Q_PENDING,
+    Q_SENDING,
     Q_WAITING,
     R_BUCKET,
     R_CHAIN,
     S_BIGGEST,
     S_BURY_AT,
     S_DIRTY,
+    S_ENOUGH,
     S_LIMIT,
     S_LIVE,
     S_MARK,
     S_MOVES,
+    S_SENDING,
     S_SWEEP_AT,
     T_FREE,
     T_USED,
@@ -181,6 +184,62 @@ class SendToFull(Scenario):
         except victim.layer.ChannelFull:
             return
         raise AssertionError("a fourth message was accepted")
+
+
+class SendInVain(Scenario):
+    """A send that waits for room, with a new doorbell, until its time is over."""
+
+    options = {"capacity": 3}
+    changes = False
+
+    def arm(self, victim: Blocking) -> None:
+        super().arm(victim)
+        victim.session.attachment.local.__dict__.pop("waiter", None)
+
+    def operate(self, victim: Blocking) -> None:
+        try:
+            victim.send_or_wait("work", MINE, 0.005)
+        except victim.layer.ChannelFull:
+            return
+        raise AssertionError("a fourth message was accepted")
+
+
+class ReceiveWhereSendersWait(Scenario):
+    """The receive makes room for a sender that is gone by the time that it is rung."""
+
+    options = {"capacity": 3}
+
+    def arm(self, victim: Blocking) -> None:
+        super().arm(victim)
+        session = victim.session
+        waiter, generation = session.section(session.store.add_waiter, session.attachment.process)
+        session.section(session.store.publish_waiter, waiter, generation)
+        row = session.section(session.store.find, Target(b"work"))
+        for place in (row + Q_SENDING, S_SENDING):
+            session.section(session.store.park_sender, place, waiter)
+        session.store.words[S_ENOUGH] = session.store.log.max_live // 2
+
+    def operate(self, victim: Blocking) -> None:
+        check(victim.receive("work"), ("work", {"id": 0}))
+
+
+class SendToOwn(Scenario):
+    """The victim's own queue is full. It moves into the inbox, and the message into the queue."""
+
+    options = {"capacity": 3}
+    channels = ("work", "v.y!")
+    groups = ("room", "victims")
+    shrinks = True
+    owns = "v.y!"
+
+    def prepare(self, survivor: Blocking) -> None:
+        super().prepare(survivor)
+        for number in range(3):
+            survivor.send(f"v.y!{number}", {"id": number})
+
+    def operate(self, victim: Blocking) -> None:
+        victim.send("v.y!9", MINE)
+        check([victim.receive("v.y!")[1]["id"] for _ in range(4)], [0, 1, 2, "mine"])
 
 
 class SendToExpired(Scenario):
@@ -505,6 +564,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "send to a process": SendToProcess,
     "send to a new channel": SendToNewChannel,
     "send to a full queue": SendToFull,
+    "send in vain": SendInVain,
     "send past an expired backlog": SendToExpired,
     "send where the ring wraps": SendAtEnd,
     "send with relocation": SendWithMoves,
@@ -514,6 +574,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "receive from several": ReceiveAny,
     "receive by a process": ReceiveOwn,
     "receive in vain": ReceiveInVain,
+    "receive where senders wait": ReceiveWhereSendersWait,
     "group_add": GroupAdd,
     "group_add again": GroupRenew,
     "group_add after the end": GroupReturn,
@@ -599,6 +660,7 @@ def ruin(store: Store) -> None:
             Q_MEMBERS,
             Q_NEXT_OWNED,
             Q_WAITING,
+            Q_SENDING,
         ):
             words[row + word] = row
     for table in (store.queues, store.groups, store.members):

@@ -37,6 +37,7 @@ import asgi_ipc.attachment.resources
 import asgi_ipc.attachment.upkeep
 from asgi_ipc import errors
 from asgi_ipc.aio.operations import Core
+from asgi_ipc.aio.sending import Room
 from asgi_ipc.aio.session import Session
 from asgi_ipc.aio.waiter import Waiter
 from asgi_ipc.attachment.attachment import Attachment
@@ -49,12 +50,15 @@ from asgi_ipc.segment.section import Waits
 from asgi_ipc.store.layout import (
     BUFFER,
     CAPACITY,
+    COUNT,
+    CROWDED,
     DEAD_OWNER,
     DIRTY,
     EXPIRED,
     FLUSHING,
     MEMORY,
     Q_MEMBERS,
+    Q_PENDING,
     S_ABANDONED,
     S_BURY_AT,
     S_DIRTY,
@@ -66,6 +70,7 @@ from asgi_ipc.store.layout import (
     WORD,
     record_words,
 )
+from asgi_ipc.store.queues import FULL
 
 from ..unit.support import FULL_LENGTH, KIB, NOW, Reserve, assert_whole, examples, make_store
 
@@ -140,7 +145,9 @@ class Pretended(Resources):
         """In place of a doorbell: noted, if there is somebody who hears it."""
         if self.world.waiters[waiter] not in self.world.places:
             return False
-        if row:
+        if row and self.store.is_room(row):
+            self.world.rung.append(("room", waiter))
+        elif row:
             self.world.rung.append((self.store.queues.name(row).decode(), waiter))
         return True
 
@@ -222,6 +229,7 @@ class Model(RuleBasedStateMachine):
             asgi_ipc.aio.session,
             asgi_ipc.aio.operations,
             asgi_ipc.aio.receiving,
+            asgi_ipc.aio.sending,
             asgi_ipc.attachment.attachment,
             asgi_ipc.attachment.resources,
             asgi_ipc.attachment.drops,
@@ -376,7 +384,7 @@ class Model(RuleBasedStateMachine):
 
     def no_room(self, words: int, queues: int = 1) -> bool:
         """Whether a refusal for want of memory can be right."""
-        expired_too = self.store.words[S_LIVE]
+        expired_too = self.store.words[S_LIVE] & COUNT
         return (
             expired_too + words > self.store.layout.max_live
             or self.scarce
@@ -436,6 +444,7 @@ class Model(RuleBasedStateMachine):
         message = self.message(size)
         item = self.item((local,), message)
         self.rung.clear()
+        own = self.drain_own(core, channel)
         try:
             core.send(channel, message)
         except NotAChannel:
@@ -447,10 +456,78 @@ class Model(RuleBasedStateMachine):
                 assert self.no_room(item.words)
             else:
                 met["full"] += 1
-                assert len(self.living(queue)) >= self.capacity(channel)
+                assert own or len(self.living(queue)) >= self.capacity(channel)
+                assert own is not False
         else:
+            assert not own
             assert len(self.living(queue)) < self.capacity(channel)
             self.sent(queue, item)
+
+    def drain_own(self, core: Core, channel: str) -> bool | None:
+        """What a send to a channel of the sender's own process does before, once it has found the
+        queue full. Returns whether the channel itself is full; None if it goes by the queue."""
+        queue, local = queue_of(channel), channel.partition("!")[2]
+        place, capacity = self.place(core), self.capacity(channel)
+        if not local or self.owners.get(queue) != place.process:
+            return None
+        assert core.session is not None
+        if queue.encode() not in core.session.own:
+            if len(self.living(queue)) < capacity:
+                return None
+            self.let_go(queue)
+        box = self.inboxes.setdefault((place.process, queue), {})
+        row = self.store.queues.find(queue.encode())
+        pending = self.store.words[row + Q_PENDING] & COUNT if row else 0
+        if pending and len(box.get(local, ())) + pending >= capacity:
+            met["drained by a send"] += 1
+            self.drain(queue, box)
+        if len(box.get(local, ())) >= capacity:
+            self.expire_box(place, queue)
+        full = len(box.get(local, ())) >= capacity
+        met["own channel full"] += full
+        return full
+
+    @rule(
+        who=st.integers(0, 9),
+        channel=st.sampled_from(["n1", "n2", "tiny", "r?a"]),
+        size=st.sampled_from([0, 300]),
+        leaves=st.booleans(),
+    )
+    def wait_for_room(self, who: int, channel: str, size: int, leaves: bool) -> None:
+        """A send that parks where there is no room, until somebody receives; or it gives up."""
+        for number in range(self.capacity(channel)):
+            self.send(who + number, channel, 0)
+        core = self.any_core(who)
+        session, waits = core.attach(), Parked(self.place(core).waiters[0])
+        message = self.message(size)
+        item = self.item(("",), message)
+        target, body, _ = core._prepared(session, channel, message)
+        room = Room(channel, target, session.store)
+        self.rung.clear()
+        found = core._send_or_park(session, room, body, waits)
+        if found < 0 and found != FULL:
+            assert self.no_room(item.words)
+            core._leave_room(session, room, waits)
+            assert not self.store.words[S_LIVE] >= CROWDED
+            return
+        if found < 0:
+            assert len(self.living(channel)) >= self.capacity(channel)
+            assert self.store.words[target.row + Q_PENDING] >= CROWDED
+            if leaves:
+                core._leave_room(session, room, waits)
+                met["gave up"] += 1
+            else:
+                self.expect(core, core.exact_source(session, channel), None)
+                assert ("room", waits.waiter_id) in self.rung
+                found = core._send_or_park(session, room, body, waits)
+                if found < 0:
+                    assert found != FULL and self.no_room(item.words)
+                    core._leave_room(session, room, waits)
+                met["waited for room"] += found >= 0
+            assert self.store.words[target.row + Q_PENDING] < CROWDED
+        if found >= 0:
+            assert len(self.living(channel)) < self.capacity(channel)
+            self.sent(channel, item)
 
     @rule(who=st.integers(0, 9), group=st.sampled_from(GROUPS))
     def send_to_a_group(self, who: int, group: str) -> None:
@@ -490,7 +567,13 @@ class Model(RuleBasedStateMachine):
         expected_full = 0
         for queue, names in queues.items():
             item = self.item(tuple(name.partition("!")[2] for name in names), message)
-            if len(self.living(queue)) >= min(map(self.capacity, names)):
+            process = self.place(core).process
+            full_queue = len(self.living(queue)) >= min(map(self.capacity, names))
+            if full_queue and "!" in queue and self.owners.get(queue) == process:
+                self.drain(queue, self.inboxes.setdefault((process, queue), {}))
+                met["drained by a broadcast"] += 1
+                full_queue = False
+            if full_queue:
                 expected_full += 1
             elif self.holds(queue, item.number):
                 self.sent(queue, item)
@@ -829,19 +912,26 @@ class Model(RuleBasedStateMachine):
             key = place.process, queue
             time = self.looks.setdefault(key, Looks()).look(self.now)
             suspects = self.suspects.setdefault(key, {})
-            row = self.store.queues.find(queue.encode())
-            members = self.store.words[row + Q_MEMBERS] if row else 0  # ghosts, too
-            for local, buffer in self.inboxes.get(key, {}).items():
-                while buffer and buffer[0].expires <= self.now:
-                    buffer.pop(0)
-                    self.lost += 1
-                    met["expired unread"] += 1
-                    if members and self.owners.get(queue) == place.process:
-                        suspects.setdefault(local, (time, self.joins))
+            self.expire_box(place, queue)
             for local, (since, joins) in list(suspects.items()):
                 if since <= time - PATIENCE * EXPIRY:
                     del suspects[local]
                     self.abandon(queue + local, joins)
+
+    def expire_box(self, place: Place, queue: str) -> None:
+        """What nobody has read in a buffer goes, and its channels become suspect."""
+        key = place.process, queue
+        time = self.looks.setdefault(key, Looks()).time
+        suspects = self.suspects.setdefault(key, {})
+        row = self.store.queues.find(queue.encode())
+        members = self.store.words[row + Q_MEMBERS] if row else 0  # ghosts, too
+        for local, buffer in self.inboxes.get(key, {}).items():
+            while buffer and buffer[0].expires <= self.now:
+                buffer.pop(0)
+                self.lost += 1
+                met["expired unread"] += 1
+                if members and self.owners.get(queue) == place.process:
+                    suspects.setdefault(local, (time, self.joins))
 
     def abandon(self, channel: str, joins: int) -> None:
         """Take a channel out of the groups that it was in when its message expired."""
@@ -970,6 +1060,8 @@ def test_both_contracts_against_dicts_and_deques() -> None:
         *("full", "memory full", "no row", "too large", "a group's name", "not the owner"),
         *("expired", "expired in a buffer", "buffer full", "expired unread"),
         *("abandoned", "suspect that lives"),
+        *("gave up", "waited for room"),
+        *("drained by a send", "own channel full", "drained by a broadcast"),
         *("member", "broadcast", "broadcast to several", "group full"),
         *("death of an owner", "inherited", "ghost"),
     ]

@@ -23,10 +23,12 @@ from asgi_ipc.store.layout import (
     DIRTY,
     FLUSHING,
     HALF_HEAD,
+    Q_SENDING,
     RECORD,
     S_DIRTY,
     S_MARK,
     S_MOVES,
+    S_SENDING,
     WORD,
 )
 from asgi_ipc.store.store import Store
@@ -46,6 +48,7 @@ from ..unit.support import (
     put,
     row_of,
     take,
+    target,
 )
 from .scenarios import ruin, up_to_the_mark
 from .stepping import FULL_LENGTH, Stepper, place_of
@@ -294,7 +297,36 @@ def waiter(store: Store) -> None:
     store.remove_waiter(*taken)
 
 
+def crowded() -> Store:
+    """The queue is full, and so is memory; senders wait for both."""
+    store = store_with()
+    for place in (row_of(store, "work") + Q_SENDING, S_SENDING):
+        for waiter_id in (3, 70):
+            store.park_sender(place, waiter_id)
+    return store
+
+
+def wait_for_room(store: Store) -> None:
+    store.put_or_park(target("work", 3), b"mine", LATER, 5)
+
+
+def with_room() -> Store:
+    store = crowded()
+    take(store, "work")
+    return store
+
+
+def answer(store: Store) -> None:
+    """What a sender does that was rung, and one that was not and gives up."""
+    place = row_of(store, "work") + Q_SENDING
+    store.put_or_park(target("work", 3), b"mine", LATER, 3, place)
+    store.leave_room(target("work", 3), 70, place)
+
+
 CASES: dict[str, Case] = {
+    "put or park": Case(store_with, wait_for_room),
+    "take where senders wait": Case(crowded, lambda store: take(store, "work", LATER)),
+    "senders that answer": Case(with_room, answer),
     "put": Case(store_with, lambda store: put(store, "work", b"mine" * 40, LATER)),
     "put to a process": Case(store_with, lambda store: put(store, "x!abc", b"mine" * 9, LATER)),
     "put to a new queue": Case(store_with, lambda store: put(store, "new", b"mine", LATER)),

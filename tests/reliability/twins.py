@@ -139,6 +139,12 @@ class Twin:
     def damage(self, word: int, value: int) -> Any:
         self.store.words[word] = value
 
+    def send_or_park(self, channel: str, waiter_id: int) -> Any:
+        """What a send that may wait for room does first."""
+        target = self.core._target(self.session, channel)
+        body, now = self.core.encode({"waited": True}), clock.monotonic()
+        return self.session.section(self.store.put_or_park, target, body, now, waiter_id)
+
     def put(self, channel: str, body: bytes) -> Any:
         """Bytes that are no message of this package, or a short one."""
         target = self.core._target(self.session, channel)
@@ -261,6 +267,8 @@ def some_call(
             channel,
             rng.choice([b"", b"\x80", b"\xc1\xc1", b"\x81\xa1", b"\xcc\x01"]),
         )
+    if kind < 91:
+        return Twin.send_or_park, (rng.choice(["tiny", "a", "b"]), rng.choice([1, 5, 64, 1087]))
     if kind < 92:
         return Twin.group_add, (rng.choice(NORMAL + SPECIFIC),)
     if kind < 94:

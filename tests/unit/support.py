@@ -18,6 +18,7 @@ from asgi_ipc.store import recovery
 from asgi_ipc.store.groups import Groups
 from asgi_ipc.store.layout import (
     CLEAN,
+    COUNT,
     G_COUNT,
     G_FIRST,
     L_NEXT,
@@ -281,7 +282,7 @@ def records_of(store: Store, row: int) -> list[int]:
     words = store.words
     found = chain(words, words[row + Q_FIRST], L_NEXT, L_PREV)
     assert words[row + Q_LAST] == (found[-1] if found else 0)
-    assert words[row + Q_PENDING] == len(found)
+    assert words[row + Q_PENDING] & COUNT == len(found)
     return found
 
 
@@ -319,7 +320,7 @@ def _assert_messages_whole(store: Store) -> None:
         assert all(halves[2 * at + L_QUEUE] == row for at in records)
         linked += records
     assert sorted(linked) == sorted(store.log.live_records())
-    assert words[S_LIVE] == sum(halves[2 * at + L_SIZE] for at in linked)
+    assert words[S_LIVE] & COUNT == sum(halves[2 * at + L_SIZE] for at in linked)
 
 
 def _assert_table_whole(store: Store, table: Any) -> None:

@@ -63,7 +63,7 @@ ONLY = {
 # and among the neighbours those that show a copy of a segment, compare its sizes or provide one.
 READERS = {
     *(name for name, floor in FLOORS.items() if floor < FLOORS["aio"] and name not in LEAVES),
-    *("aio.operations", "aio.receiving", "aio.source", "aio.session", "aio.fanout"),
+    *("aio.operations", "aio.receiving", "aio.sending", "aio.source", "aio.session", "aio.fanout"),
     *("native", "prometheus", "django", "testing"),
 }
 

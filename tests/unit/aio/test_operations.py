@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc.aio import operations
+from asgi_ipc.aio import operations, sending
 from asgi_ipc.aio.fanout import Broadcast
 from asgi_ipc.errors import ChannelFull, LockBusy, NotAChannel
 from asgi_ipc.store.layout import Q_REFUSED, S_REFUSED, S_SEQ, S_SEQ_BASE
@@ -173,7 +173,8 @@ def clock(cored: Cored, monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the operations. It stands at the time when the segment was made."""
     clock = Clock()
     clock.now = cored.store.doubles[operations.S_SINCE]
-    monkeypatch.setattr(operations, "clock", clock)
+    for module in (operations, sending):
+        monkeypatch.setattr(module, "clock", clock)
     return clock
 
 
@@ -202,7 +203,8 @@ def test_rates_are_since_the_beginning_and_then_since_the_last_look(
 def test_refusals_have_a_rate_too(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cored = Cored(prefix, capacity=1)
     began = cored.store.doubles[operations.S_SINCE]
-    monkeypatch.setattr(operations, "clock", SimpleNamespace(monotonic=lambda: began + 4))
+    for module in (operations, sending):
+        monkeypatch.setattr(module, "clock", SimpleNamespace(monotonic=lambda: began + 4))
     cored.core.send("c", HELLO)
     for _ in range(8):
         with pytest.raises(ChannelFull):

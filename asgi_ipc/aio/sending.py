@@ -1,0 +1,379 @@
+"""Sending: at once, or as soon as there is room. Knows no particular way of waiting.
+
+A send that may wait is in one of these states. The others end in the first line or are refused.
+
+======== ========= ================================================== =======================
+from     to        when                                               by
+======== ========= ================================================== =======================
+(begun)  sent      a section finds room                               `send`
+(begun)  parked    another one finds none                             `_send_or_park`
+parked   rung      a take, or whatever else makes room, takes the     the waiter's `wait`
+                   waiter id out of the set of senders and rings; or
+                   a message in the way expires, or a look once a
+                   second suggests that there is room
+rung     sent      the room is still there                            `_send_or_park`
+rung     parked    it is not                                          `_send_or_park`
+parked   left      the deadline, a cancellation or an error           `_leave_room`
+======== ========= ================================================== =======================
+
+Nothing is awaited between sending a message and returning: a send that is cancelled has sent
+nothing. From *parked* on, a ring that comes for nothing is passed on.
+
+The queue of a process-specific channel is full for all channels of its process. Where that process
+sends to itself, its loop may have no turn to drain it: the send does so there and then, and what
+counts is the capacity of the one channel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NoReturn
+
+from .. import clock, errors
+from ..attachment.inbox import Inbox
+from ..attachment.process import notice_fork
+from ..errors import LockTimeout, NotAChannel
+from ..names import check_channel, split
+from ..native import LOADED as COMPILED
+from ..options import UnknownCapacity
+from ..statistics import size
+from ..store.layout import COUNT, Q_PENDING, R_GENERATION, S_LIVE, S_SENDING, WORD
+from ..store.queues import CHANNELS, FULL, MESSAGES, OWN, OWN_LIMIT, PROMISED, Target
+from ..store.room import AT_ONCE, NEW
+from ..store.store import Store
+from .receiving import BUSY_PAUSE, Busy, Fed, Receiving, wake
+from .session import Session
+from .source import Source
+from .waiter import Waiter, Way
+
+_AGAIN = -9  # `_put_own` has drained as much as one section may: call it again
+
+
+class Room(Source):
+    """What a send waits for, for a waiter that else waits for messages."""
+
+    __slots__ = ("_store", "parked", "sending", "until")
+
+    def __init__(self, channel: str, target: Target, store: Store) -> None:
+        self.channel = channel
+        self.queue, self.local = split(channel)
+        self.target = target
+        self.inbox = None
+        self.parked = 0  # the set of senders where it is
+        self.sending: Inbox | None = None  # the inbox of this process that has no room
+        self.until = float("inf")  # time when a message expires that is in the way
+        self._store = store
+
+    @property
+    def place(self) -> int:
+        return self.parked
+
+    def ready(self) -> bool:
+        target = self.target
+        if self.sending is not None:
+            return not self.sending.is_full(self.local or "", target.capacity)
+        if self.place == S_SENDING:
+            # Nobody rings for what other programs leave free.
+            return self._store.has_memory() or self._store.lack != MESSAGES
+        words = target.words
+        full = words[Q_PENDING] & COUNT >= target.capacity
+        return not full or words[R_GENERATION] != target.generation
+
+    def awaited(self) -> bool:
+        return False
+
+    def park_again(self, store: Store, waiter_id: int) -> bool:
+        if store.has_room(self.place, self.target.capacity):
+            return True
+        store.park_sender(self.place, waiter_id)
+        return False
+
+
+class Sending(Receiving):
+    """The sending half of the operations."""
+
+    # -- at once ----------------------------------------------------------------------------------
+
+    def send(self, channel: str, message: dict[str, Any]) -> None:
+        """Append `message` to `channel`. Never blocks.
+
+        Raises InvalidName, InvalidMessage, MessageTooLarge, ChannelFull, NotAChannel.
+        """
+        session = self.session or self.attach()
+        if COMPILED and session.usual.send(channel, message):
+            return
+        now = clock.monotonic()
+        if now >= session.due[()]:
+            session = self.after_upkeep(session, now)
+        try:
+            target = session.targets[channel]
+        except (KeyError, TypeError):
+            target = self._target(session, channel)
+        body = self.encode(message)
+        if len(body) > self.max_message_size:
+            raise errors.MessageTooLarge(self._too_large(channel, len(body)))
+        waiter_id = session.section_of_three(session.put, target, body, now)
+        if waiter_id:
+            if waiter_id < 0:
+                waiter_id = self._put_otherwise(session, target, body, waiter_id, AT_ONCE)
+                if waiter_id < 0:
+                    self._refuse(session, channel, waiter_id, len(body))
+            session.ring(target.row, waiter_id)
+
+    def _target(self, session: Session, channel: str) -> Target:
+        """Where messages for `channel` go; looked up once for each name."""
+        channel = check_channel(channel)
+        queue, local = split(channel)
+        capacity = self.capacity_of(channel)
+        target = Target(queue.encode("ascii"), local.encode("ascii"), capacity, self.expiry)
+        session.section(self._refuse_group, session, target, channel)
+        session.remember(session.targets, channel, target)
+        if target.queue in session.own:  # after that: another thread may be marking the known ones
+            target.limit = OWN_LIMIT
+        return target
+
+    def _refuse_group(self, session: Session, target: Target, channel: str) -> None:
+        """Inside a section: raise NotAChannel for the name of a group that no channel has."""
+        store = session.store
+        if not store.find(target) and store.groups.find(target.queue):
+            raise NotAChannel(
+                f"{channel!r} is the name of a group, and no channel has that name. To send to the "
+                "members of the group, use group_send (send_group in Channels 1). To use the name "
+                "for a channel too, receive on that channel first"
+            )
+
+    def _refuse(self, session: Session, channel: str, why: int, length: int) -> NoReturn:
+        if why == FULL:
+            raise errors.ChannelFull(
+                f"channel {channel!r} is at its capacity of {self.capacity_of(channel)} messages: "
+                "its readers are slower than its senders, or there are none"
+            )
+        raise errors.ChannelFull(
+            f"there is no memory for another message to {channel!r} of prefix {self.prefix!r}: "
+            + self._lack(session, length)
+        )
+
+    def _lack(self, session: Session, length: int) -> str:
+        """Which limit the last message met, of `length` bytes, and the remedy."""
+        store = session.store
+        if store.lack == MESSAGES:
+            limit = store.layout.message_memory
+            in_use = size((store.words[S_LIVE] & COUNT) * WORD)
+            return (
+                f"message_memory={limit} is used up ({in_use} of {size(limit)} in use, and the "
+                f"message takes {size(length)} and more). Add receivers, or raise message_memory "
+                "in all processes"
+            )
+        if store.lack == PROMISED:
+            return "what is free is meant for senders that wait. Try again, or wait with timeout="
+        return store.why_no_channel() if store.lack == CHANNELS else store.shortage()
+
+    def _too_large(self, channel: str, size: int) -> str:
+        return (
+            f"the message to {channel!r} takes {size} bytes, and max_message_size is "
+            f"{self.max_message_size}"
+        )
+
+    # -- to this process --------------------------------------------------------------------------
+
+    def _put_otherwise(
+        self, session: Session, target: Target, body: bytes, why: int, sender: int
+    ) -> int:
+        """`put` returned `why`. If this process receives on the queue, drain it and put again.
+        Returns what `put` does."""
+        counted = why == FULL and sender == AT_ONCE
+        if session.rings:
+            session.ring_senders()
+        if why != OWN and (why != FULL or not self._becomes_own(session, target)):
+            return why
+        feds: list[Fed] = []
+        while True:
+            now = clock.monotonic()
+            try:
+                waiter_id = session.section(
+                    self._put_own, session, target, body, now, sender, counted, feds
+                )
+            except UnknownCapacity as unknown:
+                self.capacities.look_up(unknown.channels)
+                continue
+            if waiter_id != _AGAIN:
+                break
+        while feds:
+            wake(*feds.pop(0))
+        return waiter_id
+
+    def _becomes_own(self, session: Session, target: Target) -> bool:
+        """Whether this process receives on a queue. From now on each of its channels has its own
+        capacity, for this layer."""
+        if not target.queue.endswith(b"!"):
+            return False
+        inbox = session.attachment.inboxes.get(target.queue.decode("ascii"))
+        if inbox is None or not session.section(self._is_own, session, target):
+            return False
+        session.own[target.queue] = inbox
+        for each in session.targets.copy().values():
+            if each.queue == target.queue:
+                each.limit = OWN_LIMIT
+        target.limit = OWN_LIMIT
+        return True
+
+    def _is_own(self, session: Session, target: Target) -> bool:
+        """Inside a section: whether this process owns the queue of `target`."""
+        row = session.store.find(target)
+        return row != 0 and session.store.owner(row) == session.attachment.process
+
+    def _put_own(
+        self,
+        session: Session,
+        target: Target,
+        body: bytes,
+        now: float,
+        sender: int,
+        counted: bool,
+        feds: list[Fed],
+    ) -> int:
+        """Inside a section: `put` into a queue of this process, by the capacity of the one channel:
+        what its inbox holds counts too. Drains the queue where that is not certain.
+
+        `counted`: a refusal was counted for this message. What inboxes get is added to `feds`.
+        """
+        store, inbox = session.store, session.own[target.queue]
+        full = False
+        if self._is_own(session, target):
+            inbox.refresh()
+            local, capacity = target.local_parts.decode("ascii"), target.capacity
+            pending = store.words[target.row + Q_PENDING] & COUNT
+            if pending and inbox.held(local) + pending >= capacity:
+                self._drain_own(target, inbox, now, feds)
+                if store.words[target.row + Q_PENDING] & COUNT:
+                    return _AGAIN
+            if inbox.is_full(local, capacity):
+                session.attachment.upkeep.drop_expired(inbox, now)
+                full = inbox.is_full(local, capacity)
+        waiter_id = FULL if full else store.put(target, body, now, sender or NEW)
+        if sender == AT_ONCE and (waiter_id < 0) != counted:
+            store.count_refusal(target.row, -1 if counted else 1)
+        return waiter_id
+
+    def _drain_own(self, target: Target, inbox: Inbox, now: float, feds: list[Fed]) -> None:
+        """Inside a section: move what is in a queue of this process to its inbox, and note whom to
+        wake."""
+        inbox.drain(target.row, self.capacities.known, now)
+        feds.append((inbox, inbox.fed()))
+
+    # -- when there is room -----------------------------------------------------------------------
+
+    def send_if_room(self, channel: str, message: dict[str, Any]) -> bool:
+        """`send`, but return False if there is no room, and count no refusal."""
+        session = self.session or self.attach()
+        target, body, now = self._prepared(session, channel, message)
+        # Into a queue of this process it goes by the one channel also while the queue has room:
+        # what is drained where the inbox is full would be dropped.
+        if target.limit < 0 or self._becomes_own(session, target):
+            waiter_id = self._put_otherwise(session, target, body, OWN, NEW)
+        else:
+            waiter_id = session.section(session.store.put, target, body, now, NEW)
+        if waiter_id > 0:
+            session.ring(target.row, waiter_id)
+        return waiter_id >= 0
+
+    async def send_when_room(
+        self, channel: str, message: dict[str, Any], deadline: float, way: Way
+    ) -> None:
+        """`send`, waiting for room until `deadline`; then it raises ChannelFull.
+
+        A busy lock is ridden out likewise. Raises Inherited in a child that was forked meanwhile.
+        """
+        notice_fork()
+        session = self.session or await self.ride_out(way, deadline, self.attach) or self.attach()
+        if session.attachment.broken is not None:
+            raise session.attachment.why_broken()
+        target, body, _ = self._prepared(session, channel, message)
+        room = Room(channel, target, session.store)
+        waiter = await self.ride_out(way, deadline, way.waiter, session) or way.waiter(session)
+        busy = Busy(self)
+        try:
+            while True:
+                over = clock.monotonic() >= deadline
+                try:
+                    why = self._send_or_park(session, room, body, waiter)
+                except LockTimeout as error:
+                    if over:
+                        raise
+                    busy.note(error)
+                    await way.pause(BUSY_PAUSE)
+                    continue
+                if why >= 0:
+                    return
+                # What came before the deadline is used, however late this gets to run.
+                if over:
+                    session.section(
+                        session.store.count_refusal, target.row if why == FULL else 0, 1
+                    )
+                    self._refuse(session, channel, why, len(body))
+                await waiter.wait(self, session, [room], min(deadline, room.until))
+        except ValueError as error:
+            raise session.attachment.explain(error) from None
+        finally:
+            if room.place or room.sending is not None:
+                self._leave_room(session, room, waiter)
+
+    def _prepared(
+        self, session: Session, channel: str, message: dict[str, Any]
+    ) -> tuple[Target, bytes, float]:
+        """What a section needs to send: (target, body, now). Does the upkeep that is due."""
+        now = clock.monotonic()
+        if now >= session.due[()]:
+            self.upkeep(session, now)
+        try:
+            target = session.targets[channel]
+        except (KeyError, TypeError):
+            target = self._target(session, channel)
+        body = self.encode(message)
+        if len(body) > self.max_message_size:
+            raise errors.MessageTooLarge(self._too_large(channel, len(body)))
+        return target, body, now
+
+    def _send_or_park(self, session: Session, room: Room, body: bytes, waiter: Waiter) -> int:
+        """Send, or park. Returns what `put` does."""
+        target, now = room.target, clock.monotonic()
+        if now >= session.due[()]:
+            self.upkeep(session, now)
+        room.sending = None
+        if target.limit < 0:
+            waiter_id = self._put_otherwise(session, target, body, OWN, NEW)
+            inbox = session.own[target.queue]
+            if waiter_id == FULL and inbox.is_full(room.local or "", target.capacity):
+                room.sending = inbox
+                return FULL
+            if waiter_id >= 0:
+                if waiter_id:
+                    session.ring(target.row, waiter_id)
+                return waiter_id
+        before = room.place
+        stays = before != 0 and waiter.stays(room)
+        tried = session.section(
+            session.store.put_or_park, target, body, now, waiter.waiter_id, before, stays
+        )
+        if before != tried.place and before:
+            waiter.end(session, room)  # others of a loop go on waiting there
+        room.parked, room.until = tried.place, tried.until
+        if tried.waiter_id > 0:
+            session.ring(target.row, tried.waiter_id)
+        return tried.waiter_id
+
+    def _leave_room(self, session: Session, room: Room, waiter: Waiter) -> None:
+        """Stop waiting without having sent: by a timeout, a cancellation or an error."""
+        if session.attachment.broken is not None:
+            return
+        if room.sending is not None:
+            if room.ready():  # it may have been woken for that
+                room.sending.wake_sender(room.local or "")
+        # Where the lock stays busy the waiter id stays parked: its ring is passed on.
+        with contextlib.suppress(LockTimeout):
+            if room.place:
+                stays = waiter.stays(room)
+                session.section(
+                    session.store.leave_room, room.target, waiter.waiter_id, room.place, stays
+                )
+                waiter.end(session, room)
