@@ -124,7 +124,6 @@ class Fields(dict):
         ),
         {"a": "x" * 70_000},
     ],
-    ids=repr,
 )
 def test_what_is_not_usual_is_left_to_python(message: Any) -> None:
     assert compiled.pack(message) is None
