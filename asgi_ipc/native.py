@@ -43,11 +43,12 @@ def _load() -> tuple[Any, str]:
         return None, "it needs CPython 3.11 or later"
     if "t" in sys.abiflags:
         return None, "this build of Python has no GIL"
-    name = f"{__package__}._native"
     try:
-        found = import_module(name)
-    except ImportError as error:
-        return None, _NOT_BUILT if error.name == name else str(error)
+        found = import_module(f"{__package__}._native")
+    except ModuleNotFoundError:
+        return None, _NOT_BUILT
+    except ImportError as error:  # it is for another processor or libc
+        return None, str(error)
     if fingerprint() != found.FINGERPRINT:
         return None, _OUT_OF_DATE
     return found, ""

@@ -32,10 +32,6 @@ typedef struct {
     PyObject *channel, *inbox, *target;
 } SourceObject;
 
-/* Both are a series of references after the head. */
-#define FIRST(self) ((PyObject **)((char *)(self) + sizeof(PyObject)))
-#define COUNT(type) ((sizeof(type) - sizeof(PyObject)) / sizeof(PyObject *))
-
 static void delete_object(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
@@ -43,49 +39,34 @@ static void delete_object(PyObject *self)
     Py_DECREF(type);
 }
 
-static int target_clear(PyObject *self)
-{
-    for (size_t i = 0; i < COUNT(TargetObject); i++)
-        Py_CLEAR(FIRST(self)[i]);
-    return 0;
-}
+/* Both are a series of references after the head: what the collector and the end of one need. */
+#define REFERENCES(name, type)                                              \
+    static int name##_clear(PyObject *self)                                 \
+    {                                                                       \
+        PyObject **first = (PyObject **)((char *)self + sizeof(PyObject));  \
+        for (size_t i = 0; i < COUNT(type); i++)                            \
+            Py_CLEAR(first[i]);                                             \
+        return 0;                                                           \
+    }                                                                       \
+    static int name##_traverse(PyObject *self, visitproc visit, void *arg)  \
+    {                                                                       \
+        PyObject **first = (PyObject **)((char *)self + sizeof(PyObject));  \
+        Py_VISIT(Py_TYPE(self));                                            \
+        for (size_t i = 0; i < COUNT(type); i++)                            \
+            Py_VISIT(first[i]);                                             \
+        return 0;                                                           \
+    }                                                                       \
+    static void name##_dealloc(PyObject *self)                              \
+    {                                                                       \
+        PyObject_GC_UnTrack(self);                                          \
+        name##_clear(self);                                                 \
+        delete_object(self);                                                \
+    }
 
-static int target_traverse(PyObject *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    for (size_t i = 0; i < COUNT(TargetObject); i++)
-        Py_VISIT(FIRST(self)[i]);
-    return 0;
-}
+#define COUNT(type) ((sizeof(type) - sizeof(PyObject)) / sizeof(PyObject *))
 
-static void target_dealloc(PyObject *self)
-{
-    PyObject_GC_UnTrack(self);
-    target_clear(self);
-    delete_object(self);
-}
-
-static int source_clear(PyObject *self)
-{
-    for (size_t i = 0; i < COUNT(SourceObject); i++)
-        Py_CLEAR(FIRST(self)[i]);
-    return 0;
-}
-
-static int source_traverse(PyObject *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    for (size_t i = 0; i < COUNT(SourceObject); i++)
-        Py_VISIT(FIRST(self)[i]);
-    return 0;
-}
-
-static void source_dealloc(PyObject *self)
-{
-    PyObject_GC_UnTrack(self);
-    source_clear(self);
-    delete_object(self);
-}
+REFERENCES(target, TargetObject)
+REFERENCES(source, SourceObject)
 
 #define ATTRIBUTE(type, name) {#name, T_OBJECT_EX, offsetof(type, name), 0, NULL}
 

@@ -111,12 +111,12 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         deadline = None if timeout is None else clock.monotonic() + waiting_time(timeout)
         core = self._core
         session = core.session or await self._attached(channel, timeout, deadline)
-        if COMPILED and (done := session.usual.receive_exact(channel)) is not None:
-            if type(done) is dict:
-                return done
-            received = core.unpacked(session, done)
-            if received is not None:
-                return received[1]
+        if COMPILED:
+            found = session.usual.receive_exact(channel)
+            if type(found) is dict:
+                return found
+            if found is not None and (found := core.unpacked(session, found)) is not None:
+                return found[1]
         try:
             sources = session.exact_sources[channel]
         except (KeyError, TypeError):
@@ -135,7 +135,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         except Inherited:
             left = None if deadline is None else deadline - clock.monotonic()
             return await self.receive(channel, left)
-        return found[1]
+        return found[1]  # type: ignore[no-any-return]
 
     async def _attached(
         self, channel: str, timeout: float | None, deadline: float | None

@@ -19,11 +19,15 @@ from asgi_ipc import native
 from asgi_ipc.codec import Codec
 from asgi_ipc.errors import InvalidMessage
 from asgi_ipc.inspection import surroundings
+from asgi_ipc.store.layout import DIRTY, H_LOCK, LOCK_BYTES, S_DIRTY, WORD
+from asgi_ipc.testing.sync import InProcessChannelLayer
 from tests import environments
 
 from ..compiling import needs_compiled
 from .encoding import encode
 from .support import examples
+
+LOCK_END = H_LOCK * WORD + LOCK_BYTES
 
 if native.LOADED:
     compiled: Any = native._native
@@ -124,7 +128,6 @@ class Fields(dict):
         ),
         {"a": "x" * 70_000},
     ],
-    ids=repr,
 )
 def test_what_is_not_usual_is_left_to_python(message: Any) -> None:
     assert compiled.pack(message) is None
@@ -214,3 +217,47 @@ def test_the_doctor_says_which_is_in_use(monkeypatch: pytest.MonkeyPatch) -> Non
         assert found.level == "ok" and why in found.text
         assert bool(found.remedy) == remedy
         assert ("compiled" in found.text) == loaded
+
+
+@needs_compiled
+@pytest.mark.parametrize("what", ["left", "forked", "dirty", "held", "closed lock word"])
+def test_what_makes_every_call_unusual(what: str, prefix: str) -> None:
+    """The process has left the segment, or is a child that no handler noticed; the store is dirty;
+    the lock is held, or looks as if it were."""
+    layer = InProcessChannelLayer(prefix)
+    session = layer._core.attach()
+    for _ in range(2):
+        layer.send("c", {"a": 1})
+        layer.send("c", {"a": 2})
+        assert layer.receive(["c"]) == ("c", {"a": 1})
+        assert layer.receive(["c"]) == ("c", {"a": 2})
+    layer.send("c", {"a": 3})
+    usual, store, lock = session.usual, session.store, session.attachment.lock
+    [source] = layer._core.sources(session, ["c"])
+
+    def outcomes() -> list[Any]:
+        return [usual.send("c", {"a": 4}), usual.receive(["c"]), usual.take(source, 0)]
+
+    assert outcomes() == [True, ("c", {"a": 3}), ("c", {"a": 4})]
+    layer.send("c", {"a": 5})
+    before = bytes(store.buffer[LOCK_END:])
+    if what == "left":
+        session.attachment.compiled.close()
+    elif what == "forked":
+        session.due[()] = 0.0
+    elif what == "dirty":
+        store.words[S_DIRTY] = DIRTY
+        before = bytes(store.buffer[LOCK_END:])
+    elif what == "held":
+        assert lock.trylock(lock.handle) == 0
+    else:
+        place = slice(H_LOCK * WORD, H_LOCK * WORD + LOCK_BYTES)
+        saved = store.buffer[place]
+        store.buffer[place] = b"\xff" * LOCK_BYTES
+    assert outcomes() == [False, None, None]
+    assert bytes(store.buffer[LOCK_END:]) == before
+    if what == "held":
+        lock.unlock(lock.handle)
+    elif what == "closed lock word":
+        store.buffer[place] = saved
+    assert lock.holder() == 0
