@@ -261,3 +261,28 @@ def test_what_makes_every_call_unusual(what: str, prefix: str) -> None:
     elif what == "closed lock word":
         store.buffer[place] = saved
     assert lock.holder() == 0
+
+
+@needs_compiled
+def test_nothing_is_counted_too_little_or_too_much(prefix: str) -> None:
+    """By extensions that were compiled with the headers of any Python."""
+    layer = InProcessChannelLayer(prefix)
+    session = layer._core.attach()
+    layer.send("c", {"a": 1})
+    assert layer.receive(["c"]) == ("c", {"a": 1})
+    [source] = layer._core.sources(session, ["c"])
+    target, channel, key = session.targets["c"], source.channel, "a key"
+    values = [None, True, False, source, target, channel, key, session.store, session.usual]
+
+    def counts() -> list[int]:
+        return [sys.getrefcount(value) for value in values]
+
+    before = counts()
+    for _ in range(1000):
+        assert session.usual.send("c", {key: [None, True, False]}) is True
+        assert session.usual.receive(["c"]) == ("c", {key: [None, True, False]})
+        assert session.usual.receive(["c"]) is None and session.usual.take(source, 0) is False
+        assert session.usual.send("unknown", {}) is False
+        assert session.usual.receive_exact("unknown") is None
+        assert compiled.pack({1: 1}) is None and compiled.unpack(b"x") is None
+    assert max(abs(now - then) for now, then in zip(counts(), before)) < 100
