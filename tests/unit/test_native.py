@@ -79,16 +79,17 @@ scalars = (
     | st.text(st.characters(), max_size=40)
     | st.binary(max_size=300)
 )
-values = st.recursive(
-    scalars,
-    lambda inner: (
-        st.lists(inner, max_size=20)
-        | st.lists(inner, max_size=4).map(tuple)
-        | st.dictionaries(st.text(max_size=40), inner, max_size=20)
-    ),
-    max_leaves=40,
+values: Any = st.deferred(
+    lambda: (
+        scalars
+        | st.lists(values, max_size=5)
+        | st.lists(scalars, max_size=20)
+        | st.lists(values, max_size=4).map(tuple)
+        | st.dictionaries(st.text(max_size=40), values, max_size=4)
+        | st.dictionaries(st.text(max_size=3), scalars, max_size=20)
+    )
 )
-messages = st.dictionaries(st.text(max_size=40), values, max_size=20)
+messages = st.dictionaries(st.text(max_size=40), values, max_size=8)
 
 
 @needs_compiled
