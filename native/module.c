@@ -11,6 +11,14 @@
 
 #include <structmember.h> /* after Python.h */
 
+/* Not by Py_RETURN_NONE and the like: some headers of Python 3.12 and 3.13 leave the count as it is
+   there, even for the stable ABI of 3.11, where it counts. */
+#define RETURN(object)     \
+    do {                   \
+        Py_INCREF(object); \
+        return (object);   \
+    } while (0)
+
 #define ON_THE_STACK 2048 /* bytes of a message that is taken without making a bytes object of it */
 
 typedef struct {
@@ -197,7 +205,7 @@ static PyObject *memory_close(PyObject *object, PyObject *unused)
     MemoryObject *self = (MemoryObject *)object;
     self->memory.words = NULL;
     PyBuffer_Release(&self->view); /* a second time does nothing */
-    Py_RETURN_NONE;
+    RETURN(Py_None);
 }
 
 static void memory_dealloc(PyObject *self)
@@ -356,20 +364,20 @@ static PyObject *usual_send(PyObject *object, PyObject *const *args, Py_ssize_t 
     PyObject *channel = args[0];
     const Memory *memory = ready(self, &now);
     if (memory == NULL || !PyUnicode_CheckExact(channel))
-        Py_RETURN_FALSE;
+        RETURN(Py_False);
     PyObject *target = PyDict_GetItemWithError(self->targets, channel);
     Place place;
     if (!find_place(state, target, &place) || !fill_place(target, &place))
-        Py_RETURN_FALSE;
+        RETURN(Py_False);
     Py_ssize_t length = pack_message(args[1], state->packed, self->limit);
     if (length < 0)
-        Py_RETURN_FALSE;
+        RETURN(Py_False);
     int64_t waiter, turn = is_awaited(memory, place.row) ? turn_of(self) : NOT_READ;
     if (put(memory, &place, state->packed, (size_t)length, now, &waiter, &turn) != DONE)
-        Py_RETURN_FALSE;
+        RETURN(Py_False);
     if (waiter && !ring(self, place.row, waiter, turn))
         return NULL;
-    Py_RETURN_TRUE;
+    RETURN(Py_True);
 }
 
 /* Take from a source: EMPTY and PARKED as `take` has them. If it is DONE, `message` is the message,
@@ -449,7 +457,7 @@ static PyObject *usual_receive(PyObject *object, PyObject *channels)
     if (PyList_CheckExact(channels) && PyList_Size(channels) == 1)
         source = source_of(self, self->sources, PyList_GetItem(channels, 0));
     if (source == NULL)
-        Py_RETURN_NONE;
+        RETURN(Py_None);
     PyObject *answer = Py_None;
     if (receive_from(self, source, 0, true, &message) == DONE)
         answer = found(source, message);
@@ -464,7 +472,7 @@ static PyObject *usual_receive_exact(PyObject *object, PyObject *channel)
     UsualObject *self = (UsualObject *)object;
     PyObject *message, *source = source_of(self, self->exact_sources, channel);
     if (source == NULL)
-        Py_RETURN_NONE;
+        RETURN(Py_None);
     PyObject *answer = Py_None;
     if (receive_from(self, source, 0, true, &message) != DONE)
         Py_INCREF(answer);
@@ -487,9 +495,9 @@ static PyObject *usual_take(PyObject *object, PyObject *const *args, Py_ssize_t 
         return found(args[0], message);
     case EMPTY:
     case PARKED:
-        Py_RETURN_FALSE;
+        RETURN(Py_False);
     default:
-        Py_RETURN_NONE;
+        RETURN(Py_None);
     }
 }
 
@@ -531,7 +539,7 @@ static PyObject *native_pack(PyObject *module, PyObject *message)
     State *state = PyModule_GetState(module);
     Py_ssize_t length = pack_message(message, state->packed, sizeof state->packed);
     if (length < 0)
-        Py_RETURN_NONE;
+        RETURN(Py_None);
     return PyBytes_FromStringAndSize((char *)state->packed, length);
 }
 
@@ -543,7 +551,7 @@ static PyObject *native_unpack(PyObject *module, PyObject *body)
     PyObject *message = unpack_message((uint8_t *)PyBytes_AsString(body),
                                        (size_t)PyBytes_Size(body), state->keys);
     if (message == NULL)
-        Py_RETURN_NONE;
+        RETURN(Py_None);
     return message;
 }
 

@@ -44,7 +44,9 @@ PyObject *unpack_exactly(const uint8_t *data, size_t length, size_t missing)
     memcpy(copy, data, length - missing);
     PyObject *message = unpack_message(copy, length, keys);
     free(copy);
-    if (message == NULL)
-        Py_RETURN_NONE;
+    if (message == NULL) {
+        Py_INCREF(Py_None);
+        message = Py_None;
+    }
     return message;
 }

@@ -79,7 +79,7 @@ def test_twins_agree_under_the_sanitizers(sanitized: Any) -> None:
     done = run_with(
         variant,
         *("tests.reliability.twins", str(SANITIZED)),
-        timeout=10 * LIVENESS,
+        timeout=SANITIZED * LIVENESS,
         **environment,
     )
     assert done.returncode == 0, done.stdout[-5000:]
