@@ -59,7 +59,7 @@ def implementation(**environment: str) -> str:
 
 def test_it_can_be_switched_off() -> None:
     assert implementation(ASGI_IPC_PURE="1") == "False ASGI_IPC_PURE is set"
-    assert implementation(ASGI_IPC_PURE="0") == f"{native.LOADED} {native.why_not}".strip()
+    assert "ASGI_IPC_PURE" not in implementation(ASGI_IPC_PURE="0")
 
 
 @needs_compiled
