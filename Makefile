@@ -12,7 +12,7 @@ TESTS =
 # In as many processes as the machine is for: "make test PROCESSES=0" runs all in one.
 PROCESSES = auto
 
-.PHONY: help test test-fast test-all pythons coverage docs demo bench figures clean
+.PHONY: help test test-fast test-all pythons coverage dist wheels docs demo bench figures clean
 
 help:
 	@echo "make test      lint, type check and all tests, in an environment of its own (.venv), in up to"
@@ -25,6 +25,8 @@ help:
 	@echo "               the newest ones into your cache first"
 	@echo "make coverage  how much of the package the tests run through, line and branch"
 	@echo "make docs      the documentation, into docs/_build/html"
+	@echo "make dist      what is published for every platform, into dist"
+	@echo "make wheels    the wheels with the compiled path, in containers (needs cibuildwheel)"
 	@echo "make demo      a small site on two server processes and a worker; Ctrl-C stops it"
 	@echo "               (make demo PORTS='8003 8004': on other ports than 8001 and 8002)"
 	@echo "make bench     measures everything, next to its peers, and writes docs/benchmarks (half an hour or more;"
@@ -66,6 +68,14 @@ coverage: .venv/installed
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report
 
+# What is published. The wheel is for every Python: without the compiled path.
+dist: .venv/installed
+	ASGI_IPC_PURE=1 .venv/bin/python -m build
+
+# Wheels with it, in containers, by cibuildwheel.
+wheels:
+	$(PYTHON) -m cibuildwheel --output-dir dist
+
 docs: .venv/installed
 	.venv/bin/python -m sphinx -W --keep-going docs docs/_build/html
 
@@ -85,7 +95,7 @@ figures: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.report $(FIGURES) \
 	--fill README.rst docs/performance.rst docs/wsgi.rst docs/howto/several-machines.rst
 
-.venv/installed: setup.py pyproject.toml
+.venv/installed: setup.py pyproject.toml $(wildcard native/*.[ch])
 	$(make-environment)
 # uv takes seconds where pip takes a minute. It may not know of an index that only pip is told.
 	.venv/bin/python $(PIP_INSTALL) uv \
@@ -114,6 +124,7 @@ define make-environment
 endef
 
 clean:
+	rm -f asgi_ipc/_native.*.so
 	rm -rf .venv .venv-demo .venv-bench .environments .nox build dist docs/_build *.egg-info
 	rm -rf .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./.git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

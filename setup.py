@@ -3,10 +3,13 @@
 How it is built and tested stands in pyproject.toml.
 """
 
+import os
 import re
+import sys
+import sysconfig
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 
@@ -19,6 +22,36 @@ def read_version() -> str:
         raise RuntimeError('asgi_ipc/__init__.py has no line __version__ = "..."')
     return found.group(1)
 
+
+def compiled() -> list[Extension]:
+    """The compiled path, where asgi_ipc/native.py would use it. Where there is no compiler, it is
+    left out with a warning."""
+    if (
+        os.environ.get("ASGI_IPC_PURE", "0") not in ("", "0")
+        or not sys.platform.startswith("linux")
+        or sys.implementation.name != "cpython"
+        or sys.version_info < (3, 11)
+        or sysconfig.get_config_var("Py_GIL_DISABLED")
+    ):
+        return []
+    sources = sorted(str(path.relative_to(HERE)) for path in (HERE / "native").glob("*.c"))
+    headers = sorted(str(path.relative_to(HERE)) for path in (HERE / "native").glob("*.h"))
+    native = Extension(
+        "asgi_ipc._native",
+        sources,
+        depends=headers,
+        # Vectors for the checksum, and no name but that of the module.
+        extra_compile_args=["-O3", "-fvisibility=hidden", "-Wall", "-Wextra", *NO_FUSS],
+        extra_link_args=["-pthread"],
+        py_limited_api=True,
+        optional=True,
+    )
+    return [native]
+
+
+# What every extension of Python does: arguments that are not used, and casts of functions.
+NO_FUSS = ["-Wno-unused-parameter", "-Wno-cast-function-type", "-Wno-missing-field-initializers"]
+EXTENSIONS = compiled()
 
 CRYPTOGRAPHY = ["cryptography"]
 TWISTED = ["Twisted"]
@@ -103,6 +136,9 @@ setup(
     packages=find_packages(include=["asgi_ipc", "asgi_ipc.*"]),
     package_data={"asgi_ipc": ["py.typed"]},
     data_files=[("share/man/man1", ["docs/asgi-ipc.1"])],
+    ext_modules=EXTENSIONS,
+    # One wheel for Python 3.11 and all later ones.
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if EXTENSIONS else {},
     zip_safe=False,
     python_requires=">=3.9",
     install_requires=[

@@ -83,6 +83,7 @@ class Codec:
         self._pack = _packer(strict_types=False)
         self._pack_strictly = _packer(strict_types=True)
         self._fernet = _fernet(keys) if keys is not None else None
+        self.is_plain = self._fernet is None  # what is sent is what msgpack makes of it
         self.unpack = _unpack if self._fernet is None else self._decrypt_and_unpack
 
     def encode(self, message: dict[str, Any]) -> bytes:

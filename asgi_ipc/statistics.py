@@ -80,6 +80,7 @@ class Stats:
     lock: Lock
     recoveries: int  # interrupted calls that were cleared up, since creation
     moves: int  # messages moved to make room for others, since creation
+    implementation: str  # of send and receive, where this was asked: "compiled" or "pure" Python
     rates: Rates
 
 

@@ -22,6 +22,7 @@ from .attachment.process import notice_fork
 from .base_layer import BaseChannelLayer
 from .errors import InvalidName, LockTimeout
 from .names import check_channel
+from .native import LOADED as COMPILED
 from .options import Options, waiting_time
 from .segment.notes import tell
 from .statistics import Stats
@@ -98,6 +99,10 @@ class IPCChannelLayer(BaseChannelLayer):
         """
         core = self._core
         session = core.session or core.attach()
+        if COMPILED and (done := session.usual.receive(channels)):
+            found = core.unpacked(session, done)
+            if found is not None:
+                return found
         sources, spent = None, 0.0
         if type(channels) is not list:
             channels = listed(channels)

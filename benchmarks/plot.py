@@ -12,6 +12,8 @@ from benchmarks.measure import Figures, Row
 COLORS = {
     "asgi_ipc-blocking": "#0b6e4f",
     "asgi_ipc-asyncio": "#21a179",
+    "asgi_ipc-blocking-pure": "#6ba292",
+    "asgi_ipc-asyncio-pure": "#9ad1bd",
     "InMemory": "#7a7a7a",
     "channels_redis": "#b3001b",
     "channels_redis-pubsub": "#e4572e",

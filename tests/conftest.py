@@ -47,6 +47,14 @@ prefix = pytest.fixture(own_prefix, name="prefix")
 module_prefix = pytest.fixture(own_prefix, scope="module", name="module_prefix")
 
 
+@pytest.fixture
+def pure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that attach in this test use the Python code alone, which is what it is about."""
+    from asgi_ipc.aio import session
+
+    monkeypatch.setattr(session, "usual", lambda *_: session.NEVER)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, Any, Any]:
     """Fail a test that logs anything under a lock of the package."""

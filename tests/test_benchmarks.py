@@ -22,6 +22,7 @@ from benchmarks.layers.contenders import CONTENDERS
 from benchmarks.layers.contracts import run_to_end
 from benchmarks.measure import Figures
 from tests import environments
+from tests.compiling import needs_compiled
 
 PAGES = (
     "README.rst",
@@ -33,6 +34,7 @@ FOLDER = environments.REPOSITORY / "docs" / "benchmarks"
 SHOWN = Figures.read([str(FOLDER / "figures.json")])
 FULL = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 OURS = ("asgi_ipc-blocking", "asgi_ipc-asyncio")
+PURE = tuple(f"{name}-pure" for name in OURS)
 NEXT_TO_THEM = ("InMemory", "FIFO-blocking", "FIFO-asyncio")
 
 # What a workload measures of our layers: a table, and a column that must have a figure.
@@ -69,7 +71,7 @@ def run(
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The JSON file of all workloads of our layers, as short as can be."""
     path = tmp_path_factory.mktemp("benchmarks") / "figures.json"
-    layers = [f"--layer={name}" for name in (*OURS, *NEXT_TO_THEM)]
+    layers = [f"--layer={name}" for name in (*OURS, *PURE, *NEXT_TO_THEM)]
     done = run("benchmarks", "--tiny", "--json", str(path), *layers)
     assert done.returncode == 0, done.stdout + done.stderr
     return path
@@ -85,6 +87,15 @@ def measured(path: Path) -> Figures:
 def test_every_workload_measures_both_facades(measured: Figures, table: str, layer: str) -> None:
     rows = measured.rows(table, layer=layer)
     assert rows and all(row[MEASURED[table]] is not None for row in rows), rows
+
+
+@needs_compiled
+@pytest.mark.parametrize("table", ["pair", "throughput", "roundtrip"])
+@pytest.mark.parametrize("layer", PURE)
+def test_the_compiled_path_is_measured_beside_the_python_code(
+    measured: Figures, table: str, layer: str
+) -> None:
+    test_every_workload_measures_both_facades(measured, table, layer)
 
 
 def test_real_servers_are_measured(measured: Figures) -> None:

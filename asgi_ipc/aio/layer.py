@@ -17,6 +17,7 @@ from ..attachment.process import notice_fork
 from ..base_layer import AsyncBaseChannelLayer
 from ..errors import InvalidName, LockBusy, NotOwner
 from ..names import check_channel
+from ..native import LOADED as COMPILED
 from ..options import Options, waiting_time
 from ..segment.notes import tell
 from ..segment.section import complaint
@@ -119,6 +120,12 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         deadline = None if timeout is None else clock.monotonic() + waiting_time(timeout)
         core = self._core
         session = core.session or await self._attached(channel, timeout, deadline)
+        if COMPILED:
+            found = session.usual.receive_exact(channel)
+            if type(found) is dict:
+                return found
+            if found is not None and (found := core.unpacked(session, found)) is not None:
+                return found[1]
         try:
             sources = session.exact_sources[channel]
         except (KeyError, TypeError):
@@ -140,7 +147,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         except Inherited:
             left = None if deadline is None else deadline - clock.monotonic()
             return await self.receive(channel, left)
-        return found[1]
+        return found[1]  # type: ignore[no-any-return]
 
     async def _attached(
         self, channel: str, timeout: float | None, deadline: float | None

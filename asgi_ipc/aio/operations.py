@@ -7,6 +7,7 @@ that waits for nothing. This file must not know an event loop.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .. import clock, errors
@@ -14,6 +15,7 @@ from ..errors import CorruptStore
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
 from ..names import check_channel, check_group, split
+from ..native import PURE
 from ..options import UnknownCapacity
 from ..statistics import Stats
 from ..store.layout import (
@@ -33,7 +35,7 @@ from ..store.queues import FULL, GONE, NO_MEMORY, Target
 from .fanout import Broadcast, Fanout
 from .receiving import Fed, wake
 from .sending import Sending
-from .session import CACHED, Session
+from .session import CACHED, NEVER, Session
 
 _TARGETS_AT_ONCE = 64  # queues that a broadcast reaches in one section
 
@@ -240,12 +242,13 @@ class Core(Sending):
     def stats(self) -> Stats:
         """All figures of the layer, without taking the lock. Rates are counted since the last call
         that is at least a second ago, or else since the beginning."""
-        attachment = self.attach().attachment
-        snapshot = Snapshot(View(self.prefix, attachment))
+        session = self.attach()
+        snapshot = Snapshot(View(self.prefix, session.attachment))
         before = self._totals
         if before is None or snapshot.now - before.at >= 1.0:
             self._totals = snapshot.totals()
-        return snapshot.stats(before)
+        found = snapshot.stats(before)
+        return replace(found, implementation=PURE) if session.usual is NEVER else found
 
     def _statistics(self, name: str, now: float, figures: _Figures) -> dict[str, Any]:
         """The figures by the names of the specification. Rates are those since the last call for

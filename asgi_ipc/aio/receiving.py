@@ -295,6 +295,18 @@ class Receiving(Base):
                 why = error
             self._undecodable(session, source, source.channel, body, why)
 
+    def unpacked(self, session: Session, done: Any) -> Received | None:
+        """What the compiled path has received: a tuple, or a list of the source and of bytes that
+        it could not unpack. None if these are no message, which is counted."""
+        if type(done) is tuple:
+            return done
+        source, body = done
+        try:
+            return source.channel, self.codec.decode(body)
+        except DecodeError as error:
+            self._undecodable(session, source, source.channel, body, error.__context__)
+        return None
+
     def _take_any(
         self, session: Session, sources: list[Source], waiter: Waiter | None, parked: bool
     ) -> Received | None:

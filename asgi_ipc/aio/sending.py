@@ -34,6 +34,7 @@ from ..attachment.inbox import Inbox
 from ..attachment.process import notice_fork
 from ..errors import LockTimeout, NotAChannel
 from ..names import check_channel, split
+from ..native import LOADED as COMPILED
 from ..options import UnknownCapacity
 from ..statistics import size
 from ..store.layout import COUNT, Q_PENDING, R_GENERATION, S_LIVE, S_SENDING, WORD
@@ -99,6 +100,8 @@ class Sending(Receiving):
         Raises InvalidName, InvalidMessage, MessageTooLarge, ChannelFull, NotAChannel.
         """
         session = self.session or self.attach()
+        if COMPILED and session.usual.send(channel, message):
+            return
         now = clock.monotonic()
         if now >= session.due[()]:
             session = self.after_upkeep(session, now)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import clock, native
 from ..attachment.attachment import Attachment, Inherited
 from ..attachment.inbox import Inbox
 from ..attachment.process import attach, notice_fork, register
@@ -62,6 +63,7 @@ class Session:
         "take",
         "targets",
         "told",
+        "usual",
     )
 
     def __init__(
@@ -94,6 +96,7 @@ class Session:
         self.fanouts: dict[bytes, Fanout] = {}  # of broadcasts, by group
         self.loop_waiter: AsyncioHub | None = None  # that of the loop that last received
         self.told = -1  # the number of the last flush that subscriptions logged
+        self.usual: Any = NEVER  # the compiled path
 
     @property
     def epoch(self) -> int:
@@ -115,6 +118,34 @@ class Session:
         elif len(known) >= NAMES:
             known.clear()
         known[name] = what
+
+
+class Never:
+    """Stands for the compiled path where it is not in use: no call is usual."""
+
+    def _none(self, *_: object) -> None:
+        return None
+
+    send = receive = receive_exact = _none
+
+
+NEVER = Never()
+
+
+def usual(session: Session, limit: int) -> Any:
+    """The compiled path for a session. `limit`: bytes of the largest message."""
+    attachment = session.attachment
+    if attachment.compiled is None or not isinstance(session.due, memoryview):
+        return NEVER  # it could not see a fork
+    return native.Usual(
+        attachment.compiled,
+        session.due,
+        vars(clock),
+        session.targets,
+        session.sources,
+        session.exact_sources,
+        limit,
+    )
 
 
 class Base:
@@ -162,6 +193,8 @@ class Base:
             found = Session(attachment, section, self.capacities.known)
             limit = attachment.segment.layout.max_message_size
             self.max_message_size = min(self.options.max_message_size, limit)
+            if self.codec.is_plain:
+                found.usual = usual(found, self.max_message_size)
             self.session = found
             if attachment.detached:  # meanwhile, by another thread: the next call attaches again
                 self.session = None

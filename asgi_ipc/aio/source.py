@@ -5,6 +5,7 @@ A glance may be out of date when it is acted on: nothing is taken here, and noth
 
 from __future__ import annotations
 
+from .. import native
 from ..attachment.inbox import ANY, Inbox
 from ..names import split
 from ..store.layout import COUNT, Q_PENDING, Q_WAITING, R_GENERATION
@@ -13,10 +14,13 @@ from ..store.store import Store
 from .spin import Spin
 
 
-class Source:
+class Source(native.Source):
     """A queue, and for a process-specific channel the local part that the receive is for."""
 
-    __slots__ = ("channel", "inbox", "local", "queue", "spin", "target")
+    __slots__ = ("local", "queue", "spin")
+
+    inbox: Inbox | None
+    target: Target
 
     sending: Inbox | None = None  # for sends: see `sending.Room`
 

@@ -76,6 +76,7 @@ class Attachment:
         self.prefix = resources.prefix
         self.segment = resources.segment
         self.store = resources.store
+        self.compiled = resources.compiled
         self.lock = resources.lock
         self.log_drop = resources.log_drop
         self.inboxes = resources.inboxes

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-from .. import clock
+from .. import clock, native
 from ..errors import IPCError, LockTimeout, SegmentError
 from ..segment.doorbell import ALL
 from ..segment.files import DescriptorsLost
@@ -51,6 +51,7 @@ class Resources:
         self.due_word = wiped_word()
         reserve = partial(_reserve, segment, self.due_word)
         self.store = Store(segment.memory, segment.layout, reserve, segment.shortage)
+        self.compiled = _compiled(segment, lock)
         self.ringer = segment.ringer()
         self.log_drop = DropLog(prefix, self.store.dropped)
         self.inboxes: dict[str, Inbox] = {}
@@ -173,6 +174,8 @@ class Resources:
     def _close(self) -> None:
         if not self._closed:
             self._closed = True
+            if self.compiled is not None:
+                self.compiled.close()
             self.store.close()
 
     def disown(self) -> None:
@@ -189,6 +192,21 @@ def _reserve(segment: Segment, due: Word, offset: int, length: int) -> bool:
     except SegmentError:
         due[()] = 0.0  # the next call is to attach again
         raise
+
+
+def _compiled(segment: Segment, lock: Mutex | FileLock) -> native.Memory | None:
+    """The memory of a segment for the compiled path; None if that is not used."""
+    if not native.LOADED or not isinstance(lock, Mutex):
+        return None
+    layout = segment.layout
+    return native.Memory(
+        segment.memory,
+        layout.queues.base,
+        layout.queues.end,
+        layout.log,
+        layout.log_end,
+        layout.max_live,
+    )
 
 
 def lock_of(segment: Segment) -> Mutex | FileLock:

@@ -74,4 +74,5 @@ def _described(found: Stats) -> list[tuple[str, str]]:
             + (f"; held by process {lock.holder}" if lock.holder else "; free"),
         ),
         ("recoveries", str(found.recoveries)),
+        ("send and receive", f"{found.implementation}, for the Python of this command"),
     ]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .. import clock
+from .. import clock, native
 from ..errors import SegmentVanished
 from ..names import split
 from ..segment.lock import machine, mutex_holder
@@ -127,6 +127,7 @@ class Snapshot:
             ),
             recoveries=header[at.S_RECOVERIES],
             moves=header[at.S_MOVES],
+            implementation=native.implementation(header[at.H_LOCK_KIND] == at.LOCK_MUTEX),
             rates=Rates(
                 period=period,
                 sent=sent / period,

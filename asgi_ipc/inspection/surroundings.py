@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import native
 from ..segment.lock import robust_mutexes
 from ..segment.paths import SHM, Paths, full_prefix, remains
 from ..segment.procfs import user_name
@@ -44,6 +45,7 @@ def machine_findings(owners: Iterable[int]) -> Iterator[Finding]:
         yield remove_ipc(uid)
     yield descriptors()
     yield container()
+    yield implementation()
     yield from leftovers()
     if not robust_mutexes():
         yield Finding(
@@ -52,6 +54,21 @@ def machine_findings(owners: Iterable[int]) -> Iterator[Finding]:
             "lock",
             "this platform has no robust mutexes: layers use a lock file, which is slower",
         )
+
+
+def implementation() -> Finding:
+    """Whether send and receive are compiled, for the Python that runs this."""
+    subject = "implementation"
+    if native.LOADED:
+        return Finding(OK, "", subject, "send and receive are compiled, for this Python")
+    remedy = "install a wheel for this platform, or a C compiler, and then the package again"
+    return Finding(
+        OK,
+        "",
+        subject,
+        f"send and receive are pure Python, for this Python: {native.why_not}",
+        remedy if native.could_be_built else "",
+    )
 
 
 def shared_memory() -> Iterator[Finding]:

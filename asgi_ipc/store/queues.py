@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from zlib import adler32
 
+from .. import native
 from ..errors import CorruptStore, LimitReached
 from .front import Front, read_front
 from .layout import (
@@ -111,30 +112,17 @@ class Tried(NamedTuple):
     until: float = float("inf")  # time when a message expires, which makes room
 
 
-class Target:
+class Target(native.Target):
     """A queue as a process knows it: its name, and where its row was at the last look-up. `words`
     are the words of the row, so that no index has to be computed for each of them.
 
     `local_parts`, `capacity` and `expiry` are those of the messages that are sent there: the local
     part of one channel, or those of all members of a broadcast. `limit` is the capacity, or
-    OWN_LIMIT. If the queue of a `fixed` target is
-    gone, it is not made again.
+    OWN_LIMIT; the compiled path reads it. If the queue of a `fixed` target is gone, it is not made
+    again.
     """
 
-    __slots__ = (
-        "capacity",
-        "expiry",
-        "fixed",
-        "generation",
-        "limit",
-        "local_length",
-        "local_parts",
-        "queue",
-        "row",
-        "seed",
-        "taken",
-        "words",
-    )
+    __slots__ = ("capacity", "fixed", "local_length", "queue", "words")
 
     def __init__(
         self,

@@ -102,6 +102,15 @@ def _asgi_ipc_asyncio(prefix: str, capacity: int, **options: Any) -> Any:
     return IPCChannelLayer(prefix=prefix, expiry=EXPIRY, capacity=capacity, **options)
 
 
+def _pure(make: Callable[..., Any], prefix: str, capacity: int, **options: Any) -> Any:
+    """A layer that attaches now, and does not use the compiled path."""
+    from asgi_ipc.aio.session import NEVER
+
+    layer = make(prefix, capacity, **options)
+    layer._core.attach().usual = NEVER
+    return layer
+
+
 def _asgi_ipc_destroy(prefix: str) -> None:
     from asgi_ipc import segment
 
@@ -177,6 +186,7 @@ def _asgi_ipc_1_destroy(prefix: str) -> None:
 _ours = partial(
     Contender, store="asgi_ipc", destroy=_asgi_ipc_destroy, needs=("asgi_ipc",), ours=True
 )
+_ours_pure = partial(_ours, needs=("asgi_ipc._native",))
 _redis = partial(Contender, store="redis", destroy=redis_server.forget, slow=True)
 _by_hand = partial(Contender, meet=byhand.make_folder, destroy=byhand.remove_folder, groups=False)
 
@@ -185,6 +195,9 @@ IN_MEMORY = "InMemory"  # what `pair` compares with
 _CONTENDERS = (
     _ours("asgi_ipc-blocking", BLOCKING, make=_asgi_ipc_blocking),
     _ours("asgi_ipc-asyncio", ASYNCIO, make=_asgi_ipc_asyncio),
+    # Where the compiled path is not in use, the rows above are of pure Python.
+    _ours_pure("asgi_ipc-blocking-pure", BLOCKING, make=partial(_pure, _asgi_ipc_blocking)),
+    _ours_pure("asgi_ipc-asyncio-pure", ASYNCIO, make=partial(_pure, _asgi_ipc_asyncio)),
     Contender(
         IN_MEMORY, ASYNCIO, "memory", _in_memory, lambda _: None, needs=("channels",), local=True
     ),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -17,11 +19,17 @@ from pathlib import Path
 import pytest
 
 import asgi_ipc
+from asgi_ipc import native
 from tests import environments
 from tests.documentation import pages
 
+from ..waiting import LIVENESS
+
 pytest.importorskip("build", reason="lacking: build")
 Requirement = pytest.importorskip("packaging.requirements").Requirement
+
+EXTENSION = "asgi_ipc/_native.abi3.so"
+BUILD = (sys.executable, "-m", "build")
 
 # Run where nothing but the package and what it needs is installed.
 PROGRAM = """
@@ -41,19 +49,34 @@ try:
     asyncio.run(main(sys.argv[1]))
 finally:
     segment.destroy(sys.argv[1])
-print(asgi_ipc.__version__)
+from asgi_ipc import native
+print(asgi_ipc.__version__, native.PURE if native.why_not else native.COMPILED)
+"""
+
+# Two processes with one segment: each tells what it has received.
+SENDER = """
+import sys, asgi_ipc
+layer = asgi_ipc.IPCChannelLayer(sys.argv[1])
+layer.send("there", {"from": layer.stats().implementation})
+print(layer.receive(["back"], block=True, timeout=60)[1]["from"])
+"""
+ANSWERER = """
+import sys, asgi_ipc
+layer = asgi_ipc.IPCChannelLayer(sys.argv[1])
+print(layer.receive(["there"], block=True, timeout=60)[1]["from"])
+layer.send("back", {"from": layer.stats().implementation})
 """
 
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 
-def run(*command: str | Path, folder: Path) -> str:
+def run(*command: str | Path, folder: Path, **environment: str) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         command,
         cwd=folder,
-        env=clean,
+        env={**clean, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -79,9 +102,21 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]
         if path.is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes(path.read_bytes())
-    run(sys.executable, "-m", "build", "--outdir", folder, source, folder=folder)
-    [sdist], [wheel] = folder.glob("*.tar.gz"), folder.glob("*.whl")
-    yield {"sdist": sdist, "wheel": wheel, "source": source}
+    run(*BUILD, "--outdir", folder, source, folder=folder)
+    pure = folder / "pure"
+    run(*BUILD, "--wheel", "--outdir", pure, source, folder=folder, ASGI_IPC_PURE="1")
+    [sdist], [wheel], [other] = folder.glob("*.tar.gz"), folder.glob("*.whl"), pure.glob("*.whl")
+    yield {"sdist": sdist, "wheel": wheel, "pure": other, "source": source}
+
+
+def can_compile() -> bool:
+    """Whether this machine makes a wheel with the compiled path."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return (
+        (native.LOADED or native.could_be_built)
+        and shutil.which("cc") is not None
+        and headers.exists()
+    )
 
 
 def test_the_sdist_holds_what_it_takes_to_test_it(built: dict[str, Path]) -> None:
@@ -101,14 +136,23 @@ def test_the_sdist_holds_what_it_takes_to_test_it(built: dict[str, Path]) -> Non
     assert not [name for name in names if "__pycache__" in name or name.startswith(".")]
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(built: dict[str, Path]) -> None:
-    with zipfile.ZipFile(built["wheel"]) as archive:
+def test_the_wheels_are_for_what_they_hold(built: dict[str, Path]) -> None:
+    assert built["pure"].name.endswith("-py3-none-any.whl")
+    if can_compile():
+        assert "-cp311-abi3-linux_" in built["wheel"].name
+
+
+@pytest.mark.parametrize("kind", ["wheel", "pure"])
+def test_the_wheel_holds_the_package_and_nothing_else(kind: str, built: dict[str, Path]) -> None:
+    with zipfile.ZipFile(built[kind]) as archive:
         names = archive.namelist()
     package = {
         str(path.relative_to(environments.REPOSITORY))
         for path in (environments.REPOSITORY / "asgi_ipc").rglob("*")
         if path.suffix == ".py" or path.name == "py.typed"
     }
+    if kind == "wheel" and can_compile():
+        package.add(EXTENSION)
     distribution = f"asgi_ipc-{asgi_ipc.__version__}"
     man_page = f"{distribution}.data/data/share/man/man1/asgi-ipc.1"
     others = {name for name in names if not name.startswith(f"{distribution}.dist-info/")}
@@ -133,20 +177,53 @@ def test_the_metadata_say_what_it_is(built: dict[str, Path]) -> None:
     assert re.search(r"\[pipx\.run\]\nasgi_ipc = asgi_ipc\.command:main", points)
 
 
-@pytest.mark.parametrize("kind", ["sdist", "wheel"])
-def test_it_can_be_installed_and_used(
-    kind: str, built: dict[str, Path], tmp_path: Path, prefix: str
-) -> None:
-    environment = tmp_path / "environment"
-    venv.create(environment)  # with no pip of its own, which would take seconds to install
-    python = environment / "bin" / "python"
+def installed(what: Path, folder: Path, **environment: str) -> Path:
+    """The Python of a new environment where a file is installed."""
+    venv.create(folder)  # with no pip of its own, which would take seconds to install
+    python = folder / "bin" / "python"
     pip = (*PIP, "--python", python)
-    run(*pip, "install", "--quiet", built[kind], folder=tmp_path)
-    assert run(python, "-c", PROGRAM, prefix, folder=tmp_path).strip() == asgi_ipc.__version__
-    version = run(environment / "bin" / "asgi-ipc", "--version", folder=tmp_path)
+    run(*pip, "install", "--quiet", what, folder=folder, **environment)
+    version = run(folder / "bin" / "asgi-ipc", "--version", folder=folder)
     assert version == f"asgi-ipc, version {asgi_ipc.__version__}\n"
-    assert (environment / "share" / "man" / "man1" / "asgi-ipc.1").is_file()
-    assert "No broken requirements" in run(*pip, "check", folder=tmp_path)
+    assert (folder / "share" / "man" / "man1" / "asgi-ipc.1").is_file()
+    assert "No broken requirements" in run(*pip, "check", folder=folder)
+    return python
+
+
+def says(python: Path, folder: Path, prefix: str) -> list[str]:
+    """The version and the implementation that are installed."""
+    return run(python, "-c", PROGRAM, prefix, folder=folder).split()
+
+
+@pytest.mark.parametrize("compiler", ["cc", "missing"])
+def test_the_sdist_can_be_installed_and_used(
+    compiler: str, built: dict[str, Path], tmp_path: Path, prefix: str
+) -> None:
+    """Also where there is no compiler."""
+    environment = {} if compiler == "cc" else {"CC": str(tmp_path / "missing")}
+    python = installed(built["sdist"], tmp_path / "environment", **environment)
+    compiled = compiler == "cc" and can_compile()
+    wanted = native.COMPILED if compiled else native.PURE
+    assert says(python, tmp_path, prefix) == [asgi_ipc.__version__, wanted]
+
+
+def test_a_wheel_and_a_pure_install_use_one_segment(
+    built: dict[str, Path], tmp_path: Path, prefix: str
+) -> None:
+    pure = installed(built["pure"], tmp_path / "pure")
+    compiled = installed(built["wheel"], tmp_path / "compiled")
+    kind = native.COMPILED if can_compile() else native.PURE
+    assert says(pure, tmp_path, prefix) == [asgi_ipc.__version__, native.PURE]
+    assert says(compiled, tmp_path, prefix) == [asgi_ipc.__version__, kind]
+    for first, second, names in (
+        (pure, compiled, [native.PURE, kind]),
+        (compiled, pure, [kind, native.PURE]),
+    ):
+        with subprocess.Popen(
+            [second, "-c", ANSWERER, prefix], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        ) as answerer:
+            assert run(first, "-c", SENDER, prefix, folder=tmp_path).strip() == names[1]
+            assert answerer.communicate(timeout=LIVENESS)[0].strip() == names[0]
 
 
 def test_the_page_on_installing(built: dict[str, Path], tmp_path: Path) -> None:

@@ -103,4 +103,4 @@ def test_the_full_run_has_what_the_short_one_installs() -> None:
     }
     assert len(needed) > 5
     installed = set(commands(jobs("full.yml")["test-all"])[0].split())
-    assert needed | {"python3-venv", "qemu-system-arm"} <= installed
+    assert needed | {"python3-dev", "python3-venv", "qemu-system-arm"} <= installed

@@ -8,6 +8,7 @@ from typing import Any
 
 import asgi_ipc
 import asgi_ipc.aio
+from asgi_ipc.aio import session
 from asgi_ipc.attachment import upkeep
 from asgi_ipc.store.layout import CLEAN, S_BURY_AT, S_DIRTY, S_SWEEP_AT
 from asgi_ipc.store.store import Store
@@ -118,6 +119,12 @@ class Asyncio(Blocking):
 
 
 CLIENTS = {"blocking": Blocking, "asyncio": Asyncio}
+
+
+def without_compiled() -> None:
+    """For the rest of this process: what is counted are bytecodes, and the compiled path has none.
+    `test_native_death` has the deaths of that."""
+    session.usual = lambda *_: session.NEVER
 
 
 def without_upkeep() -> None:

@@ -19,7 +19,7 @@ from asgi_ipc import segment
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import S_MARK, WORD
 
-from .clients import CLIENTS, Blocking, without_upkeep
+from .clients import CLIENTS, Blocking, without_compiled, without_upkeep
 from .looking import (
     assert_as_before_the_call,
     assert_nobody_else_is_entered,
@@ -37,6 +37,7 @@ class Task(NamedTuple):
     scenario: str
     client: str = "blocking"
     lock: str = "mutex"
+    compiled: bool = False  # whether the victim uses the compiled path where it can
 
 
 class Plan(NamedTuple):
@@ -88,6 +89,7 @@ class Deaths:
         self.prefix = f"t{os.getpid()}-{secrets.token_hex(4)}"
         self.scenario = SCENARIOS[task.scenario]()
         self.client = CLIENTS[task.client]
+        self.compiled = task.compiled
         self.options = {**OPTIONS, "lock": task.lock, **self.scenario.options}
         self.survivor = Blocking(self.prefix, **self.options)
 
@@ -116,6 +118,8 @@ class Deaths:
         """Let a victim do it, killed at `fatal`: how it ended. None: take down its steps."""
 
         def child(connection: Connection) -> None:
+            if not self.compiled:
+                without_compiled()
             victim = self.client(self.prefix, **self.options)
             self.scenario.arm(victim)
 

@@ -23,7 +23,7 @@ from asgi_ipc.store.layout import Q_WAITING
 from asgi_ipc.store.queues import Target
 
 from ..waiting import until
-from .clients import CLIENTS, Blocking, without_upkeep
+from .clients import CLIENTS, Blocking, without_compiled, without_upkeep
 from .deaths import Plan, Task
 from .looking import assert_as_before_the_call, assert_the_largest_fits, assert_whole
 from .scenarios import OPTIONS, SCENARIOS, Held
@@ -111,6 +111,8 @@ class Interruptions:
         def child(connection: Connection) -> None:
             # An exception may well come between the making of a coroutine and its first step.
             warnings.simplefilter("ignore", RuntimeWarning)
+            if not task.compiled:
+                without_compiled()
             Victim(connection, task, self.prefix, options).serve()
 
         self._child = child

@@ -18,22 +18,25 @@ from concurrent.futures import Executor
 
 import pytest
 
+from ..compiling import needs_compiled
 from ..proofs import Record
 from .deaths import Task, die_at, plan
 from .scenarios import SCENARIOS
 from .stepping import chosen, in_parts, moments
 
 MANY = 400  # states of an operation, of which a short run takes every one
+FEWEST = 15  # instructions of Python that are left of one with the compiled path
 
 
 def die_everywhere(workers: Executor, task: Task, record_property: Record) -> None:
     scenario = SCENARIOS[task.scenario]
     steps, before, after = workers.submit(plan, task).result()
-    assert len(steps) >= scenario.least, "the instructions were not counted"
+    least = FEWEST if task.compiled else scenario.least
+    assert len(steps) >= least, "the instructions were not counted"
     assert (before != after) == scenario.changes, "the scenario does nothing"
     numbers = chosen(steps, MANY)
     states = steps[-1].moment + 1
-    assert states >= 5, "what it does was not seen"
+    assert states >= (2 if task.compiled else 5), "what it does was not seen"
     assert len(numbers) >= min(states, MANY / 10)
     outcome = in_parts(workers, die_at, [*moments(steps, numbers)], task, before, after)
     failures = outcome.failures
@@ -58,3 +61,12 @@ def test_death_with_a_file_lock(workers: Executor, name: str, record_property: R
 @pytest.mark.parametrize("name", ["send", "receive", "receive in vain"])
 def test_death_in_an_event_loop(workers: Executor, name: str, record_property: Record) -> None:
     die_everywhere(workers, Task(name, client="asyncio"), record_property)
+
+
+@needs_compiled
+@pytest.mark.parametrize("name", ["send", "send where somebody waited", "receive in vain", "bury"])
+def test_death_with_the_compiled_path(
+    workers: Executor, name: str, record_property: Record
+) -> None:
+    """What Python does before and after it. `test_native_death` kills inside it."""
+    die_everywhere(workers, Task(name, compiled=True), record_property)

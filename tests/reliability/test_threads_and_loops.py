@@ -449,6 +449,7 @@ def test_send_from_inside_a_section_is_refused(prefix: str, lock: str, how: str)
         assert reader.receive(["warm", "inner"]) == (None, None)
 
 
+@pytest.mark.usefixtures("pure")  # no signal handler runs inside a compiled call
 @pytest.mark.parametrize("lock", LOCKS)
 def test_signal_handler_that_sends_at_any_moment(prefix: str, lock: str) -> None:
     """Each send of the handler is refused or done; none of the main program's is harmed."""
@@ -495,6 +496,7 @@ def test_signal_handler_that_sends_at_any_moment(prefix: str, lock: str) -> None
     ] + [None]
 
 
+@pytest.mark.usefixtures("pure")
 @pytest.mark.parametrize("lock", LOCKS)
 def test_inner_call_that_fails_leaves_the_lock_free(prefix: str, lock: str) -> None:
     """A handler that runs at every instruction of a send, with a call that is refused inside its

@@ -68,7 +68,7 @@ ONLY = {
 READERS = {
     *(name for name, floor in FLOORS.items() if floor < FLOORS["aio"] and name not in LEAVES),
     *("aio.operations", "aio.receiving", "aio.sending", "aio.source", "aio.session", "aio.fanout"),
-    *("prometheus", "django", "testing"),
+    *("native", "prometheus", "django", "testing"),
 }
 
 

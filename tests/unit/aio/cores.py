@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from asgi_ipc.aio.session import NEVER
 from asgi_ipc.segment.section import spread
 from asgi_ipc.store.layout import Q_WAITERS, WAITER_SET_WORDS
 from asgi_ipc.testing.sync import InProcessChannelLayer
@@ -28,6 +29,7 @@ class Cored:
         self.session.section_of_three = self._section
         self.session.section = spread(self._section)
         self.session.ring = self._ring
+        self.session.usual = NEVER  # the compiled path would pass these by
 
     def _section(self, operation: Any, a: Any, b: Any, c: Any) -> Any:
         self.sections += 1

@@ -1,0 +1,585 @@
+/* The module asgi_ipc._native: the objects by which Python uses the compiled path.
+
+   Memory   an attached segment, for all layers of the process
+   Usual    the usual send and receive of a layer, as long as it is attached
+   Target   what asgi_ipc.store.queues.Target inherits its attributes from, and
+   Source   asgi_ipc.aio.source.Source: they are read here as they are, and there is no copy */
+
+#include <time.h>
+
+#include "native.h"
+
+#include <structmember.h> /* after Python.h */
+
+/* Not by Py_RETURN_NONE and the like: some headers of Python 3.12 and 3.13 leave the count as it is
+   there, even for the stable ABI of 3.11, where it counts. */
+#define RETURN(object)     \
+    do {                   \
+        Py_INCREF(object); \
+        return (object);   \
+    } while (0)
+
+#define ON_THE_STACK 2048 /* bytes of a message that is taken without making a bytes object of it */
+
+typedef struct {
+    PyTypeObject *memory, *usual, *target, *source;
+    PyObject *monotonic; /* a name */
+    Key keys[KEYS];
+    uint8_t packed[CHECKED]; /* the message that is being sent */
+} State;
+
+/* -- Target and Source: attributes that C reads, too --------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *row, *generation, *limit, *expiry, *seed, *local_parts;
+    double taken;
+} TargetObject;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *channel, *inbox, *target;
+} SourceObject;
+
+static void delete_object(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+/* Both begin with a series of references: what the collector and the end of one need. */
+#define REFERENCES(name, count)                                             \
+    static int name##_clear(PyObject *self)                                 \
+    {                                                                       \
+        PyObject **first = (PyObject **)((char *)self + sizeof(PyObject));  \
+        for (int i = 0; i < (count); i++)                                   \
+            Py_CLEAR(first[i]);                                             \
+        return 0;                                                           \
+    }                                                                       \
+    static int name##_traverse(PyObject *self, visitproc visit, void *arg)  \
+    {                                                                       \
+        PyObject **first = (PyObject **)((char *)self + sizeof(PyObject));  \
+        Py_VISIT(Py_TYPE(self));                                            \
+        for (int i = 0; i < (count); i++)                                   \
+            Py_VISIT(first[i]);                                             \
+        return 0;                                                           \
+    }                                                                       \
+    static void name##_dealloc(PyObject *self)                              \
+    {                                                                       \
+        PyObject_GC_UnTrack(self);                                          \
+        name##_clear(self);                                                 \
+        delete_object(self);                                                \
+    }
+
+REFERENCES(target, 6)
+REFERENCES(source, 3)
+
+#define ATTRIBUTE(type, name) {#name, T_OBJECT_EX, offsetof(type, name), 0, NULL}
+
+static PyMemberDef target_members[] = {
+    ATTRIBUTE(TargetObject, row),    ATTRIBUTE(TargetObject, generation),
+    ATTRIBUTE(TargetObject, limit),  ATTRIBUTE(TargetObject, expiry),
+    ATTRIBUTE(TargetObject, seed),   ATTRIBUTE(TargetObject, local_parts),
+    {"taken", T_DOUBLE, offsetof(TargetObject, taken), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyMemberDef source_members[] = {
+    ATTRIBUTE(SourceObject, channel),
+    ATTRIBUTE(SourceObject, inbox),
+    ATTRIBUTE(SourceObject, target),
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot target_slots[] = {
+    {Py_tp_doc, "What of a target the compiled path reads."},
+    {Py_tp_members, target_members},
+    {Py_tp_traverse, target_traverse},
+    {Py_tp_clear, target_clear},
+    {Py_tp_dealloc, target_dealloc},
+    {0, NULL},
+};
+
+static PyType_Slot source_slots[] = {
+    {Py_tp_doc, "What of a source the compiled path reads."},
+    {Py_tp_members, source_members},
+    {Py_tp_traverse, source_traverse},
+    {Py_tp_clear, source_clear},
+    {Py_tp_dealloc, source_dealloc},
+    {0, NULL},
+};
+
+#define BASE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC)
+
+static PyType_Spec target_spec = {
+    "asgi_ipc._native.Target", sizeof(TargetObject), 0, BASE_FLAGS, target_slots,
+};
+
+static PyType_Spec source_spec = {
+    "asgi_ipc._native.Source", sizeof(SourceObject), 0, BASE_FLAGS, source_slots,
+};
+
+static bool number_of(PyObject *object, uint64_t *number)
+{
+    if (object == NULL || !PyLong_CheckExact(object))
+        return false;
+    int overflow;
+    long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    *number = (uint64_t)value;
+    return !overflow && value >= 0;
+}
+
+/* Where a target is. False if that is not known yet. */
+static bool find_place(State *state, PyObject *object, Place *place)
+{
+    if (object == NULL || !PyObject_TypeCheck(object, state->target))
+        return false;
+    TargetObject *target = (TargetObject *)object;
+    return number_of(target->row, &place->row) && number_of(target->generation, &place->generation);
+}
+
+/* And what is sent there. */
+static bool fill_place(PyObject *object, Place *place)
+{
+    TargetObject *target = (TargetObject *)object;
+    PyObject *expiry = target->expiry, *locals = target->local_parts;
+    if (!number_of(target->limit, &place->limit) || !number_of(target->seed, &place->seed) ||
+        expiry == NULL || !PyFloat_CheckExact(expiry) || locals == NULL ||
+        !PyBytes_CheckExact(locals))
+        return false;
+    place->expiry = PyFloat_AsDouble(expiry);
+    place->local_parts = PyBytes_AsString(locals);
+    place->local_length = (uint64_t)PyBytes_Size(locals);
+    return place->local_length <= CHECKED;
+}
+
+/* -- Memory -------------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    Memory memory;
+    Py_buffer view;
+} MemoryObject;
+
+static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+    PyObject *buffer;
+    unsigned long long queues, queues_end, start, end, max_live;
+    if (!PyArg_ParseTuple(args, "OKKKKK", &buffer, &queues, &queues_end, &start, &end, &max_live))
+        return NULL;
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    MemoryObject *self = (MemoryObject *)allocate(type, 0);
+    if (self == NULL)
+        return NULL;
+    if (PyObject_GetBuffer(buffer, &self->view, PyBUF_WRITABLE) < 0) {
+        self->view.obj = NULL;
+        Py_DECREF(self);
+        return NULL;
+    }
+    uint64_t count = (uint64_t)self->view.len / WORD;
+    bool in_order = queues <= queues_end && queues_end <= start && start + RECORD_WORDS <= end &&
+                    end <= count && end <= UINT32_MAX && H_LOCK * WORD + LOCK_BYTES <= queues * WORD;
+    if (!in_order || (uintptr_t)self->view.buf % WORD) {
+        PyErr_SetString(PyExc_ValueError, "no segment has such a layout");
+        Py_DECREF(self);
+        return NULL;
+    }
+    uint64_t *words = self->view.buf;
+    self->memory = (Memory){
+        .words = words,
+        .count = end,
+        .queues = queues,
+        .queues_end = queues_end,
+        .log_start = start,
+        .log_last = end - RECORD_WORDS,
+        .max_live = max_live,
+        .log_empty = start << 32 | start,
+        .mutex = (pthread_mutex_t *)(words + H_LOCK),
+    };
+    return (PyObject *)self;
+}
+
+static PyObject *memory_close(PyObject *object, PyObject *unused)
+{
+    MemoryObject *self = (MemoryObject *)object;
+    self->memory.words = NULL;
+    PyBuffer_Release(&self->view); /* a second time does nothing */
+    RETURN(Py_None);
+}
+
+static void memory_dealloc(PyObject *self)
+{
+    PyBuffer_Release(&((MemoryObject *)self)->view);
+    delete_object(self);
+}
+
+static PyMethodDef memory_methods[] = {
+    {"close", memory_close, METH_NOARGS, "Touch the memory no more: no call is usual then."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot memory_slots[] = {
+    {Py_tp_doc, "Memory(buffer, queues, queues_end, log, log_end, max_live)\n\n"
+                "An attached segment with a mutex. All but the buffer are words, as in Layout."},
+    {Py_tp_new, memory_new},
+    {Py_tp_dealloc, memory_dealloc},
+    {Py_tp_methods, memory_methods},
+    {0, NULL},
+};
+
+static PyType_Spec memory_spec = {
+    "asgi_ipc._native.Memory", sizeof(MemoryObject), 0, Py_TPFLAGS_DEFAULT, memory_slots,
+};
+
+/* -- Usual --------------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *memory, *clock, *monotonic;
+    PyObject *targets, *sources, *exact_sources;
+    State *state;
+    Py_buffer due; /* a double, which is 0 in the child of every fork */
+    size_t limit;  /* bytes of the largest message */
+} UsualObject;
+
+static PyObject *usual_new(PyTypeObject *type, PyObject *args, PyObject *named)
+{
+    State *state = PyType_GetModuleState(type);
+    PyObject *memory, *due, *clock, *targets, *sources, *exact_sources;
+    Py_ssize_t limit;
+    if (!PyArg_ParseTuple(args, "O!OO!O!O!O!n", state->memory, &memory, &due, &PyDict_Type, &clock,
+                          &PyDict_Type, &targets, &PyDict_Type, &sources, &PyDict_Type,
+                          &exact_sources, &limit))
+        return NULL;
+    PyObject *monotonic = PyDict_GetItemWithError(clock, state->monotonic);
+    if (monotonic == NULL)
+        return PyErr_Format(PyExc_KeyError, "monotonic");
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    UsualObject *self = (UsualObject *)allocate(type, 0);
+    if (self == NULL)
+        return NULL;
+    if (PyObject_GetBuffer(due, &self->due, PyBUF_SIMPLE) < 0) {
+        self->due.obj = NULL;
+        Py_DECREF(self);
+        return NULL;
+    }
+    if (self->due.len != sizeof(double)) {
+        PyErr_SetString(PyExc_ValueError, "the time of the next upkeep is one double");
+        Py_DECREF(self);
+        return NULL;
+    }
+#define KEEP(name) (Py_INCREF(name), self->name = name)
+    KEEP(memory), KEEP(clock), KEEP(monotonic);
+    KEEP(targets), KEEP(sources), KEEP(exact_sources);
+    self->state = state;
+    self->limit = limit < 0 ? 0 : limit > CHECKED ? CHECKED : (size_t)limit;
+    return (PyObject *)self;
+}
+
+static int usual_traverse(PyObject *object, visitproc visit, void *arg)
+{
+    UsualObject *self = (UsualObject *)object;
+    Py_VISIT(Py_TYPE(object));
+    Py_VISIT(self->memory);
+    Py_VISIT(self->clock);
+    Py_VISIT(self->monotonic);
+    Py_VISIT(self->targets);
+    Py_VISIT(self->sources);
+    Py_VISIT(self->exact_sources);
+    return 0;
+}
+
+static void usual_dealloc(PyObject *object)
+{
+    UsualObject *self = (UsualObject *)object;
+    PyObject_GC_UnTrack(object);
+    PyBuffer_Release(&self->due);
+    Py_CLEAR(self->memory);
+    Py_CLEAR(self->clock);
+    Py_CLEAR(self->monotonic);
+    Py_CLEAR(self->targets);
+    Py_CLEAR(self->sources);
+    Py_CLEAR(self->exact_sources);
+    delete_object(object);
+}
+
+/* The memory, if the process is still attached, no upkeep is due, and no fork has been overlooked;
+   and the time, of `clock.monotonic` where a test has replaced that. Else NULL. */
+static const Memory *ready(UsualObject *self, double *now)
+{
+    PyObject *monotonic = PyDict_GetItemWithError(self->clock, self->state->monotonic);
+    if (monotonic == self->monotonic) {
+        struct timespec time;
+        clock_gettime(CLOCK_MONOTONIC, &time);
+        *now = (double)((int64_t)time.tv_sec * 1000000000 + time.tv_nsec) / 1e9;
+    } else {
+        PyObject *time = monotonic == NULL ? NULL : PyObject_CallNoArgs(monotonic);
+        *now = time == NULL ? -1 : PyFloat_AsDouble(time);
+        Py_XDECREF(time);
+        if (PyErr_Occurred()) {
+            PyErr_Clear();
+            return NULL;
+        }
+    }
+    const Memory *memory = &((MemoryObject *)self->memory)->memory;
+    double due = *(volatile double *)self->due.buf;
+    return memory->words == NULL || !(*now < due) ? NULL : memory;
+}
+
+static PyObject *usual_send(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    UsualObject *self = (UsualObject *)object;
+    State *state = self->state;
+    double now;
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "send(channel, message)");
+    PyObject *channel = args[0];
+    const Memory *memory = ready(self, &now);
+    if (memory == NULL || !PyUnicode_CheckExact(channel))
+        RETURN(Py_False);
+    PyObject *target = PyDict_GetItemWithError(self->targets, channel);
+    Place place;
+    if (!find_place(state, target, &place) || !fill_place(target, &place) ||
+        is_awaited(memory, place.row))
+        RETURN(Py_False);
+    Py_ssize_t length = pack_message(args[1], state->packed, self->limit);
+    if (length < 0)
+        RETURN(Py_False);
+    PyObject *done =
+        put(memory, &place, state->packed, (size_t)length, now) ? Py_True : Py_False;
+    RETURN(done);
+}
+
+/* Take from a source, if a glance shows a message. Returns whether it was taken: `message` is it, or
+   its bytes, where Python has to unpack them; NULL if there is no memory for these. */
+static bool receive_from(UsualObject *self, PyObject *object, PyObject **message)
+{
+    State *state = self->state;
+    Place place;
+    double now;
+    if (!PyObject_TypeCheck(object, state->source))
+        return false;
+    SourceObject *source = (SourceObject *)object;
+    const Memory *memory = ready(self, &now);
+    if (memory == NULL || source->inbox != Py_None || source->channel == NULL ||
+        !find_place(state, source->target, &place) || !is_pending(memory, place.row))
+        return false;
+    uint8_t room[ON_THE_STACK];
+    Copy copy = {room, sizeof room, 0, NULL};
+    if (!take(memory, &place, now, &copy))
+        return false;
+    ((TargetObject *)source->target)->taken = now;
+    const uint8_t *data = copy.bytes == NULL ? room : (uint8_t *)PyBytes_AsString(copy.bytes);
+    *message = unpack_message(data, copy.length, state->keys);
+    if (*message == NULL) {
+        if (copy.bytes == NULL)
+            copy.bytes = PyBytes_FromStringAndSize((char *)room, (Py_ssize_t)copy.length);
+        *message = copy.bytes;
+    } else {
+        Py_XDECREF(copy.bytes);
+    }
+    return true;
+}
+
+/* What was received from a source, as a new reference: a tuple of the channel and the message, or
+   a list of the source and the bytes of a message that Python has to unpack. */
+static PyObject *found(PyObject *source, PyObject *message)
+{
+    if (message == NULL)
+        return NULL;
+    PyObject *answer;
+    if (PyDict_CheckExact(message)) {
+        answer = PyTuple_Pack(2, ((SourceObject *)source)->channel, message);
+        Py_DECREF(message);
+        return answer;
+    }
+    answer = PyList_New(2);
+    if (answer == NULL) {
+        Py_DECREF(message);
+        return NULL;
+    }
+    Py_INCREF(source);
+    PyList_SetItem(answer, 0, source);
+    PyList_SetItem(answer, 1, message);
+    return answer;
+}
+
+/* The one source that a channel stands for in `known`: a new reference, or NULL. */
+static PyObject *source_of(UsualObject *self, PyObject *known, PyObject *channel)
+{
+    if (channel == NULL || !PyUnicode_CheckExact(channel))
+        return NULL;
+    PyObject *sources = PyDict_GetItemWithError(known, channel);
+    if (sources == NULL || !PyList_CheckExact(sources) || PyList_Size(sources) != 1)
+        return NULL;
+    PyObject *source = PyList_GetItem(sources, 0);
+    Py_XINCREF(source);
+    return source;
+}
+
+static PyObject *usual_receive(PyObject *object, PyObject *channels)
+{
+    UsualObject *self = (UsualObject *)object;
+    PyObject *source = NULL, *message;
+    if (PyList_CheckExact(channels) && PyList_Size(channels) == 1)
+        source = source_of(self, self->sources, PyList_GetItem(channels, 0));
+    if (source == NULL)
+        RETURN(Py_None);
+    PyObject *answer = Py_None;
+    if (receive_from(self, source, &message))
+        answer = found(source, message);
+    else
+        Py_INCREF(answer);
+    Py_DECREF(source);
+    return answer;
+}
+
+static PyObject *usual_receive_exact(PyObject *object, PyObject *channel)
+{
+    UsualObject *self = (UsualObject *)object;
+    PyObject *message, *source = source_of(self, self->exact_sources, channel);
+    if (source == NULL)
+        RETURN(Py_None);
+    PyObject *answer = Py_None;
+    if (!receive_from(self, source, &message))
+        Py_INCREF(answer);
+    else if (message != NULL && PyDict_CheckExact(message))
+        answer = message;
+    else
+        answer = found(source, message);
+    Py_DECREF(source);
+    return answer;
+}
+
+#define FAST(function) ((PyCFunction)(void (*)(void))(function))
+
+static PyMethodDef usual_methods[] = {
+    {"send", FAST(usual_send), METH_FASTCALL,
+     "send(channel, message)\n\nReturn whether it was sent. If not, nothing has changed."},
+    {"receive", usual_receive, METH_O,
+     "receive(channels)\n\nReturn (channel, message) if a glance shows one; [source, body] if it "
+     "has to be unpacked\nstill; None if nothing was done."},
+    {"receive_exact", usual_receive_exact, METH_O,
+     "receive_exact(channel)\n\nThe same for one full name; returns only the message."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot usual_slots[] = {
+    {Py_tp_doc, "Usual(memory, due, clock, targets, sources, exact_sources, limit)\n\n"
+                "The usual send and receive of a layer. `clock`: the names of asgi_ipc.clock."},
+    {Py_tp_new, usual_new},
+    {Py_tp_traverse, usual_traverse},
+    {Py_tp_dealloc, usual_dealloc},
+    {Py_tp_methods, usual_methods},
+    {0, NULL},
+};
+
+static PyType_Spec usual_spec = {
+    "asgi_ipc._native.Usual", sizeof(UsualObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    usual_slots,
+};
+
+/* -- the module ---------------------------------------------------------------------------------- */
+
+static PyObject *native_pack(PyObject *module, PyObject *message)
+{
+    State *state = PyModule_GetState(module);
+    Py_ssize_t length = pack_message(message, state->packed, sizeof state->packed);
+    if (length < 0)
+        RETURN(Py_None);
+    return PyBytes_FromStringAndSize((char *)state->packed, length);
+}
+
+static PyObject *native_unpack(PyObject *module, PyObject *body)
+{
+    State *state = PyModule_GetState(module);
+    if (!PyBytes_CheckExact(body))
+        return PyErr_Format(PyExc_TypeError, "unpack takes bytes");
+    PyObject *message = unpack_message((uint8_t *)PyBytes_AsString(body),
+                                       (size_t)PyBytes_Size(body), state->keys);
+    if (message == NULL)
+        RETURN(Py_None);
+    return message;
+}
+
+static PyObject *native_sums(PyObject *module, PyObject *body)
+{
+    if (!PyBytes_CheckExact(body))
+        return PyErr_Format(PyExc_TypeError, "sums takes bytes");
+    Sums sums = sums_of((uint8_t *)PyBytes_AsString(body), (size_t)PyBytes_Size(body));
+    return Py_BuildValue("II", sums.low, sums.high);
+}
+
+static PyMethodDef native_methods[] = {
+    {"pack", native_pack, METH_O, "The message as bytes; None if Python has to look at it."},
+    {"unpack", native_unpack, METH_O, "The message in bytes; None if Python has to look at it."},
+    {"sums", native_sums, METH_O, "The two sums of an Adler-32 that begins with 0."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int native_exec(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+    state->monotonic = PyUnicode_InternFromString("monotonic");
+    state->memory = (PyTypeObject *)PyType_FromModuleAndSpec(module, &memory_spec, NULL);
+    state->usual = (PyTypeObject *)PyType_FromModuleAndSpec(module, &usual_spec, NULL);
+    state->target = (PyTypeObject *)PyType_FromModuleAndSpec(module, &target_spec, NULL);
+    state->source = (PyTypeObject *)PyType_FromModuleAndSpec(module, &source_spec, NULL);
+    if (!state->monotonic || !state->memory || !state->usual || !state->target || !state->source)
+        return -1;
+    if (PyModule_AddType(module, state->memory) < 0 || PyModule_AddType(module, state->usual) < 0 ||
+        PyModule_AddType(module, state->target) < 0 || PyModule_AddType(module, state->source) < 0)
+        return -1;
+    return PyModule_AddIntConstant(module, "FINGERPRINT", FINGERPRINT);
+}
+
+static int native_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    State *state = PyModule_GetState(module);
+    Py_VISIT(state->memory);
+    Py_VISIT(state->usual);
+    Py_VISIT(state->target);
+    Py_VISIT(state->source);
+    return 0;
+}
+
+static int native_clear(PyObject *module)
+{
+    State *state = PyModule_GetState(module);
+    Py_CLEAR(state->memory);
+    Py_CLEAR(state->usual);
+    Py_CLEAR(state->target);
+    Py_CLEAR(state->source);
+    Py_CLEAR(state->monotonic);
+    for (int i = 0; i < KEYS; i++)
+        Py_CLEAR(state->keys[i].text);
+    return 0;
+}
+
+static void native_free(void *module)
+{
+    native_clear(module);
+}
+
+static PyModuleDef_Slot native_module_slots[] = {
+    {Py_mod_exec, native_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef native_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "asgi_ipc._native",
+    .m_doc = "The usual send and receive, compiled.",
+    .m_size = sizeof(State),
+    .m_methods = native_methods,
+    .m_slots = native_module_slots,
+    .m_traverse = native_traverse,
+    .m_clear = native_clear,
+    .m_free = native_free,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModuleDef_Init(&native_module);
+}

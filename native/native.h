@@ -1,0 +1,92 @@
+/* The compiled path of asgi_ipc: what its three files share.
+
+   It does the usual case of send and receive, and nothing else. Every condition of that is checked
+   by loads. Where one does not hold, the lock is released before the first store, and the Python
+   code does the whole call. So there is no recovery here, no error and no log line, and whatever a
+   call raises comes from the Python code.
+
+   The Python code is the reference: asgi_ipc/store/queues.py says what `put` and `take` do,
+   asgi_ipc/codec.py which messages may be sent. The words are written in the order in which it
+   writes them. */
+
+#ifndef ASGI_IPC_NATIVE_H
+#define ASGI_IPC_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "layout.h"
+
+/* -- messages (message.c) ----------------------------------------------------------------------- */
+
+#define KEYS 512     /* keys of messages that are kept, so that each is made once */
+#define KEY_BYTES 32 /* of the longest that is */
+
+typedef struct {
+    PyObject *text;
+    uint8_t length;
+    uint8_t bytes[KEY_BYTES];
+} Key;
+
+/* Writes `message` as msgpack does. Returns its length, or -1 if it is not usual: Python has to
+   look at it. Runs no Python code. */
+Py_ssize_t pack_message(PyObject *message, uint8_t *to, size_t room);
+
+/* Reads what `pack_message` writes. Returns a new dict, or NULL without an exception if the message
+   is not usual. `keys`: an array of KEYS. */
+PyObject *unpack_message(const uint8_t *from, size_t length, Key *keys);
+
+/* -- queues (queue.c) --------------------------------------------------------------------------- */
+
+/* An attached segment. `words` is NULL once this process has left it. */
+typedef struct {
+    uint64_t *words;
+    size_t count;          /* of the words */
+    uint64_t queues;       /* the first row of a queue, */
+    uint64_t queues_end;   /* and the word after the last */
+    uint64_t log_start;
+    uint64_t log_last;     /* where the last record could begin */
+    uint64_t max_live;
+    uint64_t log_empty;    /* the value of S_ENDS when nothing is stored */
+    pthread_mutex_t *mutex;
+} Memory;
+
+/* A target, read before the lock is taken. */
+typedef struct {
+    uint64_t row, generation, limit, seed;
+    double expiry;
+    const char *local_parts;
+    uint64_t local_length;
+} Place;
+
+/* The parts of an Adler-32 that begins with 0: sums over bytes, to be joined with any beginning. */
+typedef struct {
+    uint32_t low, high;
+} Sums;
+
+/* Where a message is copied to when it is taken: to `room`, or if it is longer to `bytes`. */
+typedef struct {
+    uint8_t *room;
+    size_t size;
+    size_t length;   /* of the message */
+    PyObject *bytes; /* a new reference, or NULL */
+} Copy;
+
+Sums sums_of(const uint8_t *data, size_t length);
+
+/* Whether somebody waits at a row, or messages are pending there: glances, without the lock. */
+bool is_awaited(const Memory *memory, uint64_t row);
+bool is_pending(const Memory *memory, uint64_t row);
+
+/* Put a message into a queue where nobody waits, or take one out of a queue where no ring is owed
+   (asgi_ipc/store/wakes.py). If it returns false, nothing has changed, and Python has to do it. */
+bool put(const Memory *memory, const Place *place, const uint8_t *body, size_t length, double now);
+bool take(const Memory *memory, const Place *place, double now, Copy *copy);
+
+#endif
