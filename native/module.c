@@ -424,6 +424,8 @@ static PyObject *usual_receive(PyObject *object, PyObject *channels)
     PyObject *source = NULL, *message;
     if (PyList_CheckExact(channels) && PyList_Size(channels) == 1)
         source = source_of(self, self->sources, PyList_GetItem(channels, 0));
+    else if (PyTuple_CheckExact(channels) && PyTuple_Size(channels) == 1)
+        source = source_of(self, self->sources, PyTuple_GetItem(channels, 0));
     if (source == NULL)
         RETURN(Py_None);
     PyObject *answer = Py_None;

@@ -213,7 +213,7 @@ def history(number: int) -> Counter[str]:
         with mock.patch.object(clock, "monotonic", lambda: now):
             states, count = ground.states(call)
     except AssertionError as error:
-        if "ended with 9" in str(error):
+        if "ended with 9" in str(error) or str(error).startswith("it did not take the lock"):
             return Counter({"not usual": 1})
         raise
     after = contents(store).living(torn.LATER)
