@@ -1,9 +1,10 @@
 """A chat for any number of processes: uvicorn fastapi_chat:app --workers 4"""
 
 import asyncio
+import contextlib
 import os
 
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
 from asgi_ipc.aio import IPCChannelLayer
 from asgi_ipc.aio.subscription import Subscription
@@ -26,11 +27,16 @@ async def to_browser(websocket: WebSocket, events: Subscription) -> None:
 async def chat(websocket: WebSocket, room: str) -> None:
     async with layer.subscribe(room) as events:
         await websocket.accept()  # only now, so that the socket misses nothing
-        sending = asyncio.create_task(to_browser(websocket, events))
-        try:
-            await from_browser(websocket, room)
-        finally:
-            sending.cancel()
+        both = [
+            asyncio.create_task(from_browser(websocket, room)),
+            asyncio.create_task(to_browser(websocket, events)),
+        ]
+        done, left = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        for task in left:
+            task.cancel()
+        with contextlib.suppress(WebSocketDisconnect):
+            for task in done:
+                task.result()
 
 
 @app.get("/rooms/{room}")

@@ -212,10 +212,11 @@ class CannotRing(Case):
             raise OSError(errno.EMFILE, "Too many open files")
 
         self.monkeypatch.setattr(doorbell.Ringer, "_connect", connect)
-        store.words[S_DIRTY] = DIRTY
         session.attachment.due = float("inf")
+        self.words = store.words
 
     def act(self) -> None:
+        self.words[S_DIRTY] = DIRTY  # only now: the receiver looks once a second, and recovers too
         self.layer.send("acted", {})
         self.layer._core.session.attachment.due = 0.0
         self.layer.send("acted", {})
@@ -225,6 +226,7 @@ class CannotRingAfterAFlush(CannotRing):
     """An attachment that is made to flush a damaged store does so under the guard."""
 
     def act(self) -> None:
+        self.words[S_DIRTY] = DIRTY
         self.layer._core.session.attachment.flush(self.layer._core._waits)
         self.layer._core.session.attachment.due = 0.0
         self.layer.send("acted", {})

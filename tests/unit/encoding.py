@@ -121,9 +121,9 @@ def _plain(value: object, path: str, depth: int) -> Any:
     if isinstance(value, int):
         if not INT_MIN <= value <= INT_MAX:
             raise InvalidMessage(
-                f"{path} is {int(value)}; ints must fit in signed 64 bits{_REMEDY}"
+                f"{path} is {int.__int__(value)}; ints must fit in signed 64 bits{_REMEDY}"
             )
-        return int(value)
+        return int.__int__(value)
     if isinstance(value, float):
         return float(value)
     if isinstance(value, bytes):
