@@ -176,13 +176,15 @@ def test_a_blocking_generator_that_is_dropped_leaves_the_groups(make_blocking: M
 
         layer.group_add("news", "other")
         streaming = stream()
-        threading.Thread(
+        sending = threading.Thread(
             target=lambda: (
                 until(lambda: len(layer.group_channels("news")) == 2)
                 and layer.send_group("news", MESSAGE)
             )
-        ).start()
+        )
+        sending.start()
         assert next(streaming) == MESSAGE
+        sending.join(LIVENESS)
         del streaming
         gc.collect()
         assert layer.group_channels("news") == ["other"]
