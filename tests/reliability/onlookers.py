@@ -244,9 +244,9 @@ def look_on(seconds: float, seed: int) -> tuple[list[str], dict[str, Any]]:
         log.seek(0)
         said = log.read()
         if history.returncode:
-            problems.append(f"the history is not as it must be: {said}")
+            problems.append(f"the history is not as it must be ({history.returncode}): {said}")
     problems += [problem for one in onlookers for problem in one.problems]
-    figures = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    figures = json.loads(said[said.index("{") : said.rindex("}") + 1]) if "{" in said else None
     return problems, {
         "looks": {one.kind: one.looks for one in onlookers},
         "kills of onlookers": sum(one.kills for one in onlookers),
