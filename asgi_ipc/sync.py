@@ -67,10 +67,10 @@ class IPCChannelLayer(BaseChannelLayer):
     def send(self, channel: str, message: dict[str, Any], timeout: float | None = None) -> None:
         """Send `message` to `channel`. Without a `timeout` it never waits for readers (A1, M8).
 
-        Raises ChannelFull at capacity or when memory is used up; with a `timeout`, if there was no
-        room within so many seconds. 0 is at once. While others wait for room, what becomes free is
-        theirs. Also raises MessageTooLarge, InvalidName, InvalidMessage, NotAChannel. If it raises,
-        nothing was sent.
+        Raises ChannelFull at capacity or when memory is used up; with a `timeout` in seconds, if
+        there was no room within that time. 0 is at once. While others wait for room, what becomes
+        free is theirs. Also raises MessageTooLarge, InvalidName, InvalidMessage, NotAChannel. If it
+        raises, nothing was sent.
         """
         if timeout is None:
             self._core.send(channel, message)

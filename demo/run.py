@@ -99,7 +99,7 @@ class Part:
                 sys.executable, *self._command, cwd=HERE, start_new_session=True
             )
         )
-        # Whoever is told to stop meanwhile must know the process.
+        # If the demo is told to stop meanwhile, it must know the process.
         self._process = await asyncio.shield(self._starting)
 
     async def answers(self):

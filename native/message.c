@@ -190,7 +190,7 @@ static inline bool get_number(In *in, int bytes, uint64_t *number)
     return true;
 }
 
-/* `length` bytes, or NULL if there are not so many. */
+/* The next `length` bytes, or NULL if fewer are left. */
 static inline const char *get_bytes(In *in, uint64_t length)
 {
     if ((uint64_t)(in->end - in->at) < length)

@@ -84,10 +84,10 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     ) -> None:
         """Send `message` to `channel`. Without a `timeout` it never waits for readers (B1, M8).
 
-        Raises ChannelFull at capacity or when memory is used up; with a `timeout`, if there was no
-        room within so many seconds. 0 is at once. While others wait for room, what becomes free is
-        theirs. If it is cancelled, it has sent nothing. Also raises MessageTooLarge, InvalidName,
-        InvalidMessage, NotAChannel. If it raises, nothing was sent.
+        Raises ChannelFull at capacity or when memory is used up; with a `timeout` in seconds, if
+        there was no room within that time. 0 is at once. While others wait for room, what becomes
+        free is theirs. If it is cancelled, it has sent nothing. Also raises MessageTooLarge,
+        InvalidName, InvalidMessage, NotAChannel. If it raises, nothing was sent.
         """
         if timeout is not None and (seconds := waiting_time(timeout)) > 0:
             await self._send_when_room(channel, message, clock.monotonic() + seconds)

@@ -52,7 +52,7 @@ class _Place:
         self.is_left = False  # whether there is nothing to leave any more
         # A reference would keep memory mapped that was removed.
         self.attachment: weakref.ref[Attachment] = weakref.ref(session.attachment)
-        self.ticket = [True]  # whoever pops it may put another place here
+        self.ticket = [True]  # the one that pops it may put another place here
         self.renew_at = 0.0
         register(self)
 
@@ -139,7 +139,7 @@ class Membership:
             raise
 
     async def end(self) -> None:
-        """Leave the groups. Whoever still waits for a message gets NotSubscribed."""
+        """Leave the groups. A call that still waits for a message raises NotSubscribed."""
         self._ended = True
         notice_fork()
         place = self._place

@@ -70,7 +70,7 @@ class Attachment:
         self._on_vanished = on_vanished
         self._warned = False
         self.broken: IPCError | None = None  # why it must not be used any more
-        self.ended = False  # whether it is to be released, whoever refers to it
+        self.ended = False  # whether to release it, even if something refers to it
         self.detached = False  # whether layers have been told to attach again
         self.due_word = resources.due_word  # holds `due`
         self.prefix = resources.prefix

@@ -46,7 +46,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
     def send(self, channel: str, message: Message, timeout: float | None = None) -> None:
         """Send `message` to `channel`, on this machine or another (A1).
 
-        A send within this machine never blocks (M8), or with a `timeout` waits so many seconds for
+        A send within this machine never blocks (M8), or with a `timeout` in seconds waits for
         room (see `asgi_ipc.IPCChannelLayer.send`). A send to another machine hands the message to
         the remote layer, which knows no such wait: `timeout` is checked, and changes nothing.
         Raises ChannelFull, MessageTooLarge, InvalidName, InvalidMessage, NotAChannel; for another

@@ -33,6 +33,7 @@ _pack_ring, _unpack_ring = struct.Struct("=I").pack, struct.Struct("=I").unpack
 _ROOM = 4096  # bytes read at once; more rings than that mean: look at everything
 _READS = 16  # reads of a bell that was full: 64 KiB, as much as a FIFO holds
 ALL = 0
+_CLOSED = "the doorbell is closed"
 # Nobody has it open, it was removed, or it never was a doorbell.
 _GONE = (errno.EPIPE, errno.ENXIO, errno.ENOENT, errno.ELOOP)
 
@@ -60,7 +61,7 @@ class Doorbell:
 
     def fileno(self) -> int:
         if self._open is None:
-            raise ValueError("the doorbell is closed")
+            raise ValueError(_CLOSED)
         return self._open.number
 
     def lost(self) -> bool:
@@ -69,9 +70,12 @@ class Doorbell:
 
     def answer(self) -> list[int]:
         """Take all rings that have arrived; [ALL] if some may have been lost, [] for none."""
-        if self.lost():
+        bell = self._open  # which keeps it open, also if another thread closes this at exit
+        if bell is None:
+            raise ValueError(_CLOSED)
+        if bell.lost():
             return [ALL]
-        fd = self.fileno()
+        fd = bell.number
         try:
             read = posix.read(fd, _ROOM)
         except BlockingIOError:

@@ -50,7 +50,7 @@ _latest: dict[int, int] = {}  # number of a descriptor → id of the last `Descr
 
 
 class DescriptorsLost(SegmentError):
-    """The program closed descriptors of this package: whoever asked begins again."""
+    """The program closed descriptors of this package: the caller begins again."""
 
 
 class Descriptor:
@@ -608,7 +608,9 @@ class Members:
         is not reported."""
         kind, start, length, pid = fcntl.F_UNLCK, 0, 0, 0
         if self.lost():
-            raise DescriptorsLost(LOST)  # whatever has its number now says that nobody lives
+            raise DescriptorsLost(
+                LOST
+            )  # the file that has its number now would say that nobody lives
         if sys.platform == "darwin":
             if command == fcntl.F_GETLK:
                 ask = _FLOCK.pack(index, count, 0, fcntl.F_RDLCK, os.SEEK_SET)

@@ -176,9 +176,12 @@ class Segment:
             return
         if self.lost():
             raise DescriptorsLost(LOST)
-        if self._left or self.opened.lost():  # by another thread, at exit
+        status = None
+        with contextlib.suppress(OSError):  # another thread may close it at any moment, at exit
+            status = os.fstat(self.fd)
+        if self._left or status is None or not os.path.samestat(status, self._status):
             raise ValueError("the segment is closed")
-        length = os.fstat(self.fd).st_size
+        length = status.st_size
         if length < self._status.st_size:
             raise CorruptHeader(
                 f"the segment of prefix {self.paths.prefix!r} was cut short to {length} bytes "

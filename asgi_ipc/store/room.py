@@ -6,7 +6,7 @@ word. While it is not empty, and until a sender that was rung has answered, the 
 CROWDED is added to the count that every send and take reads anyway (Q_PENDING, S_LIVE). A send at a
 place that is not crowded, and a take where nobody waits, do nothing else for it.
 
-Whoever makes room takes one sender out of the set. That is a ring that is due: `rings` keeps it
+A call that makes room takes one sender out of the set. That is a ring that is due: `rings` keeps it
 until the section is over. The sender that is rung answers: it sends, or gives up, and offers what
 room is left to the next one. So one ring is enough for any amount of room.
 

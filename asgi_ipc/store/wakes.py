@@ -2,8 +2,9 @@
 
 A wakeup takes longer than a quick receiver needs for several messages. If every message rang a
 waiter, each would come for one message or for none, and sleep again. So a ring is left out where
-the queue is *quick* and a ring is under way. It is then *owed*: whoever comes to the queue, and
-finds that more messages and more waiters are left, rings the next one.
+the queue is *quick* and a ring is under way. It is then *owed*: the next
+receiver to come to the queue rings another one, if it finds that more messages and more waiters are
+left.
 
 The queue is quick if its last receiver came back within QUICK seconds of its last message. A queue
 whose receivers work longer is not: there each message rings a waiter, since all are needed.

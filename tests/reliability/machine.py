@@ -93,7 +93,7 @@ def traced(call: Callable[[], Any], prepare: Callable[[], Any] = lambda: None) -
 
 
 def steps_of(pid: int, futex: int, most: int = -1) -> int:
-    """Step a traced process while it has the lock, `most` instructions at the most. Returns their
+    """Step a traced process while it has the lock, at most `most` instructions. Returns their
     number; ENDED if it never took it."""
     tools = tracer()
     if tools.run_to(pid, trylock()) != 0:

@@ -29,7 +29,7 @@ pytestmark = needs_compiled
 
 HISTORIES = 600 if FULL_LENGTH else 40
 KILLS = 30  # of a scenario, in a short run
-MOST = 5000  # instructions: with so many it was the Python code
+MOST = 5000  # instructions; only the Python code takes more
 FOUND_WITHIN = 20  # histories in which a mistake shows
 
 
@@ -63,7 +63,7 @@ class Receive(Known, scenarios.Receive):
 
 
 class ReceiveLast(Receive):
-    """The only message: what the log holds begins anew."""
+    """The only message: the log is empty afterwards."""
 
     def prepare(self, survivor: Blocking) -> None:
         scenarios.send_numbers(survivor, "work", range(1))

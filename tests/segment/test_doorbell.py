@@ -314,3 +314,21 @@ def test_a_descriptor_is_closed_with_the_last_who_refers_to_it() -> None:
     with pytest.raises(OSError):
         os.fstat(write)
     os.close(read)
+
+
+def test_a_bell_that_is_closed_while_it_answers_stays_open_until_it_has(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread, when the interpreter ends."""
+    read = posix.read
+    with bell_of(folder) as bell:
+        bell.ring(3)
+
+        def close_and_read(fd: int, count: int) -> bytes:
+            bell.close()
+            return read(fd, count)
+
+        monkeypatch.setattr(posix, "read", close_and_read)
+        assert bell.answer() == [3]
+        with pytest.raises(ValueError, match="closed"):
+            bell.answer()

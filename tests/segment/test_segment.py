@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ import pytest
 from asgi_ipc.errors import CorruptHeader
 from asgi_ipc.segment import segment
 from asgi_ipc.segment.cgroup import FullCgroup
-from asgi_ipc.segment.opening import destroy
+from asgi_ipc.segment.opening import attach, destroy
 from asgi_ipc.store.layout import PAGE, WORD
 from asgi_ipc.store.queues import NO_MEMORY
 from asgi_ipc.store.store import Store
 
 from ..forks import mount_small_shared_memory, on_linux, or_skip
 from ..unit.support import KIB, drain, put, row_of
+from ..waiting import LIVENESS
 from .segments import attached, file_of, wants
 
 pytestmark = on_linux  # where segments can be looked at as files
@@ -87,3 +89,29 @@ def test_a_segment_has_vanished_when_its_name_means_another(prefix: str) -> None
         with attached(wants(prefix)) as (other, _):
             assert found.vanished()
             assert not other.vanished()
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_a_segment_that_is_left_while_its_length_is_checked_was_not_cut_short(
+    prefix: str, reused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread leaves it at exit, and its descriptor may be another file's at once."""
+    fstat = os.fstat
+    found, index = attach(wants(prefix), LIVENESS)
+    number = found.fd
+
+    def leave_and_look(fd: int) -> os.stat_result:
+        monkeypatch.setattr(os, "fstat", fstat)
+        found.leave(index)
+        if reused:
+            with open(tmp_path / "other", "wb") as other:
+                os.dup2(other.fileno(), number)
+        return fstat(fd)
+
+    monkeypatch.setattr(os, "fstat", leave_and_look)
+    try:
+        with pytest.raises(ValueError, match="closed"):
+            found.check_length()
+    finally:
+        if reused:
+            os.close(number)

@@ -583,7 +583,7 @@ def test_who_was_slower_gets_the_next_that_may_be_taken(
 
 
 def test_who_was_slower_keeps_the_order_of_a_long_mailbox(feed: Feeder) -> None:
-    """It saw that the list is empty. Then so many came that the list is full again."""
+    """It saw that the list is empty. Then others came, and the list is full again."""
     many = 10 * _LONG
     for i in range(_LONG + 1):
         feed("a", b"%d" % i, capacity=lambda local: many)

@@ -129,7 +129,7 @@ def test_the_take_that_makes_room_has_one_rung() -> None:
     assert_whole(store)
 
 
-def test_whoever_answers_offers_what_is_left_to_the_next() -> None:
+def test_a_sender_that_answers_offers_what_is_left_to_the_next() -> None:
     store, _ = full()
     first, second, third = parked(store, 5, 6, 7)
     take(store, "c")
