@@ -133,7 +133,7 @@ class Membership:
             )
         self._entered = True
         try:
-            await self._current(None)
+            await self._join_all()
         except BaseException:
             await self.end()
             raise
@@ -153,8 +153,7 @@ class Membership:
         new = [name for name in names if name not in self.groups]
         self.groups.update(dict.fromkeys(new))
         try:
-            place, _ = await self._current(None)
-            await self._settle(place)
+            await self._join_all()
         except BaseException:
             for name in new:
                 self.groups.pop(name, None)
@@ -169,8 +168,7 @@ class Membership:
         self._check()
         for name in names:
             self.groups.pop(name, None)
-        place, _ = await self._current(None)
-        await self._settle(place)
+        await self._join_all()
 
     # -- receiving --------------------------------------------------------------------------------
 
@@ -274,9 +272,24 @@ class Membership:
                 self._check()
             if place is not None and place.pid == made.pid:
                 self._note_gap(session, place)
+                if place.nonce == made.nonce:
+                    with contextlib.suppress(IPCError):
+                        await self._discard_all(place)  # what it joined only after the flush
             await self._settle(made)  # what was joined or left meanwhile
         assert self._place is not None
         return self._place, session
+
+    async def _join_all(self) -> None:
+        """Be in the groups of this subscription, and in no others, in the memory that there is when
+        this returns: it may be removed or flushed meanwhile."""
+        while True:
+            try:
+                place, session = await self._current(None)
+                await self._settle(place)
+                if place.holds(session):
+                    return
+            except (Inherited, SegmentVanished):
+                pass  # the next turn attaches again
 
     async def _renew(self, place: _Place, deadline: float | None) -> None:
         now = clock.monotonic()

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -418,9 +418,14 @@ async def test_a_flush_reaches_a_subscription_that_waits(make_asyncio: Make) -> 
         waiting = asyncio.ensure_future(events.get())
         await asyncio.sleep(0.01)
         await layer.flush()
-        await eventually(lambda: members(layer, "news"))
-        await layer.group_send("news", MESSAGE)
-        assert await asyncio.wait_for(waiting, LIVENESS) == MESSAGE
+
+        async def heard() -> bool:
+            await layer.group_send("news", MESSAGE)
+            await asyncio.wait({waiting}, timeout=0.05)
+            return waiting.done()
+
+        await eventually(heard)
+        assert await waiting == MESSAGE
         assert events.gaps in (1, 2)  # over several machines, a flush comes back once more
 
 
@@ -431,10 +436,74 @@ def test_a_flush_reaches_a_thread_that_waits(make_blocking: Make) -> None:
         thread.start()
         until(lambda: events._membership._waiting)
         layer.flush()
-        until(lambda: layer.group_channels("news"))
-        layer.send_group("news", MESSAGE)
-        thread.join(LIVENESS)
+
+        def heard() -> bool:
+            layer.send_group("news", MESSAGE)
+            thread.join(0.05)
+            return not thread.is_alive()
+
+        until(heard)
         assert got == [MESSAGE] and events.gaps in (1, 2)
+
+
+def before_the_next(
+    name: str, layer: Any, do: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Have `do` called when the method `name` of the layer is next called."""
+    method = getattr(layer, name)
+
+    def late(*args: Any) -> Any:
+        monkeypatch.undo()
+        done = do()
+        if not inspect.isawaitable(done):
+            return method(*args)
+
+        async def both() -> Any:
+            await done
+            return await method(*args)
+
+        return both()
+
+    monkeypatch.setattr(layer, name, late)
+
+
+@on_linux
+@only_shared
+@pytest.mark.parametrize("how", ["destroy", "rm"])
+@pytest.mark.parametrize("step", ["new_channel", "group_add"])
+async def test_it_joins_though_the_memory_is_removed_meanwhile(
+    make: Make, step: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with within(make()) as layer:
+
+        def remove_it() -> None:
+            remove(layer.prefix, how)
+            attachment = layer._core.session.attachment
+            attachment.upkeep.check_at = attachment.due = 0.0  # the next call may notice
+
+        await call(layer.new_channel())
+        before_the_next(step, layer, remove_it, monkeypatch)
+        async with within(layer.subscribe("news", "weather")) as events:
+
+            async def heard() -> bool:  # the layer may not have noticed yet
+                with contextlib.suppress(asgi_ipc.errors.SegmentVanished, TimeoutError):
+                    await publish(layer, "weather")
+                    return await call(events.get(timeout=0.05)) == MESSAGE
+                return False
+
+            await eventually(heard)
+
+
+@only_shared
+async def test_a_flush_while_it_joins_leaves_no_member_behind(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with within(make()) as layer, within(layer.subscribe()) as events:
+        before_the_next("group_add", layer, layer.flush, monkeypatch)
+        await call(events.join("news"))
+        assert await members(layer, "news") == 1
+        await publish(layer, "news")
+        assert await call(events.get(timeout=LIVENESS)) == MESSAGE
 
 
 @on_linux
