@@ -4,9 +4,14 @@
 #define ASGI_IPC_LAYOUT_H
 
 /* Of all numbers of layout.py: the Python code uses what is compiled only if it has the same. */
-#define FINGERPRINT 0x5bbebe09
+#define FINGERPRINT 0xe3fae33e
 
 #define CHECKED 65536 /* bytes of the largest message that is usual */
+
+/* Of wakes.py: seconds, and what is added to the id of a waiter that was parked. */
+#define QUICK 5e-05
+#define UNDER_WAY 0.002
+#define WOKEN 65536
 
 #define WORD 8
 #define RECORD_WORDS 8
@@ -29,6 +34,10 @@
 #define Q_PENDING 6
 #define Q_SENT 11
 #define Q_WAITING 18
+#define Q_WAITERS 19
+#define WAITER_SET_WORDS 17
+#define Q_RUNG 74
+#define Q_QUICK 75
 #define Q_OWED 76
 #define L_SIZE 0
 #define L_STATE 1

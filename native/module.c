@@ -5,6 +5,8 @@
    Target   what asgi_ipc.store.queues.Target inherits its attributes from, and
    Source   asgi_ipc.aio.source.Source: they are read here as they are, and there is no copy */
 
+#include <limits.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "native.h"
@@ -159,14 +161,15 @@ static bool fill_place(PyObject *object, Place *place)
 typedef struct {
     PyObject_HEAD
     Memory memory;
-    Py_buffer view;
+    Py_buffer view, turn;
 } MemoryObject;
 
 static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *named)
 {
-    PyObject *buffer;
+    PyObject *buffer, *turn;
     unsigned long long queues, queues_end, start, end, max_live;
-    if (!PyArg_ParseTuple(args, "OKKKKK", &buffer, &queues, &queues_end, &start, &end, &max_live))
+    if (!PyArg_ParseTuple(args, "OOKKKKK", &buffer, &turn, &queues, &queues_end, &start, &end,
+                          &max_live))
         return NULL;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     MemoryObject *self = (MemoryObject *)allocate(type, 0);
@@ -177,10 +180,15 @@ static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *named)
         Py_DECREF(self);
         return NULL;
     }
+    if (PyObject_GetBuffer(turn, &self->turn, PyBUF_WRITABLE) < 0) {
+        self->turn.obj = NULL;
+        Py_DECREF(self);
+        return NULL;
+    }
     uint64_t count = (uint64_t)self->view.len / WORD;
     bool in_order = queues <= queues_end && queues_end <= start && start + RECORD_WORDS <= end &&
                     end <= count && end <= UINT32_MAX && H_LOCK * WORD + LOCK_BYTES <= queues * WORD;
-    if (!in_order || (uintptr_t)self->view.buf % WORD) {
+    if (!in_order || (uintptr_t)self->view.buf % WORD || self->turn.len != WORD) {
         PyErr_SetString(PyExc_ValueError, "no segment has such a layout");
         Py_DECREF(self);
         return NULL;
@@ -196,6 +204,7 @@ static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *named)
         .max_live = max_live,
         .log_empty = start << 32 | start,
         .mutex = (pthread_mutex_t *)(words + H_LOCK),
+        .turn = self->turn.buf,
     };
     return (PyObject *)self;
 }
@@ -211,6 +220,7 @@ static PyObject *memory_close(PyObject *object, PyObject *unused)
 static void memory_dealloc(PyObject *self)
 {
     PyBuffer_Release(&((MemoryObject *)self)->view);
+    PyBuffer_Release(&((MemoryObject *)self)->turn);
     delete_object(self);
 }
 
@@ -220,8 +230,9 @@ static PyMethodDef memory_methods[] = {
 };
 
 static PyType_Slot memory_slots[] = {
-    {Py_tp_doc, "Memory(buffer, queues, queues_end, log, log_end, max_live)\n\n"
-                "An attached segment with a mutex. All but the buffer are words, as in Layout."},
+    {Py_tp_doc, "Memory(buffer, turn, queues, queues_end, log, log_end, max_live)\n\n"
+                "An attached segment with a mutex. `turn`: that of its Waiters. The others are "
+                "words, as in\nLayout."},
     {Py_tp_new, memory_new},
     {Py_tp_dealloc, memory_dealloc},
     {Py_tp_methods, memory_methods},
@@ -327,6 +338,12 @@ static const Memory *ready(UsualObject *self, double *now)
     return memory->words == NULL || !(*now < due) ? NULL : memory;
 }
 
+/* What is left to Python after a call: to ring a waiter. A tuple of the row and its id. */
+static PyObject *ring_due(uint64_t row, uint64_t waiter_id)
+{
+    return Py_BuildValue("KK", (unsigned long long)row, (unsigned long long)waiter_id);
+}
+
 static PyObject *usual_send(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     UsualObject *self = (UsualObject *)object;
@@ -340,68 +357,85 @@ static PyObject *usual_send(PyObject *object, PyObject *const *args, Py_ssize_t 
         RETURN(Py_False);
     PyObject *target = PyDict_GetItemWithError(self->targets, channel);
     Place place;
-    if (!find_place(state, target, &place) || !fill_place(target, &place) ||
-        is_awaited(memory, place.row))
+    if (!find_place(state, target, &place) || !fill_place(target, &place))
         RETURN(Py_False);
     Py_ssize_t length = pack_message(args[1], state->packed, self->limit);
     if (length < 0)
         RETURN(Py_False);
-    PyObject *done =
-        put(memory, &place, state->packed, (size_t)length, now) ? Py_True : Py_False;
-    RETURN(done);
+    uint64_t to_ring;
+    if (put(memory, &place, state->packed, (size_t)length, now, &to_ring) != DONE)
+        RETURN(Py_False);
+    if (to_ring)
+        return ring_due(place.row, to_ring);
+    RETURN(Py_True);
 }
 
-/* Take from a source, if a glance shows a message. Returns whether it was taken: `message` is it, or
-   its bytes, where Python has to unpack them; NULL if there is no memory for these. */
-static bool receive_from(UsualObject *self, PyObject *object, PyObject **message)
+/* What was taken from a source. */
+typedef struct {
+    PyObject *message; /* a dict; or bytes, if Python has to unpack them; NULL without memory */
+    uint64_t row, to_ring;
+} Found;
+
+/* Take from a source, or park. Without a waiter id, only if a glance shows a message. */
+static Outcome receive_from(UsualObject *self, PyObject *object, Receiver receiver, Found *found)
 {
     State *state = self->state;
     Place place;
     double now;
     if (!PyObject_TypeCheck(object, state->source))
-        return false;
+        return NOT_USUAL;
     SourceObject *source = (SourceObject *)object;
     const Memory *memory = ready(self, &now);
     if (memory == NULL || source->inbox != Py_None || source->channel == NULL ||
-        !find_place(state, source->target, &place) || !is_pending(memory, place.row))
-        return false;
+        !find_place(state, source->target, &place) ||
+        (!receiver.waiter_id && !is_pending(memory, place.row)))
+        return NOT_USUAL;
+    TargetObject *target = (TargetObject *)source->target;
+    receiver.taken = target->taken;
     uint8_t room[ON_THE_STACK];
-    Copy copy = {room, sizeof room, 0, NULL};
-    if (!take(memory, &place, now, &copy))
-        return false;
-    ((TargetObject *)source->target)->taken = now;
+    Copy copy = {room, sizeof room, 0, NULL, 0};
+    Outcome outcome = take(memory, &place, &receiver, now, &copy);
+    if (outcome == PARKED)
+        target->taken = 0.0;
+    if (outcome != DONE)
+        return outcome;
+    target->taken = now;
     const uint8_t *data = copy.bytes == NULL ? room : (uint8_t *)PyBytes_AsString(copy.bytes);
-    *message = unpack_message(data, copy.length, state->keys);
-    if (*message == NULL) {
+    PyObject *message = unpack_message(data, copy.length, state->keys);
+    if (message == NULL) {
         if (copy.bytes == NULL)
             copy.bytes = PyBytes_FromStringAndSize((char *)room, (Py_ssize_t)copy.length);
-        *message = copy.bytes;
+        message = copy.bytes;
     } else {
         Py_XDECREF(copy.bytes);
     }
-    return true;
+    *found = (Found){message, place.row, copy.to_ring};
+    return DONE;
 }
 
-/* What was received from a source, as a new reference: a tuple of the channel and the message, or
-   a list of the source and the bytes of a message that Python has to unpack. */
-static PyObject *found(PyObject *source, PyObject *message)
+/* What was received from a source, as a new reference: a tuple of the channel and the message. If
+   there is more to do, a list of the source, the message or its bytes, and whom to ring or None. */
+static PyObject *received(PyObject *source, Found found)
 {
-    if (message == NULL)
+    if (found.message == NULL)
         return NULL;
     PyObject *answer;
-    if (PyDict_CheckExact(message)) {
-        answer = PyTuple_Pack(2, ((SourceObject *)source)->channel, message);
-        Py_DECREF(message);
+    if (PyDict_CheckExact(found.message) && !found.to_ring) {
+        answer = PyTuple_Pack(2, ((SourceObject *)source)->channel, found.message);
+        Py_DECREF(found.message);
         return answer;
     }
-    answer = PyList_New(2);
+    PyObject *ring = found.to_ring ? ring_due(found.row, found.to_ring) : Py_NewRef(Py_None);
+    answer = ring == NULL ? NULL : PyList_New(3);
     if (answer == NULL) {
-        Py_DECREF(message);
+        Py_XDECREF(ring);
+        Py_DECREF(found.message);
         return NULL;
     }
     Py_INCREF(source);
     PyList_SetItem(answer, 0, source);
-    PyList_SetItem(answer, 1, message);
+    PyList_SetItem(answer, 1, found.message);
+    PyList_SetItem(answer, 2, ring);
     return answer;
 }
 
@@ -418,21 +452,23 @@ static PyObject *source_of(UsualObject *self, PyObject *known, PyObject *channel
     return source;
 }
 
+static const Receiver at_once = {0, false, 0.0};
+
 static PyObject *usual_receive(PyObject *object, PyObject *channels)
 {
     UsualObject *self = (UsualObject *)object;
-    PyObject *source = NULL, *message;
+    PyObject *source = NULL, *answer;
+    Found found;
     if (PyList_CheckExact(channels) && PyList_Size(channels) == 1)
         source = source_of(self, self->sources, PyList_GetItem(channels, 0));
     else if (PyTuple_CheckExact(channels) && PyTuple_Size(channels) == 1)
         source = source_of(self, self->sources, PyTuple_GetItem(channels, 0));
     if (source == NULL)
         RETURN(Py_None);
-    PyObject *answer = Py_None;
-    if (receive_from(self, source, &message))
-        answer = found(source, message);
+    if (receive_from(self, source, at_once, &found) == DONE)
+        answer = received(source, found);
     else
-        Py_INCREF(answer);
+        answer = Py_NewRef(Py_None);
     Py_DECREF(source);
     return answer;
 }
@@ -440,30 +476,57 @@ static PyObject *usual_receive(PyObject *object, PyObject *channels)
 static PyObject *usual_receive_exact(PyObject *object, PyObject *channel)
 {
     UsualObject *self = (UsualObject *)object;
-    PyObject *message, *source = source_of(self, self->exact_sources, channel);
+    PyObject *answer, *source = source_of(self, self->exact_sources, channel);
+    Found found;
     if (source == NULL)
         RETURN(Py_None);
-    PyObject *answer = Py_None;
-    if (!receive_from(self, source, &message))
-        Py_INCREF(answer);
-    else if (message != NULL && PyDict_CheckExact(message))
-        answer = message;
+    if (receive_from(self, source, at_once, &found) != DONE)
+        answer = Py_NewRef(Py_None);
+    else if (found.message != NULL && PyDict_CheckExact(found.message) && !found.to_ring)
+        answer = found.message;
     else
-        answer = found(source, message);
+        answer = received(source, found);
     Py_DECREF(source);
     return answer;
+}
+
+static PyObject *usual_take(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    uint64_t waiter_id;
+    Found found;
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "take(source, waiter_id)");
+    if (!number_of(args[1], &waiter_id))
+        RETURN(Py_None);
+    Receiver receiver = {waiter_id % WOKEN, waiter_id >= WOKEN, 0.0};
+    if (waiter_id >= 2 * WOKEN || !receiver.waiter_id ||
+        receiver.waiter_id >= 64 * WAITER_SET_WORDS)
+        RETURN(Py_None);
+    switch (receive_from((UsualObject *)object, args[0], receiver, &found)) {
+    case DONE:
+        return received(args[0], found);
+    case PARKED:
+        RETURN(Py_False);
+    default:
+        RETURN(Py_None);
+    }
 }
 
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
 
 static PyMethodDef usual_methods[] = {
     {"send", FAST(usual_send), METH_FASTCALL,
-     "send(channel, message)\n\nReturn whether it was sent. If not, nothing has changed."},
+     "send(channel, message)\n\nReturn True if it was sent; if a waiter is to be rung for it, (row, "
+     "waiter id); False if\nnothing was done."},
     {"receive", usual_receive, METH_O,
-     "receive(channels)\n\nReturn (channel, message) if a glance shows one; [source, body] if it "
-     "has to be unpacked\nstill; None if nothing was done."},
+     "receive(channels)\n\nReturn (channel, message) if a glance shows one; None if nothing was "
+     "done. If there is more to\ndo, [source, message, ring]: the message is bytes that have to be "
+     "unpacked still, or the ring is\ndue, a (row, waiter id)."},
     {"receive_exact", usual_receive_exact, METH_O,
-     "receive_exact(channel)\n\nThe same for one full name; returns only the message."},
+     "receive_exact(channel)\n\nThe same for one full name; returns only the message, or the list."},
+    {"take", FAST(usual_take), METH_FASTCALL,
+     "take(source, waiter_id)\n\nWhat `receive` does, for a receiver that waits, as Queues.take: "
+     "False if it is parked now."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -513,10 +576,26 @@ static PyObject *native_sums(PyObject *module, PyObject *body)
     return Py_BuildValue("II", sums.low, sums.high);
 }
 
+static PyObject *native_is_file(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    uint64_t number, device, inode;
+    struct stat status;
+    if (count != 3 || !number_of(args[0], &number) || !number_of(args[1], &device) ||
+        !number_of(args[2], &inode) || number > INT_MAX)
+        return PyErr_Format(PyExc_TypeError, "is_file(number, device, inode)");
+    PyObject *same = fstat((int)number, &status) == 0 && status.st_dev == device &&
+                             status.st_ino == inode
+                         ? Py_True
+                         : Py_False;
+    RETURN(same);
+}
+
 static PyMethodDef native_methods[] = {
     {"pack", native_pack, METH_O, "The message as bytes; None if Python has to look at it."},
     {"unpack", native_unpack, METH_O, "The message in bytes; None if Python has to look at it."},
     {"sums", native_sums, METH_O, "The two sums of an Adler-32 that begins with 0."},
+    {"is_file", FAST(native_is_file), METH_FASTCALL,
+     "is_file(number, device, inode)\n\nWhether a descriptor is open and means this file."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,4 +1,4 @@
-/* The compiled path of asgi_ipc: what its three files share.
+/* The compiled path of asgi_ipc: what its four files share.
 
    It does the usual case of send and receive, and nothing else. Every condition of that is checked
    by loads. Where one does not hold, the lock is released before the first store, and the Python
@@ -6,8 +6,8 @@
    call raises comes from the Python code.
 
    The Python code is the reference: asgi_ipc/store/queues.py says what `put` and `take` do,
-   asgi_ipc/codec.py which messages may be sent. The words are written in the order in which it
-   writes them. */
+   asgi_ipc/store/wakes.py whom they ring, asgi_ipc/codec.py which messages may be sent. The words
+   are written in the order in which it writes them. */
 
 #ifndef ASGI_IPC_NATIVE_H
 #define ASGI_IPC_NATIVE_H
@@ -42,7 +42,7 @@ Py_ssize_t pack_message(PyObject *message, uint8_t *to, size_t room);
    is not usual. `keys`: an array of KEYS. */
 PyObject *unpack_message(const uint8_t *from, size_t length, Key *keys);
 
-/* -- queues (queue.c) --------------------------------------------------------------------------- */
+/* -- the memory --------------------------------------------------------------------------------- */
 
 /* An attached segment. `words` is NULL once this process has left it. */
 typedef struct {
@@ -55,7 +55,52 @@ typedef struct {
     uint64_t max_live;
     uint64_t log_empty;    /* the value of S_ENDS when nothing is stored */
     pthread_mutex_t *mutex;
+    uint64_t *turn;        /* whose turn it is to be picked: in this process, not in the segment */
 } Memory;
+
+/* Each word is read and written by one instruction, which the compiler neither leaves out, nor joins
+   with another, nor moves. */
+#define LOAD(word) __atomic_load_n(&(word), __ATOMIC_RELAXED)
+
+#define STORE(word, value)                                    \
+    do {                                                      \
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);              \
+        __atomic_store_n(&(word), (value), __ATOMIC_RELEASE); \
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);              \
+    } while (0)
+
+/* The proof (tests/reliability/test_native_death.py) has to fail for each of these mistakes. */
+#ifndef MISTAKE
+#define MISTAKE 0
+#endif
+enum {
+    NO_DIRTY_IN_PUT = 1,
+    NO_DIRTY_IN_TAKE,
+    HEAD_BEFORE_BODY,
+    CLEAN_BEFORE_LINK,
+    DEAD_BEFORE_DIRTY,
+    WAITER_BEFORE_SUMMARY,
+    SUMMARY_BEFORE_WAITER,
+};
+
+/* -- wakes (wakes.c) ---------------------------------------------------------------------------- */
+
+/* A receiver: its waiter id, or 0 if it does not wait; whether it was parked; and when it took its
+   last message here, 0.0 if it has found the queue empty since. */
+typedef struct {
+    uint64_t waiter_id;
+    bool woken;
+    double taken;
+} Receiver;
+
+/* With the lock held, and `queue` the row of a queue: a message came, where somebody waits; a
+   receiver has taken one; a receiver finds none, and parks. The first two return whom to ring, or
+   0. */
+uint64_t ring_one(const Memory *memory, uint64_t *queue, double now);
+uint64_t note_take(const Memory *memory, uint64_t *queue, double now, const Receiver *receiver);
+void park_receiver(uint64_t *queue, double now, const Receiver *receiver);
+
+/* -- queues (queue.c) --------------------------------------------------------------------------- */
 
 /* A target, read before the lock is taken. */
 typedef struct {
@@ -70,23 +115,28 @@ typedef struct {
     uint32_t low, high;
 } Sums;
 
-/* Where a message is copied to when it is taken: to `room`, or if it is longer to `bytes`. */
+/* What is taken: a message, which is copied to `room`, or if it is longer to `bytes`. */
 typedef struct {
     uint8_t *room;
     size_t size;
-    size_t length;   /* of the message */
-    PyObject *bytes; /* a new reference, or NULL */
+    size_t length;    /* of the message */
+    PyObject *bytes;  /* a new reference, or NULL */
+    uint64_t to_ring; /* a waiter whose ring was owed, or 0 */
 } Copy;
+
+/* How a call ended. If it is not usual, nothing has changed, and Python has to do it. */
+typedef enum { NOT_USUAL, DONE, PARKED } Outcome;
 
 Sums sums_of(const uint8_t *data, size_t length);
 
-/* Whether somebody waits at a row, or messages are pending there: glances, without the lock. */
-bool is_awaited(const Memory *memory, uint64_t row);
+/* Whether messages are pending at a row: a glance, without the lock. */
 bool is_pending(const Memory *memory, uint64_t row);
 
-/* Put a message into a queue where nobody waits, or take one out of a queue where no ring is owed
-   (asgi_ipc/store/wakes.py). If it returns false, nothing has changed, and Python has to do it. */
-bool put(const Memory *memory, const Place *place, const uint8_t *body, size_t length, double now);
-bool take(const Memory *memory, const Place *place, double now, Copy *copy);
+/* Put a message into a queue; `to_ring` is whom to ring, or 0. Take one out of it, or park the
+   receiver if there is none and it has a waiter id. */
+Outcome put(const Memory *memory, const Place *place, const uint8_t *body, size_t length,
+            double now, uint64_t *to_ring);
+Outcome take(const Memory *memory, const Place *place, const Receiver *receiver, double now,
+             Copy *copy);
 
 #endif

@@ -2,9 +2,8 @@
 
    A process may be killed between any two instructions. What it leaves is made whole by
    asgi_ipc/store/recovery.py, because the words are written one by one, in the order in which
-   queues.py writes them: each by STORE, which the compiler neither leaves out, nor joins with
-   another, nor moves. Only the record of a message is copied at one go. Nobody reads that before
-   the store of HALF_HEAD publishes it.
+   queues.py writes them: each by STORE. Only the record of a message is copied at one go. Nobody
+   reads that before the store of HALF_HEAD publishes it.
 
    Nothing here calls Python while the lock is held, except to allocate bytes, which starts no
    garbage collection. Every word is read once, checked, and used as it was read: another process
@@ -18,21 +17,6 @@
 /* Tries for the lock before Python waits for it: some two microseconds. The interpreter is kept
    meanwhile, and a holder needs less than that. */
 #define TRIES 60
-
-#define LOAD(word) __atomic_load_n(&(word), __ATOMIC_RELAXED)
-
-#define STORE(word, value)                                    \
-    do {                                                      \
-        __atomic_signal_fence(__ATOMIC_SEQ_CST);              \
-        __atomic_store_n(&(word), (value), __ATOMIC_RELEASE); \
-        __atomic_signal_fence(__ATOMIC_SEQ_CST);              \
-    } while (0)
-
-/* The proof (tests/reliability/test_native_death.py) has to fail for each of these mistakes. */
-#ifndef MISTAKE
-#define MISTAKE 0
-#endif
-enum { NO_DIRTY_IN_PUT = 1, NO_DIRTY_IN_TAKE, HEAD_BEFORE_BODY, CLEAN_BEFORE_LINK, DEAD_BEFORE_DIRTY };
 
 #define SIZE_OF_RECORD (RECORD_WORDS * WORD)
 
@@ -134,7 +118,7 @@ static bool locked(const Memory *memory)
     return false;
 }
 
-static inline bool unlocked(const Memory *memory, bool outcome)
+static inline Outcome unlocked(const Memory *memory, Outcome outcome)
 {
     pthread_mutex_unlock(memory->mutex);
     return outcome;
@@ -150,12 +134,6 @@ static inline uint64_t *row_of(const Memory *memory, uint64_t row)
     return inside ? memory->words + row : NULL;
 }
 
-bool is_awaited(const Memory *memory, uint64_t row)
-{
-    uint64_t *queue = row_of(memory, row);
-    return queue != NULL && LOAD(queue[Q_WAITING]) != 0;
-}
-
 bool is_pending(const Memory *memory, uint64_t row)
 {
     uint64_t *queue = row_of(memory, row);
@@ -167,11 +145,12 @@ static inline bool in_log(const Memory *memory, uint64_t at)
     return at >= memory->log_start && at <= memory->log_last;
 }
 
-bool put(const Memory *memory, const Place *place, const uint8_t *body, size_t length, double now)
+Outcome put(const Memory *memory, const Place *place, const uint8_t *body, size_t length,
+            double now, uint64_t *to_ring)
 {
     uint64_t *words = memory->words, *queue = row_of(memory, place->row);
     if (queue == NULL || length < 2 || length > CHECKED)
-        return false;
+        return NOT_USUAL;
     uint64_t size = RECORD_WORDS + ((length + place->local_length + 15) >> 4 << 1);
     Sums sums = sums_of(body, length);
     Record record = {
@@ -184,7 +163,7 @@ bool put(const Memory *memory, const Place *place, const uint8_t *body, size_t l
         .locals = (uint32_t)place->local_length,
     };
     if (!locked(memory))
-        return false;
+        return NOT_USUAL;
 
     uint32_t *halves = (uint32_t *)words;
     uint64_t pending = LOAD(queue[Q_PENDING]), sent = LOAD(queue[Q_SENT]);
@@ -193,9 +172,8 @@ bool put(const Memory *memory, const Place *place, const uint8_t *body, size_t l
     if (LOAD(queue[R_GENERATION]) != place->generation || pending >= place->limit ||
         live > memory->max_live || live + size > memory->max_live ||
         end > LOAD(words[S_LIMIT]) || end > memory->count || at < memory->log_start ||
-        size > LOAD(words[S_BIGGEST]) || (last && !in_log(memory, last)) || seq >> 62 ||
-        sent >> 62 || LOAD(queue[Q_WAITING]))
-        return unlocked(memory, false);
+        size > LOAD(words[S_BIGGEST]) || (last && !in_log(memory, last)) || seq >> 62 || sent >> 62)
+        return unlocked(memory, NOT_USUAL);
 
     seq++;
     record.seq = seq;
@@ -223,18 +201,26 @@ bool put(const Memory *memory, const Place *place, const uint8_t *body, size_t l
     STORE(queue[Q_SENT], sent + 1);
     STORE(words[S_LIVE], live + size);
     STORE(words[S_DIRTY], CLEAN);
-    return unlocked(memory, true);
+    *to_ring = LOAD(queue[Q_WAITING]) ? ring_one(memory, queue, now) : 0;
+    return unlocked(memory, DONE);
 }
 
-bool take(const Memory *memory, const Place *place, double now, Copy *copy)
+Outcome take(const Memory *memory, const Place *place, const Receiver *receiver, double now,
+             Copy *copy)
 {
     uint64_t *words = memory->words, *queue = row_of(memory, place->row);
     if (queue == NULL || !locked(memory))
-        return false;
+        return NOT_USUAL;
     uint32_t *halves = (uint32_t *)words;
     uint64_t at = LOAD(queue[Q_FIRST]);
-    if (LOAD(queue[R_GENERATION]) != place->generation || LOAD(queue[Q_OWED]) || !in_log(memory, at))
-        return unlocked(memory, false);
+    if (LOAD(queue[R_GENERATION]) != place->generation)
+        return unlocked(memory, NOT_USUAL);
+    if (!at && receiver->waiter_id) {
+        park_receiver(queue, now, receiver);
+        return unlocked(memory, PARKED);
+    }
+    if (!in_log(memory, at))
+        return unlocked(memory, NOT_USUAL);
     Record record;
     memcpy(&record, words + at, sizeof record);
     uint64_t length = record.length, following = record.next, size = record.size;
@@ -243,13 +229,13 @@ bool take(const Memory *memory, const Place *place, double now, Copy *copy)
         length > CHECKED || length > (memory->count - at - RECORD_WORDS) * WORD ||
         !(record.expires > now) || (following && !in_log(memory, following)) || pending == 0 ||
         pending > UINT32_MAX || size > live || live > UINT32_MAX || at + size > UINT32_MAX)
-        return unlocked(memory, false);
+        return unlocked(memory, NOT_USUAL);
     uint8_t *to = copy->room;
     if (length > copy->size) {
         copy->bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
         if (copy->bytes == NULL) {
             PyErr_Clear();
-            return unlocked(memory, false);
+            return unlocked(memory, NOT_USUAL);
         }
         to = (uint8_t *)PyBytes_AsString(copy->bytes);
     }
@@ -257,7 +243,7 @@ bool take(const Memory *memory, const Place *place, double now, Copy *copy)
     copy->length = length;
     if (record.check != joined((uint32_t)record.seq, sums_of(to, length), length)) {
         Py_CLEAR(copy->bytes);
-        return unlocked(memory, false);
+        return unlocked(memory, NOT_USUAL);
     }
 
     if (MISTAKE != NO_DIRTY_IN_TAKE && MISTAKE != DEAD_BEFORE_DIRTY)
@@ -280,5 +266,8 @@ bool take(const Memory *memory, const Place *place, double now, Copy *copy)
     else if (LOAD(halves[HALF_TAIL]) == at)
         STORE(halves[HALF_TAIL], (uint32_t)(at + size));
     STORE(words[S_DIRTY], CLEAN);
-    return unlocked(memory, true);
+    copy->to_ring = receiver->waiter_id || LOAD(queue[Q_OWED])
+                        ? note_take(memory, queue, now, receiver)
+                        : 0;
+    return unlocked(memory, DONE);
 }

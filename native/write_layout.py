@@ -18,13 +18,14 @@ HEADER = Path(__file__).resolve().parent / "layout.h"
 sys.path.insert(0, str(HEADER.parent.parent))
 
 from asgi_ipc.native import fingerprint  # noqa: E402
-from asgi_ipc.store import layout, queues  # noqa: E402
+from asgi_ipc.store import layout, queues, wakes  # noqa: E402
 
 NAMES = """
     WORD RECORD_WORDS QUEUE_WORDS LOCK_BYTES
     H_LOCK S_DIRTY S_ENDS HALF_TAIL HALF_HEAD S_SEQ S_LIVE S_BIGGEST S_LIMIT
     CLEAN DIRTY
-    R_GENERATION Q_FIRST Q_LAST Q_PENDING Q_SENT Q_WAITING Q_OWED
+    R_GENERATION Q_FIRST Q_LAST Q_PENDING Q_SENT Q_WAITING Q_WAITERS WAITER_SET_WORDS
+    Q_RUNG Q_QUICK Q_OWED
     L_SIZE L_STATE L_SEQ L_NEXT L_PREV L_QUEUE L_LENGTH L_EXPIRES L_SENT L_LOCALS L_CHECK
     LIVE DEAD
 """
@@ -40,6 +41,11 @@ TEXT = """\
 
 #define CHECKED {checked} /* bytes of the largest message that is usual */
 
+/* Of wakes.py: seconds, and what is added to the id of a waiter that was parked. */
+#define QUICK {quick}
+#define UNDER_WAY {under_way}
+#define WOKEN {woken}
+
 {numbers}
 
 #endif
@@ -50,7 +56,12 @@ def written() -> str:
     """The header."""
     numbers = [f"#define {name} {getattr(layout, name)}" for name in NAMES.split()]
     return TEXT.format(
-        fingerprint=fingerprint(), checked=queues._CHECKED, numbers="\n".join(numbers)
+        fingerprint=fingerprint(),
+        checked=queues._CHECKED,
+        quick=wakes.QUICK,
+        under_way=wakes.UNDER_WAY,
+        woken=wakes.WOKEN,
+        numbers="\n".join(numbers),
     )
 
 

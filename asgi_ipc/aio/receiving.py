@@ -34,6 +34,7 @@ from ..attachment.process import notice_fork
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
+from ..native import LOADED as COMPILED
 from ..options import UnknownCapacity
 from ..store.layout import COUNT, EXPIRED, Q_PENDING, UNDECODABLE
 from ..store.wakes import WOKEN
@@ -275,6 +276,16 @@ class Receiving(Base):
 
     def take_one(self, session: Session, source: Source, waiter_id: int = 0) -> Received | None:
         """`take` from one queue that is not process-specific. `waiter_id`: see `Queues.take`."""
+        if COMPILED and waiter_id:
+            done = session.usual.take(source, waiter_id)
+            if done:
+                found = self.unpacked(session, done)
+                if found is not None:
+                    return found
+            elif done is False:  # it is parked
+                if session.store.dropped:
+                    session.attachment.log_drop.tell()
+                return None
         now = clock.monotonic()
         if now >= session.due[()]:
             self.upkeep(session, now)
@@ -296,11 +307,16 @@ class Receiving(Base):
             self._undecodable(session, source, source.channel, body, why)
 
     def unpacked(self, session: Session, done: Any) -> Received | None:
-        """What the compiled path has received: a tuple, or a list of the source and of bytes that
-        it could not unpack. None if these are no message, which is counted."""
+        """What the compiled path has received: a tuple; or a list of the source, the message or
+        bytes that it could not unpack, and whom to ring. None if these are no message, which is
+        counted."""
         if type(done) is tuple:
             return done
-        source, body = done
+        source, body, ring = done
+        if ring is not None:
+            session.ring(*ring)
+        if type(body) is dict:
+            return source.channel, body
         try:
             return source.channel, self.codec.decode(body)
         except DecodeError as error:

@@ -100,7 +100,9 @@ class Sending(Receiving):
         Raises InvalidName, InvalidMessage, MessageTooLarge, ChannelFull, NotAChannel.
         """
         session = self.session or self.attach()
-        if COMPILED and session.usual.send(channel, message):
+        if COMPILED and (done := session.usual.send(channel, message)):
+            if done is not True:
+                session.ring(*done)
             return
         now = clock.monotonic()
         if now >= session.due[()]:
@@ -113,6 +115,8 @@ class Sending(Receiving):
         if len(body) > self.max_message_size:
             raise errors.MessageTooLarge(self._too_large(channel, len(body)))
         waiter_id = session.section_of_three(session.put, target, body, now)
+        if session.rings:  # it dropped messages that had expired, and others wait for room
+            session.ring_senders()
         if waiter_id:
             if waiter_id < 0:
                 waiter_id = self._put_otherwise(session, target, body, waiter_id, AT_ONCE)
@@ -183,8 +187,6 @@ class Sending(Receiving):
         """`put` returned `why`. If this process receives on the queue, drain it and put again.
         Returns what `put` does."""
         counted = why == FULL and sender == AT_ONCE
-        if session.rings:
-            session.ring_senders()
         if why != OWN and (why != FULL or not self._becomes_own(session, target)):
             return why
         feds: list[Fed] = []

@@ -126,7 +126,7 @@ class Never:
     def _none(self, *_: object) -> None:
         return None
 
-    send = receive = receive_exact = _none
+    send = receive = receive_exact = take = _none
 
 
 NEVER = Never()

@@ -88,12 +88,12 @@ class ThreadWaiter(Waiter):
         before, self.rung = self.rung, None
         if before is None or self.bell is None:
             return False  # a receive of a signal handler was quicker
-        if self.bell.lost():
-            self._renew_bell(session)
-            return True
         mine = False
         notice_fork()  # a child that was forked while this slept must not read the parent's rings
         for row in self.bell.answer():
+            if row == ALL and self.bell.lost():
+                self._renew_bell(session)
+                return True
             if row == ALL or row in [source.place for source in sources]:
                 mine = True
             elif row not in [source.place for source in before] or session.pending(row):

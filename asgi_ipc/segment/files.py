@@ -19,7 +19,7 @@ from _thread import TIMEOUT_MAX, allocate_lock, start_new_thread
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType
 
-from .. import clock
+from .. import clock, native
 from ..errors import ForeignSegment, LockTimeout, SegmentError
 from ..store.layout import MAX_PROCESSES
 from .paths import Paths
@@ -53,6 +53,17 @@ class DescriptorsLost(SegmentError):
     """The program closed descriptors of this package: the caller begins again."""
 
 
+def _is_file(
+    number: int, device: int, inode: int, fstat: Callable[[int], os.stat_result] = os.fstat
+) -> bool:
+    """Whether a descriptor is open and means this file."""
+    try:
+        status = fstat(number)
+    except OSError:
+        return False
+    return status.st_dev == device and status.st_ino == inode
+
+
 class Descriptor:
     """A file descriptor that is closed when nothing refers to it any more.
 
@@ -73,18 +84,14 @@ class Descriptor:
 
     def lost(
         self,
-        fstat: Callable[[int], os.stat_result] = os.fstat,
+        is_file: Callable[[int, int, int], bool] = native.is_file or _is_file,
         latest: dict[int, int] = _latest,
     ) -> bool:
         """Whether the number no longer means this file, or the descriptor is closed."""
         owner = latest.get(self.number)
         if owner != id(self) and not (owner is None and self._closing):
             return True
-        try:
-            status = fstat(self.number)
-        except OSError:
-            return True
-        return (status.st_dev, status.st_ino) != self._file
+        return self._file is None or not is_file(self.number, *self._file)
 
     def mark(self) -> None:
         """Set the position in a file that nobody reads or writes, for `marked`."""

@@ -17,14 +17,20 @@ from .layout import (
     W_TAKEN,
     WAITER_SET_WORDS,
     WAITER_WORDS,
+    WORD,
+    Layout,
 )
-from .memory import Memory
+from .memory import Buffer, Memory
 
 
 class Waiters(Memory):
     """Waiters by their ids, and the waiter set of each queue."""
 
-    _turn = 0  # one more than the id that this process picked last, so that each gets its share
+    def __init__(self, buffer: Buffer, layout: Layout) -> None:
+        super().__init__(buffer, layout)
+        # One more than the id that this process picked last, so that each gets its share. The
+        # compiled path has it too.
+        self.turn = memoryview(bytearray(WORD)).cast("Q")
 
     def add_waiter(self, process: int) -> tuple[int, int] | None:
         """Take a waiter id for `process`: (waiter_id, generation), or None if all are in use.
@@ -115,9 +121,9 @@ class Waiters(Memory):
                 words[of + 1 + word] = 0
                 words[of] = 0
                 waiter_id = word << 6 | bits.bit_length() - 1
-                self._turn = waiter_id + 1
+                self.turn[0] = waiter_id + 1
                 return waiter_id
-        turn = self._turn
+        turn = self.turn[0]
         while waiting:
             first = turn >> 6
             word = waiting >> first << first or waiting
@@ -136,7 +142,7 @@ class Waiters(Memory):
             if bits == bit:
                 words[of] = waiting ^ (1 << word)
             waiter_id = word << 6 | bit.bit_length() - 1
-            self._turn = waiter_id + 1
+            self.turn[0] = waiter_id + 1
             return waiter_id
         return 0
 

@@ -26,7 +26,8 @@ from asgi_ipc.aio import waiter as waiter_module
 from asgi_ipc.attachment.inbox import Inbox
 from asgi_ipc.conformance.asynchronous import turns
 from asgi_ipc.errors import SegmentVanished
-from asgi_ipc.store.layout import CROWDED, Q_PENDING, S_LIVE
+from asgi_ipc.store.layout import CROWDED, Q_OFFERED, Q_PENDING, Q_SENDING, S_LIVE
+from asgi_ipc.store.room import GRACE
 
 from ..forks import Line, child, in_child
 from ..waiting import LIVENESS, eventually, in_threads, until
@@ -757,3 +758,22 @@ def test_a_waiting_send_takes_no_longer_than_it_must(make: Make) -> None:
     with pytest.raises(layer.ChannelFull):
         layer.send("c", {}, timeout=1)
     assert time.process_time() - before < 0.5
+
+
+def test_a_send_that_takes_what_a_dead_sender_was_promised_rings_the_next(make: Make) -> None:
+    layer = make()
+    for i in range(CAPACITY):
+        layer.send("c", {"i": i})
+    session = layer._core.attach()
+    store, row, rings = session.store, session.targets["c"].row, []
+    place = row + Q_SENDING
+    for waiter_id in (5, 6):
+        session.section(store.park_sender, place, waiter_id)
+    session.attachment.ring = lambda *ring: rings.append(ring)
+    assert layer.receive(["c"]) == ("c", {"i": 0})
+    assert rings == [(place, 5)]
+    with pytest.raises(layer.ChannelFull):
+        layer.send("c", {})
+    store.doubles[row + Q_OFFERED] -= GRACE
+    layer.send("c", {})
+    assert rings == [(place, 5), (place, 6)]

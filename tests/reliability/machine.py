@@ -32,9 +32,19 @@ from asgi_ipc import clock, native
 from asgi_ipc.aio.source import Source
 from asgi_ipc.codec import Codec
 from asgi_ipc.segment.lock import init_mutex
-from asgi_ipc.store.layout import H_LOCK, Q_PENDING, S_DIRTY, WORD
+from asgi_ipc.store.layout import (
+    H_LOCK,
+    Q_OWED,
+    Q_QUICK,
+    Q_RUNG,
+    Q_WAITING,
+    S_DIRTY,
+    WAITER_SET_WORDS,
+    WORD,
+)
 from asgi_ipc.store.queues import Target
 from asgi_ipc.store.store import Store
+from asgi_ipc.store.wakes import WOKEN
 
 from ..compiling import shared_object
 from ..unit.support import Contents, contents, small_layout
@@ -124,7 +134,8 @@ class Ground:
         self.sources: dict[str, list[Source]] = {}
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         log = self.layout.log, self.layout.log_end, self.layout.max_live
-        compiled = native.Memory(self.memory, self.layout.queues.base, self.layout.queues.end, *log)
+        queues = self.layout.queues.base, self.layout.queues.end
+        compiled = native.Memory(self.memory, self.store.turn, *queues, *log)
         due = memoryview(bytearray(struct.pack("d", float("inf")))).cast("d")[0:1]
         self.usual = native.Usual(
             compiled,
@@ -174,6 +185,7 @@ class Ground:
 
 NAMES = ["a", "b", "c", "x!1", "x!22"]
 RECEIVED = NAMES[:3]
+WAITERS = [1, 2, 63, 64, 700, 1087]
 
 
 def some_message(rng: random.Random) -> dict[str, Any]:
@@ -196,22 +208,35 @@ def history(number: int) -> Counter[str]:
             store.put(ground.target(name), ground.encode(some_message(rng)), now)
         else:
             store.take(ground.target(rng.choice(RECEIVED)), now)
-        if not rng.randrange(60):
-            store.park(ground.target(rng.choice(NAMES)).row, rng.choice([1, 2, 63, 64, 1087]))
     name, message = rng.choice(NAMES), some_message(rng)
-    call: Callable[[], Any]
-    if rng.randrange(3):
-        what, call = "send", lambda: ground.usual.send(name, message) or os._exit(9)
-    else:
+    what = rng.choice(["send", "send", "receive", "take", "park"])
+    if what != "send":
         name = rng.choice(RECEIVED)
-        what, call = "receive", lambda: ground.usual.receive([name]) or os._exit(9)
-        if not store.words[ground.target(name).row + Q_PENDING]:
-            store.put(ground.target(name), ground.encode(message), now)
+    row = ground.target(name).row
+    for _ in range(rng.choice([0, 0, 1, 1, 2, 5])):
+        store.park(row, rng.choice(WAITERS))
+    store.doubles[row + Q_RUNG] = rng.choice([0.0, now - 1, now])
+    store.words[row + Q_QUICK], store.words[row + Q_OWED] = rng.randrange(2), rng.randrange(2)
+    if what == "park":
+        while store.take(ground.target(name), now) is not None:
+            pass
+    elif what != "send":
+        store.put(ground.target(name), ground.encode(message), now)
+    waiter_id = rng.choice(WAITERS) + rng.choice([0, WOKEN])
+    source = ground.source(name)
+    source.target.taken = rng.choice([0.0, now])
+    done = {
+        "send": lambda: ground.usual.send(name, message),
+        "receive": lambda: ground.usual.receive([name]),
+        "take": lambda: ground.usual.take(source, waiter_id),
+        "park": lambda: ground.usual.take(source, waiter_id) is False,
+    }[what]
+    waiters = slice((row + Q_WAITING) * WORD, (row + Q_WAITING + 1 + WAITER_SET_WORDS) * WORD)
     before = contents(store).living(torn.LATER)
     image = bytes(ground.memory)
     try:
         with mock.patch.object(clock, "monotonic", lambda: now):
-            states, count = ground.states(call)
+            states, count = ground.states(lambda: done() or os._exit(9))
     except AssertionError as error:
         if "ended with 9" in str(error) or str(error).startswith("it did not take the lock"):
             return Counter({"not usual": 1})
@@ -221,7 +246,8 @@ def history(number: int) -> Counter[str]:
     for at, state in enumerate([image, *states]):
         wrong = recovered(state, ground, before, after, case)
         assert not wrong, f"history {number}, {what} {name}, state {at} of {len(states)}: {wrong}"
-    return Counter({what: 1, "states": len(states), "instructions": count})
+    picked = what != "park" and image[waiters] != bytes(states[-1])[waiters]
+    return Counter({what: 1, "picked": picked, "states": len(states), "instructions": count})
 
 
 def recovered(

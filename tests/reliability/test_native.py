@@ -37,7 +37,8 @@ def test_twins_agree(record_property: Record) -> None:
     assert done["damaged"] >= done["histories"] / 4
     assert done["damage"] > 2 * done["damaged"]
     # The compiled path did the greater part, and the Python code was asked, too.
-    for name, share in (("send", 10), ("receive", 1), ("receive_exact", 0.3)):
+    shares = {"send": 10, "receive": 1, "receive_exact": 0.3, "take": 1}
+    for name, share in {**shares, "parked": 1, "picked": 0.3, "owed": 0.02}.items():
         assert done[name] > share * done["histories"], done
     assert done["error"] > done["histories"]
     record_property("histories", done["histories"])

@@ -334,7 +334,7 @@ def test_ring_that_is_read_late_is_passed_on(
         assert waiter.rung
         until(lambda: session.store.words[row + Q_WAITING])  # the other one waits now
         session.section(store.park, row, waiter.waiter_id)  # a bit that was left there
-        store._turn = waiter.waiter_id
+        store.turn[0] = waiter.waiter_id
         layer.send("x", MESSAGE)
         assert layer.receive(["z"], block=True, timeout=0.01) == (None, None)
 

@@ -19,7 +19,8 @@ from asgi_ipc import clock, native
 from asgi_ipc.codec import Codec
 from asgi_ipc.errors import InvalidMessage
 from asgi_ipc.inspection import surroundings
-from asgi_ipc.store.layout import DIRTY, H_LOCK, LOCK_BYTES, Q_OWED, S_DIRTY, WORD
+from asgi_ipc.store.layout import DIRTY, H_LOCK, LOCK_BYTES, Q_OWED, Q_QUICK, S_DIRTY, WORD
+from asgi_ipc.store.wakes import WOKEN
 from asgi_ipc.testing.sync import InProcessChannelLayer
 from tests import environments
 
@@ -267,23 +268,51 @@ def test_what_makes_every_call_unusual(what: str, prefix: str) -> None:
 
 
 @needs_compiled
-def test_what_may_need_a_wake_is_left_to_python(prefix: str) -> None:
-    """A send where somebody waits, and a receive where a ring is owed, or where nothing is."""
+def test_a_send_picks_whom_to_ring(prefix: str) -> None:
+    """In turn, and the Python code and the compiled path share the turn."""
+    layer = InProcessChannelLayer(prefix)
+    session = layer._core.attach()
+    layer.send("c", {"a": 1})
+    layer.send("c", {"a": 1})
+    usual, store, row = session.usual, session.store, session.targets["c"].row
+    for waiter_id in (5, 64, 1087):
+        session.section(store.park, row, waiter_id)
+    assert usual.send("c", {"a": 2}) == (row, 5)
+    assert session.section(store.pick, row) == 64
+    session.section(store.park, row, 5)
+    assert usual.send("c", {"a": 2}) == (row, 1087)
+    assert usual.send("c", {"a": 2}) == (row, 5)
+    assert usual.send("c", {"a": 2}) is True
+
+
+@needs_compiled
+def test_a_receive_parks_or_rings_for_what_is_owed(prefix: str) -> None:
     layer = InProcessChannelLayer(prefix)
     session = layer._core.attach()
     for _ in range(2):
         layer.send("c", {"a": 1})
         assert layer.receive(["c"]) == ("c", {"a": 1})
-    usual, words, row = session.usual, session.store.words, session.targets["c"].row
+    usual, store, row = session.usual, session.store, session.targets["c"].row
+    [source] = layer._core.exact_source(session, "c")
+    session.section(store.find, source.target)
     assert usual.receive(["c"]) is None
-    session.section(session.store.park, row, 5)
-    assert usual.send("c", {"a": 2}) is False
-    session.section(session.store.unpark, row, 5)
-    assert usual.send("c", {"a": 2}) is True
-    words[row + Q_OWED] = 1
-    assert usual.receive(["c"]) is None
-    words[row + Q_OWED] = 0
-    assert usual.receive(["c"]) == ("c", {"a": 2})
+    for wrong in (0, WOKEN, 1088, 2 * WOKEN + 1, -1, 1.0):
+        assert usual.take(source, wrong) is None
+    assert usual.take(source, 5) is False
+    assert usual.send("c", {"a": 2}) == (row, 5)
+    assert usual.take(source, 5 + WOKEN) == ("c", {"a": 2})
+    for take in (
+        lambda: usual.take(source, 7),
+        lambda: usual.receive(["c"]),
+        lambda: usual.receive_exact("c"),
+    ):
+        layer.send("c", {"a": 3})
+        layer.send("c", {"a": 4})
+        session.section(store.park, row, 9)
+        store.forget_ring(row)
+        store.words[row + Q_OWED], store.words[row + Q_QUICK] = 1, 0
+        assert take() == [source, {"a": 3}, (row, 9)]
+        assert usual.receive(["c"]) == ("c", {"a": 4})
 
 
 @needs_compiled
