@@ -115,6 +115,7 @@ class ThreadWaiter(Waiter):
             for source in sources:
                 if source.inbox is not None:
                     joined.append((source.inbox, source.local))
+                    source.inbox.threads.append(self)
                     if source.inbox.join(source.local, self):
                         return True
             left = math.inf
@@ -152,6 +153,8 @@ class ThreadWaiter(Waiter):
                 return True
         finally:
             for inbox, local in joined:
+                with contextlib.suppress(ValueError):
+                    inbox.threads.remove(self)
                 inbox.part(local, self)
             if sending is not None:
                 sending.part_senders(sources[0].local, self)

@@ -59,6 +59,9 @@ class Hub(Protocol):
     def closed(self) -> bool:
         """Whether the loop will never run again."""
 
+    def drains(self, queue: str) -> bool:
+        """Whether receives of the loop wait at a process-specific queue."""
+
     def retire(self) -> None:
         """Let go of the doorbell: the loop is closed."""
 

@@ -77,11 +77,10 @@ class Around:
         if self.broken is not None:
             raise self.broken
 
-    def drain(self, session: Any, source: Source, waiter: Any) -> None:
+    def drain(self, session: Any, source: Source, waiter: Any) -> Any:
         self.drained.append(source.queue)
         assert source.inbox is not None
-        for waiting in source.inbox.to_wake(source.inbox.fed()):
-            waiting.wake()
+        return source.inbox.fed()
 
     def message(self, source: Source) -> None:
         """One comes, and nobody rings."""
