@@ -268,6 +268,12 @@ class Hub(Waiter):
             return
         self._set_timer()
         try:
+            if (
+                self.waiter_id
+                and session.attachment.unchanged.holds(self._held, 1)
+                and not self._missed(session)
+            ):
+                return
             core.upkeep(session, clock.monotonic())
             if self._lost_bell(session):
                 self.unwatch()
@@ -295,6 +301,15 @@ class Hub(Waiter):
                     self._drain(session, source.queue)
         except IPCError as error:
             self._failed(error)
+
+    def _missed(self, session: Session) -> bool:
+        """Whether there may be something that nobody rang for."""
+        if self._epoch != session.epoch:
+            return True
+        for row in self._sleeping:
+            if not row or session.pending(row):
+                return True
+        return any(source.ready() for _, source in self._drains.values())
 
     # -- inside -----------------------------------------------------------------------------------
 

@@ -198,6 +198,10 @@ class Inbox:
         with contextlib.suppress(AttributeError):
             del self._store
 
+    def rests(self) -> bool:
+        """Whether the upkeep finds nothing to do here."""
+        return not (self._filled or self.suspects or len(self._boxes) > self._tidy_at)
+
     # -- filling ----------------------------------------------------------------------------------
 
     def is_fresh(self) -> bool:

@@ -50,11 +50,13 @@ class Around:
             give_back=self.give_back,
             pass_on=self.passed_on.append,
             broken=None,
+            unchanged=SimpleNamespace(holds=lambda *_: 0.0),
         )
         self.store = SimpleNamespace(
             is_waiter=lambda *_: self.valid,
             park_if_empty=lambda row, _: self.pending(row) > 0,
             unpark=lambda *_: True,
+            waiter_row=lambda _: 0,
         )
 
     def section(self, operation: Callable[..., Any], *args: Any) -> Any:
