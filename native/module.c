@@ -513,10 +513,19 @@ static PyObject *native_sums(PyObject *module, PyObject *body)
     return Py_BuildValue("II", sums.low, sums.high);
 }
 
+static PyObject *native_are_files(PyObject *module, PyObject *known)
+{
+    if (!PyBytes_CheckExact(known))
+        return PyErr_Format(PyExc_TypeError, "are_files takes bytes");
+    return PyBool_FromLong(
+        are_files((uint8_t *)PyBytes_AsString(known), (size_t)PyBytes_Size(known)));
+}
+
 static PyMethodDef native_methods[] = {
     {"pack", native_pack, METH_O, "The message as bytes; None if Python has to look at it."},
     {"unpack", native_unpack, METH_O, "The message in bytes; None if Python has to look at it."},
     {"sums", native_sums, METH_O, "The two sums of an Adler-32 that begins with 0."},
+    {"are_files", native_are_files, METH_O, "Whether open files are what they were."},
     {NULL, NULL, 0, NULL},
 };
 

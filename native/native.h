@@ -1,4 +1,4 @@
-/* The compiled path of asgi_ipc: what its three files share.
+/* The compiled path of asgi_ipc: what its files share.
 
    It does the usual case of send and receive, and nothing else. Every condition of that is checked
    by loads. Where one does not hold, the lock is released before the first store, and the Python
@@ -88,5 +88,10 @@ bool is_pending(const Memory *memory, uint64_t row);
    (asgi_ipc/store/wakes.py). If it returns false, nothing has changed, and Python has to do it. */
 bool put(const Memory *memory, const Place *place, const uint8_t *body, size_t length, double now);
 bool take(const Memory *memory, const Place *place, double now, Copy *copy);
+
+/* -- files (files.c) ---------------------------------------------------------------------------- */
+
+/* Whether open files are those that `body` knows, and have not changed. */
+bool are_files(const uint8_t *body, size_t length);
 
 #endif

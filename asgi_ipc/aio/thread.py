@@ -119,14 +119,15 @@ class ThreadWaiter(Waiter):
                     if source.inbox.join(source.local, self):
                         return True
             every, left, now = self.look_every, math.inf, 0.0
+            whole = math.ceil(every * 1000)
             while True:
-                seconds = every
                 if deadline is not None:
-                    # What was slept counts, even if the clock does not go on.
-                    left = min(left, deadline - (now or clock.monotonic()))
-                    seconds = min(seconds, left)
-                    if seconds <= 0:
+                    until = deadline - (now or clock.monotonic())
+                    if until < left:  # else the clock does not go on: what was slept counts
+                        left = until
+                    if left <= 0:
                         return False
+                seconds = every if left > every else left
                 if self.bell is None:
                     time.sleep(seconds)
                     if self._lost_bell(session):
@@ -134,7 +135,7 @@ class ThreadWaiter(Waiter):
                             core.upkeep(session, clock.monotonic())
                             self._renew_bell(session)
                     return True
-                if self._poll.poll(math.ceil(seconds * 1000)):
+                if self._poll.poll(whole if left > every else math.ceil(left * 1000)):
                     break  # rung
                 left -= seconds
                 # Look, in case the process that should have rung was killed before it could.

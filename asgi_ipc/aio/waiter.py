@@ -5,13 +5,12 @@ There are four files of waits: `thread`, `hub` (what all event loops share), `lo
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .. import clock
-from ..attachment.unchanged import IDENTITY, Held
+from ..attachment.unchanged import Held, file_of, known
 from ..attachment.upkeep import CHECK_EVERY
 from ..segment.doorbell import Doorbell
 from .session import Session
@@ -54,10 +53,8 @@ class Waiter(ABC):
         taken = session.attachment.new_bell(session.section)
         if taken is not None:
             self.waiter_id, self._generation, self.bell = waiter_id, generation, bell = taken
-            number = bell.fileno()
-            row = session.store.waiter_row(waiter_id)
-            file = [int(each) for each in os.fstat(number)]
-            self._held = Held(number, tuple(file[IDENTITY]), row, generation)
+            file = known(file_of(bell.fileno()))
+            self._held = Held(file, session.store.waiter_row(waiter_id), generation)
 
     def _return_bell(self) -> None:
         """Give the waiter id and the doorbell back."""

@@ -21,8 +21,9 @@ from fcntl import F_GETLK, F_UNLCK, fcntl
 from typing import Any, NamedTuple
 
 from .. import clock
+from ..native import LOADED
+from ..native import are_files as native_are_files
 from ..segment.identity import Word
-from ..segment.notes import waiting as untold
 from ..store.layout import (
     P_GENERATION,
     PROCESS_WORDS,
@@ -56,17 +57,68 @@ _MEMBERS = S_TABLES + 2 * TABLE_WORDS + T_USED  # how many there are
 _FREE = struct.pack("h", F_UNLCK)  # how the answer to F_GETLK begins where nobody has a lock
 
 
+ANY = -1
+
+
+class File(NamedTuple):
+    """What is known of an open file: its descriptor, and its status."""
+
+    number: int
+    inode: int
+    device: int
+    links: int
+    size: int = ANY
+    changed: int = ANY  # in nanoseconds
+
+
 class Held(NamedTuple):
     """What a waiter has of its own: its doorbell, and its row in the segment."""
 
-    bell: int  # its descriptor,
-    file: tuple[int, ...]  # and the `IDENTITY` of its file
+    bell: Any  # a `File`, as `known` made it
     row: int
     generation: int
 
 
-# In the status of a file: inode, device, number of links; for the segment, owner, group, size.
-IDENTITY, _SEGMENT = slice(1, 4), slice(1, 7)
+def known(*files: File) -> Any:
+    """Files in the form in which `are_files` takes them."""
+    if LOADED:
+        return b"".join(struct.pack("=6q", *map(_signed, file)) for file in files)
+    return files
+
+
+def _signed(number: int) -> int:
+    """A number of 64 bits as C converts it."""
+    return (number & 2**64 - 1 ^ 1 << 63) - (1 << 63)
+
+
+def _are_files(files: tuple[File, ...]) -> bool:
+    """Whether open files are what they were. `native/files.c` does the same."""
+    for number, inode, device, links, size, changed in files:
+        try:
+            status = os.fstat(number)
+        except OSError:
+            return False
+        if (
+            status[1:4] != (inode, device, links)
+            or size not in (ANY, status.st_size)
+            or changed not in (ANY, status.st_ctime_ns)
+        ):
+            return False
+    return True
+
+
+are_files: Callable[[Any], bool] = native_are_files if LOADED else _are_files
+
+
+def file_of(number: int) -> File:
+    """What is known of an open file now, but for its size and when it changed."""
+    status = os.fstat(number)
+    return File(number, status.st_ino, status.st_dev, status.st_nlink)
+
+
+def _named(number: int, status: os.stat_result) -> File:
+    size, changed = status.st_size, status.st_ctime_ns
+    return File(number, status.st_ino, status.st_dev, status.st_nlink, size, changed)
 
 
 class Unchanged:
@@ -76,18 +128,14 @@ class Unchanged:
         "_counter",
         "_doubles",
         "_dropped",
+        "_files",
         "_due",
-        "_hubs",
         "_inboxes",
         "_last",
-        "_members",
-        "_members_changed",
+        "_loops",
         "_members_fd",
         "_others",
         "_resources",
-        "_segment",
-        "_segment_changed",
-        "_segment_fd",
         "_until",
         "_upkeep",
         "_user",
@@ -97,7 +145,8 @@ class Unchanged:
     def __init__(
         self, resources: Resources, upkeep: Upkeep, hubs: WeakKeys[object, Hub], due: Word
     ) -> None:
-        self._resources, self._upkeep, self._hubs, self._due = resources, upkeep, hubs, due
+        self._resources, self._upkeep, self._due = resources, upkeep, due
+        self._loops = hubs.entries
         self._words, self._doubles = resources.store.words, resources.store.doubles
         self._inboxes, self._dropped = resources.inboxes, resources.store.dropped
         self._others: list[bytes] = []
@@ -114,11 +163,10 @@ class Unchanged:
         if not newest < clock.of_files() - _TELLS:
             return
         self._counter = 0
-        self._segment_fd, self._members_fd = segment.fd, segment.members.fileno()
-        self._segment, self._segment_changed = file[_SEGMENT], file.st_ctime_ns
-        self._members, self._members_changed = members[IDENTITY], members.st_ctime_ns
+        self._members_fd = segment.members.fileno()
+        self._files = known(_named(segment.fd, file), _named(self._members_fd, members))
         self._user = os.geteuid()
-        self._last, self._until = now, now + WHOLE_EVERY
+        self._last, self._until = now, min(now + WHOLE_EVERY, self._upkeep.ending_at)
 
     def _list_others(self) -> None:
         """What to ask the kernel about each other process: whether it holds its byte lock."""
@@ -134,7 +182,7 @@ class Unchanged:
         self,
         held: Held,
         hubs: int,
-        fstat: Callable[[int], Any] = os.fstat,
+        are_files: Callable[[Any], bool] = are_files,
         geteuid: Callable[[], int] = os.geteuid,
     ) -> float:
         """The time if nothing is new, and then the next looks are put off; else 0.0. `hubs`: how
@@ -144,30 +192,18 @@ class Unchanged:
         # A fork wipes `due`. A jump of the clock may mean that it is another one.
         if not self._due[()] or not 0 <= now - self._last < 2 * CHECK_EVERY or now > self._until:
             return 0.0
-        bell_fd, bell, row, generation = held
-        words, upkeep = self._words, self._upkeep
-        try:
-            status = fstat(self._segment_fd)
-            if status[1:7] != self._segment or status.st_ctime_ns != self._segment_changed:
-                return 0.0
-            status = fstat(self._members_fd)
-            if status[1:4] != self._members or status.st_ctime_ns != self._members_changed:
-                return 0.0
-            if fstat(bell_fd)[1:4] != bell:
-                return 0.0
-        except OSError:
+        bell, row, generation = held
+        if not (are_files(self._files) and are_files(bell)):
             return 0.0
+        words, upkeep = self._words, self._upkeep
         if (
             words[row + W_GENERATION] != generation
             or words[row + W_TAKEN] != generation
             or words[S_DIRTY]
             or geteuid() != self._user
             or upkeep.orphans
-            or upkeep.departures
             or self._dropped
-            or untold
-            or len(self._hubs) > hubs
-            or not now < upkeep.ending_at
+            or len(self._loops) > hubs
             or (self._inboxes and not all(map(Inbox.rests, self._inboxes.values())))
         ):
             return 0.0

@@ -115,7 +115,7 @@ class Upkeep:
         self._store = resources.store
         self._groups = groups
         self._hubs = hubs
-        self.departures: list[Departure] = []  # whose memberships are still to be ended
+        self._departures: list[Departure] = []  # whose memberships are still to be ended
         self._expiry = 0.0  # the longest of the layers that share the attachment
         self.tidy_at = 0.0
         self.ending_at = 0.0  # when to look for memberships that end soon
@@ -241,13 +241,13 @@ class Upkeep:
             if inbox:
                 section(self.drop_expired, inbox, now)
             # Those that an interruption left are done first: these would be the same.
-            if inbox.suspects and not any(each.inbox is inbox for each in self.departures):
+            if inbox.suspects and not any(each.inbox is inbox for each in self._departures):
                 self._abandon(inbox, section)
-        for departure in self.departures.copy():
+        for departure in self._departures.copy():
             while not section(departure.end_memberships, self._groups):
                 pass
             try:
-                self.departures.remove(departure)
+                self._departures.remove(departure)
             except ValueError:
                 continue  # another thread was quicker
             departure.end()
@@ -277,7 +277,7 @@ class Upkeep:
         if abandoned:
             target = Target(inbox.queue.encode("ascii"))
             if section(self._store.find, target):
-                self.departures.append(Departure(inbox, target, abandoned))
+                self._departures.append(Departure(inbox, target, abandoned))
             else:
                 inbox.suspects.clear()  # a queue without a row has no members
 

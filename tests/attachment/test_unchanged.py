@@ -6,15 +6,25 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asgi_ipc import clock
 from asgi_ipc.attachment import unchanged as module
-from asgi_ipc.attachment.unchanged import IDENTITY, SWEPT_WITHIN, WHOLE_EVERY, Held
+from asgi_ipc.attachment.unchanged import (
+    ANY,
+    SWEPT_WITHIN,
+    WHOLE_EVERY,
+    File,
+    Held,
+    file_of,
+    known,
+)
 from asgi_ipc.attachment.upkeep import CHECK_EVERY
 from asgi_ipc.conformance.base import MESSAGE
+from asgi_ipc.native import LOADED
 from asgi_ipc.store.layout import DIRTY, S_BURY_AT, S_DIRTY, S_SWEEP_AT, W_GENERATION, W_TAKEN
 
 from ..forks import Line, child, on_linux, rests
@@ -86,6 +96,18 @@ def test_a_whole_look_is_due_after_a_while(watch: Watch, later: Callable[[float]
     assert WHOLE_EVERY - 2 <= seconds <= WHOLE_EVERY + 2
 
 
+def test_a_whole_look_is_due_when_memberships_may_end_soon(
+    watch: Watch, later: Callable[[float], None]
+) -> None:
+    watch.attachment.upkeep.ending_at = clock.monotonic() + 1.5
+    watch.attachment.unchanged.note(clock.monotonic())
+    assert watch.holds()
+    later(CHECK_EVERY)
+    assert watch.holds()
+    later(CHECK_EVERY)
+    assert not watch.holds()
+
+
 def test_a_late_look_and_a_clock_that_jumps_ask_for_a_whole_one(
     watch: Watch, later: Callable[[float], None]
 ) -> None:
@@ -150,7 +172,7 @@ def test_what_happens_to_files_is_noticed(watch: Watch, what: str) -> None:
 
 def test_descriptors_that_the_program_closed_are_noticed(watch: Watch) -> None:
     segment = watch.attachment.segment
-    for number in (segment.fd, segment.members.fileno(), watch.held.bell):
+    for number in (segment.fd, segment.members.fileno(), watch.waiter.bell.fileno()):
         assert watch.holds()
         forget_descriptor(watch, number)
 
@@ -169,8 +191,6 @@ STATES: dict[str, Callable[[Watch], object]] = {
     "this is a fork, or it may not be used": lambda watch: setattr(watch.attachment, "due", 0.0),
     "a waiter is gone": lambda watch: watch.attachment.upkeep.orphans.append((1, 1)),
     "a drop is to be logged": lambda watch: watch.store.dropped.update({0: "c"}),
-    "memberships end": lambda watch: watch.attachment.upkeep.departures.append(None),
-    "memberships may end soon": lambda watch: setattr(watch.attachment.upkeep, "ending_at", 1.0),
     "a loop was used": lambda watch: watch.attachment.hubs.__setitem__(watch, watch.waiter),
     "an inbox has something": lambda watch: setattr(watch.attachment.inbox("x!"), "_filled", True),
     "the doorbells of the dead are due": lambda watch: (
@@ -191,7 +211,6 @@ def test_what_only_a_whole_look_can_do_is_left_to_it(watch: Watch, what: str) ->
     assert watch.holds()
     STATES[what](watch)
     assert not watch.holds()
-    watch.attachment.upkeep.departures.clear()
     watch.attachment.upkeep.orphans.clear()
     watch.store.words[S_DIRTY] = 0
 
@@ -240,7 +259,19 @@ def test_a_process_that_dies_is_noticed(watch: Watch) -> None:
         assert not watch.holds()
 
 
-def test_the_status_that_is_compared_names_a_file(watch: Watch) -> None:
-    status = os.fstat(watch.held.bell)
-    assert watch.held.file == (status.st_ino, status.st_dev, status.st_nlink)
-    assert tuple(status)[IDENTITY] == watch.held.file
+@pytest.mark.skipif(not LOADED, reason="lacking: the compiled path")
+@pytest.mark.parametrize("field", File._fields)
+def test_the_compiled_path_sees_the_same_of_a_file(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"some bytes")
+    with path.open() as opened:
+        status = os.fstat(opened.fileno())
+        size, changed = status.st_size, status.st_ctime_ns
+        file = file_of(opened.fileno())._replace(size=size, changed=changed)
+        for each in (file, file._replace(size=ANY), file._replace(changed=ANY)):
+            assert module.native_are_files(known(each, file)) and module._are_files((each, file))
+        other = file._replace(**{field: 2**31 - 1})
+        for files in ((other,), (file, other), (other, file)):
+            assert not module.native_are_files(known(*files))
+            assert not module._are_files(files)
+    assert not module.native_are_files(known(file)) and not module._are_files((file,))  # closed
