@@ -105,3 +105,4 @@ def implementation(has_mutex: bool) -> str:
 Memory: Any = getattr(_native, "Memory", None)
 Usual: Any = getattr(_native, "Usual", None)
 is_file: Any = getattr(_native, "is_file", None)
+are_files: Any = getattr(_native, "are_files", None)

@@ -590,12 +590,21 @@ static PyObject *native_is_file(PyObject *module, PyObject *const *args, Py_ssiz
     RETURN(same);
 }
 
+static PyObject *native_are_files(PyObject *module, PyObject *known)
+{
+    if (!PyBytes_CheckExact(known))
+        return PyErr_Format(PyExc_TypeError, "are_files takes bytes");
+    return PyBool_FromLong(
+        are_files((uint8_t *)PyBytes_AsString(known), (size_t)PyBytes_Size(known)));
+}
+
 static PyMethodDef native_methods[] = {
     {"pack", native_pack, METH_O, "The message as bytes; None if Python has to look at it."},
     {"unpack", native_unpack, METH_O, "The message in bytes; None if Python has to look at it."},
     {"sums", native_sums, METH_O, "The two sums of an Adler-32 that begins with 0."},
     {"is_file", FAST(native_is_file), METH_FASTCALL,
      "is_file(number, device, inode)\n\nWhether a descriptor is open and means this file."},
+    {"are_files", native_are_files, METH_O, "Whether open files are what they were."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,4 +1,4 @@
-/* The compiled path of asgi_ipc: what its four files share.
+/* The compiled path of asgi_ipc: what its files share.
 
    It does the usual case of send and receive, and nothing else. Every condition of that is checked
    by loads. Where one does not hold, the lock is released before the first store, and the Python
@@ -138,5 +138,10 @@ Outcome put(const Memory *memory, const Place *place, const uint8_t *body, size_
             double now, uint64_t *to_ring);
 Outcome take(const Memory *memory, const Place *place, const Receiver *receiver, double now,
              Copy *copy);
+
+/* -- files (files.c) ---------------------------------------------------------------------------- */
+
+/* Whether open files are those that `body` knows, and have not changed. */
+bool are_files(const uint8_t *body, size_t length);
 
 #endif

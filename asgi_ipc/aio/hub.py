@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from .. import clock
+from ..attachment.inbox import Inbox, Mailbox, wake
 from ..attachment.process import notice_fork
 from ..errors import IPCError, LockTimeout
 from ..segment.doorbell import ALL
@@ -73,7 +74,7 @@ class Hub(Waiter):
         self._spinning = False  # whether one of the loop's receives is
         self._epoch = 0  # of the last flush that is known here
         self._timer: Timer | None = None
-        self._look_at = 0.0  # when the timer is to call
+        self._look_at = self._every = 0.0  # when the timer is to call, and how often
         self._late = False  # whether it has not called for too long
 
     @property
@@ -94,6 +95,10 @@ class Hub(Waiter):
     @abstractmethod
     def resolve(self, future: Any, error: BaseException | None) -> None:
         """Let a future go on, from any thread. A second time does nothing."""
+
+    def wake_fed(self, inbox: Inbox, fed: dict[Mailbox, None]) -> None:
+        """Wake those who wait at mailboxes of an inbox that got something."""
+        wake(inbox, fed)
 
     @abstractmethod
     async def sleep(self, future: Any, seconds: float) -> bool:
@@ -149,7 +154,7 @@ class Hub(Waiter):
 
     def woken(self, source: Source, sleep: Nap, now: float) -> None:
         self._sleepers -= 1
-        if now > self._look_at + self.look_every:
+        if now > self._look_at + self._every:
             self._late = True
         assert source.inbox is not None
         source.inbox.part(source.local, sleep)
@@ -178,7 +183,7 @@ class Hub(Waiter):
             self._core = core
             if self._timer is None:
                 self._activate(session)
-            elif clock.monotonic() > self._look_at + self.look_every:
+            elif clock.monotonic() > self._look_at + self._every:
                 # Set while the clock of the loop was replaced, it may never call.
                 self._timer.cancel()
                 self._set_timer()
@@ -263,6 +268,12 @@ class Hub(Waiter):
             return
         self._set_timer()
         try:
+            if (
+                self.waiter_id
+                and session.attachment.unchanged.holds(self._held, 1)
+                and not self._missed(session)
+            ):
+                return
             core.upkeep(session, clock.monotonic())
             if self._lost_bell(session):
                 self.unwatch()
@@ -291,6 +302,15 @@ class Hub(Waiter):
         except IPCError as error:
             self._failed(error)
 
+    def _missed(self, session: Session) -> bool:
+        """Whether there may be something that nobody rang for."""
+        if self._epoch != session.epoch:
+            return True
+        for row in self._sleeping:
+            if not row or session.pending(row):
+                return True
+        return any(source.ready() for _, source in self._drains.values())
+
     # -- inside -----------------------------------------------------------------------------------
 
     def _failed(self, error: IPCError) -> None:
@@ -311,7 +331,10 @@ class Hub(Waiter):
         if queue not in self._drains:
             return  # a receive that ran meanwhile let go of it
         core, source = self._drains[queue]
-        core.drain(session, source, self)
+        fed = core.drain(session, source, self)
+        if fed:
+            assert source.inbox is not None
+            self.wake_fed(source.inbox, fed)
         row = source.target.row
         if self._rows.get(row) != queue:
             # It got another row when it was flushed, or when its owner before us died.
@@ -338,9 +361,10 @@ class Hub(Waiter):
         self._set_timer()
 
     def _set_timer(self) -> None:
-        self._look_at = clock.monotonic() + self.look_every
+        self._every = self.look_every
+        self._look_at = clock.monotonic() + self._every
         self._late = False
-        self._timer = self.later(self.look_every)
+        self._timer = self.later(self._every)
 
     def _deactivate(self) -> None:
         self.unwatch()
@@ -355,6 +379,10 @@ class Hub(Waiter):
             for row in rows:
                 session.section(session.store.unpark, row, self.waiter_id)
                 session.attachment.pass_on(row)
+
+    def drains(self, queue: str) -> bool:
+        """Whether receives of the loop wait at a process-specific queue."""
+        return queue in self._drains
 
     def retire(self) -> None:
         """The loop is closed: give its waiter id back, or rings for it would be lost."""

@@ -6,10 +6,13 @@ import asyncio
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from ..attachment.inbox import Inbox, Mailbox, wake
 from ..errors import NoEventLoop
-from .hub import Hub, hub_of
+from .hub import Hub, Sleep, hub_of
 from .session import Session
 from .waiter import Way
 
@@ -17,6 +20,9 @@ if sys.version_info >= (3, 11):
     from asyncio import timeout as timeout
 elif not TYPE_CHECKING:
     from async_timeout import timeout as timeout
+
+
+WOKEN_AT_ONCE = 64  # receives woken in one turn of a loop
 
 
 class AsyncioHub(Hub):
@@ -35,7 +41,7 @@ class AsyncioHub(Hub):
 
     def future(self) -> asyncio.Future[None]:
         self._thread = threading.get_ident()  # a loop may be run by another thread next time
-        return self.loop().create_future()
+        return (self.ref() or self.loop()).create_future()
 
     def closed(self) -> bool:
         loop = self.ref()
@@ -57,6 +63,42 @@ class AsyncioHub(Hub):
             loop.call_soon_threadsafe(_resolve, future, error)
         except RuntimeError:
             pass  # closed: nobody waits there any more
+
+    def wake_fed(self, inbox: Inbox, fed: dict[Mailbox, None]) -> None:
+        """Thousands that are woken all at once have left the cache before they run, and what the
+        loop allocates for them makes the garbage collector look at all of them, again and again.
+        So a bounded number is woken in each turn of the loop."""
+        if len(fed) <= WOKEN_AT_ONCE or self._shares(inbox):
+            wake(inbox, fed)
+        else:
+            self._wake_some(inbox, iter(fed))
+
+    def _shares(self, inbox: Inbox) -> bool:
+        """Whether others wait at the queue as well. They must not wait for turns of this loop."""
+        session = self._session
+        hubs = session.attachment.hubs.values() if session is not None else []
+        return bool(inbox.threads) or any(
+            hub is not self and hub.drains(inbox.queue) for hub in hubs
+        )
+
+    def _wake_some(self, inbox: Inbox, boxes: Iterator[Mailbox]) -> None:
+        """Who is left out because of an exception is woken by the look once a second."""
+        some = list(islice(boxes, WOKEN_AT_ONCE))
+        if len(some) == WOKEN_AT_ONCE:
+            self.loop().call_soon(self._wake_some, inbox, boxes)
+        others = []
+        for box in some:
+            try:
+                first = box.waiting[0]
+            except IndexError:
+                first = None
+            if type(first) is Sleep and first.hub is self:
+                if not first.future.done():
+                    first.future.set_result(None)
+            else:
+                others.append(box)
+        if others:
+            wake(inbox, others)
 
     async def sleep(self, future: asyncio.Future[None], seconds: float) -> bool:
         try:
@@ -110,8 +152,8 @@ async def pause(seconds: float) -> None:
 
 def current_hub(session: Session) -> AsyncioHub:
     """The hub of the running loop."""
-    loop = running_loop()
     found = session.loop_waiter
+    loop = asyncio._get_running_loop() or running_loop()
     if found is None or found.ref() is not loop:
         session.loop_waiter = None  # the last one may be of a closed loop: let it go
         found = session.loop_waiter = hub_of(session, loop, AsyncioHub)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .. import clock, errors
+from ..attachment.inbox import wake
 from ..errors import CorruptStore
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
@@ -33,7 +34,7 @@ from ..store.layout import (
 )
 from ..store.queues import FULL, GONE, NO_MEMORY, Target
 from .fanout import Broadcast, Fanout
-from .receiving import Fed, wake
+from .receiving import Fed
 from .sending import Sending
 from .session import CACHED, NEVER, Session
 

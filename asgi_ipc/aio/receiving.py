@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from .. import clock
-from ..attachment.inbox import ANY, Drained, Inbox, Mailbox
+from ..attachment.inbox import ANY, Drained, Inbox, Mailbox, wake
 from ..attachment.process import notice_fork
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
@@ -514,19 +514,18 @@ class Receiving(Base):
 
     # -- for hubs ---------------------------------------------------------------------------------
 
-    def drain(self, session: Session, source: Source, waiter: Waiter) -> None:
-        """The bell rang for a process-specific queue: move what it holds to the inbox, wake those
-        it is for, and park again."""
+    def drain(self, session: Session, source: Source, waiter: Waiter) -> dict[Mailbox, None]:
+        """The bell rang for a process-specific queue: move what it holds to the inbox, and park
+        again. Returns the mailboxes that got something: the caller wakes those who wait there."""
         while True:
             try:
                 fed, row = session.section(self._drain_and_park, session, source, waiter.waiter_id)
                 break
             except UnknownCapacity as unknown:
                 self.capacities.look_up(unknown.channels)
-        assert source.inbox is not None
-        wake(source.inbox, fed)
         if row:
             session.ring(row, waiter.waiter_id)  # more than one section takes
+        return fed
 
     def _drain_and_park(
         self, session: Session, source: Source, waiter_id: int
@@ -546,11 +545,6 @@ def _parking(waiter: Waiter | None, parked: bool) -> int:
     if waiter is None or not waiter.waiter_id:
         return 0
     return waiter.waiter_id + WOKEN if parked else waiter.waiter_id
-
-
-def wake(inbox: Inbox, fed: dict[Mailbox, None]) -> None:
-    for waiting in inbox.to_wake(fed):
-        waiting.wake()
 
 
 class Busy:

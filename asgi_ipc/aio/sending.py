@@ -30,7 +30,7 @@ import contextlib
 from typing import Any, NoReturn
 
 from .. import clock, errors
-from ..attachment.inbox import Inbox
+from ..attachment.inbox import Inbox, wake
 from ..attachment.process import notice_fork
 from ..errors import LockTimeout, NotAChannel
 from ..names import check_channel, split
@@ -41,7 +41,7 @@ from ..store.layout import COUNT, Q_PENDING, R_GENERATION, S_LIVE, S_SENDING, WO
 from ..store.queues import CHANNELS, FULL, MESSAGES, OWN, OWN_LIMIT, PROMISED, Target
 from ..store.room import AT_ONCE, NEW
 from ..store.store import Store
-from .receiving import BUSY_PAUSE, Busy, Fed, Receiving, wake
+from .receiving import BUSY_PAUSE, Busy, Fed, Receiving
 from .session import Session
 from .source import Source
 from .waiter import Waiter, Way

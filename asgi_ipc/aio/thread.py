@@ -115,17 +115,19 @@ class ThreadWaiter(Waiter):
             for source in sources:
                 if source.inbox is not None:
                     joined.append((source.inbox, source.local))
+                    source.inbox.threads.append(self)
                     if source.inbox.join(source.local, self):
                         return True
-            left = math.inf
+            every, left, now = self.look_every, math.inf, 0.0
+            whole = math.ceil(every * 1000)
             while True:
-                seconds = self.look_every
                 if deadline is not None:
-                    # What was slept counts, even if the clock does not go on.
-                    left = min(left, deadline - clock.monotonic())
-                    seconds = min(seconds, left)
-                    if seconds <= 0:
+                    until = deadline - (now or clock.monotonic())
+                    if until < left:  # else the clock does not go on: what was slept counts
+                        left = until
+                    if left <= 0:
                         return False
+                seconds = every if left > every else left
                 if self.bell is None:
                     time.sleep(seconds)
                     if self._lost_bell(session):
@@ -133,9 +135,12 @@ class ThreadWaiter(Waiter):
                             core.upkeep(session, clock.monotonic())
                             self._renew_bell(session)
                     return True
-                if not self._poll.poll(math.ceil(seconds * 1000)):
-                    left -= seconds
-                    # Look, in case the process that should have rung was killed before it could.
+                if self._poll.poll(whole if left > every else math.ceil(left * 1000)):
+                    break  # rung
+                left -= seconds
+                # Look, in case the process that should have rung was killed before it could.
+                now = session.attachment.unchanged.holds(self._held, 0)
+                if not now:
                     try:
                         core.upkeep(session, clock.monotonic())
                         if self._lost_bell(session):
@@ -143,15 +148,17 @@ class ThreadWaiter(Waiter):
                             return True
                     except LockTimeout:
                         return True  # ridden out by the receive
-                    if any(map(_sees, sources)):
+                for source in sources:
+                    if source.ready() or (source.inbox is not None and source.buffered()):
                         return True  # a process that sent, or flushed, may have died before it rang
-                    continue
-                self.rung = sources
-                if not any(map(_sees, sources)):
-                    self.answer(session, sources)  # another was quicker: it parks again at once
-                return True
+            self.rung = sources
+            if not any(map(_sees, sources)):
+                self.answer(session, sources)  # another was quicker: it parks again at once
+            return True
         finally:
             for inbox, local in joined:
+                with contextlib.suppress(ValueError):
+                    inbox.threads.remove(self)
                 inbox.part(local, self)
             if sending is not None:
                 sending.part_senders(sources[0].local, self)

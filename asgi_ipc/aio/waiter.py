@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .. import clock
+from ..attachment.unchanged import Held, file_of, known
 from ..attachment.upkeep import CHECK_EVERY
 from ..segment.doorbell import Doorbell
 from .session import Session
@@ -51,7 +52,9 @@ class Waiter(ABC):
         self._retry_at = clock.monotonic() + CHECK_EVERY
         taken = session.attachment.new_bell(session.section)
         if taken is not None:
-            self.waiter_id, self._generation, self.bell = taken
+            self.waiter_id, self._generation, self.bell = waiter_id, generation, bell = taken
+            file = known(file_of(bell.fileno()))
+            self._held = Held(file, session.store.waiter_row(waiter_id), generation)
 
     def _return_bell(self) -> None:
         """Give the waiter id and the doorbell back."""

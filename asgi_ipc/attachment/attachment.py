@@ -34,6 +34,7 @@ from ..store.groups import Groups
 from ..store.layout import FLUSHING, MAX_WAITERS, P_PID, S_DIRTY
 from .inbox import Inbox
 from .resources import Resources
+from .unchanged import Unchanged
 from .upkeep import Hub, Upkeep
 from .weak import WeakKeys
 
@@ -85,6 +86,7 @@ class Attachment:
         self.hubs: WeakKeys[object, Hub] = WeakKeys()  # by event loop
         self.bells: WeakKeys[Doorbell, None] = WeakKeys()
         self.upkeep = Upkeep(resources, self.groups, self.hubs)
+        self.unchanged = Unchanged(resources, self.upkeep, self.hubs, self.due_word)
         # For the finalizers of waiters, which must not keep this object alive.
         self.give_back = partial(_give_back, self._ringer, self.upkeep.orphans)
         self.section = self.make_section(waits)
@@ -262,8 +264,11 @@ class Attachment:
 
     def do_upkeep(self, now: float, expiry: float, section: Section) -> None:
         """Do what is due. Raises what `_check_usable` does."""
-        self._check_usable(self.upkeep.check_due(now))
+        whole = self.upkeep.check_due(now)
+        self._check_usable(whole)
         self.due = self.upkeep.run(now, expiry, section)
+        if whole:
+            self.unchanged.note(now)
         if self.store.dropped:
             self.log_drop.tell()
         if untold:

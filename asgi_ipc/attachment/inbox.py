@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from ..options import UnknownCapacity
@@ -156,6 +156,7 @@ class Inbox:
         self.sending: dict[str | None, list[Waiting]] = {}
         self.suspects = Suspects()
         self._boxes: dict[str | None, Mailbox] = {}
+        self.threads: list[Waiting] = []  # those that wait here
         self._any = Mailbox(ANY)  # has nothing: those who take any wait there
         self._tidy_at = _LONG  # how many boxes there are when the empty ones are to be forgotten
         # The mailboxes of each message (number, mailboxes in reverse order), the oldest first, for
@@ -196,6 +197,10 @@ class Inbox:
             del self._words
         with contextlib.suppress(AttributeError):
             del self._store
+
+    def rests(self) -> bool:
+        """Whether the upkeep finds nothing to do here."""
+        return not (self._filled or self.suspects or len(self._boxes) > self._tidy_at)
 
     # -- filling ----------------------------------------------------------------------------------
 
@@ -301,7 +306,9 @@ class Inbox:
         if local is ANY:
             return self._take_any()
         box = self._boxes.get(local)
-        found = box.pop(self._newest) if box is not None else None
+        if box is None or not (box.messages or box.more):
+            return None
+        found = box.pop(self._newest)
         if found is None:
             return None
         if self.suspects:
@@ -440,7 +447,7 @@ class Inbox:
         self._fed = {}
         return fed
 
-    def to_wake(self, fed: dict[Mailbox, None]) -> list[Waiting]:
+    def to_wake(self, fed: Iterable[Mailbox]) -> list[Waiting]:
         """Return whom to wake after feeding: the first receive of each mailbox that got something.
         Not inside a section: a receive is asked, and with it its loop, whether it can still
         wake."""
@@ -478,7 +485,7 @@ class Inbox:
             box.waiting.append(receive)
             # Else `_tidy` has just forgotten the mailbox, and who joins it is not found there.
             if boxes.get(local) is box:
-                return box.has(self._newest)
+                return bool(box.messages or box.more) and box.has(self._newest)
 
     def part(self, local: str | None, receive: Waiting) -> None:
         """Take out a receive that sleeps no longer. What it leaves there is for the next one."""
@@ -549,6 +556,12 @@ class Inbox:
         first = _first(self.sending.get(local))
         if first is not None:
             first.wake()
+
+
+def wake(inbox: Inbox, fed: Iterable[Mailbox]) -> None:
+    """Not inside a section: wake those for whom an inbox was fed."""
+    for waiting in inbox.to_wake(fed):
+        waiting.wake()
 
 
 def _first(receives: list[Waiting] | None) -> Waiting | None:

@@ -59,6 +59,9 @@ class Hub(Protocol):
     def closed(self) -> bool:
         """Whether the loop will never run again."""
 
+    def drains(self, queue: str) -> bool:
+        """Whether receives of the loop wait at a process-specific queue."""
+
     def retire(self) -> None:
         """Let go of the doorbell: the loop is closed."""
 
@@ -114,8 +117,8 @@ class Upkeep:
         self._hubs = hubs
         self._departures: list[Departure] = []  # whose memberships are still to be ended
         self._expiry = 0.0  # the longest of the layers that share the attachment
-        self._tidy_at = 0.0
-        self._ending_at = 0.0  # when to look for memberships that end soon
+        self.tidy_at = 0.0
+        self.ending_at = 0.0  # when to look for memberships that end soon
         # The rows of processes that are in use, and the counter when they were listed. In one
         # assignment: two threads may do the upkeep at once.
         self._in_use: tuple[int, list[int]] = 0, []
@@ -200,16 +203,16 @@ class Upkeep:
     def bury_the_dead(self, now: float, expiry: float, section: Section) -> bool:
         """Clear up after processes that died; False if there is more to do at once."""
         store, done = self._store, True
-        for process in self._processes():
+        for process in self.processes():
             if store.words[process + P_GENERATION] and not self._resources.is_alive(process):
                 done = section(store.bury, process, now, expiry) and done
-                self._tidy_at = now
-        if not now < self._tidy_at <= now + TIDY_EVERY:
-            self._tidy_at = now + TIDY_EVERY
+                self.tidy_at = now
+        if not now < self.tidy_at <= now + TIDY_EVERY:
+            self.tidy_at = now + TIDY_EVERY
             self._remove_stale_bells()
         return done
 
-    def _processes(self) -> list[int]:
+    def processes(self) -> list[int]:
         """The rows that are in use. They are read again only after the counter advanced, as it does
         for each process that attaches: so an idle layer does almost nothing."""
         words = self._store.words
@@ -284,9 +287,9 @@ class Upkeep:
         """Log which memberships of this process's channels end soon, unless they are renewed."""
         group_expiry = min(self.group_expiries.copy(), default=math.inf)
         every = max(group_expiry * ENDING / 2, CHECK_EVERY)
-        if every == math.inf or now < self._ending_at <= now + every:
+        if every == math.inf or now < self.ending_at <= now + every:
             return
-        self._ending_at = now + every
+        self.ending_at = now + every
         soon = group_expiry * ENDING
         found: dict[tuple[str, str], None] = {}
         for inbox in list(self._resources.inboxes.values()):

@@ -20,7 +20,7 @@ class WeakKeys(Generic[K, V]):
     key, and must not refer to it."""
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[K], V]] = {}
+        self.entries: dict[int, tuple[weakref.ref[K], V]] = {}
 
     def __setitem__(self, key: K, value: V) -> None:
         number, myself = id(key), weakref.ref(self)
@@ -28,26 +28,26 @@ class WeakKeys(Generic[K, V]):
         def forget(_: object) -> None:  # called before another object can have this id
             known = myself()  # weak, or the entries would keep each other alive
             if known is not None:
-                known._entries.pop(number, None)
+                known.entries.pop(number, None)
 
-        self._entries[number] = weakref.ref(key, forget), value
+        self.entries[number] = weakref.ref(key, forget), value
 
     def get(self, key: K) -> V | None:
         """The value of `key`; None if it has none."""
-        found = self._entries.get(id(key))
+        found = self.entries.get(id(key))
         return None if found is None else found[1]
 
     def pop(self, key: K) -> V | None:
         """The same, and forget it. Of several threads, one gets it."""
-        found = self._entries.pop(id(key), None)
+        found = self.entries.pop(id(key), None)
         return None if found is None else found[1]
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def items(self) -> list[tuple[K, V]]:
         """All keys that live, and their values."""
-        entries = self._entries.copy().values()
+        entries = self.entries.copy().values()
         return [(key, value) for ref, value in entries if (key := ref()) is not None]
 
     def keys(self) -> list[K]:

@@ -542,6 +542,13 @@ class Members:
         self.claimed.add(index)
         return True
 
+    def fileno(self) -> int:
+        return self._fd
+
+    def question(self, index: int) -> bytes:
+        """What to ask the kernel by F_GETLK: who holds the byte at `index`. Linux only."""
+        return _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, index, 1, 0)
+
     def release(self, index: int) -> None:
         self.claimed.discard(index)
         if not self.lost():

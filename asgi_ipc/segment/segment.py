@@ -37,6 +37,10 @@ _stay_mapped: list[mmap.mmap] = []
 class Segment:
     """An open segment, its layout, and the files beside it."""
 
+    # The status of the shared memory and of the file of byte locks, when `vanished` last saw them
+    # at their names.
+    named: tuple[os.stat_result, os.stat_result] | None = None
+
     def __init__(
         self,
         paths: Paths,
@@ -202,7 +206,8 @@ class Segment:
                 "all processes of a prefix in one time namespace"
             )
         try:
-            if os.stat(self.paths.members).st_ino != self.members.inode:
+            members = os.stat(self.paths.members)
+            if members.st_ino != self.members.inode:
                 return True
             if self.paths.shows:
                 status = os.stat(self.paths.file)
@@ -219,7 +224,11 @@ class Segment:
                 "user (setuid), and remove the segment that was made before it; or give every "
                 "process mode=0o660 and a common group"
             ) from None
-        return not os.path.samestat(status, self._status)
+        if not os.path.samestat(status, self._status):
+            return True
+        if self.paths.shows:
+            self.named = status, members
+        return False
 
 
 def cgroup_shortage(length: int) -> str:

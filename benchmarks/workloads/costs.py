@@ -21,7 +21,8 @@ from benchmarks.processes import ChildDied, ChildFailed, Usage
 from benchmarks.workloads import Run
 from benchmarks.workloads.growth import CROWDED, fill
 
-SETTLE = 1.0  # seconds until a process that begins to receive counts as blocked
+# Seconds until a process that begins to receive counts as blocked. Its first look comes after one.
+SETTLE = 3.0
 PROCESSES = 4
 FILLED_WITHIN = 10.0  # seconds; a layer that takes longer is left without figures
 PATIENCE = 30.0  # seconds for all messages that are left

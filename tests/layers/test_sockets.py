@@ -5,7 +5,8 @@ server, which takes a short way (`receive_own`). It is left wherever more than t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,9 +14,13 @@ import pytest
 import asgi_ipc
 from asgi_ipc import clock, segment
 from asgi_ipc.aio import IPCChannelLayer
+from asgi_ipc.aio import waiter as waiter_module
 from asgi_ipc.aio.hub import Hub
+from asgi_ipc.aio.loop import WOKEN_AT_ONCE, AsyncioHub
+from asgi_ipc.aio.thread import BLOCKING, finished
 from asgi_ipc.attachment.inbox import Inbox
 from asgi_ipc.errors import LockBusy, SegmentVanished
+from asgi_ipc.segment.doorbell import Ringer
 from asgi_ipc.store import recovery
 
 from ..waiting import LIVENESS
@@ -217,3 +222,144 @@ async def test_a_timer_that_does_not_call_is_set_again(layer: IPCChannelLayer) -
     assert hub._timer is not before
     await layer.send(socket.channel, message(2))
     assert await got(task) == message(2)
+
+
+# -- a broadcast to many --------------------------------------------------------------------------
+
+MANY = 3 * WOKEN_AT_ONCE + 7
+
+
+class Crowd:
+    """Many sockets in a group, all of which wait; in the order in which they get what it is sent.
+    `heard` is what they got."""
+
+    def __init__(self, layer: IPCChannelLayer) -> None:
+        self.layer = layer
+        self.channels: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.heard: list[tuple[str, int]] = []
+
+    @classmethod
+    async def of(cls, layer: IPCChannelLayer) -> Crowd:
+        crowd = cls(layer)
+        for _ in range(MANY):
+            channel = await layer.new_channel()
+            await layer.group_add("crowd", channel)
+            # A group sends to who joined last first.
+            crowd.channels.insert(0, channel)
+            crowd.tasks.insert(0, asyncio.ensure_future(crowd._listen(channel)))
+        await turns()
+        return crowd
+
+    async def _listen(self, channel: str) -> None:
+        while True:
+            found = await self.layer.receive(channel)
+            self.heard.append((channel, found["number"]))
+
+    async def send(self, number: int) -> None:
+        await self.layer.group_send("crowd", message(number))
+
+    async def hears(self, count: int) -> None:
+        """Turn by turn of the loop."""
+        deadline = clock.monotonic() + LIVENESS
+        while len(self.heard) < count:
+            assert clock.monotonic() < deadline
+            await asyncio.sleep(0)
+
+    async def end(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@pytest.fixture
+async def crowd(layer: IPCChannelLayer) -> AsyncIterator[Crowd]:
+    made = await Crowd.of(layer)
+    yield made
+    await made.end()
+
+
+async def test_a_broadcast_wakes_a_bounded_number_in_a_turn_of_the_loop(crowd: Crowd) -> None:
+    for number in range(3):  # from the second on, they take the short way
+        before = heard = len(crowd.heard)
+        await crowd.send(number)
+        most = 0
+        while heard < before + MANY:
+            await crowd.hears(heard + 1)
+            most, heard = max(most, len(crowd.heard) - heard), len(crowd.heard)
+        assert 0 < most <= WOKEN_AT_ONCE
+        assert [channel for channel, _ in crowd.heard[before:]] == crowd.channels
+
+
+async def test_broadcasts_that_overlap_reach_everybody_in_order(crowd: Crowd) -> None:
+    await crowd.send(0)
+    await crowd.hears(1)  # the others are still to be woken
+    assert len(crowd.heard) < MANY
+    for number in (1, 2):
+        await crowd.send(number)
+    await crowd.hears(3 * MANY)
+    for channel in crowd.channels:
+        assert [number for of, number in crowd.heard if of == channel] == [0, 1, 2]
+
+
+async def test_who_is_cancelled_before_it_is_woken_leaves_its_message(crowd: Crowd) -> None:
+    await crowd.send(0)
+    await crowd.hears(1)
+    last, task = crowd.channels[-1], crowd.tasks[-1]
+    assert (last, 0) not in crowd.heard
+    task.cancel()
+    await crowd.hears(MANY - 1)
+    assert await asyncio.wait_for(crowd.layer.receive(last), LIVENESS) == message(0)
+
+
+async def test_who_is_not_woken_in_a_turn_of_the_loop_is_found_by_the_look(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception out of a signal handler came between two turns."""
+    monkeypatch.setattr(AsyncioHub, "_wake_some", lambda *_: None)
+    await crowd.send(0)
+    await turns(10)
+    assert not crowd.heard
+    await crowd.hears(MANY)
+
+
+def by_a_loop(layer: IPCChannelLayer, channel: str) -> dict[str, Any]:
+    return asyncio.run(layer.receive(channel))
+
+
+def by_a_thread(layer: IPCChannelLayer, channel: str) -> dict[str, Any]:
+    core = layer._core
+    session = core.session
+    assert session is not None
+    sources = [core._named_source(session, channel)]
+    found = finished(core.receive(session, sources, None, BLOCKING))
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize("receive", [by_a_loop, by_a_thread])
+async def test_others_of_the_process_do_not_wait_for_turns_of_a_loop(
+    crowd: Crowd,
+    receive: Callable[[IPCChannelLayer, str], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last socket of the group is received on in another thread."""
+    monkeypatch.setattr(waiter_module, "CHECK_EVERY", 1000.0)  # it does not look by itself
+    channel, task = crowd.channels.pop(), crowd.tasks.pop()
+    task.cancel()
+    await asyncio.wait([task])
+    session = crowd.layer._core.session
+    assert session is not None
+    inbox = session.attachment.inbox(channel.partition("!")[0] + "!")
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(receive, crowd.layer, channel)
+        while channel.partition("!")[2] not in inbox.waiting:
+            await asyncio.sleep(0.001)
+        mine = next(each for each in session.attachment.hubs.values() if each.sleepers > 1)
+        assert isinstance(mine, AsyncioHub)
+        with monkeypatch.context() as patch:  # the ring is for this loop
+            patch.setattr(Ringer, "ring", lambda *_: True)
+            await crowd.send(7)
+        mine._drain(session, inbox.queue)
+        assert other.result(LIVENESS) == message(7)  # while this loop stands still
+    await crowd.hears(MANY - 1)

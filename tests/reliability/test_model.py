@@ -139,6 +139,7 @@ class Pretended(Resources):
             ringer=lambda: types.SimpleNamespace(ring=self.rings),
             check_length=lambda: None,
             vanished=lambda: False,
+            named=None,
             repair=lambda: None,
             paths=types.SimpleNamespace(prefix="model", directory="/nonexistent"),
             nonce=0,

@@ -50,11 +50,13 @@ class Around:
             give_back=self.give_back,
             pass_on=self.passed_on.append,
             broken=None,
+            unchanged=SimpleNamespace(holds=lambda *_: 0.0),
         )
         self.store = SimpleNamespace(
             is_waiter=lambda *_: self.valid,
             park_if_empty=lambda row, _: self.pending(row) > 0,
             unpark=lambda *_: True,
+            waiter_row=lambda _: 0,
         )
 
     def section(self, operation: Callable[..., Any], *args: Any) -> Any:
@@ -77,11 +79,10 @@ class Around:
         if self.broken is not None:
             raise self.broken
 
-    def drain(self, session: Any, source: Source, waiter: Any) -> None:
+    def drain(self, session: Any, source: Source, waiter: Any) -> Any:
         self.drained.append(source.queue)
         assert source.inbox is not None
-        for waiting in source.inbox.to_wake(source.inbox.fed()):
-            waiting.wake()
+        return source.inbox.fed()
 
     def message(self, source: Source) -> None:
         """One comes, and nobody rings."""

@@ -1,0 +1,277 @@
+"""What the usual look of a waiter notices: everything that a whole look is needed for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asgi_ipc import clock
+from asgi_ipc.attachment import unchanged as module
+from asgi_ipc.attachment.unchanged import (
+    ANY,
+    SWEPT_WITHIN,
+    WHOLE_EVERY,
+    File,
+    Held,
+    file_of,
+    known,
+)
+from asgi_ipc.attachment.upkeep import CHECK_EVERY
+from asgi_ipc.conformance.base import MESSAGE
+from asgi_ipc.native import LOADED
+from asgi_ipc.store.layout import DIRTY, S_BURY_AT, S_DIRTY, S_SWEEP_AT, W_GENERATION, W_TAKEN
+
+from ..forks import Line, child, on_linux, rests
+from .layers import Make
+
+pytestmark = on_linux
+
+
+class Watch:
+    """An attachment that has had a whole look, and the waiter of this thread."""
+
+    def __init__(self, make: Make) -> None:
+        self.make = make
+        self.layer = make()
+        self.layer.receive(["c"], block=True, timeout=0.001)  # makes the waiter
+        session = self.layer._core.session
+        self.attachment = session.attachment
+        self.store = session.store
+        self.section = session.section
+        self.waiter = self.attachment.local.waiter
+        self.held: Held = self.waiter._held
+        self.look()
+
+    def look(self, after: float = module._TELLS + 0.02) -> None:
+        """A whole look, `after` some seconds in which no file changes."""
+        time.sleep(after)
+        self.attachment.upkeep.check_at = 0.0
+        self.attachment.upkeep.tidy_at = 0.0
+        self.store.doubles[S_BURY_AT] = 0.0
+        self.attachment.do_upkeep(clock.monotonic(), 60.0, self.section)
+
+    def holds(self) -> bool:
+        return self.attachment.unchanged.holds(self.held, 0) > 0
+
+
+@pytest.fixture
+def watch(make: Make) -> Watch:
+    return Watch(make)
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets time pass."""
+
+    def pass_by(seconds: float) -> None:
+        now = clock.monotonic()
+        monkeypatch.setattr(clock, "monotonic", lambda: now + seconds)
+
+    return pass_by
+
+
+def test_it_holds_while_nothing_happens(watch: Watch, later: Callable[[float], None]) -> None:
+    assert watch.holds()
+    for _ in range(5):
+        later(CHECK_EVERY)
+        before = clock.monotonic()
+        assert watch.holds()
+        assert watch.attachment.upkeep.check_at == before + CHECK_EVERY
+        assert before < watch.store.doubles[S_BURY_AT] <= before + CHECK_EVERY
+
+
+def test_a_whole_look_is_due_after_a_while(watch: Watch, later: Callable[[float], None]) -> None:
+    watch.attachment.upkeep.tidy_at = clock.monotonic() + 2 * WHOLE_EVERY
+    seconds = 0
+    while watch.holds():
+        seconds += 1
+        later(CHECK_EVERY)
+        watch.store.doubles[S_SWEEP_AT] = clock.monotonic() + CHECK_EVERY / 2
+    assert WHOLE_EVERY - 2 <= seconds <= WHOLE_EVERY + 2
+
+
+def test_a_whole_look_is_due_when_memberships_may_end_soon(
+    watch: Watch, later: Callable[[float], None]
+) -> None:
+    watch.attachment.upkeep.ending_at = clock.monotonic() + 1.5
+    watch.attachment.unchanged.note(clock.monotonic())
+    assert watch.holds()
+    later(CHECK_EVERY)
+    assert watch.holds()
+    later(CHECK_EVERY)
+    assert not watch.holds()
+
+
+def test_a_late_look_and_a_clock_that_jumps_ask_for_a_whole_one(
+    watch: Watch, later: Callable[[float], None]
+) -> None:
+    later(2.5 * CHECK_EVERY)
+    assert not watch.holds()
+    watch.look()
+    assert watch.holds()
+    later(-5.0)
+    assert not watch.holds()
+
+
+def paths(watch: Watch) -> Any:
+    return watch.attachment.segment.paths
+
+
+def replace(path: str) -> None:
+    with open(f"{path}.new", "wb") as file:
+        file.truncate(os.stat(path).st_size)
+    os.rename(f"{path}.new", path)
+
+
+def forget_descriptor(watch: Watch, number: int) -> None:
+    """The program closes a descriptor, and its number becomes another file's."""
+    kept = os.dup(number)
+    other = os.open("/dev/null", os.O_RDWR)
+    os.dup2(other, number)
+    os.close(other)
+    assert not watch.holds()
+    os.dup2(kept, number)
+    os.close(kept)
+
+
+FILES: dict[str, Callable[[Watch], object]] = {
+    "the segment is removed": lambda watch: os.unlink(paths(watch).file),
+    "it is moved": lambda watch: os.rename(paths(watch).file, f"{paths(watch).file}.moved"),
+    "it is replaced": lambda watch: replace(paths(watch).file),
+    "it is cut short": lambda watch: os.truncate(
+        paths(watch).file, watch.attachment.segment.layout.size - 4096
+    ),
+    "it is given away": lambda watch: os.chown(paths(watch).file, 1, 1),
+    "the byte locks are removed": lambda watch: os.unlink(paths(watch).members),
+    "they are replaced": lambda watch: replace(paths(watch).members),
+    "the directory is removed": lambda watch: shutil.rmtree(paths(watch).directory),
+    "the doorbell is removed": lambda watch: os.unlink(watch.waiter.bell._path),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_what_happens_to_files_is_noticed(watch: Watch, what: str) -> None:
+    if "given" in what and os.geteuid():
+        pytest.skip("only root may")
+    size = watch.attachment.segment.layout.size
+    assert watch.holds()
+    FILES[what](watch)
+    assert not watch.holds()
+    moved = f"{paths(watch).file}.moved"
+    if os.path.exists(moved):
+        os.unlink(moved)
+    elif "cut" in what:
+        os.truncate(paths(watch).file, size)
+
+
+def test_descriptors_that_the_program_closed_are_noticed(watch: Watch) -> None:
+    segment = watch.attachment.segment
+    for number in (segment.fd, segment.members.fileno(), watch.waiter.bell.fileno()):
+        assert watch.holds()
+        forget_descriptor(watch, number)
+
+
+def set_word(row_word: Callable[[Watch], int], value: int) -> Callable[[Watch], None]:
+    def change(watch: Watch) -> None:
+        watch.store.words[row_word(watch)] = value
+
+    return change
+
+
+STATES: dict[str, Callable[[Watch], object]] = {
+    "a section was left half done": set_word(lambda _: S_DIRTY, DIRTY),
+    "the waiter id is another's": set_word(lambda watch: watch.held.row + W_GENERATION, 9999),
+    "the waiter id was given again": set_word(lambda watch: watch.held.row + W_TAKEN, 9999),
+    "this is a fork, or it may not be used": lambda watch: setattr(watch.attachment, "due", 0.0),
+    "a waiter is gone": lambda watch: watch.attachment.upkeep.orphans.append((1, 1)),
+    "a drop is to be logged": lambda watch: watch.store.dropped.update({0: "c"}),
+    "a loop was used": lambda watch: watch.attachment.hubs.__setitem__(watch, watch.waiter),
+    "an inbox has something": lambda watch: setattr(watch.attachment.inbox("x!"), "_filled", True),
+    "the doorbells of the dead are due": lambda watch: (
+        setattr(watch.attachment.upkeep, "tidy_at", 1.0),
+        watch.store.doubles.__setitem__(S_BURY_AT, 0.0),
+    ),
+    "a sweep is far overdue": lambda watch: watch.store.doubles.__setitem__(
+        S_SWEEP_AT, clock.monotonic() - 2 * SWEPT_WITHIN
+    ),
+    "a sweep is due at a time that cannot be": lambda watch: watch.store.doubles.__setitem__(
+        S_SWEEP_AT, float("nan")
+    ),
+}
+
+
+@pytest.mark.parametrize("what", STATES)
+def test_what_only_a_whole_look_can_do_is_left_to_it(watch: Watch, what: str) -> None:
+    assert watch.holds()
+    STATES[what](watch)
+    assert not watch.holds()
+    watch.attachment.upkeep.orphans.clear()
+    watch.store.words[S_DIRTY] = 0
+
+
+def test_a_sweep_of_messages_or_members_is_not_put_off(watch: Watch) -> None:
+    watch.store.doubles[S_SWEEP_AT] = clock.monotonic() - 0.5
+    assert watch.holds()
+    watch.layer.send("c", MESSAGE)
+    watch.look()
+    assert watch.holds()
+    watch.store.doubles[S_SWEEP_AT] = clock.monotonic() - 0.5
+    assert not watch.holds()
+    watch.layer.receive(["c"])
+    watch.layer.group_add("g", "c")
+    watch.look()
+    assert watch.holds()
+    watch.store.doubles[S_SWEEP_AT] = clock.monotonic() - 0.5
+    assert not watch.holds()
+
+
+def test_files_that_just_changed_are_looked_at_again(watch: Watch) -> None:
+    """A second change could have the same time."""
+    os.chmod(paths(watch).file, 0o600)
+    watch.look(after=0.0)
+    assert not watch.holds()
+    watch.look()
+    assert watch.holds()
+
+
+def test_a_process_that_dies_is_noticed(watch: Watch) -> None:
+    def wait(line: Line) -> None:
+        layer = watch.make()
+        layer.send("c", MESSAGE)
+        layer.receive(["c"])
+        rests(line)
+
+    with child(wait) as process:
+        process.hear()
+        watch.look()
+        watch.store.doubles[S_BURY_AT] = 0.0
+        assert watch.holds()
+        watch.store.doubles[S_BURY_AT] = 0.0
+        assert watch.holds()
+        process.kill()
+        watch.store.doubles[S_BURY_AT] = 0.0
+        assert not watch.holds()
+
+
+@pytest.mark.skipif(not LOADED, reason="lacking: the compiled path")
+@pytest.mark.parametrize("field", File._fields)
+def test_the_compiled_path_sees_the_same_of_a_file(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"some bytes")
+    with path.open() as opened:
+        status = os.fstat(opened.fileno())
+        size, changed = status.st_size, status.st_ctime_ns
+        file = file_of(opened.fileno())._replace(size=size, changed=changed)
+        for each in (file, file._replace(size=ANY), file._replace(changed=ANY)):
+            assert module.native_are_files(known(each, file)) and module._are_files((each, file))
+        other = file._replace(**{field: 2**31 - 1})
+        for files in ((other,), (file, other), (other, file)):
+            assert not module.native_are_files(known(*files))
+            assert not module._are_files(files)
+    assert not module.native_are_files(known(file)) and not module._are_files((file,))  # closed
