@@ -234,7 +234,7 @@ class Core(Sending):
             store.doubles[row + Q_CREATED],
             words[row + Q_SENT],
             words[row + Q_REFUSED],
-            words[row + Q_PENDING],
+            words[row + Q_PENDING] & COUNT,
             store.front(row, now).age(now),
         )
         return self._statistics(queue, now, figures)

@@ -186,6 +186,17 @@ def test_a_receive_wakes_a_thread_that_waits_to_send(
     assert layer.channel_statistics("c")["channel_full_count"] == 0
 
 
+def test_a_sender_that_waits_is_no_pending_message(make: Make) -> None:
+    layer = make()
+    fill(layer)
+    threads = waiting(layer, 2)
+    assert layer.channel_statistics("c")["messages_pending"] == CAPACITY
+    assert layer.global_statistics()["messages_pending"] == CAPACITY
+    assert layer.stats().pending == CAPACITY
+    assert drained(layer)[:CAPACITY] == [0, 1]
+    ended(threads)
+
+
 @both_blocking
 def test_each_of_many_threads_has_its_turn(make: Make, cls: Any, by_rings_alone: None) -> None:
     layer = make(cls)
