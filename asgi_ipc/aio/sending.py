@@ -281,9 +281,13 @@ class Sending(Receiving):
     def send_if_room(self, channel: str, message: dict[str, Any]) -> bool:
         """`send`, but return False if there is no room, and count no refusal."""
         session = self.session or self.attach()
-        target, body, now = self._prepared(session, channel, message)
         # Into a queue of this process it goes by the one channel also while the queue has room:
         # what is drained where the inbox is full would be dropped.
+        if COMPILED and type(channel) is str:
+            queue = channel[: channel.find("!") + 1]  # "" if it is not process-specific
+            if queue not in session.attachment.inboxes and session.usual.send(channel, message):
+                return True
+        target, body, now = self._prepared(session, channel, message)
         if target.limit < 0 or self._becomes_own(session, target):
             waiter_id = self._put_otherwise(session, target, body, OWN, NEW)
         else:
