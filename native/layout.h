@@ -4,13 +4,13 @@
 #define ASGI_IPC_LAYOUT_H
 
 /* Of all numbers of layout.py: the Python code uses what is compiled only if it has the same. */
-#define FINGERPRINT 0x5bbebe09
+#define FINGERPRINT 0xb99bc04d
 
 #define CHECKED 65536 /* bytes of the largest message that is usual */
 
 #define WORD 8
 #define RECORD_WORDS 8
-#define QUEUE_WORDS 77
+#define QUEUE_WORDS 78
 #define LOCK_BYTES 64
 #define H_LOCK 32
 #define S_DIRTY 40
@@ -29,7 +29,7 @@
 #define Q_PENDING 6
 #define Q_SENT 11
 #define Q_WAITING 18
-#define Q_OWED 76
+#define Q_OWED 77
 #define L_SIZE 0
 #define L_STATE 1
 #define L_SEQ 1

@@ -7,6 +7,7 @@ Where a wake is tested, the look that waiters take once a second is put off: rin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -26,7 +27,7 @@ from asgi_ipc.aio import waiter as waiter_module
 from asgi_ipc.attachment.inbox import Inbox
 from asgi_ipc.conformance.asynchronous import turns
 from asgi_ipc.errors import SegmentVanished
-from asgi_ipc.store.layout import CROWDED, Q_PENDING, S_LIVE
+from asgi_ipc.store.layout import CROWDED, Q_PENDING, Q_SENDERS, S_LIVE, WAITER_SET_WORDS
 
 from ..forks import Line, child, in_child
 from ..waiting import LIVENESS, eventually, in_threads, until
@@ -484,6 +485,41 @@ def sender(prefix: str, number: int) -> Callable[[Line], None]:
         layer.send("c", {"number": number}, timeout=LIVENESS)
 
     return send
+
+
+def test_each_process_has_its_turn(make: Make, prefix: str, by_rings_alone: None) -> None:
+    """Also where each message is taken by a new process, and when one of them is killed."""
+    layer = make()
+    fill(layer)
+    store = layer._core.attach().store
+
+    def sends(number: int, line: Line) -> None:
+        theirs = asgi_ipc.IPCChannelLayer(prefix, capacity=CAPACITY)
+        line.say()
+        while True:
+            theirs.send("c", {"number": number}, timeout=LIVENESS)
+
+    def parked() -> int:
+        place = store.queues.find(b"c") + Q_SENDERS
+        return sum(bin(word).count("1") for word in store.words[place : place + WAITER_SET_WORDS])
+
+    def takes() -> int:
+        return taken(asgi_ipc.IPCChannelLayer(prefix, capacity=CAPACITY))
+
+    def take_with(waiting: int) -> int:
+        until(lambda: parked() >= waiting)
+        return int(in_child(takes))
+
+    with contextlib.ExitStack() as stack:
+        senders = {}
+        for number in range(2, 6):
+            senders[number] = stack.enter_context(child(partial(sends, number)))
+            senders[number].hear()
+            until(lambda: parked() == len(senders))
+        assert [take_with(4) for _ in range(2 + 4 * 3)] == [0, 1, *[2, 3, 4, 5] * 3]
+        senders[4].kill()
+        left = [take_with(3) for _ in range(6 + 3 * 3)][6:]  # what it sent before, it did
+        assert [set(left[at : at + 3]) for at in range(0, 9, 3)] == [{2, 3, 5}] * 3
 
 
 def test_a_sender_that_is_killed_while_it_waits_keeps_nobody(make: Make, prefix: str) -> None:
