@@ -651,6 +651,34 @@ async def test_broadcasts_that_a_process_sends_to_itself(make: Make, cls: Any) -
     await layer.close()
 
 
+@both_asyncio
+async def test_each_of_many_broadcasts_reaches_the_sockets_of_the_own_loop(
+    make: Make, cls: Any
+) -> None:
+    """More than the capacity of each, by a task that waits for nothing else."""
+    layer = make(cls, capacity=100)
+    channels = [await layer.new_channel() for _ in range(3)]
+    for channel in channels:
+        await layer.group_add("room", channel)
+
+    async def consume(channel: str) -> list[int]:
+        return [(await layer.receive(channel))["number"] for _ in range(1000)]
+
+    async def read() -> list[int]:
+        async with layer.subscribe("room") as events:
+            return [(await events.get())["number"] for _ in range(1000)]
+
+    tasks = [asyncio.create_task(consume(channel)) for channel in channels]
+    tasks.append(asyncio.create_task(read()))
+    await turns(3)
+    for number in range(1000):
+        await layer.group_send("room", {"number": number})
+    found = await asyncio.wait_for(asyncio.gather(*tasks), LIVENESS)
+    assert found == 4 * [list(range(1000))]
+    assert not any((await layer.stats()).dropped.values())
+    await layer.close()
+
+
 async def test_broadcasts_with_a_capacity_that_is_not_known_yet(make: Make) -> None:
     layer = make(asgi_ipc.aio.IPCChannelLayer, channel_capacity={"*!b*": 3})
     channels = [await layer.new_channel() for _ in range(3)]
