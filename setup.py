@@ -65,6 +65,7 @@ REDIS = ["channels_redis>=4"]
 DOCS = ["furo", "sphinx>=7", *LITESTAR, *PROMETHEUS, *SOCKETIO]
 BENCH = [
     *CHANNELS,
+    'channels-lite[aio]; python_version >= "3.10"',
     "channels_redis",
     "daphne>=4",
     "gunicorn",

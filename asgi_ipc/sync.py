@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import clock
-from .aio.membership import Membership, nothing_came
+from .aio.membership import Membership, Subscribed, nothing_came
 from .aio.operations import Core
 from .aio.receiving import listed
 from .aio.thread import BLOCKING, finished
@@ -234,7 +234,7 @@ class IPCChannelLayer(BaseChannelLayer):
         return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"
 
 
-class Subscription:
+class Subscription(Subscribed):
     """The messages of some groups, while a block lasts; made by ``layer.subscribe``::
 
         with layer.subscribe("news", "weather") as events:
@@ -262,17 +262,6 @@ class Subscription:
         begin: Callable[[], None] = lambda: None,
     ) -> None:
         self._membership = Membership(layer, core, BLOCKING, groups, begin)
-
-    @property
-    def groups(self) -> list[str]:
-        """The groups that it is subscribed to."""
-        return list(self._membership.groups)
-
-    @property
-    def gaps(self) -> int:
-        """How many times messages may have been missed: the memory was removed or flushed, the
-        layer closed, or the membership ended because it was renewed too late."""
-        return self._membership.gaps
 
     def get(self, timeout: float | None = None) -> dict[str, Any]:
         """Wait for the next message, and return it.

@@ -4,7 +4,7 @@
 #define ASGI_IPC_LAYOUT_H
 
 /* Of all numbers of layout.py: the Python code uses what is compiled only if it has the same. */
-#define FINGERPRINT 0xe3fae33e
+#define FINGERPRINT 0x7fdb0c08
 
 #define CHECKED 65536 /* bytes of the largest message that is usual */
 
@@ -15,7 +15,7 @@
 
 #define WORD 8
 #define RECORD_WORDS 8
-#define QUEUE_WORDS 77
+#define QUEUE_WORDS 78
 #define LOCK_BYTES 64
 #define H_LOCK 32
 #define S_DIRTY 40
@@ -36,9 +36,9 @@
 #define Q_WAITING 18
 #define Q_WAITERS 19
 #define WAITER_SET_WORDS 17
-#define Q_RUNG 74
-#define Q_QUICK 75
-#define Q_OWED 76
+#define Q_RUNG 75
+#define Q_QUICK 76
+#define Q_OWED 77
 #define L_SIZE 0
 #define L_STATE 1
 #define L_SEQ 1

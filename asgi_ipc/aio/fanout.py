@@ -39,11 +39,20 @@ class Fanout:
 
 
 class Broadcast:
-    """How far a group send has come: its targets, and how many of them have their message."""
+    """How far a group send has come: its targets, and how many of them have their message.
 
-    def __init__(self) -> None:
+    With `turns` it stops where it has drained a queue of this process, for each target once: the
+    receivers of the loop that sends are to have a turn before more comes for them.
+    """
+
+    def __init__(self, turns: bool = False) -> None:
         self.targets: list[Target] | None = None
         self.sent = 0
+        self.turns = turns
+        self.drained = -1  # the target that it stopped at last
+
+    def is_done(self) -> bool:
+        return self.targets is not None and self.sent >= len(self.targets)
 
 
 def _joined(local_parts: list[bytes], most: int) -> list[bytes]:

@@ -214,7 +214,11 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """Send `message` to every member of `group`, except those whose channel is full (B2,
         M7)."""
-        await self._patiently(self._core.group_send, group, message, Broadcast())
+        progress = Broadcast(turns=True)
+        await self._patiently(self._core.group_send, group, message, progress)
+        while not progress.is_done():
+            await pause(0)  # a loop that sends to itself: its receivers have a turn
+            await self._patiently(self._core.group_send, group, message, progress)
 
     def subscribe(self, *groups: str) -> Subscription:
         """Return a subscription to `groups`, which is joined while a block lasts: ``async with

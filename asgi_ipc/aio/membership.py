@@ -416,6 +416,23 @@ class Membership:
         return answer if answer is None or isinstance(answer, str) else await answer
 
 
+class Subscribed:
+    """What subscriptions of all layers have in common: what can be read of them."""
+
+    _membership: Membership
+
+    @property
+    def groups(self) -> list[str]:
+        """The groups that it is subscribed to."""
+        return list(self._membership.groups)
+
+    @property
+    def gaps(self) -> int:
+        """How many times messages may have been missed: the memory was removed or flushed, the
+        layer closed, or the membership ended because it was renewed too late."""
+        return self._membership.gaps
+
+
 def nothing_came(membership: Membership, timeout: float | None) -> TimeoutError:
     groups = ", ".join(map(repr, membership.groups)) or "no group"
     return TimeoutError(

@@ -94,7 +94,7 @@ class Core(Sending):
         """Send to every member. What does not fit is dropped and counted.
 
         Each destination queue gets one record, whatever the number of its local parts. A call with
-        the same `progress` goes on where LockBusy interrupted the last one.
+        the same `progress` goes on where LockBusy, or a turn for receivers, interrupted the last.
         """
         name = check_group(group).encode("ascii")
         session = self.session or self.attach()  # which may lower max_message_size
@@ -106,7 +106,8 @@ class Core(Sending):
             session = self.after_upkeep(session, now)
         progress = progress or Broadcast()
         feds: list[Fed] = []
-        while progress.targets is None or progress.sent < len(progress.targets):
+        while not progress.is_done():
+            drained = progress.drained
             try:
                 rings, dropped = session.section(
                     self._broadcast, session, name, body, now, progress, feds
@@ -122,6 +123,8 @@ class Core(Sending):
                 queue = target.queue.decode("ascii")
                 why = self._lack(session, len(body)) if reason == MEMORY else ""
                 session.attachment.log_drop(reason, f"group {group!r}, channel {queue!r}", why)
+            if progress.drained != drained:
+                return
 
     def _broadcast(
         self,
@@ -148,11 +151,16 @@ class Core(Sending):
             waiter_id = store.put(target, body, now)
             if waiter_id == FULL and self._is_own(session, target):
                 try:
-                    waiter_id = self._put_again(session, target, body, now, feds)
+                    drained = self._drain_full(session, target, now, feds)
                 except UnknownCapacity:
                     if not rings and not dropped:
                         raise
                     break  # the next section begins with this one
+                if drained and progress.turns and progress.drained != progress.sent:
+                    progress.drained = progress.sent
+                    break
+                if drained:
+                    waiter_id = store.put(target, body, now)
             progress.sent += 1
             if waiter_id > 0:
                 rings.append((target.row, waiter_id))
@@ -166,16 +174,14 @@ class Core(Sending):
             session.fanouts.pop(group, None)  # the next broadcast plans without the dead
         return rings, dropped
 
-    def _put_again(
-        self, session: Session, target: Target, body: bytes, now: float, feds: list[Fed]
-    ) -> int:
-        """Inside a section: a queue of this process is full. Drain it, and put again."""
+    def _drain_full(self, session: Session, target: Target, now: float, feds: list[Fed]) -> bool:
+        """Inside a section: a queue of this process is full. Drain it; False if that cannot be."""
         inbox = session.attachment.inboxes.get(target.queue.decode("ascii"))
         if inbox is None:
-            return FULL
+            return False
         session.store.count_refusal(target.row, -1)
         self._drain_own(target, inbox, now, feds)
-        return session.store.put(target, body, now)
+        return True
 
     def _plan(self, session: Session, group: bytes, now: float) -> list[Target]:
         """The targets of a broadcast, kept while the group does not change."""
@@ -235,7 +241,7 @@ class Core(Sending):
             store.doubles[row + Q_CREATED],
             words[row + Q_SENT],
             words[row + Q_REFUSED],
-            words[row + Q_PENDING],
+            words[row + Q_PENDING] & COUNT,
             store.front(row, now).age(now),
         )
         return self._statistics(queue, now, figures)

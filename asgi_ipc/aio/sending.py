@@ -27,7 +27,8 @@ counts is the capacity of the one channel.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
 
 from .. import clock, errors
 from ..attachment.inbox import Inbox, wake
@@ -41,7 +42,7 @@ from ..store.layout import COUNT, Q_PENDING, R_GENERATION, S_LIVE, S_SENDING, WO
 from ..store.queues import CHANNELS, FULL, MESSAGES, OWN, OWN_LIMIT, PROMISED, Target
 from ..store.room import AT_ONCE, NEW
 from ..store.store import Store
-from .receiving import BUSY_PAUSE, Busy, Fed, Receiving
+from .receiving import BUSY_PAUSE, Busy, Fed, Received, Receiving
 from .session import Session
 from .source import Source
 from .waiter import Waiter, Way
@@ -87,6 +88,18 @@ class Room(Source):
             return True
         store.park_sender(self.place, waiter_id)
         return False
+
+
+class Meanwhile(NamedTuple):
+    """What a send does while it waits for room: it receives."""
+
+    channels: list[str]
+    # Called before each try to send, with a message that came, or else None. If it returns True,
+    # the send is given up.
+    hear: Callable[[Received | None], bool]
+    # Called first, with the waiter, which another thread may wake.
+    begin: Callable[[Any], object] = lambda waiter: None
+    capacity: int | None = None  # messages, if less than the capacity of the channel
 
 
 class Sending(Receiving):
@@ -270,9 +283,17 @@ class Sending(Receiving):
     def send_if_room(self, channel: str, message: dict[str, Any]) -> bool:
         """`send`, but return False if there is no room, and count no refusal."""
         session = self.session or self.attach()
-        target, body, now = self._prepared(session, channel, message)
         # Into a queue of this process it goes by the one channel also while the queue has room:
         # what is drained where the inbox is full would be dropped.
+        if COMPILED and type(channel) is str:
+            queue = channel[: channel.find("!") + 1]  # "" if it is not process-specific
+            if queue not in session.attachment.inboxes:
+                done = session.usual.send(channel, message)
+                if done:
+                    if done is not True:
+                        session.ring(*done)
+                    return True
+        target, body, now = self._prepared(session, channel, message)
         if target.limit < 0 or self._becomes_own(session, target):
             waiter_id = self._put_otherwise(session, target, body, OWN, NEW)
         else:
@@ -282,9 +303,15 @@ class Sending(Receiving):
         return waiter_id >= 0
 
     async def send_when_room(
-        self, channel: str, message: dict[str, Any], deadline: float, way: Way
-    ) -> None:
-        """`send`, waiting for room until `deadline`; then it raises ChannelFull.
+        self,
+        channel: str,
+        message: dict[str, Any],
+        deadline: float,
+        way: Way,
+        meanwhile: Meanwhile | None = None,
+    ) -> bool:
+        """`send`, waiting for room until `deadline`; then it raises ChannelFull. False if
+        `meanwhile` gave it up: nothing was sent then.
 
         A busy lock is ridden out likewise. Raises Inherited in a child that was forked meanwhile.
         """
@@ -293,13 +320,26 @@ class Sending(Receiving):
         if session.attachment.broken is not None:
             raise session.attachment.why_broken()
         target, body, _ = self._prepared(session, channel, message)
+        sources: list[Source] = []
+        if meanwhile is not None:
+            sources = self.sources(session, meanwhile.channels)
+            target = _limited(target, meanwhile.capacity)
         room = Room(channel, target, session.store)
         waiter = await self.ride_out(way, deadline, way.waiter, session) or way.waiter(session)
+        if meanwhile is not None:
+            meanwhile.begin(waiter)
         busy = Busy(self)
+        parked = False  # at the queues of `sources`
         try:
             while True:
-                over = clock.monotonic() >= deadline
+                over, found = clock.monotonic() >= deadline, None
                 try:
+                    if meanwhile is not None:
+                        if sources:
+                            found = self.take(session, sources, waiter, parked)
+                            parked = found is None
+                        if meanwhile.hear(found):
+                            return False
                     why = self._send_or_park(session, room, body, waiter)
                 except LockTimeout as error:
                     if over:
@@ -308,17 +348,21 @@ class Sending(Receiving):
                     await way.pause(BUSY_PAUSE)
                     continue
                 if why >= 0:
-                    return
+                    return True
                 # What came before the deadline is used, however late this gets to run.
                 if over:
                     session.section(
                         session.store.count_refusal, target.row if why == FULL else 0, 1
                     )
                     self._refuse(session, channel, why, len(body))
-                await waiter.wait(self, session, [room], min(deadline, room.until))
+                if found is None:
+                    until = min(deadline, room.until)
+                    await waiter.wait(self, session, [*sources, room], until)
         except ValueError as error:
             raise session.attachment.explain(error) from None
         finally:
+            if parked:
+                self._leave(session, sources, waiter)
             if room.place or room.sending is not None:
                 self._leave_room(session, room, waiter)
 
@@ -381,3 +425,10 @@ class Sending(Receiving):
                     session.store.leave_room, room.target, waiter.waiter_id, room.place, stays
                 )
                 waiter.end(session, room)
+
+
+def _limited(target: Target, capacity: int | None) -> Target:
+    """A target for the same channel with another capacity, if that is less."""
+    if capacity is None or capacity >= target.capacity:
+        return target
+    return Target(target.queue, target.local_parts, capacity, target.expiry)

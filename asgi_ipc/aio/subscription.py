@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from .. import clock
 from ..options import waiting_time
 from .loop import ASYNCIO, running_loop
-from .membership import Membership, nothing_came
+from .membership import Membership, Subscribed, nothing_came
 from .operations import Core
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class Subscription:
+class Subscription(Subscribed):
     """The messages of some groups, while a block lasts; made by ``layer.subscribe``::
 
         async with layer.subscribe("news", "weather") as events:
@@ -47,17 +47,6 @@ class Subscription:
         self._timer: asyncio.TimerHandle | None = None
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None  # whose timer it is
         self._renewal: asyncio.Task[None] | None = None
-
-    @property
-    def groups(self) -> list[str]:
-        """The groups that it is subscribed to."""
-        return list(self._membership.groups)
-
-    @property
-    def gaps(self) -> int:
-        """How many times messages may have been missed: the memory was removed or flushed, the
-        layer closed, or the membership ended because it was renewed too late."""
-        return self._membership.gaps
 
     async def get(self, timeout: float | None = None) -> dict[str, Any]:
         """Wait for the next message, and return it.

@@ -106,11 +106,12 @@ class ThreadWaiter(Waiter):
         if self.rung and self.answer(session, sources):
             return True  # it may have been rung since the receive looked
         joined: list[tuple[Inbox, str | None]] = []
-        sending = sources[0].sending  # of a send, which waits for one thing
+        last = sources[-1]  # that of a send, if this is one that waits for room
+        sending = last.sending
         try:
             if sending is not None:
-                sending.join_senders(sources[0].local, self)
-                if sources[0].ready():
+                sending.join_senders(last.local, self)
+                if last.ready():
                     return True
             for source in sources:
                 if source.inbox is not None:
@@ -161,7 +162,7 @@ class ThreadWaiter(Waiter):
                     inbox.threads.remove(self)
                 inbox.part(local, self)
             if sending is not None:
-                sending.part_senders(sources[0].local, self)
+                sending.part_senders(last.local, self)
 
 
 def _sees(source: Source) -> bool:

@@ -184,7 +184,7 @@ class Attachment:
         if generation and self.store.waiter_generation(waiter_id) == generation:
             self.store.remove_waiter(waiter_id, generation)
         store = self.store
-        return store.pick(row, 0) if store.is_room(row) else store.pick_another(row)
+        return store.pick_sender(row) if store.is_room(row) else store.pick_another(row)
 
     def ring_senders(self) -> None:
         """Ring the senders for which there is room now."""

@@ -84,6 +84,7 @@ S_ENOUGH = 93  # words of live records at which senders that wait for memory try
 S_SENDING = 96  # bit i: word i of the set of senders that wait for memory is not empty
 S_SENDERS = 97  # 17 words: that set, one bit for each waiter row
 S_OFFERED = 114  # time when a sender found room that is meant for those who wait; 0.0 if none did
+S_NEXT_SENDER = 115  # waiter id that is to be rung next, or else the first after it
 
 CLEAN, DIRTY, FLUSHING = 0, 1, 2
 
@@ -151,11 +152,12 @@ Q_DROPS = 49  # 6 words: messages dropped here, by reason
 Q_SENDING = 55  # bit i: word i of the set of senders that wait for room is not empty
 Q_SENDERS = 56  # 17 words: that set, one bit for each waiter row
 Q_OFFERED = 73  # time when a sender found room that is meant for those who wait; 0.0 if none did
+Q_NEXT_SENDER = 74  # waiter id that is to be rung next, or else the first after it
 # Hints about rings, see `wakes`. Nothing relies on them.
-Q_RUNG = 74  # time of the last ring that nobody has answered; 0.0 if there is none
-Q_QUICK = 75  # 1 if the last receiver came back sooner than a wakeup takes
-Q_OWED = 76  # 1 if a ring was left out
-QUEUE_WORDS = 77
+Q_RUNG = 75  # time of the last ring that nobody has answered; 0.0 if there is none
+Q_QUICK = 76  # 1 if the last receiver came back sooner than a wakeup takes
+Q_OWED = 77  # 1 if a ring was left out
+QUEUE_WORDS = 78
 WAITER_SET_WORDS = MAX_WAITERS // 64
 
 # -- group rows -----------------------------------------------------------------------------------

@@ -604,7 +604,7 @@ class Queues(Wakes):
         words = self.words
         room = self.is_room(row)
         if row == S_SENDING:
-            return self.pick(row, 0) if self.has_memory() else 0
+            return self.pick_sender(row) if self.has_memory() else 0
         try:
             queue = self.queues.checked(row - Q_SENDING if room else row)
         except CorruptStore:
@@ -612,7 +612,7 @@ class Queues(Wakes):
         if not words[queue + R_GENERATION]:
             return 0
         if room:
-            return self.pick(row, 0) if self.has_room(row) else 0
+            return self.pick_sender(row) if self.has_room(row) else 0
         if words[row + Q_PENDING] & COUNT:
             return self.pick_another(row)
         self.forget_ring(row)

@@ -21,12 +21,15 @@ from __future__ import annotations
 from .layout import (
     COUNT,
     CROWDED,
+    MAX_WAITERS,
+    Q_NEXT_SENDER,
     Q_OFFERED,
     Q_PENDING,
     Q_SENDING,
     QUEUE_WORDS,
     S_ENOUGH,
     S_LIVE,
+    S_NEXT_SENDER,
     S_OFFERED,
     S_SENDING,
     WAITER_SET_WORDS,
@@ -37,11 +40,13 @@ from .waiters import Waiters
 
 GRACE = 0.1  # seconds that room stays promised to a sender that was rung
 _OFFERED = Q_OFFERED - Q_SENDING  # where in a set the time of a promise is
+_NEXT = Q_NEXT_SENDER - Q_SENDING  # and whose turn it is
 
 # Who sends: one that does not wait; one that would; one that waits and was not rung; one that was.
 AT_ONCE, NEW, PARKED, RUNG = range(4)
 
 assert S_OFFERED - S_SENDING == _OFFERED > WAITER_SET_WORDS
+assert S_NEXT_SENDER - S_SENDING == _NEXT
 
 
 class Room(Waiters):
@@ -67,9 +72,20 @@ class Room(Waiters):
         """Return whether a waiter id is in a set of senders; not if it was rung."""
         return self.words[place + 1 + (waiter_id >> 6)] >> (waiter_id & 63) & 1 != 0
 
+    def pick_sender(self, place: int) -> int:
+        """Take a waiter id out of a set of senders; 0 if the set is empty. Whose turn it is stands
+        in the segment, so that whichever processes make room, each sender gets its turn: it waits
+        for one message of each other thread or loop at most."""
+        words, turn = self.words, self.turn
+        mine = turn[0]
+        turn[0] = words[place + _NEXT] % MAX_WAITERS
+        waiter_id = self.pick(place, 0)
+        words[place + _NEXT], turn[0] = turn[0], mine
+        return waiter_id
+
     def offer(self, place: int) -> None:
         """There is room at a crowded place: have a sender rung."""
-        waiter_id = self.pick(place, 0)
+        waiter_id = self.pick_sender(place)
         if waiter_id:
             self.rings.append((place, waiter_id))
 

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from typing import Optional
 
 from .. import clock
 from ..base_layer import Message
@@ -31,7 +32,9 @@ logger = logging.getLogger("asgi_ipc")
 
 WINDOW = 1 << 20  # bytes of a response that a worker may be ahead of the client
 UPLOAD_WINDOW = 16  # messages of a request's body that may be pending for the worker
-_PAUSE, _LONGEST_PAUSE = 0.001, 0.02  # seconds between two tries while there is no room
+
+# What is to be sent: the channel, the message, and how many may be pending there.
+_Outgoing = tuple[str, Message, Optional[int]]
 
 
 class WsgiToAsgiAdapter:
@@ -222,58 +225,57 @@ class _Exchange:
 
         Meanwhile, send the rest of the body, as fast as the worker reads it.
         """
-        deadline, pause = clock.monotonic() + self._timeout, _PAUSE
+        box, mailboxes = self._box, self._mailboxes
         while True:
-            owes = not self._report_taken()
-            uploads = self._chunk is not None or not self._body.complete
-            if not (owes or uploads):
-                return self._mailboxes.take(self._box, deadline)
-            message = self._mailboxes.take(self._box, 0.0)
-            if message is not None:
-                return message
-            if uploads and self._upload():
-                deadline, pause = clock.monotonic() + self._timeout, _PAUSE
-                continue
-            # Nothing rings when there is room again, so look. A response wakes this at once.
-            message = self._mailboxes.take(self._box, clock.monotonic() + pause)
-            if message is not None or clock.monotonic() >= deadline:
-                return message
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            deadline = clock.monotonic() + self._timeout
+            if self._chunk is None and not self._body.complete:
+                message = mailboxes.take(box, 0.0)  # before a read, which waits for the client
+                if message is not None:
+                    return message
+            report, chunk = self._report_taken(), self._next_chunk()
+            if chunk is not None:
+                what: _Outgoing = self._request["body_channel"], chunk, UPLOAD_WINDOW
+            elif report is not None:
+                what = box.flow_channel, report, None
+            else:
+                return mailboxes.take(box, deadline)
+            try:
+                if not mailboxes.send_or_take(box, *what, deadline):
+                    return mailboxes.take(box, 0.0)
+            except self._layer.ChannelFull:
+                return None
+            if chunk is not None:
+                self._chunk = None
+                self._chunks += 1
+            else:
+                self._reported = self._taken
 
-    def _upload(self) -> bool:
-        """Send the next piece of the body; return False if there is no room for it."""
-        channel = self._request["body_channel"]
-        if self._chunk is None:
+    def _next_chunk(self) -> Message | None:
+        """Return the next piece of the body to send, or None."""
+        if self._chunk is None and not self._body.complete:
             try:
                 content = self._body.read()
             except BaseException:
+                gone = {"content": b"", "closed": True}
                 with contextlib.suppress(IPCError):
-                    self._layer.send(channel, {"content": b"", "closed": True})
+                    self._layer.send(self._request["body_channel"], gone)
                 raise
             more = not self._body.complete
             self._chunk = {"content": content, "more_content": more, "order": self._chunks}
-        pending = self._layer.channel_statistics(channel)["messages_pending"]
-        if pending >= UPLOAD_WINDOW:
-            return False
-        try:
-            self._layer.send(channel, self._chunk)
-        except self._layer.ChannelFull:
-            return False
-        self._chunk = None
-        self._chunks += 1
-        return True
+        return self._chunk
 
-    def _report_taken(self) -> bool:
-        """Tell the worker how much the server has taken, if it may be waiting for that; return
-        False if there is no room for it."""
+    def _report_taken(self) -> Message | None:
+        """Tell the worker how much the server has taken, if it may be waiting for that. Return what
+        there is no room for."""
         if not self._flow or self._taken - self._reported < WINDOW // 2:
-            return True
+            return None
+        report: Message = {"taken": self._taken}
         try:
-            self._layer.send(self._box.flow_channel, {"taken": self._taken})
+            self._layer.send(self._box.flow_channel, report)
         except self._layer.ChannelFull:
-            return False
+            return report
         self._reported = self._taken
-        return True
+        return None
 
     def _lost(self, why: str) -> ReplyLost:
         method, path = self._request["method"], self._request["path"]

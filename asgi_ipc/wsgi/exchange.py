@@ -6,17 +6,21 @@ It waits while nothing comes or there is no room, and gives up when the other si
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tempfile
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import clock
+from ..aio.receiving import Received
+from ..aio.sending import Meanwhile
 from ..base_layer import Message
 from ..errors import ReplyLost
 from ..sync import IPCChannelLayer
 from .messages import BODY_CHUNK, CONTENT_CHUNK, response_of, weight
 from .readers import has_reader
+from .room import send_when_room
 
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
@@ -213,27 +217,33 @@ class Response:
             if self._flow_channel is not None and message["more_content"]:
                 message["flow_control"] = True
         peer = self._peer
-        deadline = clock.monotonic() + peer.timeout
-        timeout: float | None = None  # a full channel is looked at before the first wait, too:
-        while True:  # what is dropped for a dead reader makes room
-            try:
-                peer.layer.send(peer.channel, message, timeout)
-                break
-            except peer.layer.ChannelFull:
-                peer.check(deadline)
-                self._look()
-                timeout = peer.until_look(deadline)
+        try:
+            # A full channel is looked at before the first wait, too: what is dropped for a dead
+            # reader makes room.
+            peer.layer.send(peer.channel, message)
+        except peer.layer.ChannelFull:
+            self._send_when_room(message)
         self._head = None
         self._messages += 1
         self.complete = not message["more_content"]
 
-    def _look(self) -> None:
-        """Look whether the client has gone, while there is no room for what is sent to it."""
-        while self._flow_channel is not None:
-            _, word = self._peer.layer.receive([self._flow_channel])
-            if word is None:
+    def _send_when_room(self, message: Message) -> None:
+        """Wait for room, and notice meanwhile if the client goes away."""
+        peer = self._peer
+        channels = [] if self._flow_channel is None else [self._flow_channel]
+        meanwhile = Meanwhile(channels, self._hear)
+        deadline = clock.monotonic() + peer.timeout
+        while True:
+            peer.check(deadline)
+            until = clock.monotonic() + peer.until_look(deadline)
+            with contextlib.suppress(peer.layer.ChannelFull):
+                send_when_room(peer.layer, peer.channel, message, until, meanwhile)
                 return
-            self._note(word)
+
+    def _hear(self, found: Received | None) -> bool:
+        if found is not None:
+            self._note(found[1])
+        return False
 
     def _note(self, word: Message) -> None:
         """Note what the client has taken, or that it has gone."""

@@ -4,7 +4,7 @@ each request. Must not look into replies, except into those that come too late.
 The local part of a channel's name names the mailbox. No thread is there only to receive: one of the
 threads that wait for a reply receives for all, puts the replies to others into their mailboxes, and
 hands over to one of these threads when it has its own reply. So a process with one thread receives
-directly, and no thread outlives a request.
+directly, and no thread outlives a request. A thread that waits for room to send receives, too.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import threading
 from collections import deque
 
 from .. import clock
+from ..aio.sending import Meanwhile
+from ..aio.thread import ThreadWaiter
 from ..base_layer import Message
 from ..errors import IPCError
 from ..sync import IPCChannelLayer
+from .room import send_when_room
 
 
 class Mailbox:
     """The replies to one request, until its thread takes them."""
 
-    __slots__ = ("channel", "flow_channel", "local", "messages", "sleeps", "wake")
+    __slots__ = ("channel", "flow_channel", "local", "messages", "sender", "sleeps", "wake")
 
     def __init__(self, process: str, local: str) -> None:
         self.local = local
@@ -32,6 +35,7 @@ class Mailbox:
         self.messages: deque[Message] = deque()
         self.sleeps = False
         self.wake = threading.Event()
+        self.sender: ThreadWaiter | None = None  # that of its thread, while it waits for room
 
 
 class Mailboxes:
@@ -80,6 +84,26 @@ class Mailboxes:
         finally:
             self._hand_over(box, leads)
 
+    def send_or_take(
+        self, box: Mailbox, channel: str, message: Message, capacity: int | None, deadline: float
+    ) -> bool:
+        """Send `message` as soon as fewer than `capacity` are pending in `channel`. Return False if
+        a reply came first, which `take` then returns. Raises ChannelFull at `deadline`."""
+
+        def hear(found: tuple[str, Message] | None) -> bool:
+            if found is not None:
+                self._deliver(*found)
+            return bool(box.messages)
+
+        def begin(waiter: ThreadWaiter) -> None:
+            box.sender = waiter
+
+        meanwhile = Meanwhile(self._channels, hear, begin, capacity)
+        try:
+            return send_when_room(self._layer, channel, message, deadline, meanwhile)
+        finally:
+            box.sender = None
+
     def _receive_for(self, box: Mailbox, deadline: float) -> None:
         """Receive for all threads, until there is a reply in `box` or the time is up."""
         while not box.messages:
@@ -98,6 +122,9 @@ class Mailboxes:
         with self._lock:
             box.messages.append(message)
             box.wake.set()
+        sender = box.sender  # it looks at the messages after it has entered itself here
+        if sender is not None:
+            sender.wake()
 
     def _drop(self, channel: str, message: Message) -> None:
         """Drop a reply that came too late; if more would follow, tell the worker to stop."""

@@ -6,6 +6,7 @@ To add a layer, write a function that makes it, and an entry in `CONTENDERS`.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -156,6 +157,37 @@ def _local_and_remote_destroy(prefix: str) -> None:
     redis_server.forget(prefix)
 
 
+_LITE = "channels.sqlite3"  # the database, in a folder
+_MIGRATE = """
+import django
+from django.conf import settings
+from django.core.management import call_command
+
+database = {"ENGINE": "django.db.backends.sqlite3", "NAME": __import__("sys").argv[1]}
+settings.configure(DATABASES={"default": database}, INSTALLED_APPS=["channels_lite"])
+django.setup()
+call_command("migrate", verbosity=0)
+"""
+
+
+def _channels_lite_meet(prefix: str) -> str:
+    folder = byhand.make_folder(prefix)
+    subprocess.run([sys.executable, "-c", _MIGRATE, f"{folder}/{_LITE}"], check=True)
+    return folder
+
+
+def _channels_lite(folder: str, capacity: int) -> Any:
+    from django.conf import settings
+
+    if not settings.configured:
+        settings.configure(DATABASES={})
+    path = f"{folder}/{_LITE}"
+    settings.DATABASES[folder] = {"ENGINE": "django.db.backends.sqlite3", "NAME": path}
+    from channels_lite.layers.aio import AIOSQLiteChannelLayer
+
+    return AIOSQLiteChannelLayer(database=folder, expiry=EXPIRY, capacity=capacity)
+
+
 def _asgi_redis(prefix: str, capacity: int) -> Any:
     from asgi_redis import RedisChannelLayer
 
@@ -209,6 +241,16 @@ _CONTENDERS = (
         connect=_subscribe,
         needs=("channels_redis",),
         queues=False,
+    ),
+    Contender(
+        "channels-lite",
+        ASYNCIO,
+        "channels-lite",
+        _channels_lite,
+        byhand.remove_folder,
+        meet=_channels_lite_meet,
+        needs=("channels_lite", "aiosqlite"),
+        slow=True,
     ),
     _redis("asgi_redis-1.4.3", BLOCKING, make=_asgi_redis, environment=PEERS_OF_CHANNELS_1),
     Contender(

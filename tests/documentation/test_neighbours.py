@@ -1,5 +1,5 @@
-"""docs/howto/litestar.rst, scripts.rst, socketio.rst, subscriptions.rst and tests.rst: the blocks
-that stand on the pages.
+"""docs/howto/instead-of-multiprocessing-queue.rst, litestar.rst, scripts.rst, socketio.rst,
+subscriptions.rst, tests.rst and without-redis.rst: the blocks that stand on the pages.
 
 What these pages include from ``examples/`` is tested with the frameworks, in ``tests/frameworks``
 and ``tests/testing``.
@@ -124,3 +124,29 @@ async def test_socketio(command: str, tmp_path: Path, prefix: str) -> None:
             reader.run("python announce.py")
             said = await client.receive(timeout=LIVENESS)
             assert said == ["said", "We close in five minutes."]
+
+
+def test_instead_of_multiprocessing_queue(tmp_path: Path, prefix: str) -> None:
+    with pages.reader(tmp_path, prefix) as reader:
+        reader.follow(HOWTO / "instead-of-multiprocessing-queue.rst")
+
+
+def test_a_django_site_without_redis(tmp_path: Path, prefix: str) -> None:
+    pytest.importorskip("channels", reason="lacking: Channels 4")
+    with pages.reader(tmp_path, prefix) as reader:
+        reader.follow(HOWTO / "without-redis.rst", servers=["python worker.py"])
+        worker = reader.servers["python worker.py"]
+        worker.wait_for_output("working on a thumbnail")
+        # Wakes it long before it looks by itself, after a minute.
+        assert "False, False, False, False, False" in reader.run("python try_it.py")
+        worker.wait_until(lambda: worker.output().count("working on") == 2, "a second task")
+        look = (
+            "import django; django.setup();"
+            "from django.core.cache import caches; from django.contrib.sessions.models import "
+            "Session; from work.models import Task;"
+            "print(caches['default'].get('greeting'), caches['own'].get('greeting'),"
+            "Session.objects.count(), Task.objects.filter(done=True).count())"
+        )
+        reader.write(pages.Block("python", "look.py", look + "\n"))
+        said = reader.run("env DJANGO_SETTINGS_MODULE=settings python look.py")
+        assert said.split() == ["hello", "None", "2", "2"]

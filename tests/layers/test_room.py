@@ -7,6 +7,7 @@ Where a wake is tested, the look that waiters take once a second is put off: rin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -26,7 +27,15 @@ from asgi_ipc.aio import waiter as waiter_module
 from asgi_ipc.attachment.inbox import Inbox
 from asgi_ipc.conformance.asynchronous import turns
 from asgi_ipc.errors import SegmentVanished
-from asgi_ipc.store.layout import CROWDED, Q_OFFERED, Q_PENDING, Q_SENDING, S_LIVE
+from asgi_ipc.store.layout import (
+    CROWDED,
+    Q_OFFERED,
+    Q_PENDING,
+    Q_SENDERS,
+    Q_SENDING,
+    S_LIVE,
+    WAITER_SET_WORDS,
+)
 from asgi_ipc.store.room import GRACE
 
 from ..forks import Line, child, in_child
@@ -185,6 +194,17 @@ def test_a_receive_wakes_a_thread_that_waits_to_send(
     assert drained(layer) == [1, 2]
     assert not crowded(layer)
     assert layer.channel_statistics("c")["channel_full_count"] == 0
+
+
+def test_a_sender_that_waits_is_no_pending_message(make: Make) -> None:
+    layer = make()
+    fill(layer)
+    threads = waiting(layer, 2)
+    assert layer.channel_statistics("c")["messages_pending"] == CAPACITY
+    assert layer.global_statistics()["messages_pending"] == CAPACITY
+    assert layer.stats().pending == CAPACITY
+    assert drained(layer)[:CAPACITY] == [0, 1]
+    ended(threads)
 
 
 @both_blocking
@@ -476,6 +496,41 @@ def sender(prefix: str, number: int) -> Callable[[Line], None]:
     return send
 
 
+def test_each_process_has_its_turn(make: Make, prefix: str, by_rings_alone: None) -> None:
+    """Also where each message is taken by a new process, and when one of them is killed."""
+    layer = make()
+    fill(layer)
+    store = layer._core.attach().store
+
+    def sends(number: int, line: Line) -> None:
+        theirs = asgi_ipc.IPCChannelLayer(prefix, capacity=CAPACITY)
+        line.say()
+        while True:
+            theirs.send("c", {"number": number}, timeout=LIVENESS)
+
+    def parked() -> int:
+        place = store.queues.find(b"c") + Q_SENDERS
+        return sum(bin(word).count("1") for word in store.words[place : place + WAITER_SET_WORDS])
+
+    def takes() -> int:
+        return taken(asgi_ipc.IPCChannelLayer(prefix, capacity=CAPACITY))
+
+    def take_with(waiting: int) -> int:
+        until(lambda: parked() >= waiting)
+        return int(in_child(takes))
+
+    with contextlib.ExitStack() as stack:
+        senders = {}
+        for number in range(2, 6):
+            senders[number] = stack.enter_context(child(partial(sends, number)))
+            senders[number].hear()
+            until(lambda: parked() == len(senders))
+        assert [take_with(4) for _ in range(2 + 4 * 3)] == [0, 1, *[2, 3, 4, 5] * 3]
+        senders[4].kill()
+        left = [take_with(3) for _ in range(6 + 3 * 3)][6:]  # what it sent before, it did
+        assert [set(left[at : at + 3]) for at in range(0, 9, 3)] == [{2, 3, 5}] * 3
+
+
 def test_a_sender_that_is_killed_while_it_waits_keeps_nobody(make: Make, prefix: str) -> None:
     layer = make()
     fill(layer)
@@ -602,6 +657,34 @@ async def test_broadcasts_that_a_process_sends_to_itself(make: Make, cls: Any) -
     assert [message["number"] for message in found] == list(range(300))
     stats = await layer.stats()
     assert not any(stats.dropped.values()) and stats.refused == 0
+    await layer.close()
+
+
+@both_asyncio
+async def test_each_of_many_broadcasts_reaches_the_sockets_of_the_own_loop(
+    make: Make, cls: Any
+) -> None:
+    """More than the capacity of each, by a task that waits for nothing else."""
+    layer = make(cls, capacity=100)
+    channels = [await layer.new_channel() for _ in range(3)]
+    for channel in channels:
+        await layer.group_add("room", channel)
+
+    async def consume(channel: str) -> list[int]:
+        return [(await layer.receive(channel))["number"] for _ in range(1000)]
+
+    async def read() -> list[int]:
+        async with layer.subscribe("room") as events:
+            return [(await events.get())["number"] for _ in range(1000)]
+
+    tasks = [asyncio.create_task(consume(channel)) for channel in channels]
+    tasks.append(asyncio.create_task(read()))
+    await turns(3)
+    for number in range(1000):
+        await layer.group_send("room", {"number": number})
+    found = await asyncio.wait_for(asyncio.gather(*tasks), LIVENESS)
+    assert found == 4 * [list(range(1000))]
+    assert not any((await layer.stats()).dropped.values())
     await layer.close()
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from asgi_ipc import IPCChannelLayer, errors
+from asgi_ipc.aio import waiter
+from asgi_ipc.store.layout import CROWDED, Q_PENDING, S_LIVE
 from asgi_ipc.wsgi import WsgiToAsgiAdapter
 from asgi_ipc.wsgi.adapter import UPLOAD_WINDOW, WINDOW
 from asgi_ipc.wsgi.messages import BODY_CHUNK
@@ -201,6 +203,94 @@ def test_a_body_waits_for_its_reader(layer: IPCChannelLayer, asked: Callable[...
     assert len(body_of(layer, request)) == size
     layer.send(request["reply_channel"], OK)
     assert future.result(LIVENESS).status == "200 OK"
+
+
+@pytest.fixture
+def by_rings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks by itself while the test lasts: rings alone must do."""
+    monkeypatch.setattr(waiter, "CHECK_EVERY", 10 * LIVENESS)
+
+
+def waits_for_room(layer: IPCChannelLayer, channel: str) -> bool:
+    row = layer._core.attach().store.queues.find(channel.encode())
+    return bool(row) and layer._core.attach().store.words[row + Q_PENDING] >= CROWDED
+
+
+def stuck_upload(layer: IPCChannelLayer) -> dict[str, Any]:
+    """Take the next request, whose adapter then waits for room."""
+    request = take(layer)
+    until(lambda: waits_for_room(layer, request["body_channel"]))
+    return request
+
+
+def test_a_body_goes_on_as_soon_as_there_is_room(
+    layer: IPCChannelLayer, asked: Callable[..., Any], by_rings_alone: None
+) -> None:
+    size = (3 * UPLOAD_WINDOW) * BODY_CHUNK
+    future = asked("POST", bytes(size))
+    request = stuck_upload(layer)
+    channel = request["body_channel"]
+    assert layer.channel_statistics(channel)["messages_pending"] == UPLOAD_WINDOW
+    assert len(body_of(layer, request)) == size
+    assert not layer.channel_statistics(channel)["channel_full_count"]
+    layer.send(request["reply_channel"], OK)
+    assert future.result(LIVENESS).status == "200 OK"
+
+
+def test_a_body_waits_for_memory(prefix: str, by_rings_alone: None) -> None:
+    memory = IPCChannelLayer(
+        prefix, message_memory=10 * BODY_CHUNK, max_message_size=2 * BODY_CHUNK
+    )
+    adapter = WsgiToAsgiAdapter(memory, timeout=LIVENESS)
+    size = 2 * UPLOAD_WINDOW * BODY_CHUNK
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(ask, adapter, environ_for("POST", bytes(size)))
+        request = take(memory)
+        store = memory._core.attach().store
+        until(lambda: store.words[S_LIVE] >= CROWDED)
+        assert len(body_of(memory, request)) == size
+        memory.send(request["reply_channel"], OK)
+        assert future.result(LIVENESS).status == "200 OK"
+    memory.close()
+
+
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_an_answer_wakes_an_upload_that_waits_for_room(
+    layer: IPCChannelLayer, asked: Callable[..., Any], others: int, by_rings_alone: None
+) -> None:
+    """Whichever thread of the process takes the answer."""
+    before = [asked() for _ in range(others)]
+    answers = [take(layer)["reply_channel"] for _ in before]
+    uploads = [asked("POST", bytes(100 * BODY_CHUNK)) for _ in range(4 - others)]
+    for _ in uploads:
+        layer.send(stuck_upload(layer)["reply_channel"], {**OK, "status": 413})
+    for future in uploads:
+        assert future.result(LIVENESS).status.startswith("413 ")
+    for channel in answers:
+        layer.send(channel, OK)
+    for future in before:
+        assert future.result(LIVENESS).status == "200 OK"
+
+
+def test_an_upload_gets_the_answers_of_others(
+    layer: IPCChannelLayer, asked: Callable[..., Any], by_rings_alone: None
+) -> None:
+    upload = asked("POST", bytes(100 * BODY_CHUNK))
+    request = stuck_upload(layer)
+    others = [asked() for _ in range(3)]
+    for _ in others:
+        layer.send(take(layer)["reply_channel"], OK)
+    for future in others:
+        assert future.result(LIVENESS).status == "200 OK"
+    assert len(body_of(layer, request)) == 100 * BODY_CHUNK
+    layer.send(request["reply_channel"], OK)
+    assert upload.result(LIVENESS).status == "200 OK"
+
+
+def test_an_upload_that_nobody_reads_is_504(layer: IPCChannelLayer) -> None:
+    adapter = WsgiToAsgiAdapter(layer, timeout=0.2)
+    body = bytes(2 * UPLOAD_WINDOW * BODY_CHUNK)
+    assert ask(adapter, environ_for("POST", body)).status.startswith("504 ")
 
 
 def test_an_answer_before_the_end_of_the_body(

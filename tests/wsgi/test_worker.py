@@ -16,7 +16,8 @@ from wsgiref.validate import validator
 import pytest
 
 from asgi_ipc import IPCChannelLayer, errors
-from asgi_ipc.wsgi import AsgiToWsgiWorker
+from asgi_ipc.aio import waiter
+from asgi_ipc.wsgi import AsgiToWsgiWorker, exchange
 from asgi_ipc.wsgi.messages import CONTENT_CHUNK
 
 from ..environments import child_environment
@@ -302,6 +303,37 @@ def test_it_waits_while_the_channel_is_full(prefix: str, work: Work, layer: Any)
     assert response(layer)[1] == b"x" * 10
     worker.stop()
     thread.join(LIVENESS)
+    narrow.close()
+
+
+def test_it_notices_a_client_that_goes_while_the_channel_is_full(
+    prefix: str, layer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not when it next looks whether the server is alive."""
+    monkeypatch.setattr(exchange, "_LOOK_EVERY", 10 * LIVENESS)
+    monkeypatch.setattr(waiter, "CHECK_EVERY", 10 * LIVENESS)
+    narrow = IPCChannelLayer(prefix, channel_capacity={"server!*": 2})
+    closed = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        try:
+            while True:
+                yield b"x"
+        finally:
+            closed.set()
+
+    worker = AsgiToWsgiWorker(narrow, app, timeout=20 * LIVENESS)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    send(layer)
+    until(lambda: layer.channel_statistics("server!")["channel_full_count"])
+    assert not closed.is_set()
+    layer.send(FLOW, {"closed": True})
+    assert closed.wait(LIVENESS)
+    worker.stop()
+    thread.join(LIVENESS)
+    assert not thread.is_alive()
     narrow.close()
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from asgi_ipc.store.layout import (
     COUNT,
     CROWDED,
+    Q_NEXT_SENDER,
     Q_OFFERED,
     Q_PENDING,
     Q_REFUSED,
@@ -127,6 +128,34 @@ def test_the_take_that_makes_room_has_one_rung() -> None:
     assert not crowded(store, place)
     assert bodies(store, "c") == [b"by 5", b"by 6"]
     assert_whole(store)
+
+
+def test_each_gets_its_turn_whoever_makes_room() -> None:
+    """Also where each message is taken by another process, which rings others meanwhile."""
+    store, _ = full()
+    senders = {sender.waiter_id: sender for sender in parked(store, 5, 70, 71, 300)}
+    for number, waiter_id in enumerate((4, 6, 72, 1000)):
+        store.park(store.require(target(f"other{number}"), NOW), waiter_id)
+    served = []
+    for number in range(40):
+        taker = Store(store.buffer, store.layout)
+        put(taker, f"other{number % 4}", b"")  # rings a receiver
+        take(taker, "c")
+        [waiter_id] = rung(taker)
+        assert senders[waiter_id].tries()
+        assert not senders[waiter_id].tries()  # it waits for the next one
+        rung(store)
+        served.append(waiter_id)
+    assert served == [5, 70, 71, 300] * 10
+
+
+@pytest.mark.parametrize("turn", [0, 5, 6, 63, 64, 1087, 1088, 2**32, 2**64 - 1])
+def test_any_turn_finds_a_sender(turn: int) -> None:
+    store, place = full()
+    parked(store, 5)
+    store.words[place + Q_NEXT_SENDER - Q_SENDING] = turn
+    take(store, "c")
+    assert rung(store) == [5]
 
 
 def test_a_sender_that_answers_offers_what_is_left_to_the_next() -> None:
