@@ -302,6 +302,7 @@ class Attachment:
         except ValueError as error:
             raise self.explain(error) from None
         if self.broken is not None:
+            self.due = 0.0  # so that the waiters of other threads notice
             self._on_vanished(self)
             raise self.why_broken()
 

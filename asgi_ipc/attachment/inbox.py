@@ -198,9 +198,12 @@ class Inbox:
         with contextlib.suppress(AttributeError):
             del self._store
 
-    def rests(self) -> bool:
-        """Whether the upkeep finds nothing to do here."""
-        return not (self._filled or self.suspects or len(self._boxes) > self._tidy_at)
+    def rests(self, now: float) -> bool:
+        """Whether the upkeep finds nothing to do here; then it has looked."""
+        if self._filled or self.suspects or len(self._boxes) > self._tidy_at:
+            return False
+        self.suspects.looked = now  # the time until then is no suspect's
+        return True
 
     # -- filling ----------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ class Suspects(dict[str, tuple[float, int]]):
     """
 
     time = 0.0  # seconds in which this process could have received
-    _looked = float("inf")
+    looked = float("inf")  # the time of the last look
 
     def look(self, now: float, expiry: float, every: float) -> None:
         """Inside a section: let time pass up to `now`. `every`: seconds between two looks, if
@@ -33,8 +33,8 @@ class Suspects(dict[str, tuple[float, int]]):
         A process that was stopped, or whose loop was held up, did not look meanwhile, and nobody
         could receive: so one look counts for at most `expiry`.
         """
-        self.time += min(max(now - self._looked, 0.0), max(expiry, 2 * every))
-        self._looked = now
+        self.time += min(max(now - self.looked, 0.0), max(expiry, 2 * every))
+        self.looked = now
 
     def add(self, local_parts: list[str], counter: int) -> None:
         """A message for each of these expired unread. An older suspicion stays as it is."""

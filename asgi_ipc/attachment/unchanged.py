@@ -38,7 +38,6 @@ from ..store.layout import (
     W_GENERATION,
     W_TAKEN,
 )
-from .inbox import Inbox
 from .resources import Resources
 from .upkeep import CHECK_EVERY, SWEEP_EVERY, Hub, Upkeep
 from .weak import WeakKeys
@@ -204,9 +203,12 @@ class Unchanged:
             or upkeep.orphans
             or self._dropped
             or len(self._loops) > hubs
-            or (self._inboxes and not all(map(Inbox.rests, self._inboxes.values())))
         ):
             return 0.0
+        if self._inboxes:
+            for inbox in list(self._inboxes.values()):
+                if not inbox.rests(now):
+                    return 0.0
         doubles = self._doubles
         late = 0.0 if words[S_LIVE] or words[_MEMBERS] else SWEPT_WITHIN
         if not now - late < doubles[S_SWEEP_AT] <= now + SWEEP_EVERY:

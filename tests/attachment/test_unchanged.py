@@ -231,6 +231,22 @@ def test_a_sweep_of_messages_or_members_is_not_put_off(watch: Watch) -> None:
     assert not watch.holds()
 
 
+def test_time_without_suspects_is_not_counted_against_the_next(
+    watch: Watch, later: Callable[[float], None]
+) -> None:
+    suspects = watch.attachment.inbox("x!").suspects
+    watch.look()
+    before = suspects.time
+    for _ in range(5):
+        later(CHECK_EVERY)
+        assert watch.holds()
+    suspects.add(["a"], 1)
+    later(CHECK_EVERY)
+    assert not watch.holds()
+    watch.look(after=0.0)
+    assert suspects.time - before == pytest.approx(CHECK_EVERY, abs=0.5)
+
+
 def test_files_that_just_changed_are_looked_at_again(watch: Watch) -> None:
     """A second change could have the same time."""
     os.chmod(paths(watch).file, 0o600)
