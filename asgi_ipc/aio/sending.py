@@ -93,9 +93,9 @@ class Room(Source):
 class Meanwhile(NamedTuple):
     """What a send does while it waits for room: it receives."""
 
-    channels: list[str]
-    # Called before each try to send, with a message that came, or else None. If it returns True,
-    # the send is given up.
+    channels: list[str]  # those that are named when it looks; none may be taken out
+    # Called before each try to send with None, and with each message that comes. If it returns
+    # True, the send is given up.
     hear: Callable[[Received | None], bool]
     # Called first, with the waiter, which another thread may wake.
     begin: Callable[[Any], object] = lambda waiter: None
@@ -322,7 +322,6 @@ class Sending(Receiving):
         target, body, _ = self._prepared(session, channel, message)
         sources: list[Source] = []
         if meanwhile is not None:
-            sources = self.sources(session, meanwhile.channels)
             target = _limited(target, meanwhile.capacity)
         room = Room(channel, target, session.store)
         waiter = await self.ride_out(way, deadline, way.waiter, session) or way.waiter(session)
@@ -335,10 +334,13 @@ class Sending(Receiving):
                 over, found = clock.monotonic() >= deadline, None
                 try:
                     if meanwhile is not None:
-                        if sources:
+                        if meanwhile.hear(None):
+                            return False
+                        if meanwhile.channels:
+                            sources = self.sources(session, meanwhile.channels)
                             found = self.take(session, sources, waiter, parked)
                             parked = found is None
-                        if meanwhile.hear(found):
+                        if found is not None and meanwhile.hear(found):
                             return False
                     why = self._send_or_park(session, room, body, waiter)
                 except LockTimeout as error:

@@ -4,7 +4,7 @@ each request. Must not look into replies, except into those that come too late.
 The local part of a channel's name names the mailbox. No thread is there only to receive: one of the
 threads that wait for a reply receives for all, puts the replies to others into their mailboxes, and
 hands over to one of these threads when it has its own reply. So a process with one thread receives
-directly, and no thread outlives a request. A thread that waits for room to send receives, too.
+directly, and no thread outlives a request. A thread that waits for room to send takes part in this.
 """
 
 from __future__ import annotations
@@ -36,6 +36,13 @@ class Mailbox:
         self.sleeps = False
         self.wake = threading.Event()
         self.sender: ThreadWaiter | None = None  # that of its thread, while it waits for room
+
+    def rouse(self) -> None:
+        """Wake its thread, which then looks at the messages, and whether it is to receive."""
+        self.wake.set()
+        sender = self.sender
+        if sender is not None:
+            sender.wake()
 
 
 class Mailboxes:
@@ -90,19 +97,29 @@ class Mailboxes:
         """Send `message` as soon as fewer than `capacity` are pending in `channel`. Return False if
         a reply came first, which `take` then returns. Raises ChannelFull at `deadline`."""
 
+        leads = False
+        channels: list[str] = []
+
         def hear(found: tuple[str, Message] | None) -> bool:
+            nonlocal leads
             if found is not None:
                 self._deliver(*found)
+            with self._lock:
+                box.sleeps = True  # so it may be told to lead
+                if not (leads or self._receiving):
+                    leads = self._receiving = True
+                    channels.extend(self._channels)
             return bool(box.messages)
 
         def begin(waiter: ThreadWaiter) -> None:
             box.sender = waiter
 
-        meanwhile = Meanwhile(self._channels, hear, begin, capacity)
         try:
+            meanwhile = Meanwhile(channels, hear, begin, capacity)
             return send_when_room(self._layer, channel, message, deadline, meanwhile)
         finally:
             box.sender = None
+            self._hand_over(box, leads)
 
     def _receive_for(self, box: Mailbox, deadline: float) -> None:
         """Receive for all threads, until there is a reply in `box` or the time is up."""
@@ -121,10 +138,7 @@ class Mailboxes:
             return
         with self._lock:
             box.messages.append(message)
-            box.wake.set()
-        sender = box.sender  # it looks at the messages after it has entered itself here
-        if sender is not None:
-            sender.wake()
+            box.rouse()
 
     def _drop(self, channel: str, message: Message) -> None:
         """Drop a reply that came too late; if more would follow, tell the worker to stop."""
@@ -143,5 +157,5 @@ class Mailboxes:
                 # A copy: other threads open and close mailboxes without the lock.
                 for other in self._boxes.copy().values():
                     if other.sleeps:
-                        other.wake.set()
+                        other.rouse()
                         return

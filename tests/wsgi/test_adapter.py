@@ -277,14 +277,28 @@ def test_an_upload_gets_the_answers_of_others(
 ) -> None:
     upload = asked("POST", bytes(100 * BODY_CHUNK))
     request = stuck_upload(layer)
-    others = [asked() for _ in range(3)]
-    for _ in others:
-        layer.send(take(layer)["reply_channel"], OK)
-    for future in others:
-        assert future.result(LIVENESS).status == "200 OK"
+    for number in range(30):
+        others = [asked() for _ in range(1 + number % 3)]
+        for _ in others:
+            layer.send(take(layer)["reply_channel"], OK)
+        for future in others:
+            assert future.result(LIVENESS).status == "200 OK"
     assert len(body_of(layer, request)) == 100 * BODY_CHUNK
     layer.send(request["reply_channel"], OK)
     assert upload.result(LIVENESS).status == "200 OK"
+
+
+def test_whoever_receives_for_all_may_be_an_upload(
+    layer: IPCChannelLayer, asked: Callable[..., Any], by_rings_alone: None
+) -> None:
+    """The one that does so ends, and others, which wait for room or for a reply, go on."""
+    futures, channels = [], []
+    for body in (b"", bytes(100 * BODY_CHUNK), b"", bytes(100 * BODY_CHUNK)):
+        futures.append(asked("POST", body))
+        channels.append((stuck_upload if body else take)(layer)["reply_channel"])
+    for at in (0, 1, 3, 2):
+        layer.send(channels[at], OK)
+        assert futures[at].result(LIVENESS).status == "200 OK"
 
 
 def test_an_upload_that_nobody_reads_is_504(layer: IPCChannelLayer) -> None:
