@@ -380,12 +380,17 @@ class Membership:
         if session.told == session.epoch:
             return
         session.told = session.epoch
-        flushed = before.nonce == session.attachment.segment.nonce
+        if before.nonce != session.attachment.segment.nonce:
+            why = "the shared memory was removed"
+        elif before.epoch != session.epoch:
+            why = "all messages and groups were flushed"
+        else:
+            why = "this process had left the shared memory"
         logger.warning(
             "prefix %r: %s. Subscriptions of this layer join their groups again; what was sent "
             "meanwhile did not reach them",
             self._core.prefix,
-            "all messages and groups were flushed" if flushed else "the shared memory was removed",
+            why,
         )
 
     async def _ride_out(

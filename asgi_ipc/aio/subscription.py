@@ -67,8 +67,7 @@ class Subscription:
         NotSubscribed outside the block.
         """
         deadline = None if timeout is None else clock.monotonic() + waiting_time(timeout)
-        renewed = self._loop is not None and self._loop() is running_loop()
-        found = await self._membership.receive(deadline, renewed)
+        found = await self._membership.receive(deadline, self._is_renewed())
         if found is None:
             raise nothing_came(self._membership, timeout)
         return found
@@ -106,6 +105,17 @@ class Subscription:
 
     async def __anext__(self) -> dict[str, Any]:
         return await self.get()
+
+    def _is_renewed(self) -> bool:
+        """Whether a timer of the running loop renews the memberships."""
+        loop = running_loop()
+        if self._timer is None or self._loop is None or self._loop() is not loop:
+            return False
+        if self._timer.when() - loop.time() > self._membership.half:
+            # Set while the clock of the loop was replaced, it may never call.
+            self._timer.cancel()
+            self._renew_in(0)
+        return True
 
     def _renew_in(self, seconds: float) -> None:
         # The timer must not keep alive what nobody refers to.

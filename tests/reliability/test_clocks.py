@@ -190,6 +190,24 @@ def test_a_loop_looks_again_after_a_timer_that_was_set_in_it(
         asyncio.run(wait())
 
 
+def test_a_subscription_is_renewed_after_a_timer_that_was_set_in_it(prefix: str) -> None:
+    freezegun = pytest.importorskip("freezegun", reason="lacking: freezegun")
+
+    async def subscribe() -> None:
+        layer = asgi_ipc.aio.IPCChannelLayer(prefix, group_expiry=0.5)
+        with freezegun.freeze_time("2112-01-01"):
+            events = await layer.subscribe("g").__aenter__()
+        waiting = asyncio.ensure_future(events.get())
+        await asyncio.sleep(1.2)  # longer than a membership lasts that nobody renews
+        await layer.group_send("g", MESSAGE)
+        assert await waiting == MESSAGE and events.gaps == 0
+        await events.__aexit__()
+        await layer.close()
+
+    with bounded():
+        asyncio.run(subscribe())
+
+
 # -- libfaketime ----------------------------------------------------------------------------------
 
 
