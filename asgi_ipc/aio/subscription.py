@@ -93,12 +93,7 @@ class Subscription:
             self._timer.cancel()
         if self._renewal is not None:
             self._renewal.cancel()
-        try:
-            await self._membership.end()  # which suspends only while the lock is busy
-        except asyncio.CancelledError:
-            # Not in another task: those of a loop that is about to end do not run any more.
-            self._membership.leave_at_once()
-            raise
+        await self._membership.end()  # which suspends only while the lock is busy
 
     def __aiter__(self) -> Self:
         return self
