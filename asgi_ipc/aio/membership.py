@@ -197,6 +197,8 @@ class Membership:
                         self._seen = clock.monotonic()
                         if found is not None and not self._ended:
                             return found[1]
+                        if found is None and until == deadline and place.holds(session):
+                            return None  # it has waited so long, whatever the clock says
                 except (Inherited, SegmentVanished):
                     continue  # the next turn joins again
                 except LockTimeout as error:

@@ -294,9 +294,10 @@ class Sending(Receiving):
         room = Room(channel, target, session.store)
         waiter = await self.ride_out(way, deadline, way.waiter, session) or way.waiter(session)
         busy = Busy(self)
+        over = False
         try:
             while True:
-                over = clock.monotonic() >= deadline
+                over = over or clock.monotonic() >= deadline
                 try:
                     why = self._send_or_park(session, room, body, waiter)
                 except LockTimeout as error:
@@ -313,7 +314,9 @@ class Sending(Receiving):
                         session.store.count_refusal, target.row if why == FULL else 0, 1
                     )
                     self._refuse(session, channel, why, len(body))
-                await waiter.wait(self, session, [room], min(deadline, room.until))
+                until = min(deadline, room.until)
+                # The waiter has slept so long, whatever the clock says.
+                over = not await waiter.wait(self, session, [room], until) and until == deadline
         except ValueError as error:
             raise session.attachment.explain(error) from None
         finally:
