@@ -194,11 +194,11 @@ def test_a_subscription_is_renewed_after_a_timer_that_was_set_in_it(prefix: str)
     freezegun = pytest.importorskip("freezegun", reason="lacking: freezegun")
 
     async def subscribe() -> None:
-        layer = asgi_ipc.aio.IPCChannelLayer(prefix, group_expiry=0.5)
+        layer = asgi_ipc.aio.IPCChannelLayer(prefix, group_expiry=1.5)
         with freezegun.freeze_time("2112-01-01"):
             events = await layer.subscribe("g").__aenter__()
         waiting = asyncio.ensure_future(events.get())
-        await asyncio.sleep(1.2)  # longer than a membership lasts that nobody renews
+        await asyncio.sleep(2.5)  # longer than a membership lasts that nobody renews
         await layer.group_send("g", MESSAGE)
         assert await waiting == MESSAGE and events.gaps == 0
         await events.__aexit__()
