@@ -113,6 +113,9 @@ KNOWN = {
             *OWN_DEPENDENCIES,
         ),
     ),
+    # Where interpreters have a GIL of their own: the first has no ctypes in them.
+    "interpreters-3.12": Environment(pythons=("3.12",), pins=OWN_DEPENDENCIES),
+    "interpreters": Environment(pythons=("3.13",), pins=OWN_DEPENDENCIES),
     # For the Python that Debian 12 has in its Apache.
     "mod_wsgi": Environment(pythons=("3.11",), pins=OWN_DEPENDENCIES),
     "asgiref1-oldest": Environment(ASGIREF1_PYTHONS, (*ASGIREF1, *OWN_DEPENDENCIES)),

@@ -195,6 +195,8 @@ class Membership:
                         self._seen = clock.monotonic()
                         if found is not None and not self._ended:
                             return found[1]
+                        if found is None and until == deadline and place.holds(session):
+                            return None  # it has waited so long, whatever the clock says
                 except (Inherited, SegmentVanished):
                     continue  # the next turn joins again
                 except LockTimeout as error:
@@ -340,7 +342,7 @@ class Membership:
     async def _leave(self, place: _Place) -> None:
         """End the memberships of `place`, wake who waits there, and drop what was not read."""
         try:
-            await self._discard_all(place)
+            await self._discard_all(place, self._way)
             if not self._waiting:
                 self._drop_rest(place)
             for _ in self._waiting.copy() if place.can_be_left() else ():
@@ -356,12 +358,17 @@ class Membership:
                 error,
                 self._core.group_expiry,
             )
+        except BaseException:
+            # A cancellation, an exception of a signal handler, or no memory. Not in another task:
+            # those of a loop that is about to end do not run any more.
+            self._leave_at_once(place)
+            raise
 
-    async def _discard_all(self, place: _Place) -> None:
+    async def _discard_all(self, place: _Place, way: Way) -> None:
         """End the memberships of `place`. Other machines need not know."""
         deadline = clock.monotonic() + self._core.options.lock_timeout
         for group in place.groups.copy() if place.can_be_left() else ():
-            await self._ride_out(deadline, self._discard, group, place.channel)
+            await self._ride_out(deadline, self._discard, group, place.channel, way=way)
             place.groups.discard(group)
 
     def _discard(self, group: str, channel: str) -> bool:
@@ -371,11 +378,12 @@ class Membership:
     def leave_at_once(self) -> None:
         """Leave the groups, if that was not done, and hold up everything else meanwhile. Wakes
         nobody: at exit it would end daemon threads with an error."""
-        place = self._place
-        if place is not None:
-            self._way = BLOCKING
-            with contextlib.suppress(IPCError):
-                finished(self._discard_all(place))
+        if self._place is not None:
+            self._leave_at_once(self._place)
+
+    def _leave_at_once(self, place: _Place) -> None:
+        with contextlib.suppress(IPCError):
+            finished(self._discard_all(place, BLOCKING))
 
     def _drop_rest(self, place: _Place) -> None:
         """Take what nobody will read: as messages that expire it would be counted, and logged."""
@@ -393,19 +401,28 @@ class Membership:
         if session.told == session.epoch:
             return
         session.told = session.epoch
-        flushed = before.nonce == session.attachment.segment.nonce
+        if before.nonce != session.attachment.segment.nonce:
+            why = "the shared memory was removed"
+        elif before.epoch != session.epoch:
+            why = "all messages and groups were flushed"
+        else:
+            why = "this process had left the shared memory"
         logger.warning(
             "prefix %r: %s. Subscriptions of this layer join their groups again; what was sent "
             "meanwhile did not reach them",
             self._core.prefix,
-            "all messages and groups were flushed" if flushed else "the shared memory was removed",
+            why,
         )
 
     async def _ride_out(
-        self, deadline: float | None, call: Callable[..., Answer], *args: Any
+        self,
+        deadline: float | None,
+        call: Callable[..., Answer],
+        *args: Any,
+        way: Way | None = None,
     ) -> Answer:
         """Call something of the core, however busy the lock is; raise LockTimeout at `deadline`."""
-        answer = await self._core.ride_out(self._way, deadline, call, *args)
+        answer = await self._core.ride_out(way or self._way, deadline, call, *args)
         if answer is None:
             raise LockTimeout("the time was over before the lock was free")
         return answer

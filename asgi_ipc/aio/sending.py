@@ -328,10 +328,11 @@ class Sending(Receiving):
         if meanwhile is not None:
             meanwhile.begin(waiter)
         busy = Busy(self)
+        over = False
         parked = False  # at the queues of `sources`
         try:
             while True:
-                over, found = clock.monotonic() >= deadline, None
+                over, found = over or clock.monotonic() >= deadline, None
                 try:
                     if meanwhile is not None:
                         if meanwhile.hear(None):
@@ -359,7 +360,9 @@ class Sending(Receiving):
                     self._refuse(session, channel, why, len(body))
                 if found is None:
                     until = min(deadline, room.until)
-                    await waiter.wait(self, session, [*sources, room], until)
+                    slept = await waiter.wait(self, session, [*sources, room], until)
+                    # The waiter has slept so long, whatever the clock says.
+                    over = not slept and until == deadline
         except ValueError as error:
             raise session.attachment.explain(error) from None
         finally:

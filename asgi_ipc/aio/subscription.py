@@ -56,8 +56,7 @@ class Subscription(Subscribed):
         NotSubscribed outside the block.
         """
         deadline = None if timeout is None else clock.monotonic() + waiting_time(timeout)
-        renewed = self._loop is not None and self._loop() is running_loop()
-        found = await self._membership.receive(deadline, renewed)
+        found = await self._membership.receive(deadline, self._is_renewed())
         if found is None:
             raise nothing_came(self._membership, timeout)
         return found
@@ -83,18 +82,24 @@ class Subscription(Subscribed):
             self._timer.cancel()
         if self._renewal is not None:
             self._renewal.cancel()
-        try:
-            await self._membership.end()  # which suspends only while the lock is busy
-        except asyncio.CancelledError:
-            # Not in another task: those of a loop that is about to end do not run any more.
-            self._membership.leave_at_once()
-            raise
+        await self._membership.end()  # which suspends only while the lock is busy
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> dict[str, Any]:
         return await self.get()
+
+    def _is_renewed(self) -> bool:
+        """Whether a timer of the running loop renews the memberships."""
+        loop = running_loop()
+        if self._timer is None or self._loop is None or self._loop() is not loop:
+            return False
+        if self._timer.when() - loop.time() > self._membership.half:
+            # Set while the clock of the loop was replaced, it may never call.
+            self._timer.cancel()
+            self._renew_in(0)
+        return True
 
     def _renew_in(self, seconds: float) -> None:
         # The timer must not keep alive what nobody refers to.

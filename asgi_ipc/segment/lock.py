@@ -20,6 +20,8 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
+from typing import Any
 from zlib import crc32
 
 from ..errors import SegmentError
@@ -48,6 +50,22 @@ _libc = ctypes.PyDLL(None)
 
 _FUTEX, _STATE, _LOST = GLIBC if hasattr(_libc, "gnu_get_libc_version") else MUSL
 _HOLDER, _OWNER_DIED, _WAITED_FOR = 0x3FFFFFFF, 0x40000000, 0x80000000  # in the futex word
+
+
+def _one_gil() -> bool:
+    """Whether at most one thread of this process is in Python: it has a GIL, and no interpreter has
+    one of its own."""
+    if not has_gil():
+        return False
+    try:
+        interpreters: Any = import_module("_interpreters")
+    except ImportError:  # before Python 3.13, where those with a GIL of their own have no ctypes
+        return True
+    try:
+        found = [interpreters.get_config(each[0]).gil for each in interpreters.list_all()]
+    except Exception:  # one of them ended meanwhile
+        return False
+    return found.count("own") == 1
 
 
 @cache
@@ -105,12 +123,12 @@ class Mutex:
 
         The kernel has the answer: the list of mutexes that it releases when the thread ends. No
         other thread takes or releases one meanwhile, because that is done with the GIL held. Where
-        there is none, only the caller itself can be asked.
+        there is none, or more than one, only the caller itself can be asked.
 
         The thread may have taken it at another address: this process may have mapped the segment
         more than once (another copy of the package, `verify`, an attachment that it left at exit).
         """
-        if thread != threading.get_native_id() and not has_gil():
+        if thread != threading.get_native_id() and not _one_gil():
             return True
         head, size = ctypes.c_size_t(), ctypes.c_size_t()
         ask = (thread, ctypes.byref(head), ctypes.byref(size))

@@ -321,10 +321,10 @@ async def test_it_joins_and_leaves_groups(make: Make) -> None:
 
 
 async def test_it_is_renewed_while_it_waits(make: Make) -> None:
-    async with within(make(group_expiry=0.4)) as layer:
+    async with within(make(group_expiry=1.5)) as layer:
         async with within(layer.subscribe("news")) as events:
             with pytest.raises(TimeoutError):
-                await call(events.get(timeout=1.3))
+                await call(events.get(timeout=2.5))
             await publish(layer, "news")
             assert await call(events.get(timeout=LIVENESS)) == MESSAGE
             assert events.gaps == 0

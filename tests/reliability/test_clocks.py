@@ -190,6 +190,24 @@ def test_a_loop_looks_again_after_a_timer_that_was_set_in_it(
         asyncio.run(wait())
 
 
+def test_a_subscription_is_renewed_after_a_timer_that_was_set_in_it(prefix: str) -> None:
+    freezegun = pytest.importorskip("freezegun", reason="lacking: freezegun")
+
+    async def subscribe() -> None:
+        layer = asgi_ipc.aio.IPCChannelLayer(prefix, group_expiry=1.5)
+        with freezegun.freeze_time("2112-01-01"):
+            events = await layer.subscribe("g").__aenter__()
+        waiting = asyncio.ensure_future(events.get())
+        await asyncio.sleep(2.5)  # longer than a membership lasts that nobody renews
+        await layer.group_send("g", MESSAGE)
+        assert await waiting == MESSAGE and events.gaps == 0
+        await events.__aexit__()
+        await layer.close()
+
+    with bounded():
+        asyncio.run(subscribe())
+
+
 # -- libfaketime ----------------------------------------------------------------------------------
 
 
@@ -254,6 +272,52 @@ def test_a_clock_that_was_set_back_or_stands_still_ends_nothing(
         print("noticed")
     """
     assert faketime(script, prefix, then) == ("noticed\n" if then.startswith("+") else "")
+
+
+def test_what_waits_returns_in_its_time_although_its_clock_is_set_back(
+    prefix: str, faketime: Callable[..., str]
+) -> None:
+    script = """
+    import os, select, sys, threading
+    import asgi_ipc
+    from asgi_ipc import clock
+    prefix, then, dates = sys.argv[1:]
+    layer = asgi_ipc.IPCChannelLayer(prefix, capacity=1)
+    layer.send("full", {})
+    layer.receive(["c"], block=True, timeout=0.01)
+
+    def send():
+        try:
+            layer.send("full", {}, timeout=0.5)
+        except layer.ChannelFull:
+            return "full"
+
+    def read():
+        with layer.subscribe("g") as events:
+            try:
+                events.get(timeout=0.5)
+            except TimeoutError:
+                return "nothing"
+
+    def receive():
+        return layer.receive(["c"], block=True, timeout=0.5)
+
+    def set_back():
+        select.select([], [], [], 0.2)
+        with open(dates, "w") as file:
+            file.write(then)
+
+    for call in (send, read, receive):
+        with open(dates, "w") as file:
+            file.write("+10d")
+        before = clock.monotonic()
+        setting = threading.Thread(target=set_back)
+        setting.start()
+        print(call())
+        setting.join()
+        assert before - clock.monotonic() > 86400, "the clock was not set"
+    """
+    assert faketime(script, prefix, "-10d") == "full\nnothing\n(None, None)\n"
 
 
 def test_beside_other_processes_its_clock_can_be_left_alone(

@@ -228,3 +228,21 @@ def test_modules_that_are_taken_down_under_a_layer(prefix: str) -> None:
         print("done")
     """
     assert run(prefix, "blocking", script) == "done\n"
+
+
+def test_a_subscription_that_is_read_after_it_says_what_happened(prefix: str) -> None:
+    """The process left its groups, nothing was flushed, and the subscription joins again."""
+    script = """
+    import logging
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    events = layer.subscribe("news").__enter__()
+    def read():
+        try:
+            events.get(timeout=0)
+        except TimeoutError:
+            layer.send_group("news", MESSAGE)
+            print(events.get(timeout=20), events.gaps)
+    """
+    said = run(prefix, "blocking", script, "import atexit\natexit.register(lambda: read())")
+    assert "this process had left the shared memory" in said
+    assert said.endswith("{'type': 'after'} 1\n")

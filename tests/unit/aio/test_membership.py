@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from asgi_ipc.aio.operations import Core
 from asgi_ipc.errors import LockBusy, NotSubscribed
 from asgi_ipc.testing.aio import InProcessChannelLayer
+from asgi_ipc.testing.sync import InProcessChannelLayer as BlockingLayer
 
 from ...waiting import LIVENESS, eventually
 
@@ -182,3 +184,39 @@ async def test_a_block_that_is_cancelled_at_its_end_is_left(
     with pytest.raises(asyncio.CancelledError):
         await ending
     assert await members(layer) == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_an_exception_while_it_leaves_its_groups_leaves_them(
+    prefix: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a signal handler raises one, or an allocation that fails."""
+    with BlockingLayer(prefix) as layer:
+        discard, to_raise = Core.group_discard, [error]
+
+        def interrupted(core: Core, group: str, channel: str) -> None:
+            if to_raise:
+                raise to_raise.pop()
+            discard(core, group, channel)
+
+        with pytest.raises(error):
+            with layer.subscribe("news", "sport"):
+                monkeypatch.setattr(Core, "group_discard", interrupted)
+        assert layer.group_channels("news") == layer.group_channels("sport") == []
+
+
+def test_an_exception_while_it_joins_its_groups_joins_none(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with BlockingLayer(prefix) as layer:
+        add, to_come = layer.group_add, iter(["news", KeyboardInterrupt])
+
+        def interrupted(group: str, channel: str) -> None:
+            add(group, channel)
+            if next(to_come) is KeyboardInterrupt:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(layer, "group_add", interrupted)
+        with pytest.raises(KeyboardInterrupt), layer.subscribe("news", "sport"):
+            pass
+        assert layer.group_channels("news") == layer.group_channels("sport") == []
