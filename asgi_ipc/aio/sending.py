@@ -342,7 +342,8 @@ class Sending(Receiving):
         if now >= session.due[()]:
             self.upkeep(session, now)
         room.sending = None
-        if target.limit < 0:
+        # A queue that nobody received on when this began may be this process's by now.
+        if target.limit < 0 or self._becomes_own(session, target):
             waiter_id = self._put_otherwise(session, target, body, OWN, NEW)
             inbox = session.own[target.queue]
             if waiter_id == FULL and inbox.is_full(room.local or "", target.capacity):
