@@ -266,7 +266,7 @@ class Subscription:
     @property
     def groups(self) -> list[str]:
         """The groups that it is subscribed to."""
-        return list(self._membership.groups)
+        return list(self._membership.groups.copy())
 
     @property
     def gaps(self) -> int:
