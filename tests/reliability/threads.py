@@ -98,6 +98,8 @@ class Round:
             for where, numbers in (("subscription", SUBSCRIPTIONS), ("loop", LOOPS))
             for number in range(numbers)
         }
+        # The loops: set once their tasks send no more.
+        self.silent = {f"loop{number}": threading.Event() for number in range(LOOPS)}
         self.seen: dict[tuple[str, str], int] = {}  # by channel and sender: the last number
         self.problems: list[str] = []
         self.refused: list[int] = []
@@ -189,6 +191,7 @@ class Round:
             await asyncio.sleep(0)
         for channel, count in numbers.items():
             self.sent[name, channel] = count
+        self.silent[name.partition(".")[0]].set()
 
     def publish(self, name: str) -> None:
         for subscribed in self.subscribed.values():
@@ -425,6 +428,8 @@ class Round:
         self.quiet.wait(seconds)
         self.quiet.set()
         self._join(sending)
+        for silent in self.silent.values():
+            silent.wait(LIVENESS)
         self.drain.set()
         self._join(receiving)
         flushed.close()
