@@ -400,6 +400,9 @@ class Round:
         self.members += [channel for channels in loops for channel in channels]
         for member in self.members:
             self.layer.group_add(GROUP, member)
+        # The queue is this process's from the start. Before, a send that waits for a channel of few
+        # messages has the others of the queue refused.
+        self.layer.receive([QUEUE])
         flushed = asgi_ipc.IPCChannelLayer(self.prefix + "-flush", **OPTIONS)
         barrier, shared = threading.Barrier(2), []  # type: ignore[var-annotated]
         receivers: list[tuple[Any, ...]] = [
