@@ -6,7 +6,10 @@ unpacks. One that is not there is left out, and nox says so at its end.
 
 import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nox
 
@@ -34,6 +37,7 @@ TESTS = [
 RELIABILITY = ["3.14", "3.15"]
 # The last pytest-asyncio for 3.9 leaves the loops that asyncio makes by itself to the collector.
 LOOPS = {"3.9": ["-W", "ignore:unclosed event loop:ResourceWarning"]}
+FREE_THREADED_NEEDS = ["msgpack", "pytest", "pytest-asyncio", "hypothesis"]
 THREADED = [
     *("tests/unit/attachment", "tests/unit/aio", "tests/attachment", "tests/segment"),
     "tests/reliability/test_free_threads.py",
@@ -62,16 +66,62 @@ def tests(session: nox.Session) -> None:
         wanted = ["--only-binary=:all:", *NEWEST[version], "--editable", "."]
     else:
         wanted = ["--editable", ".[test]"]
-    session.install("--quiet", *wanted, *django)
+    install(session, *wanted, *django)
     named = session.posargs or [*TESTS, *(["tests/reliability"] if version in RELIABILITY else [])]
-    session.run("python", "-m", "pytest", "-n", "auto", *LOOPS.get(version, []), *named)
+    session.run(*pytest_of(session), "-n", "auto", *LOOPS.get(version, []), *named)
 
 
 @nox.session(python=FREE_THREADED)
 def free_threads(session: nox.Session) -> None:
     """Run what threads of one process do to each other, with the GIL off whatever is imported."""
-    # posix_ipc, which has no wheel for these, is not needed on Linux.
-    session.install("--quiet", "msgpack", "pytest", "pytest-asyncio", "hypothesis")
-    session.install("--quiet", "--no-deps", "--editable", ".")
+    # posix_ipc, which has no wheel for these, is not needed on Linux. Of hypothesis, the newest
+    # release with a wheel will do: later ones need a compiler of Rust.
+    install(session, "--only-binary=hypothesis", *FREE_THREADED_NEEDS)
+    install(session, "--no-deps", "--editable", ".")
     environment = {"PYTHON_GIL": "0"}
-    session.run("python", "-m", "pytest", *(session.posargs or THREADED), env=environment)
+    session.run(*pytest_of(session), *(session.posargs or THREADED), env=environment)
+
+
+@nox.session(python=False)
+def summary(session: nox.Session) -> None:
+    """Print how many tests passed and failed on each Python, in the last run of each."""
+    print(f"{'Python':8}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}")
+    for version, name in [
+        *((version, f"tests-{version}") for version in PYTHONS),
+        *((version, f"free_threads-{version}") for version in FREE_THREADED),
+    ]:
+        report = report_of(name)
+        if not report.exists():
+            print(f"{version:8}{'did not run':>16}")
+            continue
+        [suite] = ElementTree.parse(report).getroot().iter("testsuite")
+        of = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+        failed = of["failures"] + of["errors"]
+        passed = of["tests"] - failed - of["skipped"]
+        seconds = float(suite.get("time", 0))
+        print(f"{version:8}{passed:8,}{failed:8,}{of['skipped']:9,}{seconds:9,.0f}")
+        for case in suite.iter("testcase"):
+            if case.find("failure") is not None or case.find("error") is not None:
+                print(f"        failed: {case.get('classname')}::{case.get('name')}")
+
+
+def install(session: nox.Session, *wanted: str) -> None:
+    """Install by uv, which takes seconds where pip takes minutes, or else by pip: uv may not know
+    of an index that only pip is told."""
+    uv = Path(sys.executable).with_name("uv")
+    python = Path(session.bin) / "python"
+    command = [uv, "pip", "install", "--quiet", "--python", python, *wanted]
+    if uv.exists() and subprocess.run(command).returncode == 0:
+        return
+    session.install("--quiet", *wanted)
+
+
+def report_of(name: str) -> Path:
+    return Path(__file__).parent / ".nox" / f"{name}.xml"
+
+
+def pytest_of(session: nox.Session) -> list[str]:
+    """How a session starts pytest. What it finds is counted in `summary`."""
+    report = report_of(session.name)
+    report.unlink(missing_ok=True)
+    return ["python", "-m", "pytest", f"--junit-xml={report}"]

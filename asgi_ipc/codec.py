@@ -4,9 +4,9 @@ where they go.
 Messages may hold the types that both contracts list and no others, so that what a sender may send
 never depends on the receiver. msgpack accepts more: ints up to 2**64, any map key, bytearray,
 timestamps, and nearly any depth. In a flat message, the types are checked one by one. A nested
-message is packed with strict types, which refuses most of what may not be sent; the rest of it
-shows when the packed message is unpacked again, all of that in C. A message that holds bytes or
-tuples is checked by set operations instead. Only a message with another type (a subclass, or a
+message is packed with strict types, which refuses most of what may not be sent. The rest of it
+shows when a short message is unpacked again, all of that in C. In a longer one, the collector's
+list of what objects hold finds it in less time. Only a message with another type (a subclass, or a
 value that cannot be sent) is walked value by value. That finds the path that the error names, and
 the values that the option ``default`` converts.
 """
@@ -14,9 +14,11 @@ the values that the option ``default`` converts.
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Set
 from itertools import chain
 from typing import Any
 
@@ -32,13 +34,17 @@ _CONTAINERS = frozenset({dict, list, tuple})
 _all_plain = _PLAIN.issuperset
 _all_allowed = (_PLAIN | _CONTAINERS).issuperset
 _all_str = frozenset({str}).issuperset
-_chained, _values = chain.from_iterable, dict.values
-_UINT64 = 0xCF  # the first byte of every int of 2**32 or more, too large ones included
-# What begins bytes of less than 256, and what begins lists and dicts.
-_BIN8, _NESTED = 0xC4, bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
-# Where msgpack is in Python, to unpack takes longer than to check by set operations.
+_chained = chain.from_iterable
+# Where the first is not in a packed message, no int of 2**63 or more is: those have the second.
+_UINT64, _huge = 0xCF, re.compile(rb"\xcf[\x80-\xff]").search
+# What begins bytes (a bytearray, too), and what begins the types of msgpack's own.
+_OPAQUE = bytes([*range(0xC4, 0xCA), *range(0xD4, 0xD9)])
+# What begins lists and dicts.
+_NESTED = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
+# Where msgpack is in Python, to unpack takes longer than to look at the values.
 _IN_C = msgpack.Packer.__module__ != "msgpack.fallback"
-_MANY = 100_000  # containers on one level; with more, a message may contain itself
+_SHORT = 500  # bytes, up to which to unpack takes less time
+_MANY = 1_000_000  # values on one level; with more, a message may contain itself
 
 Default = Callable[[Any], Any]  # makes a value that can be sent of one that cannot
 
@@ -97,7 +103,7 @@ class Codec:
                 break
         try:
             body = pack(message)
-            if _UINT64 in body and _has_uint64(message.values()):
+            if _UINT64 in body and _huge(body) and _has_uint64(message):
                 raise OverflowError
         except (TypeError, ValueError, OverflowError):
             body = self._pack(self.plain(message))  # unless the copy raises, and says why
@@ -110,10 +116,10 @@ class Codec:
         try:
             body = self._pack_strictly(message)
         except TypeError:  # a tuple, a subclass, or what cannot be sent
-            if _is_plain(message):
+            if _is_plain(message, None):
                 return self._pack(message)
             raise
-        if _shows_plain(body) or _is_plain(message):
+        if (len(body) <= _SHORT and _shows_plain(body)) or _is_plain(message, body):
             return body
         raise TypeError
 
@@ -146,34 +152,70 @@ def is_flat(message: dict[str, Any]) -> bool:
     return _all_plain(map(type, message.values()))
 
 
-def _is_plain(message: dict[Any, Any]) -> bool:
-    """Return whether all values of a nested message have exactly a type that may be sent.
+def _is_plain(message: dict[Any, Any], body: bytes | None) -> bool:
+    """Return whether all values of a nested message have exactly a type that may be sent. `body` is
+    what it was packed to, with strict types; None if it was not. False says nothing.
 
-    It goes level by level, with one set operation for all dicts and lists of a level: a walk in
-    Python takes far longer than packing.
+    It goes level by level, with one operation in C for all values of a level: a walk in Python
+    takes far longer than packing.
     """
-    dicts: Sequence[dict[Any, Any]] = (message,)
-    lists: Sequence[Iterable[Any]] = ()
-    for _ in range(MAX_DEPTH):
-        if not _all_str(map(type, _chained(dicts))):
-            return False
-        kinds = {*map(type, _chained(map(_values, dicts))), *map(type, _chained(lists))}
-        if _all_plain(kinds):
+    # Without one of these bytes, packing has refused all other types.
+    by_type = body is None or any(map(body.__contains__, _OPAQUE))
+    values, held = [message], _held(message)
+    kinds: Set[type] = _CONTAINERS  # that may be among the values
+    for _ in range(MAX_DEPTH - 1):
+        if dict in kinds and (dicts := [value for value in values if type(value) is dict]):
+            # A subclass of str, which is not among the keys that were packed, can say of any other
+            # key that they are equal.
+            keys = _chained(dicts) if body is None else set().union(*dicts)
+            if not _all_str(map(type, keys)):
+                return False
+        if by_type:
+            kinds = {*map(type, held)}
+            if not _all_allowed(kinds):
+                return False
+        values, held = held, _held(*held)
+        if not held:
             return True
-        if not _all_allowed(kinds):
-            return False
-        deeper = [*_chained(map(_values, dicts)), *_chained(lists)]
-        dicts = [value for value in deeper if type(value) is dict]
-        lists = [value for value in deeper if type(value) is list or type(value) is tuple]
-        if len(dicts) + len(lists) > _MANY:
+        if body is None and len(held) > _MANY:
             return False
     return False
+
+
+def _has_uint64(message: dict[str, Any]) -> bool:
+    """Return whether a plain message has an int that fits in 64 bits only without a sign."""
+    values: list[Any] = [message]
+    while values:
+        if [value for value in values if type(value) is int and value > INT_MAX]:
+            return True
+        values = _held(*values)
+    return False
+
+
+def _held_by(*values: Any) -> list[Any]:
+    """Return what the lists, tuples and dicts among some values hold."""
+    return [
+        held
+        for value in values
+        if type(value) in _CONTAINERS
+        for held in (value.values() if type(value) is dict else value)
+    ]
+
+
+# What the collector asks lists, tuples and dicts as well. All other values that may be sent hold
+# nothing. Without the GIL, it stops all other threads meanwhile.
+_with_gil = sys.implementation.name == "cpython" and "t" not in sys.abiflags
+_held: Callable[..., list[Any]] = gc.get_referents if _with_gil else _held_by
 
 
 def _shows_plain(body: bytes) -> bool:
     """Return whether a message that was packed strictly may be sent, as far as its packed form
     shows. False says nothing: bytes look like a bytearray, and numbers may look like bytes."""
-    if not _IN_C or _BIN8 in body or len(body) - len(body.translate(None, _NESTED)) > MAX_DEPTH:
+    if (
+        not _IN_C
+        or _OPAQUE[0] in body
+        or len(body) - len(body.translate(None, _NESTED)) > MAX_DEPTH
+    ):
         return False
     try:
         # With raw=True, which is faster, text becomes bytes. So do keys, and others are refused.
@@ -187,18 +229,6 @@ def _shows_plain(body: bytes) -> bool:
 
 def _refuse(*_: object) -> object:
     raise ValueError
-
-
-def _has_uint64(values: Iterable[Any]) -> bool:
-    """Return whether a plain message has an int that fits in 64 bits only without a sign."""
-    for value in values:
-        kind = type(value)
-        if kind is int:
-            if value > INT_MAX:
-                return True
-        elif kind in _CONTAINERS and _has_uint64(value.values() if kind is dict else value):
-            return True
-    return False
 
 
 def _plain(value: Any, path: str, depth: int, default: Default | None) -> Any:

@@ -106,7 +106,8 @@ class Membership:
         self._way = way
         self._begin = begin
         self.groups = dict.fromkeys(map(check_group, groups))
-        self.gaps = 0  # how many times messages may have been missed
+        self._gaps: list[bool] = []  # one entry for each; a counter could lose one of two threads
+        self._to_enter = [True]  # who pops it enters
         self._entered = self._ended = False
         self._place: _Place | None = None
         self._waiting: list[bool] = []  # one entry for each receive
@@ -123,17 +124,24 @@ class Membership:
         """Seconds between two renewals."""
         return self._core.group_expiry / 2
 
+    @property
+    def gaps(self) -> int:
+        """How many times messages may have been missed."""
+        return len(self._gaps)
+
     # -- the block --------------------------------------------------------------------------------
 
     async def enter(self) -> None:
         """Join the groups, or none if it raises."""
-        if self._entered:
+        try:
+            self._to_enter.pop()
+        except IndexError:
             raise NotSubscribed(
                 "a subscription can be entered once. Call subscribe() for another one"
-            )
-        self._entered = True
+            ) from None
         try:
             await self._join_all()
+            self._entered = True  # no sooner: there must be a place when others begin to receive
         except BaseException:
             await self.end()
             raise
@@ -276,7 +284,7 @@ class Membership:
                 self._note_gap(session, place)
                 if place.nonce == made.nonce:
                     with contextlib.suppress(IPCError):
-                        await self._discard_all(place)  # what it joined only after the flush
+                        await self._discard_all(place, self._way)  # what it joined only after the flush
             await self._settle(made)  # what was joined or left meanwhile
         assert self._place is not None
         return self._place, session
@@ -304,7 +312,7 @@ class Membership:
             await self._undo_if_left(place, group)
         place.renew_at, self._seen = now + self.half, now
         if lost:
-            self.gaps += 1
+            self._gaps.append(True)
             logger.warning(
                 "prefix %r: a subscription was no longer in %s, and has joined again: it had not "
                 "been renewed for group_expiry (%g s), not been read for ten times expiry (%g s), "
@@ -318,8 +326,8 @@ class Membership:
     async def _settle(self, place: _Place) -> None:
         """Have `place` be in the groups of this subscription, and in no others. These may change
         meanwhile."""
-        while place.groups != (wanted := set(self.groups.copy())):
-            for group in wanted - place.groups:
+        while (joined := place.groups.copy()) != (wanted := set(self.groups.copy())):
+            for group in wanted - joined:
                 place.groups.add(group)
                 try:
                     await self._ask(self._layer.group_add, group, place.channel)
@@ -330,7 +338,7 @@ class Membership:
                         await self._ride_out(None, self._discard, group, place.channel)
                     raise
                 await self._undo_if_left(place, group)
-            for group in place.groups - wanted:
+            for group in joined - wanted:
                 await self._ride_out(None, self._discard, group, place.channel)
                 place.groups.discard(group)
 
@@ -397,7 +405,7 @@ class Membership:
 
     def _note_gap(self, session: Session, before: _Place) -> None:
         """Count, and log once for all subscriptions of the layer, that messages may be missed."""
-        self.gaps += 1
+        self._gaps.append(True)
         if session.told == session.epoch:
             return
         session.told = session.epoch
@@ -441,7 +449,7 @@ class Subscribed:
     @property
     def groups(self) -> list[str]:
         """The groups that it is subscribed to."""
-        return list(self._membership.groups)
+        return list(self._membership.groups.copy())
 
     @property
     def gaps(self) -> int:
@@ -451,7 +459,7 @@ class Subscribed:
 
 
 def nothing_came(membership: Membership, timeout: float | None) -> TimeoutError:
-    groups = ", ".join(map(repr, membership.groups)) or "no group"
+    groups = ", ".join(map(repr, membership.groups.copy())) or "no group"
     return TimeoutError(
         f"no message came from {groups} of prefix {membership.prefix!r} within {timeout:g} s"
     )

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from .. import clock, errors
-from ..attachment.inbox import Inbox, wake
+from ..attachment.inbox import IN_HAND, Inbox, wake
 from ..attachment.process import notice_fork
 from ..errors import LockTimeout, NotAChannel
 from ..names import check_channel, split
@@ -221,17 +221,22 @@ class Sending(Receiving):
     def _becomes_own(self, session: Session, target: Target) -> bool:
         """Whether this process receives on a queue. From now on each of its channels has its own
         capacity, for this layer."""
-        if not target.queue.endswith(b"!"):
-            return False
-        inbox = session.attachment.inboxes.get(target.queue.decode("ascii"))
+        inbox = self._inbox(session, target)
         if inbox is None or not session.section(self._is_own, session, target):
             return False
+        inbox.slack = IN_HAND
         session.own[target.queue] = inbox
         for each in session.targets.copy().values():
             if each.queue == target.queue:
                 each.limit = OWN_LIMIT
         target.limit = OWN_LIMIT
         return True
+
+    def _inbox(self, session: Session, target: Target) -> Inbox | None:
+        """The inbox that this process has for a queue; None if it never received there."""
+        if not target.queue.endswith(b"!"):
+            return None
+        return session.attachment.inboxes.get(target.queue.decode("ascii"))
 
     def _is_own(self, session: Session, target: Target) -> bool:
         """Inside a section: whether this process owns the queue of `target`."""
@@ -294,13 +299,25 @@ class Sending(Receiving):
                         session.ring(*done)
                     return True
         target, body, now = self._prepared(session, channel, message)
-        if target.limit < 0 or self._becomes_own(session, target):
+        waiter_id = None
+        while waiter_id is None and not (target.limit < 0 or self._becomes_own(session, target)):
+            waiter_id = session.section(
+                self._put_to_others, session, session.store.put, target, body, now, NEW
+            )
+        if waiter_id is None:
             waiter_id = self._put_otherwise(session, target, body, OWN, NEW)
-        else:
-            waiter_id = session.section(session.store.put, target, body, now, NEW)
         if waiter_id > 0:
             session.ring(target.row, waiter_id)
         return waiter_id >= 0
+
+    def _put_to_others(
+        self, session: Session, put: Callable[..., Any], target: Target, *args: Any
+    ) -> Any:
+        """Inside a section: `put` by a method of the store. None if this process has begun to
+        receive on the queue since that was asked."""
+        if self._inbox(session, target) is not None and self._is_own(session, target):
+            return None
+        return put(target, *args)
 
     async def send_when_room(
         self,
@@ -393,21 +410,27 @@ class Sending(Receiving):
         if now >= session.due[()]:
             self.upkeep(session, now)
         room.sending = None
-        if target.limit < 0:
-            waiter_id = self._put_otherwise(session, target, body, OWN, NEW)
-            inbox = session.own[target.queue]
-            if waiter_id == FULL and inbox.is_full(room.local or "", target.capacity):
-                room.sending = inbox
-                return FULL
-            if waiter_id >= 0:
-                if waiter_id:
-                    session.ring(target.row, waiter_id)
-                return waiter_id
-        before = room.place
-        stays = before != 0 and waiter.stays(room)
-        tried = session.section(
-            session.store.put_or_park, target, body, now, waiter.waiter_id, before, stays
-        )
+        put, tried = session.store.put_or_park, None
+        while tried is None:
+            # A queue that nobody received on when this began may be this process's by now.
+            own = target.limit < 0 or self._becomes_own(session, target)
+            if own:
+                waiter_id = self._put_otherwise(session, target, body, OWN, NEW)
+                inbox = session.own[target.queue]
+                if waiter_id == FULL and inbox.is_full(room.local or "", target.capacity):
+                    room.sending = inbox
+                    return FULL
+                if waiter_id >= 0:
+                    if waiter_id:
+                        session.ring(target.row, waiter_id)
+                    return waiter_id
+            before = room.place
+            stays = before != 0 and waiter.stays(room)
+            args = target, body, now, waiter.waiter_id, before, stays
+            if own:
+                tried = session.section(put, *args)
+            else:
+                tried = session.section(self._put_to_others, session, put, *args)
         if before != tried.place and before:
             waiter.end(session, room)  # others of a loop go on waiting there
         room.parked, room.until = tried.place, tried.until

@@ -30,6 +30,9 @@ ANY = None  # the local part of a receiver that takes any message
 _DRAINED_AT_ONCE = 128  # messages moved into an inbox in one section
 _LONG = 64  # messages in the list of a mailbox; taking from its front costs its length
 _SEPARATOR = LOCAL_SEPARATOR.decode("ascii")
+# Messages by which a mailbox may exceed its capacity where this process sends to itself: a receive
+# that takes one which is still being routed puts it back. Meanwhile a send may have found room.
+IN_HAND = 16
 _FEW = 4  # mailboxes of which it is asked under the lock whether anybody waits there
 _LISTED = 4096  # mailboxes listed in the order, beside twice those that have something
 _NEVER = float("inf")
@@ -154,6 +157,7 @@ class Inbox:
         self.epoch = 0  # which flush was the last when it was filled
         # Sends of this process that wait until a local part has room.
         self.sending: dict[str | None, list[Waiting]] = {}
+        self.slack = 0  # 0 or IN_HAND
         self.suspects = Suspects()
         self._boxes: dict[str | None, Mailbox] = {}
         self.threads: list[Waiting] = []  # those that wait here
@@ -271,7 +275,7 @@ class Inbox:
                 if most is None:
                     unknown.append(queue + local)
                     continue
-                if len(box) >= most:
+                if len(box) >= most + self.slack:
                     full.append(local)
                     continue
                 box.add(drained)

@@ -34,13 +34,11 @@ class WeakKeys(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         """The value of `key`; None if it has none."""
-        found = self.entries.get(id(key))
-        return None if found is None else found[1]
+        return _value(self.entries.get(id(key)), key)
 
     def pop(self, key: K) -> V | None:
         """The same, and forget it. Of several threads, one gets it."""
-        found = self.entries.pop(id(key), None)
-        return None if found is None else found[1]
+        return _value(self.entries.pop(id(key), None), key)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -57,3 +55,9 @@ class WeakKeys(Generic[K, V]):
     def values(self) -> list[V]:
         """The values of all keys that live."""
         return [value for _, value in self.items()]
+
+
+def _value(entry: tuple[weakref.ref[K], V] | None, key: K) -> V | None:
+    """The value of an entry. One whose `forget` was interrupted, by a signal handler that raised,
+    has stayed behind for an object that now has its id."""
+    return entry[1] if entry is not None and entry[0]() is key else None

@@ -770,6 +770,26 @@ async def test_a_send_to_the_own_process_waits_for_room_in_the_channel(
     await layer.close()
 
 
+def test_a_send_that_began_before_the_first_receive_waits_for_its_channel(make: Make) -> None:
+    """It finds the queue of this process full. Once that is drained, the channel is."""
+    layer = make(capacity=1)
+    full, other = layer.new_channel(), layer.new_channel()
+    layer.send(full, {"number": 0})
+    send = threading.Thread(target=layer.send, args=(full, {"number": 1}, LIVENESS))
+    send.start()
+    until_crowded(layer, full[: full.index("!") + 1])
+    assert layer.receive([other]) == (None, None)  # which drains the queue
+    until(lambda: not send.is_alive() or _sends_that_wait(layer), what="the send to look again")
+    assert layer.receive([other]) == (None, None)
+    assert [taken(layer, full), taken(layer, full)] == [0, 1]
+    ended([send])
+
+
+def _sends_that_wait(layer: Any) -> bool:
+    [inbox] = layer._core.session.attachment.inboxes.values()
+    return any(inbox.sending.values())
+
+
 def test_threads_of_one_process_send_to_each_other(make: Make, by_rings_alone: None) -> None:
     layer = make(capacity=10)
     layer.receive(["specific.X!"])

@@ -32,6 +32,7 @@ def test_threads_lose_nothing_and_get_nothing_twice(
     # There was something to judge.
     assert figures["received"] > 50 * SECONDS
     assert figures["broadcasts"] and figures["layers attached"] and figures["calls beside flushes"]
+    assert figures["published"] and figures["waited for room"] and figures["cancelled sends"]
     record_property("messages received", figures["received"])
 
 

@@ -26,7 +26,12 @@ from ..compiling import needs_compiled
 from ..forks import Line, child, on_linux
 from ..waiting import LIVENESS
 
-CALM = 3  # calls in a row that succeed, after which no allocation of a call is left to fail
+# Calls in a row that succeed, after which no allocation of a call is left to fail. Python 3.14 goes
+# on without some that fail, of which several can follow each other.
+CALM = 12
+FEWEST = (
+    20 if sys.version_info < (3, 14) else 5
+)  # in two calls; since 3.14 most come from free lists
 _testcapi: Any = pytest.importorskip("_testcapi", reason="lacking: _testcapi, Python's own tests")
 
 
@@ -122,7 +127,7 @@ def test_a_call_in_which_allocations_fail(
 
     with child(run) as process:
         raised, missing = process.hear()
-    assert raised > (0 if compiled else 20)  # the compiled path allocates hardly anything
+    assert raised > (0 if compiled else FEWEST)  # the compiled path allocates hardly anything
     assert len(missing) <= raised  # nothing is lost without a word
     assert locked.complaints(View(prefix), LIVENESS) == []
 

@@ -9,7 +9,11 @@ wanted::
 It goes through rounds, each with a segment of its own, and each with all of these threads:
 
 - ``send``: senders to normal channels, to channels with one reader, and to the process's own;
+- ``patient``: senders that wait for room, in threads and as tasks of the loops, to channels that
+  hold few messages: normal ones, and one of the process's own;
 - ``broadcast``: senders to a group whose members are the process's own channels;
+- ``publish``: senders to a group that others subscribe to, each by two threads or two tasks, one
+  of which joins and leaves another group all the time;
 - ``work``: blocking receivers that share normal channels; ``single``: one for each channel;
 - ``own``: blocking receivers that share one process-specific queue;
 - ``loop``: event loops that share one layer, with tasks that receive and are cancelled;
@@ -47,17 +51,20 @@ from tests.waiting import LIVENESS
 
 OPTIONS: dict[str, Any] = {
     "capacity": 100_000,
-    "channel_capacity": {"work*": 200, "single*": 200},
+    "channel_capacity": {"work*": 200, "single*": 200, "room*": 4, "own.threads!room": 4},
     "receive_timeout": 0.05,
     "expiry": 10 * LIVENESS,
 }
 WORK = ["work1", "work2"]
 SINGLE = ["single1", "single2"]
+ROOM = ["room1", "room2"]
 QUEUE = "own.threads!"
 LOCALS = [f"{QUEUE}{letter}" for letter in "abc"]
 GROUP = "everyone"
 MEMBERS = [f"{QUEUE}member{number}" for number in range(3)]
+NEWS, OTHER = "news", "other-news"
 SENDERS, BROADCASTERS, LOOPS, TASKS = 3, 2, 2, 3
+PATIENT = PUBLISHERS = SUBSCRIPTIONS = 2
 AHEAD = 50  # messages that a sender may be ahead of the reader of an own channel
 ROUND = 10.0  # seconds
 
@@ -85,6 +92,14 @@ class Round:
         self.logs: list[Log] = []
         self.sent: dict[Stream, int] = {}
         self.members: list[str] = list(MEMBERS)  # and those of the loops
+        # Those who subscribe to the news: set once they do.
+        self.subscribed = {
+            f"{where}{number}": threading.Event()
+            for where, numbers in (("subscription", SUBSCRIPTIONS), ("loop", LOOPS))
+            for number in range(numbers)
+        }
+        # The loops: set once their tasks send no more.
+        self.silent = {f"loop{number}": threading.Event() for number in range(LOOPS)}
         self.seen: dict[tuple[str, str], int] = {}  # by channel and sender: the last number
         self.problems: list[str] = []
         self.refused: list[int] = []
@@ -148,6 +163,104 @@ class Round:
             number += 1
         self.sent[name, GROUP] = number
 
+    def patient(self, name: str) -> None:
+        chosen = random.Random(f"{self.seed}{name}")
+        numbers: Counter[str] = Counter()
+        while not self.quiet.is_set():
+            channel = chosen.choice([*ROOM, f"{QUEUE}room"])
+            message = {"from": name, "to": channel, "n": numbers[channel]}
+            self.layer.send(channel, message, timeout=LIVENESS)
+            numbers[channel] += 1
+        for channel, count in numbers.items():
+            self.sent[name, channel] = count
+
+    async def patient_task(self, name: str) -> None:
+        chosen = random.Random(f"{self.seed}{name}")
+        numbers: Counter[str] = Counter()
+        while not self.quiet.is_set():
+            channel = chosen.choice([*ROOM, f"{QUEUE}room"])
+            message = {"from": name, "to": channel, "n": numbers[channel]}
+            try:
+                # Cancelled, it has sent nothing.
+                timeout = chosen.choice([0.001, LIVENESS])
+                await asyncio.wait_for(self.aio.send(channel, message, LIVENESS), timeout)
+            except asyncio.TimeoutError:
+                self.counts[f"cancelled by {name}"] += 1
+                continue
+            numbers[channel] += 1
+            await asyncio.sleep(0)
+        for channel, count in numbers.items():
+            self.sent[name, channel] = count
+        self.silent[name.partition(".")[0]].set()
+
+    def publish(self, name: str) -> None:
+        for subscribed in self.subscribed.values():
+            assert subscribed.wait(LIVENESS)
+        number = 0
+        while not self.quiet.is_set():
+            slowest = min(self.seen.get((reader, name), -1) for reader in self.subscribed)
+            if number - slowest > AHEAD:
+                time.sleep(0.001)
+                continue
+            self.layer.send_group(NEWS, {"from": name, "to": NEWS, "n": number})
+            number += 1
+            if number % 8 == 0:
+                self.layer.send_group(OTHER, {"from": name, "to": OTHER, "n": number})
+        self.sent[name, NEWS] = number
+
+    # -- subscriptions ----------------------------------------------------------------------------
+
+    def subscription(self, name: str) -> None:
+        with self.layer.subscribe(NEWS) as events:
+            self.subscribed[name].set()
+            run = self.guarded(self.read, name, f"{name}.b", events, True)
+            other = threading.Thread(target=run, daemon=True)
+            other.start()
+            self.read(name, f"{name}.a", events, False)
+            other.join(LIVENESS)
+            assert not other.is_alive()
+            if events.gaps:
+                self.problems.append(f"{name}: {events.gaps} gaps")
+
+    def read(self, name: str, reader: str, events: Any, moves: bool) -> None:
+        """Read a subscription that another thread reads as well. One of them joins and leaves."""
+        log = self.log(reader)
+        while True:
+            over = self.drain.is_set()
+            try:
+                message = events.get(timeout=0 if over else 0.05)
+            except TimeoutError:
+                if over:
+                    return
+                continue
+            if message["to"] == NEWS:
+                self.note(log, name, message)
+            if moves and not over and len(log.got) % 16 == 0:
+                (events.leave if OTHER in events.groups else events.join)(OTHER)
+
+    async def subscribed_task(self, name: str) -> None:
+        async with self.aio.subscribe(NEWS) as events:
+            self.subscribed[name].set()
+            readers = [self.reader(name, f"{name}.{of}", events, of == "b") for of in "ab"]
+            await asyncio.gather(*readers)
+            if events.gaps:
+                self.problems.append(f"{name}: {events.gaps} gaps")
+
+    async def reader(self, name: str, reader: str, events: Any, moves: bool) -> None:
+        log = self.log(reader)
+        while True:
+            over = self.drain.is_set()
+            try:
+                message = await events.get(timeout=0.0 if over else 0.05)
+            except TimeoutError:
+                if over:
+                    return
+                continue
+            if message["to"] == NEWS:
+                self.note(log, name, message)
+            if moves and not over and len(log.got) % 16 == 0:
+                await (events.leave if OTHER in events.groups else events.join)(OTHER)
+
     # -- blocking receivers -----------------------------------------------------------------------
 
     def receive(self, name: str, channels: list[str]) -> None:
@@ -174,6 +287,8 @@ class Round:
             for number, channel in enumerate(channels)
         ]
         tasks.append(asyncio.ensure_future(self.cancelled(f"{name}.cancelled")))
+        tasks.append(asyncio.ensure_future(self.patient_task(f"{name}.patient")))
+        tasks.append(asyncio.ensure_future(self.subscribed_task(name)))
         await asyncio.gather(*tasks)
 
     async def task(self, name: str, channel: str) -> None:
@@ -285,17 +400,24 @@ class Round:
         self.members += [channel for channels in loops for channel in channels]
         for member in self.members:
             self.layer.group_add(GROUP, member)
+        # The queue is this process's from the start. Before, a send that waits for a channel of few
+        # messages has the others of the queue refused.
+        self.layer.receive([QUEUE])
         flushed = asgi_ipc.IPCChannelLayer(self.prefix + "-flush", **OPTIONS)
         barrier, shared = threading.Barrier(2), []  # type: ignore[var-annotated]
         receivers: list[tuple[Any, ...]] = [
             *((self.receive, f"work{number}", WORK) for number in range(2)),
             *((self.receive, channel, [channel]) for channel in SINGLE),
+            *((self.receive, f"room{number}", ROOM) for number in range(2)),
             *((self.receive, f"own{number}", [QUEUE]) for number in range(3)),
+            *((self.subscription, f"subscription{number}") for number in range(SUBSCRIPTIONS)),
             *((self.loop, f"loop{number}", loops[number]) for number in range(LOOPS)),
         ]
         others: list[tuple[Any, ...]] = [
             *((self.send, f"send{number}") for number in range(SENDERS)),
+            *((self.patient, f"patient{number}") for number in range(PATIENT)),
             *((self.broadcast, f"broadcast{number}") for number in range(BROADCASTERS)),
+            *((self.publish, f"publish{number}") for number in range(PUBLISHERS)),
             *((self.pair, number, barrier, shared) for number in range(2)),
             *((self.flush, number, flushed) for number in range(3)),
         ]
@@ -309,6 +431,8 @@ class Round:
         self.quiet.wait(seconds)
         self.quiet.set()
         self._join(sending)
+        for silent in self.silent.values():
+            silent.wait(LIVENESS)
         self.drain.set()
         self._join(receiving)
         flushed.close()
@@ -334,7 +458,8 @@ class Round:
                     self.problems.append(f"{log.name}: {sender} {to} {number} after {before}")
                 last[channel, sender, to] = number
         for (sender, to), count in self.sent.items():
-            channels = self.members if to == GROUP else [to]
+            groups = {GROUP: self.members, NEWS: list(self.subscribed)}
+            channels = groups.get(to, [to])
             wanted = {(channel, number) for channel in channels for number in range(count)}
             found = received.pop((sender, to), Counter())
             lost, strange = wanted - found.keys(), found.keys() - wanted
@@ -381,8 +506,15 @@ def main() -> int:
             round_.end()
         problems += round_.problems
         figures["rounds"] += 1
-        figures["sent"] += sum(count for (_, to), count in round_.sent.items() if to != GROUP)
+        figures["sent"] += sum(n for (_, to), n in round_.sent.items() if to not in (GROUP, NEWS))
         figures["broadcasts"] += sum(n for (_, to), n in round_.sent.items() if to == GROUP)
+        figures["published"] += sum(n for (_, to), n in round_.sent.items() if to == NEWS)
+        figures["waited for room"] += sum(
+            n for (name, _), n in round_.sent.items() if "patient" in name
+        )
+        figures["cancelled sends"] += sum(
+            count for name, count in round_.counts.items() if name.startswith("cancelled")
+        )
         figures["received"] += sum(len(log.got) for log in round_.logs)
         figures["refused"] += sum(round_.refused)
         figures["layers attached"] += sum(

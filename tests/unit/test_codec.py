@@ -441,10 +441,14 @@ def outcome(encode: Callable[[Any], bytes], message: Any) -> bytes | str:
         return str(error)
 
 
-@pytest.fixture(params=["C", "Python"])
+@pytest.fixture(params=["C", "C, for long messages", "C, without the GIL", "Python"])
 def packer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """msgpack as most install it, and as it is where there is no wheel and no compiler."""
-    if request.param == "Python":
+    if request.param == "C, for long messages":
+        monkeypatch.setattr(codec, "_SHORT", 0)
+    elif request.param == "C, without the GIL":
+        monkeypatch.setattr(codec, "_held", codec._held_by)
+    elif request.param == "Python":
         monkeypatch.setattr(codec, "_IN_C", False)
         monkeypatch.setattr(
             msgpack, "packb", lambda message, **options: Packer(**options).pack(message)
@@ -459,20 +463,46 @@ def test_a_message_is_encoded_or_refused_as_by_a_walk_over_all_values(message: A
 
 
 @pytest.mark.usefixtures("packer")
-@pytest.mark.parametrize("rows", [1, 10, MAX_DEPTH, 300])
-@pytest.mark.parametrize("last", [[], [{5: 1}], [{"v": bytearray(b"b")}]])
+@pytest.mark.parametrize("rows", [1, 300])
+@pytest.mark.parametrize("name", ["plain", "\u0107"])  # the second looks like bytes
+@pytest.mark.parametrize(
+    ("last", "sent"),
+    [
+        *(({}, True), ({"v": b"bytes"}, True), ({"v": [(1, ())]}, True), ({"v": INT_MAX}, True)),
+        *(({5: 1}, False), ({"w": {b"key": 1}}, False), ({"v": bytearray(b"b")}, False)),
+        *(({"v": [memoryview(b"")]}, False), ({"v": msgpack.Timestamp(1)}, False)),
+        *(({"v": {1}}, False), ({"v": [2**63]}, False)),
+    ],
+)
 def test_many_rows_are_encoded_or_refused_as_by_a_walk_over_all_values(
-    rows: int, last: list[Any]
+    rows: int, name: str, last: dict[Any, Any], sent: bool
 ) -> None:
-    """Beyond so many containers, the packed form does not show how deep they are nested."""
     message = {
-        "rows": [{"id": row, "price": row / 7, "name": f"\u0107 {row}"} for row in range(rows)]
+        "rows": [{"id": row, "price": row / 2, "name": f"{name} {row}"} for row in range(rows)]
     }
-    if last is not None:
-        message["rows"].append({5: 1} if last == "5" else {"v": bytearray(b"b")})  # type: ignore
+    message["rows"].append(last)
     found = outcome(Codec().encode, message)
     assert found == outcome(encoding.encode, message)
-    assert type(found) is (bytes if last is None else str)
+    assert type(found) is (bytes if sent else str)
+
+
+def test_no_method_of_a_key_is_called() -> None:
+    """A key of another type may have the hash of a str, and say that it is equal to it."""
+
+    class Key:
+        def __hash__(self) -> int:
+            return hash("a")
+
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError
+
+    for wrong in (Key(), broken(str)("a")):
+        for others in ([], [(1,)]):
+            message = {"v": [{"a": 1}, {wrong: 1}, *others], "padding": "x" * 1000}
+            if type(wrong) is Key:
+                assert "message['v'][1] has the key" in refusal(message)
+            else:
+                assert round_trip(message)["v"][:2] == [{"a": 1}, {"a": 1}]
 
 
 # -- the option default ---------------------------------------------------------------------------

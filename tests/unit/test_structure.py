@@ -24,7 +24,7 @@ LEAVES = {name for name, floor in FLOORS.items() if floor == 1}
 PURE = {
     *("__future__", "typing", "collections", "collections.abc", "dataclasses", "contextlib"),
     *("struct", "zlib", "hashlib", "base64", "re", "fnmatch", "sys", "warnings", "importlib"),
-    *("functools", "importlib.util", "itertools", "math", "msgpack"),
+    *("functools", "gc", "importlib.util", "itertools", "math", "msgpack"),
 }
 
 # Who alone may import what, by folder or module. Anything optional is imported only where it is

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_ipc.attachment.inbox import _LONG, ANY, Inbox
+from asgi_ipc.attachment.inbox import _LONG, ANY, IN_HAND, Inbox
 from asgi_ipc.options import UnknownCapacity
 from asgi_ipc.store import recovery
 from asgi_ipc.store.layout import BUFFER, EXPIRED, S_DROPS
@@ -213,6 +213,21 @@ def test_local_parts_that_have_nothing_take_no_memory(feed: Feeder) -> None:
         feed.inbox.take(f"socket{i}")
     assert len(feed.inbox._boxes) < 200
     assert bodies(feed.inbox, ANY) == [b"there"]
+
+
+def test_a_message_that_was_put_back_keeps_out_none_that_found_room(feed: Feeder) -> None:
+    """A receive took a message that was still being routed. A send of this process looked for room
+    before it was put back."""
+    inbox = feed.inbox
+    inbox.slack = IN_HAND  # as for queues that this process sends to itself
+    feed("a", b"1", capacity=lambda local: 1)
+    in_hand = inbox._boxes["a"].messages.pop()
+    assert not inbox.is_full("a", 1)
+    inbox._boxes["a"].messages.insert(0, in_hand)
+    assert feed("a", b"2", capacity=lambda local: 1) == []
+    refused = [feed("a", b"more", capacity=lambda local: 1) for _ in range(IN_HAND)]
+    assert refused == [[]] * (IN_HAND - 1) + [["a"]]
+    assert inbox.is_full("a", 1)
 
 
 def test_a_capacity_that_is_not_known_is_asked_for_and_nothing_is_lost(feed: Feeder) -> None:

@@ -28,6 +28,22 @@ def test_a_value_goes_with_its_key() -> None:
     assert known.values() == [2] and len(known) == 1
 
 
+def test_an_entry_that_was_left_behind_is_no_other_keys() -> None:
+    """What a signal handler raises while a key goes is lost, and with it the call that forgets."""
+    known: WeakKeys[Key, int] = WeakKeys()
+    gone = Key()
+    known[gone] = 1
+    [left] = known._entries.values()
+    del gone
+    gc.collect()
+    other = Key()
+    for look in (known.get, known.pop):
+        known._entries[id(other)] = left  # as if it had been given the same place in memory
+        assert look(other) is None and known.values() == []
+    known[other] = 2
+    assert known.get(other) == 2 and known.pop(other) == 2
+
+
 def test_one_thread_gets_what_many_pop() -> None:
     known: WeakKeys[Key, int] = WeakKeys()
     keys = [Key() for _ in range(200)]
