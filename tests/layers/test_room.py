@@ -7,10 +7,10 @@ Where a wake is tested, the look that waiters take once a second is put off: rin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -26,7 +26,9 @@ from asgi_ipc.aio import waiter as waiter_module
 from asgi_ipc.attachment.inbox import Inbox
 from asgi_ipc.conformance.asynchronous import turns
 from asgi_ipc.errors import SegmentVanished
+from asgi_ipc.store import room
 from asgi_ipc.store.layout import CROWDED, Q_PENDING, S_LIVE
+from asgi_ipc.store.store import Store
 
 from ..forks import Line, child, in_child
 from ..waiting import LIVENESS, eventually, in_threads, until
@@ -83,6 +85,11 @@ def crowded(layer: Any, channel: str = "c") -> bool:
     store = layer._core.attach().store
     row = store.queues.find(channel.encode())
     return bool(row) and store.words[row + Q_PENDING] >= CROWDED
+
+
+async def are_waiting(layer: Any) -> bool:
+    """`crowded`, for `eventually`."""
+    return crowded(layer)
 
 
 def until_crowded(layer: Any, channel: str = "c") -> None:
@@ -247,8 +254,8 @@ async def test_several_loops_wait_at_one_channel(make: Make, by_rings_alone: Non
 
 def test_a_message_that_expires_makes_room(make: Make, by_rings_alone: None) -> None:
     """By the clock, not by a look: nobody receives and nobody else calls."""
-    layer = make(expiry=0.3)
-    fill(layer)
+    fill(make(expiry=0.3))
+    layer = make()
     layer.send("c", {"number": 2}, timeout=LIVENESS)
     assert drained(layer)[-1] == 2  # the second one may still be there
 
@@ -279,14 +286,10 @@ async def test_a_flush_makes_room_for_tasks(make: Make, by_rings_alone: None) ->
         asyncio.create_task(layer.send("c", message, timeout=LIVENESS))
         for message in numbered(*range(4))
     ]
-    await eventually(lambda: _crowded(layer))
+    await eventually(lambda: are_waiting(layer))
     await layer.flush()
     await asyncio.gather(*tasks)
     await layer.close()
-
-
-async def _crowded(layer: Any) -> bool:
-    return crowded(layer)
 
 
 def test_a_receive_elsewhere_gives_memory(make: Make, by_rings_alone: None) -> None:
@@ -328,37 +331,29 @@ def test_another_process_makes_room(make: Make, prefix: str, by_rings_alone: Non
 
 
 def test_a_send_that_does_not_wait_leaves_the_room_to_one_that_does(
-    make: Make, by_rings_alone: None
+    make: Make, by_rings_alone: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often it tries."""
+    """However often it tries: each message that is taken lets the one in that waits."""
+    monkeypatch.setattr(room, "GRACE", 10 * LIVENESS)  # what is promised stays promised
     layer = make()
     fill(layer)
-    stop = False
+    stop = threading.Event()
 
-    def hurry() -> int:
-        sent = 0
-        while not stop:
-            try:
+    def hurry() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(layer.ChannelFull):
                 layer.send("c", {"number": -1})
-                sent += 1
-            except layer.ChannelFull:
-                pass
-        return sent
 
-    def read() -> None:
-        nonlocal stop
+    def take() -> None:
         try:
             for number in range(20):
-                sender = threading.Thread(target=layer.send, args=("c", {"number": number}, 60))
-                sender.start()
-                while sender.is_alive():
-                    taken(layer)
-                    sender.join(0.001)
+                threads = waiting(layer, number)
+                taken(layer)
+                ended(threads)
         finally:
-            stop = True
+            stop.set()
 
-    in_threads([hurry, read])
-    assert layer.channel_statistics("c")["messages_count"] >= 20
+    in_threads([hurry, take])
 
 
 # -- leaving --------------------------------------------------------------------------------------
@@ -372,7 +367,7 @@ async def test_a_send_that_is_cancelled_leaves_no_trace(
     for message in numbered(0, 1):
         await layer.send("c", message)
     task = asyncio.create_task(layer.send("c", {"number": 2}, timeout=LIVENESS))
-    await eventually(lambda: _crowded(layer))
+    await eventually(lambda: are_waiting(layer))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -391,7 +386,7 @@ async def test_a_wake_that_was_given_to_a_cancelled_send_goes_to_the_next(
     layer, other = make(asgi_ipc.aio.IPCChannelLayer), make()
     fill(other)
     first = asyncio.create_task(layer.send("c", {"number": 2}, timeout=LIVENESS))
-    await eventually(lambda: _crowded(layer))
+    await eventually(lambda: are_waiting(layer))
     second = asyncio.create_task(layer.send("c", {"number": 3}, timeout=LIVENESS))
     await turns(3)
     threads = await asyncio.to_thread(waiting, other, 4)
@@ -440,7 +435,7 @@ async def test_a_segment_that_is_removed_raises_in_a_send_that_waits(
     thread = asyncio.create_task(
         asyncio.to_thread(blocking.send, "c", {"number": 3}, timeout=LIVENESS)
     )
-    await eventually(lambda: _crowded(layer))
+    await eventually(lambda: are_waiting(layer))
     segment.destroy(prefix)
     for waits in (task, thread):
         with pytest.raises(SegmentVanished):
@@ -455,7 +450,7 @@ async def test_a_layer_that_is_closed_while_it_waits_goes_on_waiting(make: Make)
     layer, other = make(asgi_ipc.aio.IPCChannelLayer), make()
     fill(other)
     task = asyncio.create_task(layer.send("c", {"number": 2}, timeout=LIVENESS))
-    await eventually(lambda: _crowded(other))
+    await eventually(lambda: are_waiting(other))
     await layer.close()
     assert taken(other) == 0
     await task
@@ -726,7 +721,7 @@ def test_a_send_from_another_process_meets_the_capacity_of_the_queue(
 
 
 async def test_who_sleeps_is_woken_by_the_send_that_drains(
-    make: Make, by_rings_alone: None, monkeypatch: pytest.MonkeyPatch
+    make: Make, by_rings_alone: None
 ) -> None:
     """Threads and other loops of the process, once each and in order."""
     layer, blocking = make(asgi_ipc.aio.IPCChannelLayer), make()
@@ -749,11 +744,17 @@ def _received(layer: Any, queue: str, count: int) -> list[int]:
     return [layer.receive([queue], block=True, timeout=LIVENESS)[1]["number"] for _ in range(count)]
 
 
-def test_a_waiting_send_takes_no_longer_than_it_must(make: Make) -> None:
-    """Not a moment of the processor: it sleeps."""
+def test_a_send_that_waits_sleeps(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make()
     fill(layer)
-    before = time.process_time()
+    tries = []
+    put_or_park = Store.put_or_park
+
+    def counted(*args: Any) -> Any:
+        tries.append(args)
+        return put_or_park(*args)
+
+    monkeypatch.setattr(Store, "put_or_park", counted)
     with pytest.raises(layer.ChannelFull):
-        layer.send("c", {}, timeout=1)
-    assert time.process_time() - before < 0.5
+        layer.send("c", {}, timeout=0.2)
+    assert len(tries) == 2  # when it begins, and when its time is over

@@ -17,6 +17,7 @@ from asgi_ipc.store.layout import (
     Q_REFUSED,
     Q_SENDING,
     Q_WAITING,
+    S_DIRTY,
     S_LIVE,
     S_OFFERED,
     S_REFUSED,
@@ -340,15 +341,25 @@ def test_a_sender_that_looks_by_itself_helps_itself() -> None:
     assert second.tries(NOW + 1)
 
 
-def test_a_crowd_of_nobody_disperses() -> None:
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_crowd_of_nobody_disperses(has_room: bool) -> None:
     """A sender was killed between the two stores with which it parks."""
     store, place = full()
     store.words[place - Q_SENDING + Q_PENDING] |= CROWDED
     assert verify(store, NOW) == []
-    take(store, "c")
+    if has_room:
+        take(store, "c")
     store.sweep(NOW)
     store.sweep(NOW + GRACE)
     assert not crowded(store, place)
+
+
+def test_the_sweep_rings_nobody_where_there_is_no_room() -> None:
+    store, place = full()
+    parked(store, 5)
+    for now in (NOW, NOW + GRACE, NOW + 10):
+        store.sweep(now)
+    assert rung(store) == [] and store.is_parked(place, 5)
 
 
 def test_time_that_goes_back_keeps_nobody() -> None:
@@ -498,7 +509,7 @@ def test_after_a_death_at_any_write_nothing_is_lost_and_nobody_waits_for_ever(
     store, _ = full()
     parked(store, 5, 6)
     for left in deaths(store, operation):
-        if left.words[40]:  # dirty
+        if left.words[S_DIRTY]:
             recover(left, NOW)
         assert_whole(left)
         assert verify(left, NOW) == []
