@@ -700,7 +700,7 @@ def test_upkeep_goes_on_whatever_its_time_says(prefix: str, when: str) -> None:
         with memory_of(prefix) as memory:
             for at in (S_SWEEP_AT, S_BURY_AT):
                 struct.pack_into("=d", memory, at * WORD, value)
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + LIVENESS / 2
         expired = 0
         while not expired and time.monotonic() < deadline:
             layer.receive(["other"])

@@ -160,10 +160,10 @@ def test_expiry(make: Callable[..., IPCChannelLayer], how: str) -> None:
 
 @pytest.mark.parametrize("how", ["receive", "upkeep"])
 async def test_expiry_in_the_buffer_of_a_local_part(prefix: str, how: str) -> None:
-    layer = AsyncLayer(prefix, expiry=0.1)
+    layer, hasty = AsyncLayer(prefix), AsyncLayer(prefix, expiry=0.1)
     slow, other = await layer.new_channel(), await layer.new_channel()
     for number in range(5):
-        await layer.send(slow, {"n": number})
+        await hasty.send(slow, {"n": number})
     await layer.send(other, {})
     await layer.receive(other)  # drains what is there for both
     await asyncio.sleep(0.12)
@@ -198,11 +198,12 @@ async def test_a_full_buffer_of_a_local_part(prefix: str) -> None:
 
 async def test_a_buffer_that_has_expired_takes_messages_again(prefix: str) -> None:
     """Upkeep empties the buffer of a socket that did not read. Later the socket reads again."""
-    layer = AsyncLayer(prefix, capacity=3, channel_capacity={"*.slow": 2}, expiry=0.1)
+    options: dict[str, Any] = {"capacity": 3, "channel_capacity": {"*.slow": 2}}
+    layer, hasty = AsyncLayer(prefix, **options), AsyncLayer(prefix, expiry=0.1, **options)
     other = await layer.new_channel()
     slow = other + ".slow"
     for number in range(2):
-        await layer.send(slow, {"n": number})
+        await hasty.send(slow, {"n": number})
     await layer.send(other, {})
     await layer.receive(other)  # drains what is there for both
     await asyncio.sleep(0.12)
