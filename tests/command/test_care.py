@@ -20,6 +20,7 @@ from asgi_ipc.segment.paths import SUFFIX, Paths, full_prefix
 from asgi_ipc.segment.procfs import user_name
 from asgi_ipc.store.layout import (
     DIRTY,
+    H_MESSAGE_MEMORY,
     Q_PENDING,
     S_DIRTY,
     S_EPOCH,
@@ -64,7 +65,7 @@ def test_verify_does_not_put_in_order_what_was_interrupted(prefix: str, run: Run
 def test_verify_of_a_header_that_contradicts_itself(prefix: str, run: Run) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
-    write_word(prefix, 8, 1)
+    write_word(prefix, H_MESSAGE_MEMORY, 1)
     ran = run("verify", "--json")
     assert ran.code == 1 and "contradicts itself" in ran.json["problems"][0]
 

@@ -192,7 +192,7 @@ def test_another_user_is_refused(prefix: str) -> None:
     layer.send("a", {"n": 1})
     kind, text = as_user(SECOND, lambda: use(prefix))
     assert kind == ForeignSegment.__name__
-    assert "user" in text or "uid" in text
+    assert prefix in text and str(SECOND) in text
     assert layer.receive(["a"]) == ("a", {"n": 1})
     layer.close()
 
@@ -209,20 +209,9 @@ def test_another_user_is_refused_even_with_the_mode_of_a_group(prefix: str) -> N
 def test_another_user_cannot_remove_it(prefix: str) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {"n": 1})
-    kind, _ = as_user(SECOND, lambda: segment.destroy(prefix))
-    assert kind != "done"
+    assert as_user(SECOND, lambda: segment.destroy(prefix))[0] == ForeignSegment.__name__
     assert layer.receive(["a"]) == ("a", {"n": 1})
     layer.close()
-
-
-@as_root
-def test_what_a_user_is_told_who_tries_to_remove_it(prefix: str) -> None:
-    layer = IPCChannelLayer(prefix)
-    layer.send("a", {"n": 1})
-    try:
-        assert as_user(SECOND, lambda: segment.destroy(prefix))[0] == ForeignSegment.__name__
-    finally:
-        layer.close()
 
 
 @as_root

@@ -301,7 +301,6 @@ def test_those_who_wait_get_the_flock_in_the_order_in_which_they_came(prefix: st
 
 
 @on_linux
-@on_linux
 def test_three_hundred_that_wait_at_once_all_attach(prefix: str) -> None:
     run_python(f"from tests.segment.crowd import attach_at_once\nattach_at_once({prefix!r}, 300)")
 

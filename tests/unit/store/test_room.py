@@ -263,11 +263,14 @@ def test_a_flush_and_a_recovery_empty_the_sets() -> None:
         store, place = full()
         parked(store, 5, 700)
         store.park_sender(S_SENDING, 6)
+        for offered in (S_OFFERED, place - Q_SENDING + Q_OFFERED):
+            store.doubles[offered] = NOW
         mend(store, NOW)
         assert not crowded(store, S_SENDING) and store.words[S_SENDING] == 0
         assert store.words[S_OFFERED] == 0
         row = row_of(store, "c")
         assert not crowded(store, row + Q_SENDING) and store.words[row + Q_SENDING] == 0
+        assert store.words[row + Q_OFFERED] == 0
         assert_whole(store)
 
 
