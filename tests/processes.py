@@ -99,6 +99,12 @@ class Process:
         """Sends it a signal."""
         self._child.send_signal(number)
 
+    def pause(self) -> None:
+        """Stops it, as a debugger would, until it gets SIGCONT. Returns once it stands still."""
+        self.signal(signal.SIGSTOP)
+        _, status = os.waitpid(self.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), self.describe()
+
     def kill(self) -> None:
         """Ends it by SIGKILL, and reaps it."""
         self._child.kill()

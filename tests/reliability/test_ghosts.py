@@ -123,7 +123,7 @@ def test_queue_of_the_dead_is_dropped_and_counted(layer: Any, tmp_path: Path) ->
     count = 2000
     sender = asgi_ipc.IPCChannelLayer(layer.prefix, capacity=10_000)
     with started(SERVER, layer, tmp_path / "log", 10) as (process, names):
-        os.kill(process.pid, signal.SIGSTOP)
+        process.pause()
         for _ in range(count):
             sender.send(names[1], MESSAGE)
         died = kill(process)
@@ -193,7 +193,7 @@ def test_many_queues_of_one_process(layer: Any, tmp_path: Path) -> None:
     """A thousand queues; the sockets of a server share one."""
     with started(WORKER, layer, tmp_path / "log", CHANNELS) as (process, names):
         assert len(layer.group_channels("all")) == CHANNELS
-        os.kill(process.pid, signal.SIGSTOP)
+        process.pause()
         layer.send_group("all", MESSAGE)
         words = layer._core.session.store.words
         died = kill(process)

@@ -365,6 +365,25 @@ def test_the_sweep_rings_nobody_where_there_is_no_room() -> None:
     assert rung(store) == [] and store.is_parked(place, 5)
 
 
+def test_a_queue_where_only_the_dead_wait_to_send_is_freed() -> None:
+    store, place = full()
+    alive = store.add_waiter(process(store, 0))
+    assert alive is not None
+    store.publish_waiter(*alive)
+    parked(store, 5, 6, 7)
+    for _ in range(CAPACITY):
+        take(store, "c")
+    assert store.is_parked(place, 7)
+    store.park_sender(place, alive[0])
+    store.reclaim(NOW, 0.0, 64)
+    assert store.queues.find(b"c") and store.is_parked(place, alive[0])
+    assert not store.is_parked(place, 7)
+    store.remove_waiter(*alive)
+    store.reclaim(NOW, 0.0, 64)
+    assert store.queues.find(b"c") == 0
+    assert_whole(store)
+
+
 def test_time_that_goes_back_keeps_nobody() -> None:
     store, place = full()
     parked(store, 5)
