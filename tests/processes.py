@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.client import HTTPConnection
 from pathlib import Path
 
 from tests.waiting import LIVENESS, until
@@ -156,6 +157,16 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def status(port: int, path: str) -> int:
+    """What an HTTP server of this machine answers to a GET."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=LIVENESS)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 def _answers(port: int) -> bool:

@@ -7,7 +7,6 @@ WebSockets, as browsers would.
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.paths import Paths
 from tests.clients import demo
 from tests.clients.demo import Site
+from tests.processes import status
 from tests.waiting import LIVENESS
 
 if sys.version_info >= (3, 11):
@@ -192,14 +192,6 @@ async def test_the_board_counts_what_is_said(shared_site: Site) -> None:
 
 
 def test_pages(shared_site: Site) -> None:
-    def status(port: int, path: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIVENESS)
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().status
-        finally:
-            connection.close()
-
     for port in shared_site.ports:
         assert status(port, "/") == 200
         assert status(port, "/board/") == 200

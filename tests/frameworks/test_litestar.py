@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,9 +14,11 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests import environments, processes
+from tests import environments
 from tests.forks import on_linux
 from tests.waiting import LIVENESS
+
+from .servers import uvicorn
 
 pytest.importorskip("litestar", reason="lacking: Litestar 2")
 pytest.importorskip("uvicorn", reason="lacking: uvicorn")
@@ -218,18 +219,11 @@ async def test_there_is_no_history(prefix: str) -> None:
 
 
 async def test_the_example_on_four_processes(prefix: str, tmp_path: Path) -> None:
-    port = processes.free_port()
-    command = ["-m", "uvicorn", "litestar_chat:app", "--workers", "4", "--port", str(port)]
-    with processes.running(
-        [sys.executable, *command],
-        log=tmp_path / "log",
-        environment=environments.child_environment(CHAT_PREFIX=prefix),
-        folder=EXAMPLES,
-    ) as uvicorn:
-        ready = "Application startup complete."
-        uvicorn.wait_until(lambda: uvicorn.output().count(ready) == 4, "all workers")
-        await _chat(f"127.0.0.1:{port}", prefix)
-        assert "Traceback" not in uvicorn.output()
+    log = tmp_path / "log"
+    with uvicorn("litestar_chat:app", 4, folder=EXAMPLES, log=log, CHAT_PREFIX=prefix) as running:
+        server, address = running
+        await _chat(address, prefix)
+        assert "Traceback" not in server.output()
 
 
 async def _chat(server: str, prefix: str) -> None:
