@@ -1,4 +1,4 @@
-"""How the tests of this folder run an application on several processes."""
+"""What the tests of this folder share: how an application is run on several processes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests import environments, processes
+
+
+def notices_at_once(attachment: Any) -> None:
+    """Have the next call of a layer notice that its memory was removed."""
+    attachment.upkeep.check_at = attachment.due = 0.0
 
 
 @contextmanager

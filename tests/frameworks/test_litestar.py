@@ -18,7 +18,7 @@ from tests import environments
 from tests.forks import on_linux
 from tests.waiting import LIVENESS
 
-from .servers import uvicorn
+from .servers import notices_at_once, uvicorn
 
 pytest.importorskip("litestar", reason="lacking: Litestar 2")
 pytest.importorskip("uvicorn", reason="lacking: uvicorn")
@@ -112,6 +112,7 @@ async def test_after_unsubscribing_nothing_comes(prefix: str) -> None:
 async def test_a_shutdown_leaves_all_channels(prefix: str) -> None:
     async with running(prefix) as one:
         await one.subscribe("news")
+    assert backend_of(one)._layer._core.session is None
     watching = IPCChannelLayer(prefix)
     assert await watching.group_channels("litestar.news") == []
     await watching.close()
@@ -195,6 +196,37 @@ async def test_after_the_memory_was_removed_it_goes_on(prefix: str) -> None:
                 heard, waiting = await asyncio.wait(waiting, timeout=0.1)
                 assert all(task.result() == [1] for task in heard)
             assert backend_of(one).gaps >= 1 and backend_of(other).gaps >= 1
+
+
+@pytest.fixture
+async def backend(prefix: str) -> AsyncIterator[IPCChannelsBackend]:
+    made = IPCChannelsBackend(prefix)
+    await made.on_startup()
+    yield made
+    await made.on_shutdown()
+
+
+async def test_what_comes_after_unsubscribing_is_not_streamed(backend: IPCChannelsBackend) -> None:
+    await backend.subscribe(["news", "other"])
+    await backend.publish(b"1", ["news"])
+    await backend.unsubscribe(["news"])
+    await backend.publish(b"2", ["other"])
+    stream = backend.stream_events()
+    assert await asyncio.wait_for(stream.__anext__(), LIVENESS) == ("other", b"2")
+    await stream.aclose()
+
+
+@on_linux
+async def test_an_event_is_not_lost_because_the_memory_was_removed(
+    backend: IPCChannelsBackend, prefix: str
+) -> None:
+    await backend.subscribe(["news"])
+    segment.destroy(prefix)
+    core = backend._layer._core
+    assert core.session is not None
+    notices_at_once(core.session.attachment)
+    await backend.publish(b"1", ["news"])
+    assert backend.lost == 0
 
 
 async def test_subscribers_that_end_after_the_shutdown(prefix: str) -> None:

@@ -20,7 +20,7 @@ from tests import environments, processes
 from tests.forks import on_linux
 from tests.waiting import LIVENESS, until
 
-from .servers import uvicorn
+from .servers import notices_at_once, uvicorn
 
 socketio = pytest.importorskip("socketio", reason="lacking: python-socketio")
 for module in ("aiohttp", "flask_socketio", "simple_websocket", "uvicorn"):
@@ -278,6 +278,21 @@ def test_a_subscription_that_fails_is_tried_again_after_a_pause(prefix: str) -> 
     assert working.group_channels("socketio") == []
     for layer in (working, writer._layer):
         layer.close()
+
+
+@on_linux
+@pytest.mark.parametrize("kind", [IPCManager, AsyncIPCManager])
+async def test_an_event_is_sent_although_the_memory_was_removed(prefix: str, kind: Any) -> None:
+    manager = kind(prefix, write_only=True)
+    for text in ("before", "after"):
+        sent = manager.emit("said", text)
+        if sent is not None:
+            await sent
+        segment.destroy(prefix)
+        notices_at_once(manager._layer._core.session.attachment)
+    closed = manager._layer.close()
+    if closed is not None:
+        await closed
 
 
 # -- options --------------------------------------------------------------------------------------

@@ -376,6 +376,16 @@ def test_a_renewal_that_comes_too_late_is_a_gap(
         assert events.gaps == 1
 
 
+def test_after_the_clock_was_set_back_it_is_renewed_at_once(make_blocking: Make) -> None:
+    with make_blocking() as layer, layer.subscribe("news") as events:
+        place = events._membership._place
+        place.renew_at += 1e9
+        with pytest.raises(TimeoutError):
+            events.get(timeout=0)
+        assert place.renew_at < clock.monotonic() + layer.group_expiry
+        assert events.gaps == 0
+
+
 @only_shared
 async def test_one_that_was_taken_for_abandoned_joins_again(
     make: Make, caplog: pytest.LogCaptureFixture

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -424,6 +425,20 @@ def test_waiting_for_the_lock_does_not_use_up_the_processor(shared: Shared) -> N
         process.say()
         process.hear()
     assert 30 < len(tries) < 700  # 30 in a row, and then less than one in 300 microseconds
+
+
+def test_waiting_for_the_lock_ends_although_the_clock_stands_still(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in tests that replace the clock."""
+    with start_holding(shared) as process:
+        process.hear()
+        still = SimpleNamespace(monotonic=lambda: 1000.0)
+        monkeypatch.setattr(section_module, "clock", still)
+        with bounded(), pytest.raises(LockTimeout):
+            shared.section(patience=0.05)(int)
+        process.say()
+        process.hear()
 
 
 @on_linux
