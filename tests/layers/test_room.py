@@ -25,7 +25,7 @@ from asgi_ipc import clock, segment
 from asgi_ipc.aio import waiter as waiter_module
 from asgi_ipc.attachment.inbox import Inbox
 from asgi_ipc.conformance.asynchronous import turns
-from asgi_ipc.errors import SegmentVanished
+from asgi_ipc.errors import InvalidMessage, InvalidName, SegmentVanished
 from asgi_ipc.store import room
 from asgi_ipc.store.layout import CROWDED, Q_PENDING, Q_SENDING, S_LIVE
 from asgi_ipc.store.store import Store
@@ -175,9 +175,9 @@ def test_where_there_is_room_a_timeout_changes_nothing(make: Make, cls: Any) -> 
     assert drained(layer) == [0, 1]
     with pytest.raises(layer.MessageTooLarge):
         layer.send("c", {"body": bytes(5 * MEBIBYTE)}, timeout=LATE)
-    with pytest.raises(TypeError):
+    with pytest.raises(InvalidName):
         layer.send("a name", {}, timeout=LATE)
-    with pytest.raises(TypeError):
+    with pytest.raises(InvalidMessage):
         layer.send("c", {"a": {1}}, timeout=LATE)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 import asgi_ipc
 from asgi_ipc.conformance.base import MESSAGE
+from asgi_ipc.errors import NotOwner
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import DEAD_OWNER, S_DROPS
 
@@ -207,7 +208,7 @@ def test_many_queues_of_one_process(layer: Any, tmp_path: Path) -> None:
 def test_name_of_a_dead_process_is_free_again(layer: Any, tmp_path: Path) -> None:
     """A restarted worker can use the name of the one that died at once."""
     with started(WORKER, layer, tmp_path / "log", 1) as (process, names):
-        with pytest.raises(AssertionError):  # NotOwner
+        with pytest.raises(NotOwner):
             layer.receive(["own0!"])
         kill(process)
     assert layer.receive(["own0!"]) == (None, None)

@@ -385,6 +385,20 @@ def test_a_holder_that_is_stopped_is_named_when_time_is_out(shared: Shared) -> N
     assert shared.section(patience=0.05)(divmod, 17, 5) == (3, 2)
 
 
+def test_a_lock_that_is_released_when_the_time_is_out_is_taken(shared: Shared) -> None:
+    lock, busy = shared.make_lock(), [True]
+    trylock = lock.trylock
+
+    def nobody() -> int:
+        busy.clear()
+        return 0
+
+    lock.trylock = lambda handle: errno.EBUSY if busy else trylock(handle)
+    lock.holder = nobody
+    assert shared.section(patience=0.02, lock=lock)(divmod, 17, 5) == (3, 2)
+    assert shared.is_free()
+
+
 def test_a_stretch_of_waiting_that_is_over_is_lock_busy(shared: Shared) -> None:
     with start_holding(shared) as process:
         process.hear()
