@@ -775,7 +775,7 @@ def test_a_send_from_another_process_meets_the_capacity_of_the_queue(
     assert in_child(send) == 100
 
 
-async def test_who_sleeps_is_woken_by_the_send_that_drains(
+async def test_receivers_that_sleep_are_woken_by_the_send_that_drains(
     make: Make, by_rings_alone: None
 ) -> None:
     """Threads and other loops of the process, once each and in order."""

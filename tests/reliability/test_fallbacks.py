@@ -219,7 +219,7 @@ def test_without_robust_mutexes_the_lock_is_a_file(
     layer.close()
 
 
-def test_who_has_mutexes_is_refused_by_those_who_have_none(
+def test_a_process_with_mutexes_is_refused_by_those_without(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two kinds of lock on one segment would exclude nobody."""

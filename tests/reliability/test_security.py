@@ -250,7 +250,7 @@ def as_member(uid: int, work: Callable[[], Any]) -> Any:
 @as_root
 @pytest.mark.parametrize("lock", ["mutex", "file"])
 @pytest.mark.parametrize("users", [*permutations((FIRST, SECOND, 0))], ids=str)
-def test_who_comes_first_does_not_matter_to_a_group_that_is_named(
+def test_in_a_group_that_is_named_it_does_not_matter_which_user_comes_first(
     foreign: str, users: tuple[int, ...], lock: str
 ) -> None:
     """A server, a user who deploys, and root: each may come first, and rings the others."""
@@ -450,7 +450,7 @@ def test_a_file_of_another_kind_is_refused(
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
-def test_a_segment_of_another_kind_is_refused_by_who_uses_it_and_who_looks(
+def test_a_segment_of_another_kind_is_refused_by_users_and_onlookers(
     prefix: str, kind: str, tmp_path: Path
 ) -> None:
     """To open a FIFO for reading would wait for somebody who writes."""

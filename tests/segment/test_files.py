@@ -269,7 +269,7 @@ def waiters(path: str) -> int:
 
 
 @on_linux
-def test_those_who_wait_get_the_flock_in_the_order_in_which_they_came(prefix: str) -> None:
+def test_processes_that_wait_get_the_flock_in_the_order_in_which_they_came(prefix: str) -> None:
     paths = Paths(prefix)
     order = os.pipe()
 
@@ -305,7 +305,9 @@ def test_three_hundred_that_wait_at_once_all_attach(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_who_waits_in_vain_is_told_who_holds_the_flock(prefix: str, stopped: bool) -> None:
+def test_a_process_that_waits_in_vain_is_told_which_one_holds_the_flock(
+    prefix: str, stopped: bool
+) -> None:
     """And the thread that waited lets go when it gets it at last."""
     paths = Paths(prefix)
 
@@ -393,7 +395,7 @@ def test_where_no_thread_can_wait_it_polls(
 
 
 @on_linux
-def test_who_waited_for_a_lock_that_was_removed_meanwhile_takes_the_new_one(prefix: str) -> None:
+def test_a_process_that_waited_for_a_lock_that_was_removed_takes_the_new_one(prefix: str) -> None:
     def hold(line: Line) -> None:
         with attach_lock(Paths(prefix), 0o600):
             rests(line)

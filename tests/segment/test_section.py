@@ -214,7 +214,7 @@ def test_the_lock_of_a_killed_process_is_released(shared: Shared, dirty: int) ->
     assert shared.is_free()
 
 
-def test_who_follows_a_killed_process_recovers_first(shared: Shared) -> None:
+def test_the_next_after_a_killed_process_recovers_first(shared: Shared) -> None:
     with start_holding(shared, DIRTY) as process:
         process.hear()
         process.kill()
@@ -222,7 +222,7 @@ def test_who_follows_a_killed_process_recovers_first(shared: Shared) -> None:
     assert shared.recoveries == [DIRTY]
 
 
-def test_who_follows_a_process_that_was_killed_clean_does_not_recover(shared: Shared) -> None:
+def test_the_next_after_a_process_that_was_killed_clean_does_not_recover(shared: Shared) -> None:
     with start_holding(shared) as process:
         process.hear()
         process.kill()
@@ -230,7 +230,7 @@ def test_who_follows_a_process_that_was_killed_clean_does_not_recover(shared: Sh
     assert shared.recoveries == []
 
 
-def test_who_waits_when_the_holder_is_killed_goes_on(shared: Shared) -> None:
+def test_processes_that_wait_when_the_holder_is_killed_go_on(shared: Shared) -> None:
     def wait(line: Line) -> int:
         section = shared.forked().section()
         rests(line)

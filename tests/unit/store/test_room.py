@@ -215,7 +215,7 @@ def test_a_sender_knows_when_the_oldest_message_expires() -> None:
     assert second.tries(NOW + 3)
 
 
-def test_a_message_that_expires_while_another_sends_is_room_for_those_who_wait() -> None:
+def test_a_message_that_expires_while_another_sends_is_room_for_those_that_wait() -> None:
     store, _ = full(expires=NOW + 3)
     parked(store, 5)
     assert not sends(store, NOW + 3)
@@ -291,7 +291,7 @@ def test_a_sender_parks_again_after_a_flush() -> None:
 # -- first come, first served ---------------------------------------------------------------------
 
 
-def test_what_becomes_free_is_for_those_who_wait() -> None:
+def test_what_becomes_free_is_for_senders_that_wait() -> None:
     store, place = full()
     [sender] = parked(store, 5)
     take(store, "c")
