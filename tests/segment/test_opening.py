@@ -622,6 +622,14 @@ def test_destroy_removes_everything(prefix: str) -> None:
     assert not destroy(prefix)
 
 
+def test_destroy_removes_what_else_lies_beside_a_segment(prefix: str) -> None:
+    """The doorbells of processes that were killed."""
+    attach_and_leave(wants(prefix))
+    os.mkfifo(folder_of(prefix) / "7.1.bell")
+    assert destroy(prefix)
+    assert not folder_of(prefix).exists()
+
+
 def test_destroy_removes_what_is_left_of_a_segment(prefix: str) -> None:
     attach_and_leave(wants(prefix))
     file_of(prefix).unlink()

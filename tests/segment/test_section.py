@@ -671,6 +671,20 @@ def test_a_call_into_another_segment_is_none_from_inside(shared: Shared, tmp_pat
     assert shared.is_free() and other.is_free()
 
 
+def test_a_lost_lock_of_another_segment_is_taken_over_inside_a_call(
+    shared: Shared, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = Shared(shared.kind, tmp_path / "other")
+
+    def operation() -> tuple[int, int]:
+        assert other.lock.trylock(other.lock.handle) == 0  # as if a call had lost track of it
+        return other.section()(divmod, 17, 5)  # type: ignore[no-any-return]
+
+    assert shared.section()(operation) == (3, 2)
+    assert shared.is_free() and other.is_free()
+
+
 def test_a_call_from_del_inside_a_call_is_refused(shared: Shared) -> None:
     section = shared.section()
     handler = Handler(lambda: section(int))
