@@ -185,8 +185,13 @@ def child_environment(**variables: str) -> dict[str, str]:
 
 def run_python(source: str) -> str:
     """What a new interpreter prints that runs `source`, which must succeed."""
+    return run_script("-c", source)
+
+
+def run_script(*arguments: str | Path) -> str:
+    """What a new interpreter prints with these arguments; it must succeed."""
     run = subprocess.run(
-        [sys.executable, "-c", source],
+        [sys.executable, *arguments],
         env=child_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

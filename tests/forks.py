@@ -74,15 +74,23 @@ class Child(Line):
             os._exit(0)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal; after SIGKILL the process is gone."""
+        """Send a signal; after SIGKILL the process is gone, after SIGSTOP it stands still."""
         os.kill(self.pid, number)
         if number == signal.SIGKILL:
             self.wait()
+        elif number == signal.SIGSTOP:
+            stands_still(self.pid)
 
     def wait(self) -> None:
         if self.pid:
             os.waitpid(self.pid, 0)
             self.pid = 0
+
+
+def stands_still(pid: int) -> None:
+    """Wait until a child is stopped: a signal may take its time."""
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), "it has ended"
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.client import HTTPConnection
 from pathlib import Path
 
 from tests.waiting import LIVENESS, until
@@ -99,6 +100,12 @@ class Process:
         """Sends it a signal."""
         self._child.send_signal(number)
 
+    def pause(self) -> None:
+        """Stops it, as a debugger would, until it gets SIGCONT. Returns once it stands still."""
+        self.signal(signal.SIGSTOP)
+        _, status = os.waitpid(self.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), self.describe()
+
     def kill(self) -> None:
         """Ends it by SIGKILL, and reaps it."""
         self._child.kill()
@@ -150,6 +157,16 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def status(port: int, path: str) -> int:
+    """What an HTTP server of this machine answers to a GET."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=LIVENESS)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 def _answers(port: int) -> bool:

@@ -284,7 +284,8 @@ class Membership:
                 self._note_gap(session, place)
                 if place.nonce == made.nonce:
                     with contextlib.suppress(IPCError):
-                        await self._discard_all(place, self._way)  # what it joined only after the flush
+                        # What it joined only after the flush.
+                        await self._discard_all(place, self._way)
             await self._settle(made)  # what was joined or left meanwhile
         assert self._place is not None
         return self._place, session

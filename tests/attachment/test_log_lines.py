@@ -481,7 +481,9 @@ def test_no_pattern_is_matched_under_the_lock(make: Make, monkeypatch: pytest.Mo
     assert layer.stats().dropped["buffer"] == 5
 
 
-def test_who_got_something_before_a_pattern_had_to_be_matched_is_woken(make: Make) -> None:
+def test_a_receive_that_got_something_before_a_pattern_had_to_be_matched_is_woken(
+    make: Make,
+) -> None:
     layer = make(channel_capacity={re.compile("x!"): 5})
     assert layer.receive(["x!"]) == NOTHING
     inbox, socket = layer._core.session.attachment.inbox("x!"), Socket()

@@ -284,7 +284,7 @@ def test_a_layer_that_is_closed_attaches_again(make: Make, kind: str) -> None:
     assert len(contents(make.look()).messages[b"c"]) == 3
 
 
-def test_what_another_thread_has_not_released_yet_is_released_by_who_attaches(
+def test_what_another_thread_has_not_released_yet_is_released_by_the_next_that_attaches(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread that drops the last reference may be held up before the finalizer of it runs. Until

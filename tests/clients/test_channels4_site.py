@@ -7,7 +7,6 @@ WebSockets, as browsers would.
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from asgi_ipc.inspection.view import View
 from asgi_ipc.segment.paths import Paths
 from tests.clients import demo
 from tests.clients.demo import Site
+from tests.processes import status
 from tests.waiting import LIVENESS
 
 if sys.version_info >= (3, 11):
@@ -124,7 +124,7 @@ async def test_a_third_process_speaks_to_both(shared_site: Site) -> None:
         await assert_nothing_else([first, second])
 
 
-async def test_the_worker_answers_who_asked(shared_site: Site) -> None:
+async def test_the_worker_answers_the_client_that_asked(shared_site: Site) -> None:
     """From a normal channel to the worker's process, and back to one socket on either server."""
     async with shared_site.connect(0) as first, shared_site.connect(1) as second:
         for number in range(1, 6):
@@ -148,7 +148,7 @@ async def test_everybody_sees_who_is_here(shared_site: Site) -> None:
             await see(ada, shared_site, ("ada", 0), ("\u00e5" * 16, 1))
 
 
-async def test_who_was_on_a_killed_server_is_not_here(site: Site) -> None:
+async def test_a_visitor_of_a_killed_server_is_not_here(site: Site) -> None:
     """And the other server goes on, and the worker, and whoever runs them."""
     async with site.connect(0, "ada") as ada, site.connect(1, "grace") as grace:
         await see(ada, site, ("ada", 0), ("grace", 1))
@@ -192,14 +192,6 @@ async def test_the_board_counts_what_is_said(shared_site: Site) -> None:
 
 
 def test_pages(shared_site: Site) -> None:
-    def status(port: int, path: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIVENESS)
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().status
-        finally:
-            connection.close()
-
     for port in shared_site.ports:
         assert status(port, "/") == 200
         assert status(port, "/board/") == 200

@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from asgi_ipc import IPCChannelLayer
 from asgi_ipc.inspection.snapshot import Snapshot
 from asgi_ipc.inspection.view import View
-from asgi_ipc.segment.procfs import is_stopped
 from asgi_ipc.store.layout import WORD
 
 from ..environments import child_environment
+from ..forks import Line, child, stands_still
 from ..processes import Process, running
-from ..waiting import LIVENESS, until
+from ..waiting import LIVENESS
 
 # An asyncio process in a group. "backlog" holds three messages, "full" all five that it may.
 CHAT = """
@@ -76,8 +77,19 @@ class Live(NamedTuple):
 def stop(*processes: Process) -> None:
     """Stop processes, as a debugger would, and wait until they are stopped."""
     for process in processes:
-        os.kill(process.pid, signal.SIGSTOP)
-    until(lambda: all(is_stopped(process.pid) for process in processes), what="them to stop")
+        process.pause()
+
+
+@contextlib.contextmanager
+def stopped_holder(layer: IPCChannelLayer) -> Iterator[int]:
+    """The pid of a forked process that was stopped while it held the lock of a layer."""
+
+    def hold(_line: Line) -> None:
+        layer._core.attach().section(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+    with child(hold) as process:
+        stands_still(process.pid)
+        yield process.pid
 
 
 def resume(*processes: Process) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from asgi_ipc.segment.paths import SUFFIX, Paths, full_prefix
 from asgi_ipc.segment.procfs import user_name
 from asgi_ipc.store.layout import (
     DIRTY,
+    H_MESSAGE_MEMORY,
     Q_PENDING,
     S_DIRTY,
     S_EPOCH,
@@ -28,9 +28,9 @@ from asgi_ipc.store.layout import (
     S_SEQ_BASE,
 )
 
-from ..forks import NOBODY, in_child, is_root
+from ..forks import NOBODY, Line, child, in_child, is_root
 from ..waiting import until
-from .conftest import Live, Run, write_word
+from .conftest import Live, Run, stopped_holder, write_word
 from .test_terminal import in_terminal
 
 
@@ -64,7 +64,7 @@ def test_verify_does_not_put_in_order_what_was_interrupted(prefix: str, run: Run
 def test_verify_of_a_header_that_contradicts_itself(prefix: str, run: Run) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
-    write_word(prefix, 8, 1)
+    write_word(prefix, H_MESSAGE_MEMORY, 1)
     ran = run("verify", "--json")
     assert ran.code == 1 and "contradicts itself" in ran.json["problems"][0]
 
@@ -72,20 +72,18 @@ def test_verify_of_a_header_that_contradicts_itself(prefix: str, run: Run) -> No
 def test_verify_under_traffic_finds_nothing(live: Live, run: Run) -> None:
     """The copy is made under the lock."""
     layer = IPCChannelLayer(live.prefix)
-    pid = os.fork()
-    if not pid:
+
+    def keep_busy(_line: Line) -> None:
         while True:
             layer.send("busy", {"text": "x" * 100})
             layer.receive(["busy"])
-    try:
+
+    with child(keep_busy):
         before = View(live.prefix).words(S_SEQ, 1)[0]
         until(lambda: View(live.prefix).words(S_SEQ, 1)[0] > before + 100)
         for _ in range(3):
             ran = run("verify")
             assert ran.code == 0, ran.output
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def test_a_lock_that_stays_busy_is_exit_status_4_and_names_the_holder(
@@ -93,13 +91,7 @@ def test_a_lock_that_stays_busy_is_exit_status_4_and_names_the_holder(
 ) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
-    pid = os.fork()
-    if not pid:
-        section = layer._core.attach().section
-        section(lambda: os.kill(os.getpid(), signal.SIGSTOP))
-        os._exit(0)
-    try:
-        os.waitid(os.P_PID, pid, os.WSTOPPED)
+    with stopped_holder(layer) as pid:
         ran = run("flush", "--timeout", "0.2")
         assert ran.code == 4 and f"process {pid}" in ran.errors
         assert run("verify").code == 0  # which sees that all is well without the lock
@@ -110,9 +102,6 @@ def test_a_lock_that_stays_busy_is_exit_status_4_and_names_the_holder(
         (holder,) = (one for one in run("processes", "--json").json if one["holds_lock"])
         assert (holder["pid"], holder["state"]) == (pid, "stopped")
         assert run("stats", "--json", "--interval", "0").json["lock"]["holder"] == pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
     assert run("verify").code == 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ from ..forks import (
     rests,
     unshare_pids,
 )
-from .conftest import Live, Run, resume, stop, write_word
+from .conftest import Live, Run, resume, stop, stopped_holder, write_word
 from .conftest import asgi_ipc as run_command
 
 
@@ -103,18 +102,10 @@ def rests_attached(prefix: str):  # type: ignore[no-untyped-def]
 def test_a_stopped_holder_of_the_lock(prefix: str) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
-    pid = os.fork()
-    if not pid:
-        layer._core.attach().section(lambda: os.kill(os.getpid(), signal.SIGSTOP))
-        os._exit(0)
-    try:
-        os.waitid(os.P_PID, pid, os.WSTOPPED)
+    with stopped_holder(layer) as pid:
         found = of(prefix, diagnose(prefix))["lock"]
         assert found.level == PROBLEM and f"process {pid} " in found.text
         assert found.remedy.startswith(f"kill -CONT {pid}")
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
     assert of(prefix, diagnose(prefix))["lock"].level == OK
 
 

@@ -210,13 +210,8 @@ def test_another_layout_version_is_said(prefix: str, run: Run) -> None:
 
 @is_root
 def test_another_user_sees_that_it_is_there_and_no_more(live: Live) -> None:
-    """Run by another user, who may not even see this checkout: so in a child."""
-    from ..forks import in_child
-
     def look() -> object:
         os.setuid(NOBODY)
-        from asgi_ipc.inspection.layers import layers
-
         (layer,) = (one for one in layers() if one.prefix == live.prefix)
         return layer.owner, layer.pending, layer.problem
 

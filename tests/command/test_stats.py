@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
 import threading
 import time
 
@@ -21,7 +20,7 @@ from asgi_ipc.store.layout import DROP_REASONS
 
 from ..forks import bounded, child, rests
 from ..waiting import LIVENESS
-from .conftest import Live, Run
+from .conftest import Live, Run, stopped_holder
 
 
 def test_both_layers_and_the_command_say_the_same(live: Live, run: Run) -> None:
@@ -115,18 +114,10 @@ def test_it_needs_no_lock(prefix: str) -> None:
     """It works while a stopped process holds the lock."""
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
-    pid = os.fork()
-    if not pid:
-        layer._core.attach().section(lambda: os.kill(os.getpid(), signal.SIGSTOP))
-        os._exit(0)
-    try:
-        os.waitid(os.P_PID, pid, os.WSTOPPED)
-        with bounded(5):
+    with stopped_holder(layer) as pid:
+        with bounded():
             found = layer.stats()
         assert (found.pending, found.lock.holder) == (1, pid)
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def test_looking_does_not_drop_the_locks_that_tell_who_lives(prefix: str) -> None:

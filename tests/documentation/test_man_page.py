@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from importlib.metadata import version
 
 import pytest
@@ -21,15 +20,7 @@ def test_the_page_is_up_to_date() -> None:
     pytest.importorskip("click", reason="lacking: click")
     if tuple(map(int, version("click").split(".")[:2])) < (8, 2):
         pytest.skip("lacking: a click that words its help as on the page")
-    asked = subprocess.run(
-        [sys.executable, DOCS / "draw_man_page.py", "--check"],
-        env=environments.child_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert asked.returncode == 0, asked.stdout
+    environments.run_script(DOCS / "draw_man_page.py", "--check")
 
 
 def test_every_subcommand_is_on_the_page() -> None:

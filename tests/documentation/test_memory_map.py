@@ -4,8 +4,6 @@ the map is on the page."""
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from asgi_ipc.store import layout
@@ -16,15 +14,7 @@ PAGE = (DOCS / "memory-map.rst").read_text(encoding="utf-8")
 
 
 def test_the_page_is_up_to_date() -> None:
-    asked = subprocess.run(
-        [sys.executable, DOCS / "draw_memory_map.py", "--check"],
-        env=environments.child_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert asked.returncode == 0, asked.stdout
+    environments.run_script(DOCS / "draw_memory_map.py", "--check")
 
 
 def test_every_constant_is_on_the_page() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from tests.clients import browsers
 from tests.documentation import pages
+from tests.processes import status
 from tests.waiting import LIVENESS
 
 pytest.importorskip("channels", reason="lacking: Channels 4")
@@ -66,15 +66,6 @@ async def heard_of(reader: pages.Reader, command: str) -> list[str]:
         heard = [await next_of(first), await next_of(second)]
         await asyncio.to_thread(reader.run, command)
         return [*heard, await next_of(first), await next_of(second)]
-
-
-def status(port: int, path: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIVENESS)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status
-    finally:
-        connection.close()
 
 
 async def test_the_page_of_the_room_in_two_browsers(tmp_path: Path, prefix: str) -> None:

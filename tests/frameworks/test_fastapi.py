@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -14,8 +13,10 @@ from urllib.request import urlopen
 import pytest
 
 from asgi_ipc import IPCChannelLayer
-from tests import environments, processes
+from tests import environments
 from tests.waiting import LIVENESS, until
+
+from .servers import uvicorn
 
 for module in ("fastapi", "uvicorn"):
     pytest.importorskip(module, reason=f"lacking: {module}")
@@ -28,18 +29,13 @@ WORKERS = 4
 @pytest.fixture
 def server(prefix: str, tmp_path: Path) -> Iterator[str]:
     """The address of the running example."""
-    port = processes.free_port()
-    command = ["-m", "uvicorn", "fastapi_chat:app", "--workers", str(WORKERS), "--port", str(port)]
-    with processes.running(
-        [sys.executable, *command],
-        log=tmp_path / "log",
-        environment=environments.child_environment(CHAT_PREFIX=prefix),
-        folder=EXAMPLES,
-    ) as uvicorn:
-        ready = "Application startup complete."
-        uvicorn.wait_until(lambda: uvicorn.output().count(ready) == WORKERS, "all workers")
-        yield f"127.0.0.1:{port}"
-        assert "Traceback" not in uvicorn.output()
+    log = tmp_path / "log"
+    with uvicorn("fastapi_chat:app", WORKERS, folder=EXAMPLES, log=log, CHAT_PREFIX=prefix) as (
+        server,
+        address,
+    ):
+        yield address
+        assert "Traceback" not in server.output()
 
 
 def who_is_there(server: str, room: str) -> list[str]:

@@ -22,7 +22,7 @@ async def heard_by(layer: IPCChannelLayer, channel: str) -> object:
     return (await layer.receive_async(channels, timeout=LIVENESS))[1]
 
 
-async def test_a_script_reaches_who_is_connected(prefix: str) -> None:
+async def test_a_script_reaches_connected_clients(prefix: str) -> None:
     browser = IPCChannelLayer(prefix)
     channel = await browser.new_channel()
     await browser.group_add("lobby", channel)
@@ -36,7 +36,7 @@ async def test_a_script_reaches_who_is_connected(prefix: str) -> None:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"] if FULL else ["prefork", "threads"])
-async def test_a_celery_task_reaches_who_is_connected(
+async def test_a_celery_task_reaches_connected_clients(
     pool: str, prefix: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("celery", reason="lacking: Celery")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import pytest
 from tests import environments, processes
 from tests.forks import on_linux
 from tests.waiting import LIVENESS, until
+
+from .servers import notices_at_once, uvicorn
 
 socketio = pytest.importorskip("socketio", reason="lacking: python-socketio")
 for module in ("aiohttp", "flask_socketio", "simple_websocket", "uvicorn"):
@@ -49,7 +52,7 @@ class Client:
         self.pid = 0
 
     async def connect(self, address: str, **options: Any) -> None:
-        await self._socket.connect(address, wait_timeout=LIVENESS, **options)
+        await self._socket.connect(f"http://{address}", wait_timeout=LIVENESS, **options)
         self.pid = await self.call("who")
 
     async def close(self) -> None:
@@ -98,20 +101,10 @@ async def two_clients(addresses: list[str]) -> AsyncIterator[tuple[Client, Clien
 # -- the servers ----------------------------------------------------------------------------------
 
 
-@contextmanager
-def uvicorn(prefix: str, folder: Path, workers: int = 2) -> Iterator[processes.Process]:
-    port = processes.free_port()
-    command = ["-m", "uvicorn", "socketio_site:app", "--workers", str(workers)]
-    with processes.running(
-        [sys.executable, *command, "--port", str(port)],
-        log=folder / "log",
-        environment=environments.child_environment(SITE_PREFIX=prefix),
-        folder=PROGRAMS,
-    ) as server:
-        ready = "Application startup complete."
-        server.wait_until(lambda: server.output().count(ready) == workers, "all workers")
-        server.address = f"http://127.0.0.1:{port}"  # type: ignore[attr-defined]
-        yield server
+def site(prefix: str, folder: Path, workers: int = 2) -> Any:
+    """One server of several processes, and its address."""
+    log = folder / "log"
+    return uvicorn("socketio_site:app", workers, folder=PROGRAMS, log=log, SITE_PREFIX=prefix)
 
 
 @contextmanager
@@ -133,7 +126,7 @@ def flask(mode: str, prefix: str, folder: Path, count: int = 2) -> Iterator[list
         ]
         for server, port in zip(started, ports):
             server.wait_for_port(port)
-        yield [f"http://127.0.0.1:{port}" for port in ports]
+        yield [f"127.0.0.1:{port}" for port in ports]
         assert all("rror" not in server.output() for server in started)
 
 
@@ -141,8 +134,8 @@ def flask(mode: str, prefix: str, folder: Path, count: int = 2) -> Iterator[list
 def addresses(request: pytest.FixtureRequest, prefix: str, tmp_path: Path) -> Iterator[list[str]]:
     """Where two processes answer: on one port, or on two."""
     if request.param == "uvicorn":
-        with uvicorn(prefix, tmp_path) as server:
-            yield [server.address]  # type: ignore[attr-defined]
+        with site(prefix, tmp_path) as (server, address):
+            yield [address]
             assert "rror" not in server.output(), server.output()
     else:
         with flask(request.param, prefix, tmp_path) as found:
@@ -193,8 +186,8 @@ async def test_a_burst_is_complete_and_in_order(addresses: list[str]) -> None:
 
 
 async def test_a_client_of_another_process_is_moved_and_ended(prefix: str, tmp_path: Path) -> None:
-    with uvicorn(prefix, tmp_path) as server:
-        async with two_clients([server.address]) as (here, there):  # type: ignore[attr-defined]
+    with site(prefix, tmp_path) as (_, address):
+        async with two_clients([address]) as (here, there):
             await here.call("enter_other", there.sid, "lobby")
             await here.emit("say", "lobby", "hello")
             assert await there.hears() == "hello"
@@ -207,11 +200,17 @@ async def test_a_client_of_another_process_is_moved_and_ended(prefix: str, tmp_p
 
 async def heard_again(here: Client, there: Client, room: str) -> None:
     """Say something until it is heard in the other process."""
-    waiting = asyncio.ensure_future(there.hears())
+    word = secrets.token_hex(4)  # not what is left of an earlier call
+
+    async def hears() -> None:
+        while await there.hears() != word:
+            pass
+
+    waiting = asyncio.ensure_future(hears())
     while not waiting.done():
-        await here.emit("say", room, "hello?")
+        await here.emit("say", room, word)
         await asyncio.wait({waiting}, timeout=0.05)
-    assert await waiting == "hello?"
+    await waiting
 
 
 @on_linux
@@ -228,12 +227,12 @@ async def test_it_goes_on_after_the_memory_was_removed(addresses: list[str], pre
 
 
 async def test_it_goes_on_after_a_worker_was_killed(prefix: str, tmp_path: Path) -> None:
-    with uvicorn(prefix, tmp_path, workers=3) as server:
-        async with two_clients([server.address]) as (here, there):  # type: ignore[attr-defined]
+    with site(prefix, tmp_path, workers=3) as (_, address):
+        async with two_clients([address]) as (here, there):
             await there.call("enter", "lobby")
             third = Client()
             while True:
-                await third.connect(server.address, transports=["websocket"])  # type: ignore[attr-defined]
+                await third.connect(address, transports=["websocket"])
                 if third.pid not in (here.pid, there.pid):
                     break
                 await third.close()
@@ -279,6 +278,21 @@ def test_a_subscription_that_fails_is_tried_again_after_a_pause(prefix: str) -> 
     assert working.group_channels("socketio") == []
     for layer in (working, writer._layer):
         layer.close()
+
+
+@on_linux
+@pytest.mark.parametrize("kind", [IPCManager, AsyncIPCManager])
+async def test_an_event_is_sent_although_the_memory_was_removed(prefix: str, kind: Any) -> None:
+    manager = kind(prefix, write_only=True)
+    for text in ("before", "after"):
+        sent = manager.emit("said", text)
+        if sent is not None:
+            await sent
+        segment.destroy(prefix)
+        notices_at_once(manager._layer._core.session.attachment)
+    closed = manager._layer.close()
+    if closed is not None:
+        await closed
 
 
 # -- options --------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ async def test_what_comes_from_another_thread_of_the_process_wakes_it(
     socket.hub.watch()
 
 
-async def test_who_is_cancelled_takes_nothing(layer: IPCChannelLayer) -> None:
+async def test_a_receive_that_is_cancelled_takes_nothing(layer: IPCChannelLayer) -> None:
     socket = await Socket.of(layer)
     first, second = await socket.waits(), await socket.waits()
     first.cancel()
@@ -132,7 +132,7 @@ async def test_who_is_cancelled_takes_nothing(layer: IPCChannelLayer) -> None:
     assert socket.hub.sleepers == 0
 
 
-async def test_who_is_cancelled_when_woken_leaves_the_message_to_the_next(
+async def test_a_receive_that_is_cancelled_when_woken_leaves_the_message_to_the_next(
     layer: IPCChannelLayer,
 ) -> None:
     socket = await Socket.of(layer)
@@ -164,7 +164,9 @@ async def test_it_waits_on_after_a_flush(layer: IPCChannelLayer) -> None:
     assert await got(task) == message(1)
 
 
-async def test_a_flush_that_rang_nobody_is_noticed_by_who_comes(layer: IPCChannelLayer) -> None:
+async def test_a_flush_that_rang_nobody_is_noticed_by_the_next_receive(
+    layer: IPCChannelLayer,
+) -> None:
     socket = await Socket.of(layer)
     session = layer._core.attach()
     await layer.send(socket.channel, message(1))

@@ -77,7 +77,7 @@ async def test_a_group_reaches_each_member_on_each_machine_once(pair: Any, backe
 
 
 @every_backend
-async def test_who_has_left_a_group_gets_nothing(pair: Any, backend: str) -> None:
+async def test_a_member_that_left_a_group_gets_nothing(pair: Any, backend: str) -> None:
     here, there = pair(backend)
     stays, leaves = await there.new_channel(), await there.new_channel()
     for channel in (stays, leaves):

@@ -670,9 +670,9 @@ def history(
     return problems, figures
 
 
-def _eventually_none(chaos: Chaos, what: Callable[[], list[str]], bound: float = 5.0) -> list[str]:
+def _eventually_none(chaos: Chaos, what: Callable[[], list[str]]) -> list[str]:
     """Give the upkeep of a process that lives the time to clear up."""
-    deadline = time.monotonic() + bound
+    deadline = time.monotonic() + LIVENESS
     while (left := what()) and time.monotonic() < deadline:
         chaos.layer.receive(["nothing"], block=False)
         time.sleep(0.05)

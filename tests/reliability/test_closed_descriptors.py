@@ -120,7 +120,7 @@ def test_calls_go_on_and_nothing_foreign_is_touched(prefix: str, lock: str) -> N
     assert outside.receive(["c"]) == (None, None)
 
 
-def test_who_is_asleep_wakes_up_and_is_woken_again(prefix: str, lock: str) -> None:
+def test_a_thread_that_is_asleep_wakes_up_and_is_woken_again(prefix: str, lock: str) -> None:
     script = """
     found = []
     def wait():

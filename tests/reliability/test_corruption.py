@@ -69,6 +69,7 @@ from asgi_ipc.store.layout import (
     Layout,
 )
 
+from ..forks import Line, child, rests
 from ..waiting import LIVENESS
 
 FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
@@ -156,25 +157,15 @@ def in_child(work: Callable[[Callable[[str], None]], Any]) -> Any:
 @contextmanager
 def attached_child(prefix: str) -> Iterator[None]:
     """Keep another, idle process attached to `prefix`."""
-    ready, tell = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            layer = IPCChannelLayer(prefix, **OPTIONS)
-            layer.send("attached", {})
-            os.write(tell, b"1")
-            while True:
-                signal.pause()
-        finally:
-            os._exit(1)
-    os.close(tell)
-    try:
-        assert os.read(ready, 1) == b"1"
+
+    def attach(line: Line) -> None:
+        layer = IPCChannelLayer(prefix, **OPTIONS)
+        layer.send("attached", {})
+        rests(line)
+
+    with child(attach) as process:
+        process.hear()
         yield
-    finally:
-        os.close(ready)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def path_of(prefix: str) -> str:
@@ -700,7 +691,7 @@ def test_upkeep_goes_on_whatever_its_time_says(prefix: str, when: str) -> None:
         with memory_of(prefix) as memory:
             for at in (S_SWEEP_AT, S_BURY_AT):
                 struct.pack_into("=d", memory, at * WORD, value)
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + LIVENESS / 2
         expired = 0
         while not expired and time.monotonic() < deadline:
             layer.receive(["other"])

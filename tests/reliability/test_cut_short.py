@@ -51,7 +51,9 @@ def sockets_of(prefix: str) -> str:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_who_waits_says_so_and_who_leaves_is_not_killed(prefix: str, length: str) -> None:
+def test_a_process_that_waits_says_so_and_one_that_leaves_is_not_killed(
+    prefix: str, length: str
+) -> None:
     layer = asgi_ipc.IPCChannelLayer(prefix, receive_timeout=2 * LIVENESS)
     layer.send("c", MESSAGE)
     store = layer._core.session.store

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -32,6 +31,7 @@ from asgi_ipc.store.layout import (
     UNDECODABLE,
 )
 
+from ..forks import Line, child, in_child, rests
 from ..waiting import LIVENESS, until
 
 
@@ -160,10 +160,10 @@ def test_expiry(make: Callable[..., IPCChannelLayer], how: str) -> None:
 
 @pytest.mark.parametrize("how", ["receive", "upkeep"])
 async def test_expiry_in_the_buffer_of_a_local_part(prefix: str, how: str) -> None:
-    layer = AsyncLayer(prefix, expiry=0.1)
+    layer, hasty = AsyncLayer(prefix), AsyncLayer(prefix, expiry=0.1)
     slow, other = await layer.new_channel(), await layer.new_channel()
     for number in range(5):
-        await layer.send(slow, {"n": number})
+        await hasty.send(slow, {"n": number})
     await layer.send(other, {})
     await layer.receive(other)  # drains what is there for both
     await asyncio.sleep(0.12)
@@ -198,11 +198,12 @@ async def test_a_full_buffer_of_a_local_part(prefix: str) -> None:
 
 async def test_a_buffer_that_has_expired_takes_messages_again(prefix: str) -> None:
     """Upkeep empties the buffer of a socket that did not read. Later the socket reads again."""
-    layer = AsyncLayer(prefix, capacity=3, channel_capacity={"*.slow": 2}, expiry=0.1)
+    options: dict[str, Any] = {"capacity": 3, "channel_capacity": {"*.slow": 2}}
+    layer, hasty = AsyncLayer(prefix, **options), AsyncLayer(prefix, expiry=0.1, **options)
     other = await layer.new_channel()
     slow = other + ".slow"
     for number in range(2):
-        await layer.send(slow, {"n": number})
+        await hasty.send(slow, {"n": number})
     await layer.send(other, {})
     await layer.receive(other)  # drains what is there for both
     await asyncio.sleep(0.12)
@@ -217,32 +218,25 @@ async def test_a_buffer_that_has_expired_takes_messages_again(prefix: str) -> No
 
 def test_a_dead_owner(prefix: str, make: Callable[..., IPCChannelLayer]) -> None:
     layer = make(expiry=600)
-    pid = own_in_a_child(prefix)
-    for number in range(4):
-        layer.send(f"x!{number}", {"n": number})
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    with owner_that_dies(prefix):
+        for number in range(4):
+            layer.send(f"x!{number}", {"n": number})
     upkeep_until(layer, lambda: drops(layer) == {DROP_REASONS[DEAD_OWNER]: 4})
     assert drops_of(layer, "x!") == 4
 
 
-def own_in_a_child(prefix: str) -> int:
-    """A process that has received on ``x!`` once, and waits to be killed."""
-    ready, tell = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            layer = IPCChannelLayer(prefix, expiry=600)
-            layer.receive(["x!"])
-            os.write(tell, b"1")
-            while True:
-                signal.pause()
-        finally:
-            os._exit(1)
-    os.close(tell)
-    with os.fdopen(ready, "rb") as pipe:
-        assert pipe.read(1) == b"1"
-    return pid
+@contextmanager
+def owner_that_dies(prefix: str) -> Iterator[None]:
+    """A process that has received on ``x!`` once, and is killed when the block ends."""
+
+    def own(line: Line) -> None:
+        layer = IPCChannelLayer(prefix, expiry=600)
+        layer.receive(["x!"])
+        rests(line)
+
+    with child(own) as process:
+        process.hear()
+        yield
 
 
 def upkeep_until(layer: IPCChannelLayer, condition: Callable[[], bool]) -> None:
@@ -259,15 +253,7 @@ def test_counters_are_for_all_processes_and_go_with_a_flush(
     layer = make(capacity=1)
     layer.group_add("chat", "a")
     layer.send("a", {})
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            IPCChannelLayer(prefix, capacity=1).send_group("chat", {})
-            code = 0
-        finally:
-            os._exit(code)
-    assert os.waitpid(pid, 0)[1] == 0
+    in_child(lambda: IPCChannelLayer(prefix, capacity=1).send_group("chat", {}))
     assert drops(layer) == {DROP_REASONS[CAPACITY]: 1}
     layer.flush()
     assert drops(layer) == {}
@@ -350,11 +336,9 @@ class Reasons:
         return ["'unread'"]
 
     def dead_owner(self) -> list[str]:
-        pid = own_in_a_child(self.prefix)
         before = drops(self.layer).get("dead_owner", 0)
-        self.layer.send("x!1", {})
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        with owner_that_dies(self.prefix):
+            self.layer.send("x!1", {})
         upkeep_until(self.layer, lambda: drops(self.layer).get("dead_owner", 0) > before)
         return ["'x!'"]
 
@@ -432,10 +416,8 @@ def test_a_dead_owner_is_logged(
     prefix: str, make: Callable[..., IPCChannelLayer], caplog: pytest.LogCaptureFixture
 ) -> None:
     layer = make(expiry=600)
-    pid = own_in_a_child(prefix)
-    layer.send("x!1", {})
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    with owner_that_dies(prefix):
+        layer.send("x!1", {})
     upkeep_until(layer, lambda: bool(drops(layer)))
     (line,) = lines(caplog)
     assert "'x!'" in line and "dead" in line

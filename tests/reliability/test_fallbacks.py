@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from asgi_ipc.segment import header, paths, wanted
 from asgi_ipc.segment.lock import FileLock
 from asgi_ipc.segment.paths import Paths
 
+from ..forks import Line, child, rests
 from ..waiting import LIVENESS
 
 POSSIBLE = ["no robust mutexes", "no /dev/shm", "no posix_fallocate", "no namespaces"]
@@ -101,30 +101,21 @@ async def test_the_asyncio_layer(prefix: str, platform: str) -> None:
 def test_another_process_is_woken(prefix: str, platform: str) -> None:
     """Queues, lock and doorbells between two processes, a thousand times there and back."""
     rounds = 1000
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            other = IPCChannelLayer(prefix, receive_timeout=20)
-            for _ in range(rounds):
-                _, message = other.receive(["there"], block=True)
-                assert message is not None
-                other.send("back", message)
-            code = 0
-        finally:
-            os._exit(code)
-    try:
-        layer = IPCChannelLayer(prefix, receive_timeout=20)
+
+    def answer(_line: Line) -> None:
+        other = IPCChannelLayer(prefix, receive_timeout=LIVENESS)
+        for _ in range(rounds):
+            _, message = other.receive(["there"], block=True)
+            assert message is not None
+            other.send("back", message)
+
+    with child(answer) as process:
+        layer = IPCChannelLayer(prefix, receive_timeout=LIVENESS)
         for number in range(rounds):
             layer.send("there", {"n": number})
             assert layer.receive(["back"], block=True) == ("back", {"n": number})
-        assert os.waitpid(pid, 0)[1] == 0
-        pid = 0
+        process.hear()
         layer.close()
-    finally:
-        if pid:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
 
 
 def test_threads_take_turns(prefix: str, platform: str) -> None:
@@ -146,23 +137,16 @@ def test_threads_take_turns(prefix: str, platform: str) -> None:
 
 
 def test_a_process_that_is_killed_leaves_the_lock_free(prefix: str, platform: str) -> None:
+    def send(line: Line) -> None:
+        other = IPCChannelLayer(prefix, capacity=1_000_000)
+        for number in range(1_000_000):
+            other.send("a", {"n": number})
+            if number == 50:
+                line.say()
+
     for _ in range(5):
-        ready, tell = os.pipe()
-        pid = os.fork()
-        if not pid:
-            try:
-                other = IPCChannelLayer(prefix, capacity=1_000_000)
-                for number in range(1_000_000):
-                    other.send("a", {"n": number})
-                    if number == 50:
-                        os.write(tell, b"1")
-            finally:
-                os._exit(1)
-        os.close(tell)
-        with os.fdopen(ready, "rb") as pipe:
-            assert pipe.read(1) == b"1"
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        with child(send) as process:
+            process.hear()
         layer = IPCChannelLayer(prefix, lock_timeout=5)
         numbers = []
         while (found := layer.receive(["a"])[1]) is not None:
@@ -235,7 +219,7 @@ def test_without_robust_mutexes_the_lock_is_a_file(
     layer.close()
 
 
-def test_who_has_mutexes_is_refused_by_those_who_have_none(
+def test_a_process_with_mutexes_is_refused_by_those_without(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two kinds of lock on one segment would exclude nobody."""
@@ -249,29 +233,19 @@ def test_who_has_mutexes_is_refused_by_those_who_have_none(
 
 
 def test_a_stopped_holder_of_the_file_is_named(prefix: str) -> None:
-    ready, tell = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            other = IPCChannelLayer(prefix, lock="file")
-            other.send("a", {})
-            assert lock_of(other).trylock(None) == 0
-            os.write(tell, b"1")
-            while True:
-                signal.pause()
-        finally:
-            os._exit(1)
-    os.close(tell)
-    try:
-        with os.fdopen(ready, "rb") as pipe:
-            assert pipe.read(1) == b"1"
+
+    def hold(line: Line) -> None:
+        other = IPCChannelLayer(prefix, lock="file")
+        other.send("a", {})
+        assert lock_of(other).trylock(None) == 0
+        rests(line)
+
+    with child(hold) as process:
+        process.hear()
         layer = IPCChannelLayer(prefix, lock="file", lock_timeout=0.3)
-        with pytest.raises(LockTimeout, match=str(pid)) as caught:
+        with pytest.raises(LockTimeout, match=str(process.pid)) as caught:
             layer.send("a", {})
         assert "SIGCONT" in str(caught.value)
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
     layer.send("a", {})
     layer.close()
 

@@ -18,7 +18,7 @@ from ..processes import running
 from ..proofs import Record
 from .history import AFTER_KILL, KINDS, REPOSITORY, Disturbance, Event, judge
 
-SECONDS = 300 if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full" else 20
+SECONDS = 300 if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full" else 12
 
 
 @pytest.mark.parametrize("hints", ["as they are", "nonsense"])

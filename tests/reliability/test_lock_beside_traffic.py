@@ -61,7 +61,7 @@ def traffic(prefix: str) -> Iterator[None]:
             process.hear()
         yield
         for process in processes:
-            assert process.hear() > 5
+            assert process.hear() > 0
 
 
 @pytest.mark.parametrize("duration", [0.0, LONG])
@@ -100,7 +100,7 @@ def test_verify_keeps_the_lock_beside_asyncio(
     monkeypatch.setattr(locked, "verify", verify_as_if_torn)
     with traffic(prefix), child(keep_looking) as looking:  # which is not attached
         looked = looking.hear()
-    assert len(looked) > 5 and all(looked)
+    assert looked and all(looked)
 
 
 def test_a_death_that_nobody_reported_heals_beside_verify(prefix: str) -> None:

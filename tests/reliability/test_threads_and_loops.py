@@ -28,7 +28,7 @@ from asgi_ipc.attachment import attachment, resources, upkeep
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import Reentered
 from asgi_ipc.segment.paths import Paths
-from asgi_ipc.store.layout import CLEAN, Q_PENDING, Q_WAITING, S_DIRTY
+from asgi_ipc.store.layout import CLEAN, Q_PENDING, Q_WAITING, S_DIRTY, S_RECOVERIES
 from asgi_ipc.store.queues import Taken
 
 from ..environments import child_environment
@@ -430,7 +430,7 @@ def test_send_from_inside_a_section_is_refused(prefix: str, lock: str, how: str)
             session.store.words[S_DIRTY] = CLEAN
             return session.store.put(*args)
 
-        recoveries = reader._core.attach().store.words[52]
+        recoveries = reader._core.attach().store.words[S_RECOVERIES]
         target = session.targets["warm"]
         body = layer._core.codec.encode({"outer": True})
         now = time.monotonic()
@@ -440,7 +440,7 @@ def test_send_from_inside_a_section_is_refused(prefix: str, lock: str, how: str)
         assert [type(error) for error in refused] == [Reentered]
         assert "signal handler or __del__" in str(refused[0])
         assert dirty == [1]
-        assert reader._core.attach().store.words[52] == recoveries
+        assert reader._core.attach().store.words[S_RECOVERIES] == recoveries
         # The lock is free, for this thread and for others.
         (drained,) = in_threads([lambda: [reader.receive(["warm"])[1] for _ in range(3)]])
         assert drained == [MESSAGE, {"outer": True}, None]

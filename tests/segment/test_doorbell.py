@@ -46,7 +46,7 @@ def readable(bell: Doorbell, seconds: float = 0) -> bool:
 # -- ringing --------------------------------------------------------------------------------------
 
 
-def test_a_ring_wakes_who_sleeps_and_says_for_which_queue(folder: str) -> None:
+def test_a_ring_wakes_a_sleeper_and_says_for_which_queue(folder: str) -> None:
     ringer = Ringer(folder, NONCE)
     with bell_of(folder) as bell:
         assert not readable(bell) and bell.answer() == []
@@ -249,7 +249,7 @@ def test_closing_removes_the_name_and_the_descriptor(folder: str) -> None:
         bell.ring(8)
 
 
-def test_who_forgets_a_bell_leaves_its_name(folder: str) -> None:
+def test_a_bell_that_is_forgotten_keeps_its_name(folder: str) -> None:
     """In a forked child: the bell is its parent's."""
     with bell_of(folder) as bell:
 
@@ -294,7 +294,7 @@ def test_a_ringer_that_is_closed_leaves_no_descriptor(folder: str) -> None:
         assert len(os.listdir("/dev/fd")) == before
 
 
-def test_a_ringer_keeps_no_descriptor_of_who_is_gone(folder: str) -> None:
+def test_a_ringer_keeps_no_descriptor_of_a_waiter_that_is_gone(folder: str) -> None:
     ringer = Ringer(folder, NONCE)
     before = len(os.listdir("/dev/fd"))
     for generation in range(1, 50):
@@ -304,7 +304,7 @@ def test_a_ringer_keeps_no_descriptor_of_who_is_gone(folder: str) -> None:
     assert len(os.listdir("/dev/fd")) == before
 
 
-def test_a_descriptor_is_closed_with_the_last_who_refers_to_it() -> None:
+def test_a_descriptor_is_closed_with_the_last_reference_to_it() -> None:
     read, write = os.pipe()
     held = Descriptor(write)
     also = held

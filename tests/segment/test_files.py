@@ -16,7 +16,6 @@ from asgi_ipc.errors import ForeignSegment, LockTimeout
 from asgi_ipc.segment import files
 from asgi_ipc.segment.files import Members, attach_lock, check_owner, open_file
 from asgi_ipc.segment.paths import Paths
-from asgi_ipc.segment.procfs import is_stopped
 
 from ..environments import run_python
 from ..forks import NOBODY, Line, child, in_child, is_root, on_linux, rests
@@ -270,7 +269,7 @@ def waiters(path: str) -> int:
 
 
 @on_linux
-def test_those_who_wait_get_the_flock_in_the_order_in_which_they_came(prefix: str) -> None:
+def test_processes_that_wait_get_the_flock_in_the_order_in_which_they_came(prefix: str) -> None:
     paths = Paths(prefix)
     order = os.pipe()
 
@@ -301,13 +300,14 @@ def test_those_who_wait_get_the_flock_in_the_order_in_which_they_came(prefix: st
 
 
 @on_linux
-@on_linux
 def test_three_hundred_that_wait_at_once_all_attach(prefix: str) -> None:
     run_python(f"from tests.segment.crowd import attach_at_once\nattach_at_once({prefix!r}, 300)")
 
 
 @pytest.mark.parametrize("stopped", [True, False])
-def test_who_waits_in_vain_is_told_who_holds_the_flock(prefix: str, stopped: bool) -> None:
+def test_a_process_that_waits_in_vain_is_told_which_one_holds_the_flock(
+    prefix: str, stopped: bool
+) -> None:
     """And the thread that waited lets go when it gets it at last."""
     paths = Paths(prefix)
 
@@ -319,13 +319,12 @@ def test_who_waits_in_vain_is_told_who_holds_the_flock(prefix: str, stopped: boo
         process.hear()
         if stopped:
             process.kill(signal.SIGSTOP)
-            until(lambda: is_stopped(process.pid))
         for _ in range(3):
             with pytest.raises(LockTimeout, match=rf"process {process.pid} .*lock_timeout") as told:
                 with attach_lock(paths, 0o600, timeout=0.05):
                     pass
             assert ("is stopped: resume it" in str(told.value)) == stopped
-            assert waiters(paths.attach_lock) == 1  # not one more for each try
+            until(lambda: waiters(paths.attach_lock) == 1)  # not one more for each try
         process.kill()
         until(lambda: not files._waiting)
         with attach_lock(paths, 0o600, timeout=0.05):
@@ -396,7 +395,7 @@ def test_where_no_thread_can_wait_it_polls(
 
 
 @on_linux
-def test_who_waited_for_a_lock_that_was_removed_meanwhile_takes_the_new_one(prefix: str) -> None:
+def test_a_process_that_waited_for_a_lock_that_was_removed_takes_the_new_one(prefix: str) -> None:
     def hold(line: Line) -> None:
         with attach_lock(Paths(prefix), 0o600):
             rests(line)

@@ -73,7 +73,7 @@ def test_the_numbers_are_those_of_its_headers(facts: Facts) -> None:
     assert set(facts["header"].values()) == {"1"}
 
 
-def test_who_does_not_hold_it_releases_nothing(facts: Facts) -> None:
+def test_a_thread_that_does_not_hold_it_releases_nothing(facts: Facts) -> None:
     """An interrupted section calls both, whether it holds the lock or not."""
     assert facts["free"] == {"holder": "0", "unlock": "EPERM", "consistent": "EINVAL"}
     assert facts["held"]["unlock by another"] == "EPERM"

@@ -246,7 +246,7 @@ def test_a_failed_attach_leaves_no_descriptor(prefix: str) -> None:
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_a_process_that_attaches_alone_leaves_the_mutex_to_who_holds_it(prefix: str) -> None:
+def test_a_process_that_attaches_alone_leaves_the_mutex_to_its_holder(prefix: str) -> None:
     """In a process that lost its byte lock, because the program closed its descriptors."""
     wanted = wants(prefix)
 
@@ -457,7 +457,7 @@ def test_another_pid_namespace_can_use_the_file_lock(prefix: str) -> None:
         assert or_skip(elsewhere) == found.nonce
 
 
-def test_who_lives_is_seen_from_another_pid_namespace(prefix: str) -> None:
+def test_living_processes_are_seen_from_another_pid_namespace(prefix: str) -> None:
     """Otherwise a segment in use would look stale there."""
     wanted = wants(prefix, lock="file")
 
@@ -551,7 +551,7 @@ def test_a_group_shares_a_segment_that_is_opened_to_it(prefix: str) -> None:
 
 
 @is_root
-def test_who_is_not_in_the_group_is_refused(prefix: str) -> None:
+def test_a_user_outside_the_group_is_refused(prefix: str) -> None:
     wanted = wants(prefix, mode=0o660)
     attach_and_leave(wanted)
     name, _ = as_nobody(lambda: attach_and_leave(wanted))
@@ -620,6 +620,14 @@ def test_destroy_removes_everything(prefix: str) -> None:
     assert destroy(prefix)
     assert not list(SHM.glob(f"asgi_ipc.{prefix}*"))
     assert not destroy(prefix)
+
+
+def test_destroy_removes_what_else_lies_beside_a_segment(prefix: str) -> None:
+    """The doorbells of processes that were killed."""
+    attach_and_leave(wants(prefix))
+    os.mkfifo(folder_of(prefix) / "7.1.bell")
+    assert destroy(prefix)
+    assert not folder_of(prefix).exists()
 
 
 def test_destroy_removes_what_is_left_of_a_segment(prefix: str) -> None:

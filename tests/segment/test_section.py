@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -213,7 +214,7 @@ def test_the_lock_of_a_killed_process_is_released(shared: Shared, dirty: int) ->
     assert shared.is_free()
 
 
-def test_who_follows_a_killed_process_recovers_first(shared: Shared) -> None:
+def test_the_next_after_a_killed_process_recovers_first(shared: Shared) -> None:
     with start_holding(shared, DIRTY) as process:
         process.hear()
         process.kill()
@@ -221,7 +222,7 @@ def test_who_follows_a_killed_process_recovers_first(shared: Shared) -> None:
     assert shared.recoveries == [DIRTY]
 
 
-def test_who_follows_a_process_that_was_killed_clean_does_not_recover(shared: Shared) -> None:
+def test_the_next_after_a_process_that_was_killed_clean_does_not_recover(shared: Shared) -> None:
     with start_holding(shared) as process:
         process.hear()
         process.kill()
@@ -229,7 +230,7 @@ def test_who_follows_a_process_that_was_killed_clean_does_not_recover(shared: Sh
     assert shared.recoveries == []
 
 
-def test_who_waits_when_the_holder_is_killed_goes_on(shared: Shared) -> None:
+def test_processes_that_wait_when_the_holder_is_killed_go_on(shared: Shared) -> None:
     def wait(line: Line) -> int:
         section = shared.forked().section()
         rests(line)
@@ -384,6 +385,20 @@ def test_a_holder_that_is_stopped_is_named_when_time_is_out(shared: Shared) -> N
     assert shared.section(patience=0.05)(divmod, 17, 5) == (3, 2)
 
 
+def test_a_lock_that_is_released_when_the_time_is_out_is_taken(shared: Shared) -> None:
+    lock, busy = shared.make_lock(), [True]
+    trylock = lock.trylock
+
+    def nobody() -> int:
+        busy.clear()
+        return 0
+
+    lock.trylock = lambda handle: errno.EBUSY if busy else trylock(handle)
+    lock.holder = nobody
+    assert shared.section(patience=0.02, lock=lock)(divmod, 17, 5) == (3, 2)
+    assert shared.is_free()
+
+
 def test_a_stretch_of_waiting_that_is_over_is_lock_busy(shared: Shared) -> None:
     with start_holding(shared) as process:
         process.hear()
@@ -424,6 +439,20 @@ def test_waiting_for_the_lock_does_not_use_up_the_processor(shared: Shared) -> N
         process.say()
         process.hear()
     assert 30 < len(tries) < 700  # 30 in a row, and then less than one in 300 microseconds
+
+
+def test_waiting_for_the_lock_ends_although_the_clock_stands_still(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in tests that replace the clock."""
+    with start_holding(shared) as process:
+        process.hear()
+        still = SimpleNamespace(monotonic=lambda: 1000.0)
+        monkeypatch.setattr(section_module, "clock", still)
+        with bounded(), pytest.raises(LockTimeout):
+            shared.section(patience=0.05)(int)
+        process.say()
+        process.hear()
 
 
 @on_linux
@@ -639,6 +668,20 @@ def test_a_call_into_another_segment_is_none_from_inside(shared: Shared, tmp_pat
     handler = Handler(lambda: other.section()(divmod, 17, 5))
     shared.section()(handler.run)
     assert handler.answers == [(3, 2)]
+    assert shared.is_free() and other.is_free()
+
+
+def test_a_lost_lock_of_another_segment_is_taken_over_inside_a_call(
+    shared: Shared, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = Shared(shared.kind, tmp_path / "other")
+
+    def operation() -> tuple[int, int]:
+        assert other.lock.trylock(other.lock.handle) == 0  # as if a call had lost track of it
+        return other.section()(divmod, 17, 5)  # type: ignore[no-any-return]
+
+    assert shared.section()(operation) == (3, 2)
     assert shared.is_free() and other.is_free()
 
 

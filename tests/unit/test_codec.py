@@ -733,7 +733,7 @@ def test_encrypted_and_altered_is_a_decode_error() -> None:
 
 @encrypting
 @pytest.mark.parametrize("body", [b"", b"garbage", Codec().encode(MESSAGE)])
-def test_not_encrypted_is_a_decode_error_for_who_has_a_key(body: bytes) -> None:
+def test_a_body_that_is_not_encrypted_is_a_decode_error_with_a_key(body: bytes) -> None:
     with pytest.raises(DecodeError):
         Codec(["key"]).decode(body)
 

@@ -35,15 +35,7 @@ if native.LOADED:
 
 
 def test_the_header_is_up_to_date() -> None:
-    asked = subprocess.run(
-        [sys.executable, environments.REPOSITORY / "native" / "write_layout.py", "--check"],
-        env=environments.child_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert asked.returncode == 0, asked.stdout
+    environments.run_script(environments.REPOSITORY / "native" / "write_layout.py", "--check")
 
 
 def implementation(**environment: str) -> str:

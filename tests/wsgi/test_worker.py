@@ -443,7 +443,7 @@ def test_a_body_that_breaks_off(
     layer: IPCChannelLayer, work: Work, caplog: pytest.LogCaptureFixture, keys: Any, error: str
 ) -> None:
     """The application gets an OSError, as from a socket, and never a shorter body."""
-    work(reads, timeout=0.1)
+    work(reads, timeout=LIVENESS if keys else 0.1)
     chunks = Chunks(layer, headers=[[b"content-length", b"3"]])
     if keys is not None:
         chunks.send(b"1", **keys)

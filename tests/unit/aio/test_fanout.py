@@ -68,7 +68,7 @@ def test_more_local_parts_than_a_record_holds_are_several_targets() -> None:
     assert reached(targets) == {(b"p!", name[2:].encode()) for name in names}
 
 
-def test_a_broadcast_goes_by_the_smallest_capacity_and_says_so_to_who_looks() -> None:
+def test_a_broadcast_goes_by_the_smallest_capacity_and_shows_it_to_onlookers() -> None:
     sender = Sender(p=7)
     sender.add("p!1", "p!2")
     [target] = sender.targets()

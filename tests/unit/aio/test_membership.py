@@ -14,6 +14,7 @@ from asgi_ipc.errors import LockBusy, NotSubscribed
 from asgi_ipc.testing.aio import InProcessChannelLayer
 from asgi_ipc.testing.sync import InProcessChannelLayer as BlockingLayer
 
+from ...forks import bounded
 from ...waiting import LIVENESS, eventually
 
 
@@ -46,10 +47,11 @@ class Slow(InProcessChannelLayer):
 
 @pytest.fixture(params=[False, True], ids=["added", "to be added"])
 async def layer(prefix: str, request: pytest.FixtureRequest) -> AsyncIterator[Slow]:
-    async with Slow(prefix) as made:
-        made.late = request.param
-        made.adding = asyncio.Event()
-        yield made
+    with bounded():
+        async with Slow(prefix) as made:
+            made.late = request.param
+            made.adding = asyncio.Event()
+            yield made
 
 
 async def members(layer: Slow, group: str = "news") -> int:

@@ -128,7 +128,7 @@ def test_what_was_sent_to_the_bare_prefix_has_no_local_part(feed: Feeder) -> Non
     assert opened(feed.inbox.take(ANY)) == ("", b"to whom?", FOREVER)
 
 
-def test_nothing_is_there_for_who_got_nothing(feed: Feeder) -> None:
+def test_a_local_part_that_got_nothing_has_nothing(feed: Feeder) -> None:
     assert not feed.inbox.has("a") and not feed.inbox.has(ANY)
     feed("a", b"1")
     assert feed.inbox.has("a") and feed.inbox.has(ANY) and not feed.inbox.has("b")
@@ -400,7 +400,7 @@ def test_receives_are_woken_in_the_order_in_which_a_message_names_them(feed: Fee
     assert feed.inbox.to_wake(feed.inbox.fed()) == [receives[local] for local in locals_]
 
 
-def test_who_takes_any_is_woken_for_what_nobody_else_waits_for(feed: Feeder) -> None:
+def test_a_receive_for_any_is_woken_for_what_no_other_waits_for(feed: Feeder) -> None:
     anyone, mine = Receive(), Receive()
     feed.inbox.join(ANY, anyone)
     feed.inbox.join("a", mine)
@@ -427,7 +427,7 @@ def test_joining_tells_whether_something_is_there(feed: Feeder) -> None:
     assert not feed.inbox.join("b", receive)
 
 
-def test_who_parts_is_not_woken(feed: Feeder) -> None:
+def test_a_receive_that_parts_is_not_woken(feed: Feeder) -> None:
     first, second = Receive(), Receive()
     feed.inbox.join("a", first)
     feed.inbox.join("a", second)
@@ -436,7 +436,7 @@ def test_who_parts_is_not_woken(feed: Feeder) -> None:
     assert feed.inbox.to_wake(feed.inbox.fed()) == [second]
 
 
-def test_who_parts_leaves_what_is_there_to_the_next(feed: Feeder) -> None:
+def test_a_receive_that_parts_leaves_what_is_there_to_the_next(feed: Feeder) -> None:
     first, second = Receive(), Receive()
     feed.inbox.join("a", first)
     feed.inbox.join("a", second)
@@ -449,7 +449,7 @@ def test_who_parts_leaves_what_is_there_to_the_next(feed: Feeder) -> None:
     assert feed.inbox.waiting == {}
 
 
-def test_who_parts_leaves_what_is_there_to_who_takes_any(feed: Feeder) -> None:
+def test_a_receive_that_parts_leaves_what_is_there_to_one_for_any(feed: Feeder) -> None:
     mine, anyone = Receive(), Receive()
     feed.inbox.join("a", mine)
     feed.inbox.join(ANY, anyone)
@@ -490,7 +490,7 @@ class Between(dict[Any, Any]):
         return super().pop(*args)
 
 
-def test_who_joins_a_mailbox_that_is_forgotten_is_woken(feed: Feeder) -> None:
+def test_a_receive_that_joins_a_mailbox_that_is_forgotten_is_woken(feed: Feeder) -> None:
     """It looks, and joins again: entered elsewhere, it would stay where it may have parted."""
     inbox, receive = feed.inbox, Receive()
     feed("a", b"1")
@@ -526,7 +526,7 @@ def test_mailboxes_where_nobody_waits_any_more_are_forgotten(feed: Feeder) -> No
 # -- the order for those who take any -------------------------------------------------------------
 
 
-def test_the_order_is_known_to_who_comes_late(feed: Feeder) -> None:
+def test_the_order_is_known_to_a_receive_that_comes_late(feed: Feeder) -> None:
     """It is kept only from the first time that somebody takes any."""
     feed("b,a", b"1")
     feed("a", b"2")
@@ -580,7 +580,7 @@ class Meddled(list[Any]):
 
 
 @pytest.mark.parametrize(("others", "left"), [(0, b"1"), (1, b"2"), (2, None)])
-def test_who_was_slower_gets_the_next_that_may_be_taken(
+def test_the_slower_thread_gets_the_next_that_may_be_taken(
     feed: Feeder, others: int, left: bytes | None
 ) -> None:
     """What is still being routed stays."""
@@ -597,7 +597,7 @@ def test_who_was_slower_gets_the_next_that_may_be_taken(
     assert bodies(feed.inbox, "a")[-1] == b"whole"
 
 
-def test_who_was_slower_keeps_the_order_of_a_long_mailbox(feed: Feeder) -> None:
+def test_the_slower_thread_keeps_the_order_of_a_long_mailbox(feed: Feeder) -> None:
     """It saw that the list is empty. Then others came, and the list is full again."""
     many = 10 * _LONG
     for i in range(_LONG + 1):

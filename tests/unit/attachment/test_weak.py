@@ -54,7 +54,7 @@ def test_one_thread_gets_what_many_pop() -> None:
     assert sorted(found) == list(range(200)) and not known
 
 
-def test_keys_that_come_and_go_disturb_nobody_who_lists_them() -> None:
+def test_keys_that_come_and_go_do_not_disturb_a_listing() -> None:
     known: WeakKeys[Key, int] = WeakKeys()
     stays = Key()
     known[stays] = -1

@@ -111,7 +111,7 @@ def test_the_version_is_known_only_of_our_own(wanted: Wanted) -> None:
     assert changed(whole, at.H_MAGIC, 77).known_version == 0
 
 
-def test_another_lock_is_refused_to_those_who_attach(wanted: Wanted) -> None:
+def test_another_lock_is_refused_to_a_process_that_attaches(wanted: Wanted) -> None:
     _, found = formatted(wanted)
     other = wants("file" if wanted.lock == "mutex" else "mutex")
     fault = found.attach_fault(other, MEMBERS)
@@ -122,7 +122,9 @@ def test_another_lock_is_refused_to_those_who_attach(wanted: Wanted) -> None:
     assert found.fault() is found.sharing_fault() is None
 
 
-def test_files_that_were_removed_meanwhile_are_noticed_by_those_who_attach(wanted: Wanted) -> None:
+def test_files_that_were_removed_meanwhile_are_noticed_by_a_process_that_attaches(
+    wanted: Wanted,
+) -> None:
     _, found = formatted(wanted)
     assert error_of(found.attach_fault(wanted, MEMBERS + 1)) is CorruptHeader
 
@@ -147,7 +149,7 @@ def of_another_machine(found: Header) -> Header:
         (of_another_machine, 'lock="file"', False),
     ],
 )
-def test_who_cannot_share_the_lock_is_told_the_remedy(
+def test_a_process_that_cannot_share_the_lock_is_told_the_remedy(
     wanted: Wanted, elsewhere: Callable[[Header], Header], remedy: str, also_file: bool
 ) -> None:
     """It can be looked at all the same. A file is a lock for every PID namespace and libc."""

@@ -59,7 +59,7 @@ def members(groups: Groups, group: str, now: float = NOW) -> list[str]:
 # -- joining and leaving --------------------------------------------------------------------------
 
 
-def test_who_joins_is_a_member_and_who_leaves_is_not() -> None:
+def test_a_channel_that_joins_is_a_member_until_it_leaves() -> None:
     groups = make_groups()
     join(groups, "g", "a", "x!1", "b?c")
     assert members(groups, "g") == ["a", "x!1", "b?c"]

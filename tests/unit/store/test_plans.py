@@ -196,7 +196,7 @@ def test_joins_and_leaves_are_followed(broadcasts: Broadcasts) -> None:
     assert broadcasts.plan is before
 
 
-def test_who_comes_and_goes_in_between_is_followed(broadcasts: Broadcasts) -> None:
+def test_members_that_come_and_go_in_between_are_followed(broadcasts: Broadcasts) -> None:
     broadcasts.join("stays")
     broadcasts.send()
     broadcasts.join("x!1")

@@ -18,6 +18,7 @@ from asgi_ipc.store.layout import (
     Q_REFUSED,
     Q_SENDING,
     Q_WAITING,
+    S_DIRTY,
     S_LIVE,
     S_OFFERED,
     S_REFUSED,
@@ -243,7 +244,7 @@ def test_a_sender_knows_when_the_oldest_message_expires() -> None:
     assert second.tries(NOW + 3)
 
 
-def test_a_message_that_expires_while_another_sends_is_room_for_those_who_wait() -> None:
+def test_a_message_that_expires_while_another_sends_is_room_for_those_that_wait() -> None:
     store, _ = full(expires=NOW + 3)
     parked(store, 5)
     assert not sends(store, NOW + 3)
@@ -291,11 +292,14 @@ def test_a_flush_and_a_recovery_empty_the_sets() -> None:
         store, place = full()
         parked(store, 5, 700)
         store.park_sender(S_SENDING, 6)
+        for offered in (S_OFFERED, place - Q_SENDING + Q_OFFERED):
+            store.doubles[offered] = NOW
         mend(store, NOW)
         assert not crowded(store, S_SENDING) and store.words[S_SENDING] == 0
         assert store.words[S_OFFERED] == 0
         row = row_of(store, "c")
         assert not crowded(store, row + Q_SENDING) and store.words[row + Q_SENDING] == 0
+        assert store.words[row + Q_OFFERED] == 0
         assert_whole(store)
 
 
@@ -316,7 +320,7 @@ def test_a_sender_parks_again_after_a_flush() -> None:
 # -- first come, first served ---------------------------------------------------------------------
 
 
-def test_what_becomes_free_is_for_those_who_wait() -> None:
+def test_what_becomes_free_is_for_senders_that_wait() -> None:
     store, place = full()
     [sender] = parked(store, 5)
     take(store, "c")
@@ -369,15 +373,44 @@ def test_a_sender_that_looks_by_itself_helps_itself() -> None:
     assert second.tries(NOW + 1)
 
 
-def test_a_crowd_of_nobody_disperses() -> None:
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_crowd_of_nobody_disperses(has_room: bool) -> None:
     """A sender was killed between the two stores with which it parks."""
     store, place = full()
     store.words[place - Q_SENDING + Q_PENDING] |= CROWDED
     assert verify(store, NOW) == []
-    take(store, "c")
+    if has_room:
+        take(store, "c")
     store.sweep(NOW)
     store.sweep(NOW + GRACE)
     assert not crowded(store, place)
+
+
+def test_the_sweep_rings_nobody_where_there_is_no_room() -> None:
+    store, place = full()
+    parked(store, 5)
+    for now in (NOW, NOW + GRACE, NOW + 10):
+        store.sweep(now)
+    assert rung(store) == [] and store.is_parked(place, 5)
+
+
+def test_a_queue_where_only_the_dead_wait_to_send_is_freed() -> None:
+    store, place = full()
+    alive = store.add_waiter(process(store, 0))
+    assert alive is not None
+    store.publish_waiter(*alive)
+    parked(store, 5, 6, 7)
+    for _ in range(CAPACITY):
+        take(store, "c")
+    assert store.is_parked(place, 7)
+    store.park_sender(place, alive[0])
+    store.reclaim(NOW, 0.0, 64)
+    assert store.queues.find(b"c") and store.is_parked(place, alive[0])
+    assert not store.is_parked(place, 7)
+    store.remove_waiter(*alive)
+    store.reclaim(NOW, 0.0, 64)
+    assert store.queues.find(b"c") == 0
+    assert_whole(store)
 
 
 def test_time_that_goes_back_keeps_nobody() -> None:
@@ -527,7 +560,7 @@ def test_after_a_death_at_any_write_nothing_is_lost_and_nobody_waits_for_ever(
     store, _ = full()
     parked(store, 5, 6)
     for left in deaths(store, operation):
-        if left.words[40]:  # dirty
+        if left.words[S_DIRTY]:
             recover(left, NOW)
         assert_whole(left)
         assert verify(left, NOW) == []

@@ -124,7 +124,7 @@ def test_nobody_is_picked_from_an_empty_set() -> None:
 
 
 @pytest.mark.parametrize("waiter_id", [1, 63, 64, 65, MAX_WAITERS - 1])
-def test_who_is_parked_is_picked_once(waiter_id: int) -> None:
+def test_a_waiter_that_is_parked_is_picked_once(waiter_id: int) -> None:
     store, row = queue_with(waiter_id)
     assert store.pick(row) == waiter_id
     assert store.pick(row) == 0
@@ -137,7 +137,7 @@ def test_parking_twice_is_parking_once() -> None:
     assert store.pick(row) == 0
 
 
-def test_who_unparks_is_not_picked() -> None:
+def test_a_waiter_that_unparks_is_not_picked() -> None:
     store, row = queue_with(5, 6)
     assert store.unpark(row, 5)
     assert store.pick(row) == 6

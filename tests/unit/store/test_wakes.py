@@ -104,7 +104,7 @@ def test_a_ring_is_left_out_while_one_is_under_way_to_a_quick_queue() -> None:
     assert {*first, *place.send()} == {3, 4}
 
 
-def test_who_was_rung_rings_the_next_and_that_one_the_next() -> None:
+def test_a_receiver_that_was_rung_rings_the_next_and_that_one_the_next() -> None:
     """Each of them may have taken its last message."""
     place = Place(3, 4, 5, 6)
     rung = place.send(4)[:1]
@@ -117,7 +117,7 @@ def test_who_was_rung_rings_the_next_and_that_one_the_next() -> None:
     assert place.hints == (0.0, 1, 0)
 
 
-def test_who_is_awake_does_not_pay_while_another_is_under_way() -> None:
+def test_a_receiver_that_is_awake_does_not_pay_while_another_is_under_way() -> None:
     place = Place(3, 4)
     place.send(4)
     awake = place.receiver(9)
@@ -128,7 +128,7 @@ def test_who_is_awake_does_not_pay_while_another_is_under_way() -> None:
     assert place.hints[2] == 1
 
 
-def test_who_is_awake_pays_if_nobody_comes() -> None:
+def test_a_receiver_that_is_awake_pays_if_nobody_comes() -> None:
     place = Place(3, 4)
     place.send(4)
     place.now += 2 * UNDER_WAY
@@ -136,7 +136,7 @@ def test_who_is_awake_pays_if_nobody_comes() -> None:
     assert len(place.rings()) == 1
 
 
-def test_who_is_awake_pays_where_it_finds_that_it_is_slow() -> None:
+def test_a_receiver_that_is_awake_pays_where_it_finds_that_it_is_slow() -> None:
     place = Place(3, 4)
     place.send(4)
     awake = place.receiver(9)
@@ -160,7 +160,7 @@ def test_nothing_is_owed_where_no_message_or_no_waiter_is_left(left: str) -> Non
     assert place.hints == (0.0, 1, 0)
 
 
-def test_who_was_rung_in_vain_ends_that() -> None:
+def test_a_receiver_that_was_rung_in_vain_ends_the_ring() -> None:
     place = Place(3, 4)
     (first,) = place.send()
     assert take(place.store, "c", place.now) == b"body"
@@ -177,7 +177,7 @@ def test_one_that_was_not_rung_leaves_the_ring_under_way() -> None:
     assert place.send() == [0]
 
 
-def test_who_wakes_without_a_ring_is_parked_no_longer_once_it_has_a_message() -> None:
+def test_a_receiver_that_wakes_without_a_ring_is_not_parked_once_it_has_a_message() -> None:
     """Else the next message would ring one that does not wait."""
     place = Place(3)
     place.store.words[place.row + Q_QUICK] = 1
