@@ -13,6 +13,7 @@ from .common import (
     first_few,
     interval_option,
     json_option,
+    none,
     pending,
     prefix_option,
     print_json,
@@ -83,6 +84,9 @@ def channels(
     shown = found[:limit] if limit else found
     if as_json:
         print_json(shown)
+        return
+    if not found:
+        say(none("channel", patterns))
         return
     print_table(
         [

@@ -19,7 +19,18 @@ from ..segment.opening import open_existing, remove_unless
 from ..segment.paths import Paths, full_prefix
 from ..segment.procfs import command_line, user_name
 from ..statistics import size
-from .common import Column, counted, fail, prefix_option, print_table, say, short_span, span
+from .common import (
+    Column,
+    counted,
+    cut,
+    fail,
+    first_few,
+    prefix_option,
+    print_table,
+    say,
+    short_span,
+    span,
+)
 from .exits import NOT_NOW, NOT_WELL, UNUSABLE, WRONG_USAGE
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -88,19 +99,20 @@ def _remove(prefix: str, force: bool) -> None:
     if owner != os.geteuid():
         command = as_owner(f"asgi-ipc destroy --prefix {prefix}", owner)
         fail(
-            f"prefix {prefix!r} belongs to {user_name(owner)}, and only that user may remove it: "
-            f"{command}",
+            f"prefix {prefix!r} belongs to {user_name(owner)}, and only that user may remove it "
+            f"({command})",
             UNUSABLE,
         )
     attached = sorted(set(attached_to(paths).values()))
     if attached and not force:
-        listed = "; ".join(f"{pid} {command_line(pid)[:60]}".strip() for pid in attached)
+        listed = [f"{pid} ({cut(command_line(pid), 60) or '?'})" for pid in attached]
         fail(
-            f"prefix {prefix!r} is in use, by {listed}: end these processes first, or give --force",
+            f"prefix {prefix!r} is in use by {counted(len(attached), 'process', 'processes')}: "
+            f"{first_few(listed)}. End them first, or give --force to take the layer from them",
             NOT_NOW,
         )
     segment.destroy(prefix)
-    click.echo(f"Removed prefix {prefix!r}.")
+    say(f"Removed prefix {prefix!r}.")
 
 
 def _owner(paths: Paths) -> int | None:
@@ -134,9 +146,9 @@ def _remove_unused(older: float, yes: bool) -> None:
             say(f"Left prefix {one.prefix!r}: a process has just attached.", err=True)
     if not mine:
         since = f" for {span(older)}" if older else ""
-        say(f"There is nothing to remove: no layer of this user has been without processes{since}.")
+        say(f"There is nothing to remove: no layer of this user has been unused{since}.")
     if others:
-        say(f"Others are unused, but belong to {', '.join(others)}, who may remove them.", err=True)
+        say(f"Other unused layers belong to {', '.join(others)}, who may remove them.", err=True)
 
 
 def _ask(found: list[Unused]) -> None:
@@ -159,9 +171,9 @@ def _ask(found: list[Unused]) -> None:
         ],
     )
     if not sys.stdin.isatty():
-        fail("without a terminal nobody can be asked: give --yes to remove these", WRONG_USAGE)
+        fail("there is no terminal to ask at: give --yes to remove these", WRONG_USAGE)
     if not click.confirm(f"Remove {counted(len(found), 'layer')}, with all messages?"):
-        click.echo("Nothing was removed.")
+        say("Nothing was removed.")
         sys.exit(NOT_WELL)
 
 

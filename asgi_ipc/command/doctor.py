@@ -40,7 +40,8 @@ def doctor(prefix: str | None, group_expiry: float, as_json: bool) -> None:
     else:
         for finding in found:
             where = f"{finding.prefix}: " if finding.prefix else ""
-            say(f"{_MARKS[finding.level]}{where}{finding.subject}: {finding.text}", indent=_INDENT)
+            text = f"{_MARKS[finding.level]}{where}{finding.subject}: {finding.text}"
+            say(text, indent=_INDENT, shorten=True)
             if finding.remedy:
                 say(f"{_INDENT}-> {finding.remedy}", indent=f"{_INDENT}   ")
     sys.exit(NOT_WELL if any(finding.level == PROBLEM for finding in found) else 0)

@@ -6,7 +6,7 @@ import signal
 
 import click
 
-from .common import fail
+from .common import fail, write
 from .exits import UNUSABLE
 
 
@@ -66,7 +66,7 @@ def export(port: int, address: str, prefix: tuple[str, ...], max_channels: int) 
         server, thread = start_http_server(port, address, registry)
     except OSError as error:
         fail(f"cannot listen on {address}, port {port}: {error.strerror}", UNUSABLE)
-    click.echo(f"Metrics are at http://{address}:{server.server_port}/metrics", err=True)
+    write(f"Metrics are at http://{address}:{server.server_port}/metrics", err=True)
     signal.sigwait(ending)
     server.shutdown()
     thread.join()

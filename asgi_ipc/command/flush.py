@@ -6,7 +6,7 @@ import click
 
 from .. import IPCChannelLayer
 from ..inspection.view import View
-from .common import prefix_option, timeout_option
+from .common import prefix_option, timeout_option, write
 
 
 @click.command()
@@ -18,4 +18,4 @@ def flush(prefix: str, timeout: float) -> None:
     Its processes go on and wait for new messages. This also repairs a damaged layer.
     """
     IPCChannelLayer(prefix, **View(prefix).options(), lock_timeout=timeout).flush()
-    click.echo(f"Flushed prefix {prefix!r}.")
+    write(f"Flushed prefix {prefix!r}.")

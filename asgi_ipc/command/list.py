@@ -33,11 +33,11 @@ def list_layers(wide: bool, as_json: bool) -> None:
         print_json(found)
         return
     if not found:
-        click.echo("There are no layers on this machine.")
+        say("There are no layers on this machine.")
         return
     print_table(
         [
-            Column("PREFIX", least=32),
+            Column("PREFIX", least=29),
             Column("OWNER", spare=1),
             Column("PROCESSES", right=True),
             Column("PENDING", right=True),

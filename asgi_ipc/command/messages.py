@@ -16,11 +16,11 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from .. import IPCChannelLayer
-from ..errors import InvalidMessage
+from ..errors import InvalidMessage, NotAChannel
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
 from ..names import split
-from .common import complete_channel, complete_group, prefix_option, say
+from .common import complete_channel, complete_group, prefix_option, say, span, write
 from .exits import NOT_WELL
 
 # The keys that mark what JSON does not have: bytes, in base64, and floats that are no numbers.
@@ -124,8 +124,17 @@ def send(channel: str, message: str, prefix: str, keys: TextIO | None) -> None:
     """
     body = message_of(message)
     layer = layer_of(prefix, keys, channel)
-    layer.send(channel, body)
-    layer.close()
+    try:
+        layer.send(channel, body)
+    except NotAChannel:
+        command = f"asgi-ipc group-send --prefix {prefix} {channel}"
+        raise NotAChannel(
+            f"{channel!r} is the name of a group, and no channel has that name. To send to the "
+            f"members of the group: {command}. To use the name for a channel too, receive on that "
+            "channel first"
+        ) from None
+    finally:
+        layer.close()
 
 
 @click.command("group-send")
@@ -183,7 +192,8 @@ def receive(
         for _ in range(count):
             channel, message = layer.receive(channels, block=timeout > 0)
             if channel is None:
+                say(f"No message came{f' within {span(timeout)}' if timeout else ''}.", err=True)
                 sys.exit(NOT_WELL)
-            click.echo(json_of({"channel": channel, "message": message}))
+            write(json_of({"channel": channel, "message": message}))
     finally:
         layer.close()

@@ -9,7 +9,7 @@ import click
 from ..errors import CorruptStore
 from ..inspection import locked
 from ..inspection.view import View
-from .common import json_option, prefix_option, print_json, say, timeout_option
+from .common import json_option, prefix_option, print_json, say, timeout_option, write
 from .exits import NOT_WELL
 
 
@@ -31,7 +31,7 @@ def verify(prefix: str, timeout: float, as_json: bool) -> None:
     if as_json:
         print_json({"prefix": prefix, "well": not found, "problems": found})
     elif not found:
-        click.echo(f"All invariants of prefix {prefix!r} hold.")
+        write(f"All invariants of prefix {prefix!r} hold.")
     else:
         say("\n".join(found))
     sys.exit(NOT_WELL if found else 0)
