@@ -298,11 +298,15 @@ class Options:
             given["message_memory"] = given.pop("channel_memory")
         known = {field.name for field in fields(cls)} - {"prefix"}
         for name in given:
+            if name in _OTHERS:
+                raise InvalidOption(f"{name!r} is an option of {_OTHERS[name]}")
             if name not in known:
+                from difflib import get_close_matches
+
+                near = get_close_matches(str(name), known, 1)
+                hint = f"did you mean {near[0]!r}? The" if near else "the"
                 raise InvalidOption(
-                    f"{name!r} is an option of {_OTHERS[name]}"
-                    if name in _OTHERS
-                    else f"unknown option {name!r}; the options are {', '.join(sorted(known))}"
+                    f"unknown option {name!r}; {hint} options are {', '.join(sorted(known))}"
                 )
         # No subclass of str: the prefix is in messages that are made under locks.
         plain = str.__str__(prefix) if issubclass(type(prefix), str) else prefix
