@@ -331,7 +331,7 @@ class Options:
                 )
             if self.mode == 0o600:
                 raise InvalidOption(
-                    f"group={self.group!r} lets nobody in with mode=0o600: give mode=0o660 as well"
+                    f"group={self.group!r} has no effect with mode=0o600: also give mode=0o660"
                 )
         for name in ("expiry", "group_expiry", "receive_timeout", "lock_timeout"):
             check_seconds(name, getattr(self, name))

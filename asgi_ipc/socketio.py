@@ -76,7 +76,7 @@ class IPCManager(PubSubManager):  # type: ignore[misc]
             module, function = _PATCHED[mode]
             if not getattr(importlib.import_module(module), function)("select"):
                 raise RuntimeError(
-                    f"asgi_ipc would hold up all green threads: call {mode.partition('_')[0]}'s "
+                    f"asgi_ipc would block all green threads: call {mode.partition('_')[0]}'s "
                     "monkey patching, with select, before all other imports"
                 )
         super().initialize()

@@ -169,7 +169,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         channel = check_channel(channel)
         if "!" in channel and self._core.own not in channel:
             raise NotOwner(
-                f"channel {channel!r} is not this layer's to receive: its process-specific "
+                f"channel {channel!r} does not belong to this layer: its process-specific "
                 f"channels contain {self._core.own!r}. await new_channel() makes one"
             )
         return self._core.exact_source(session, channel)
@@ -192,9 +192,9 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         """Return the name of a new process-specific channel of this layer (B1)."""
         if "?" in f"{prefix}":
             raise InvalidName(
-                "new_channel makes process-specific channels, and takes what comes before their "
-                f"'!', not {prefix!r}. For a single-reader channel, make up a name: "
-                "'reply?' + secrets.token_hex(8)"
+                "new_channel makes process-specific channels, and takes the part before the '!', "
+                f"not {prefix!r}. For a single-reader channel, make a name: 'reply?' + "
+                "secrets.token_hex(8)"
             )
         return self._core.new_channel(prefix)
 

@@ -201,7 +201,7 @@ class Membership:
                     continue  # the next turn joins again
                 except LockTimeout as error:
                     logger.warning(
-                        "prefix %r: a subscription goes on waiting: %s", core.prefix, error
+                        "prefix %r: a subscription continues to wait: %s", core.prefix, error
                     )
                 if deadline is not None and clock.monotonic() >= deadline:
                     return None
@@ -293,7 +293,7 @@ class Membership:
             logger.warning(
                 "prefix %r: a subscription was no longer in %s, and has joined again: it had not "
                 "been renewed for group_expiry (%g s), not been read for ten times expiry (%g s), "
-                "or its layer was closed. What was sent meanwhile did not reach it",
+                "or its layer was closed. It missed the messages sent in between",
                 self._core.prefix,
                 ", ".join(map(repr, sorted(lost))),
                 self._core.group_expiry,
@@ -382,8 +382,8 @@ class Membership:
         session.told = session.epoch
         flushed = before.nonce == session.attachment.segment.nonce
         logger.warning(
-            "prefix %r: %s. Subscriptions of this layer join their groups again; what was sent "
-            "meanwhile did not reach them",
+            "prefix %r: %s. Subscriptions of this layer join their groups again; they missed the "
+            "messages sent in between",
             self._core.prefix,
             "all messages and groups were flushed" if flushed else "the shared memory was removed",
         )

@@ -168,7 +168,7 @@ class Sending(Receiving):
                 "in all processes"
             )
         if store.lack == PROMISED:
-            return "what is free is meant for senders that wait. Try again, or wait with timeout="
+            return "the free room is promised to senders that wait. Try again, or give a timeout"
         return store.why_no_channel() if store.lack == CHANNELS else store.shortage()
 
     def _too_large(self, channel: str, size: int) -> str:

@@ -49,7 +49,7 @@ _ORDERS: dict[str, Callable[[Channel], tuple[float, ...]]] = {
     type=click.Choice(list(_ORDERS)),
     default="rate",
     show_default=True,
-    help="Sort by this; by rate, the busiest come first, and then those with most messages.",
+    help="Sort by this; by rate, the busiest come first, then those with the most messages.",
 )
 @click.option(
     "--limit",
@@ -70,9 +70,10 @@ def channels(
 ) -> None:
     """Show all channels, or those whose names match a PATTERN (a glob).
 
-    PENDING is the number of messages that wait, and the capacity; "?" until a process has sent.
-    READERS are the processes that wait for a message at this instant; "owner" is the process that a
-    process-specific channel belongs to. Process-specific channels are counted up to the "!".
+    PENDING is the number of messages that wait, and the capacity, which is "?" before the first
+    send. READERS are the processes that wait for a message at this instant; "owner" is the process
+    to which a process-specific channel belongs. The process-specific channels of a process are
+    counted together, up to the "!".
     """
     now, before = two_snapshots(prefix, interval)
     found = now.channels(before)

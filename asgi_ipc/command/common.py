@@ -140,7 +140,7 @@ prefix_option = click.option(
     envvar="ASGI_IPC_PREFIX",
     show_envvar=True,
     metavar="PREFIX",
-    help="The prefix of the layer, as its processes give it.",
+    help="The prefix of the layer.",
     is_eager=True,  # so that names of channels can be completed
     shell_complete=_complete_prefix,
 )
@@ -150,11 +150,13 @@ group_expiry_option = click.option(
     default=Options.group_expiry,
     show_default=True,
     metavar="SECONDS",
-    help="The option group_expiry of the layer, a tenth of which is soon for a membership to end.",
+    help="The option group_expiry of the layer. Report memberships that end within a tenth of it.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 wide_option = click.option(
-    "--wide", is_flag=True, help="Shorten nothing and leave out nothing to fit the terminal."
+    "--wide",
+    is_flag=True,
+    help="Show whole names and all columns, even beyond the width.",
 )
 interval_option = click.option(
     "--interval",
@@ -162,7 +164,7 @@ interval_option = click.option(
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Measure rates over this time; 0 shows those since the beginning, at once.",
+    help="Measure rates over this time; 0 shows the rates since the creation, at once.",
 )
 timeout_option = click.option(
     "--timeout",

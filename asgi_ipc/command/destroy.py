@@ -53,7 +53,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: str | No
     "--unused",
     "all_unused",
     is_flag=True,
-    help="Remove all layers of this user that no process is attached to. Asks first.",
+    help="Remove all layers of this user to which no process is attached. Asks first.",
 )
 @click.option(
     "--older",
@@ -73,9 +73,9 @@ def destroy(
 ) -> None:
     """Remove the shared memory of a layer, with everything in it.
 
-    Refuses while processes are attached: they would lose what is in it and get SegmentVanished
-    within a second; their next calls would create new shared memory. This also removes the remains
-    of a layer that cannot be read any more.
+    Refuses while processes are attached: they would lose its contents, get SegmentVanished within a
+    second, and create new shared memory with their next calls. This also removes the remains of a
+    layer that can no longer be read.
     """
     if not all_unused:
         if older is not None or yes:

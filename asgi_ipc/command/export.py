@@ -43,7 +43,7 @@ from .exits import UNUSABLE
 def export(port: int, address: str, prefix: tuple[str, ...], max_channels: int) -> None:
     """Serve metrics to Prometheus over HTTP, until Ctrl-C or SIGTERM.
 
-    The processes of the layers take no part in it. Port 0 chooses a free port and prints it.
+    The processes of the layers are not involved. Port 0 chooses a free port and prints it.
     """
     try:
         from prometheus_client import CollectorRegistry, start_http_server

@@ -13,9 +13,9 @@ from .common import prefix_option, timeout_option, write
 @prefix_option
 @timeout_option
 def flush(prefix: str, timeout: float) -> None:
-    """Forget all messages and groups of a layer.
+    """Delete all messages and groups of a layer.
 
-    Its processes go on and wait for new messages. This also repairs a damaged layer.
+    Its processes continue, and wait for new messages. This also repairs a damaged layer.
     """
     IPCChannelLayer(prefix, **View(prefix).options(), lock_timeout=timeout).flush()
     write(f"Flushed prefix {prefix!r}.")

@@ -118,9 +118,9 @@ def _plain(value: object) -> object:
 def send(channel: str, message: str, prefix: str, keys: TextIO | None) -> None:
     """Send a message, a JSON object, to CHANNEL. "-" reads it from standard input.
 
-    {"$bytes": "aGk="} stands for bytes, in base64, and {"$float": "Infinity"}, "-Infinity" or
-    "NaN" for a float that JSON does not have. Exit status 4: the channel or the memory is full, and
-    nothing was sent.
+    Write bytes in base64, as {"$bytes": "aGk="}, and floats that JSON does not have as
+    {"$float": "Infinity"}, "-Infinity" or "NaN". Exit status 4: the channel or the memory is full,
+    and nothing was sent.
     """
     body = message_of(message)
     layer = layer_of(prefix, keys, channel)
@@ -145,7 +145,7 @@ def send(channel: str, message: str, prefix: str, keys: TextIO | None) -> None:
 def group_send(group: str, message: str, prefix: str, keys: TextIO | None) -> None:
     """Send a message, a JSON object, to every member of GROUP. "-" reads it from standard input.
 
-    Full channels do not get it. A group without members is not an error, but is reported on
+    Full channels are skipped. A group without members is not an error, but the command says so on
     standard error.
     """
     body = message_of(message)
@@ -166,7 +166,7 @@ def group_send(group: str, message: str, prefix: str, keys: TextIO | None) -> No
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="Wait at most this long for each message; 0 only takes what is there.",
+    help="Wait at most this long for each message; 0 takes only pending messages.",
 )
 @click.option(
     "--count",
@@ -183,9 +183,9 @@ def receive(
     """Take messages from CHANNELs, and print each as a line of JSON.
 
     No other process gets these messages: to watch without taking, use `asgi-ipc tail`. A line has
-    the keys "channel" and "message"; {"$bytes": "aGk="} stands for bytes, in base64, and
+    the keys "channel" and "message". {"$bytes": "aGk="} stands for bytes, in base64, and
     {"$float": "Infinity"}, "-Infinity" or "NaN" for a float that JSON does not have. Name
-    process-specific channels up to the "!". Exit status 1: nothing came in time.
+    process-specific channels up to the "!". Exit status 1: no message came in time.
     """
     layer = layer_of(prefix, keys, receive_timeout=timeout or 5.0)
     try:

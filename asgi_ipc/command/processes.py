@@ -25,7 +25,7 @@ from .common import (
 @wide_option
 @json_option
 def processes(prefix: str, wide: bool, as_json: bool) -> None:
-    """Show the processes that are attached, and dead ones that are not cleared up after yet."""
+    """Show the attached processes, and dead ones that have not been cleared up after yet."""
     found = Snapshot(View(prefix)).processes()
     if as_json:
         print_json(found)

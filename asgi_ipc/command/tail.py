@@ -64,12 +64,12 @@ def tail(
     wide: bool,
     as_json: bool,
 ) -> None:
-    """Watch messages to CHANNELs (globs) as they pass, until Ctrl-C. This takes none of them.
+    """Watch messages to CHANNELs (globs) as they pass, without taking them, until Ctrl-C.
 
     A line shows the time, the number of the message, its channel, its size, and whether it was
-    pending or already taken when it was seen. Messages that come and go between two looks are
-    counted but not shown: `asgi-ipc channels` has complete figures. With --json, each message is a
-    line.
+    pending or already taken when the command saw it. Messages that come and go between two looks
+    are counted but not shown: `asgi-ipc channels` has complete figures. With --json, each message
+    is a line.
     """
     if bool(channels) == everything:
         raise click.UsageError("Name the channels to watch, or give --all.")
