@@ -18,11 +18,10 @@ from .exits import NOT_WELL
 @timeout_option
 @json_option
 def verify(prefix: str, timeout: float, as_json: bool) -> None:
-    """Check every invariant of a layer, and say in words which do not hold.
+    """Check every invariant of a layer, and describe those that do not hold.
 
-    Checks a copy. Takes the lock only if something seems wrong, because a copy made under traffic
-    is not of one moment, and only while it makes another copy. Exit status 1: something is wrong;
-    `asgi-ipc flush` repairs it.
+    Checks a copy. If the copy looks wrong, which can happen under traffic, it takes the lock for
+    the time of another copy. Exit status 1: something is wrong; `asgi-ipc flush` repairs it.
     """
     try:
         found = locked.complaints(View(prefix), timeout)

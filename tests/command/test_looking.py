@@ -61,7 +61,7 @@ def test_one_note_is_for_all_layers_of_other_users(prefix: str) -> None:
         return CliRunner().invoke(cli, ["list"]).output
 
     try:
-        notes = [line for line in in_child(look).splitlines() if "cannot be looked into" in line]
+        notes = [line for line in in_child(look).splitlines() if "cannot be inspected" in line]
     finally:
         for name in names:
             segment.destroy(name)
