@@ -1,9 +1,9 @@
-"""A channel layer for one machine: processes that name the same prefix send each other messages
-over POSIX shared memory.
+"""A channel layer for one machine: processes with the same prefix send each other messages over
+POSIX shared memory.
 
 - `asgi_ipc.IPCChannelLayer` is blocking, for Channels 1 (daphne 1.x, Django workers) and threads;
 - `asgi_ipc.aio.IPCChannelLayer` is for Channels 4 and for any asyncio program;
-- `LocalAndRemoteChannelLayer`, of both kinds, adds other machines by way of another layer.
+- `LocalAndRemoteChannelLayer`, of both kinds, reaches other machines through another layer.
 
 Importing this imports neither Django, Channels, Twisted nor Redis.
 """

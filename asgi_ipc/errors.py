@@ -28,9 +28,9 @@ needed.
             ├── CorruptHeader          in the header, found while attaching
             └── LockLost               in the lock
 
-``ChannelFull`` and ``MessageTooLarge`` are made when first needed. Each derives from the class of
-the same name in every peer that is installed (Channels 2 and later, asgiref 1): code written for a
-peer catches ours.
+``ChannelFull`` and ``MessageTooLarge`` are created when first needed. Each derives from the class
+of the same name in every peer that is installed (Channels 2 and later, asgiref 1), so code written
+for a peer catches them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class NotOwner(IPCError, AssertionError):
 
 
 class LimitReached(IPCError):
-    """A limit of the segment, which the text names, is used up; nothing was changed."""
+    """A limit of the segment is used up; the text names it, and nothing was changed."""
 
 
 class LockTimeout(IPCError, TimeoutError):

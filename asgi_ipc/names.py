@@ -78,8 +78,8 @@ def _complaint(kind: str, name: Any) -> str:
         return f"group name {name!r} must consist of {_ALLOWED}{hint}"
     if name.endswith("?") and _GROUP(name[:-1]):
         return (
-            f"channel name {name!r} ends in '?', which needs something behind it that no other "
-            "name has, such as secrets.token_hex(8). The blocking layer's new_channel() does that"
+            f"channel name {name!r} ends in '?', and needs a unique part after it, such as "
+            "secrets.token_hex(8). The blocking layer's new_channel() does that"
         )
     return f"channel name {name!r} must consist of {_ALLOWED}, with at most one '?' or '!' inside"
 

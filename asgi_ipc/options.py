@@ -220,27 +220,27 @@ class Options:
                                                      a callable or its dotted name; see below
     ========================= ============ ========= ==============================================
 
-    ``message_memory`` limits what may wait in all channels together: the messages as they are
-    packed (and encrypted), with 64 bytes for each. ``send`` raises ChannelFull before that is
-    exceeded. ``max_message_size`` must fit into it, with a kilobyte to spare. The segment takes
-    more of the machine's memory, because it needs room to move messages, and holds channels and
-    groups as well: see :doc:`/howto/docker`. While processes are attached, the sizes with which the
-    segment was made hold for all.
+    ``message_memory`` limits the messages that wait in all channels together: their packed (and
+    encrypted) size, and 64 bytes for each. ``send`` raises ChannelFull before that is exceeded.
+    ``max_message_size`` must fit into it, with a kilobyte to spare. The segment takes more of the
+    machine's memory, because it needs room to move messages, and also holds channels and groups:
+    see :doc:`/howto/docker`. While processes are attached, the sizes with which the segment was
+    created apply to all.
 
-    With ``mode=0o660`` alone, the segment belongs to the effective group of the process that makes
-    it, so that it depends on who comes first whether the others get in. ``group`` says which group
-    it is. All users of a layer must be members of it.
+    With ``mode=0o660`` alone, the segment belongs to the effective group of the process that
+    creates it, so the first process decides which other users have access. ``group`` sets the
+    group. All users of a layer must be members of it.
 
     ``spin`` is used only in channels whose messages arrive faster than that. There it saves the
     wakeup, the slowest part of a message's way, and keeps a processor busy in between
     (`asgi_ipc.aio.spin`). 0 turns it off.
 
     ``default`` is called with each value in a message that cannot be sent (a Decimal, a datetime, a
-    UUID, a lazy string, an int of more than 64 bits), and what it returns is sent instead:
-    ``default=str``, for example, or ``DjangoJSONEncoder().default``. In a list or dict that it
-    returns, it is called again for what cannot be sent. Anything else that it returns must be what
-    a message can hold. A TypeError that it raises becomes InvalidMessage; its other errors are
-    raised by the send. It is not called for keys. Only the processes that send need it.
+    UUID, a lazy string, an int of more than 64 bits), and its result is sent instead:
+    ``default=str``, for example, or ``DjangoJSONEncoder().default``. If it returns a list or dict,
+    it is called again for values in it that cannot be sent. Any other result must be a value that a
+    message can hold. A TypeError that it raises becomes InvalidMessage; the send raises its other
+    errors. It is not called for keys. Only the processes that send need it.
     """
 
     prefix: str = "asgi"
@@ -298,11 +298,15 @@ class Options:
             given["message_memory"] = given.pop("channel_memory")
         known = {field.name for field in fields(cls)} - {"prefix"}
         for name in given:
+            if name in _OTHERS:
+                raise InvalidOption(f"{name!r} is an option of {_OTHERS[name]}")
             if name not in known:
+                from difflib import get_close_matches
+
+                near = get_close_matches(str(name), known, 1)
+                hint = f"did you mean {near[0]!r}? The" if near else "the"
                 raise InvalidOption(
-                    f"{name!r} is an option of {_OTHERS[name]}"
-                    if name in _OTHERS
-                    else f"unknown option {name!r}; the options are {', '.join(sorted(known))}"
+                    f"unknown option {name!r}; {hint} options are {', '.join(sorted(known))}"
                 )
         # No subclass of str: the prefix is in messages that are made under locks.
         plain = str.__str__(prefix) if issubclass(type(prefix), str) else prefix
@@ -327,7 +331,7 @@ class Options:
                 )
             if self.mode == 0o600:
                 raise InvalidOption(
-                    f"group={self.group!r} lets nobody in with mode=0o600: give mode=0o660 as well"
+                    f"group={self.group!r} has no effect with mode=0o600: also give mode=0o660"
                 )
         for name in ("expiry", "group_expiry", "receive_timeout", "lock_timeout"):
             check_seconds(name, getattr(self, name))

@@ -44,8 +44,9 @@ class IPCManager(PubSubManager):  # type: ignore[misc]
         server = socketio.Server(client_manager=IPCManager())
         socketio = SocketIO(app, client_manager=IPCManager())
 
-    Processes with the same `prefix` and `channel` emit to each other's clients. With `write_only` a
-    process that is no server does: ``IPCManager(write_only=True).emit("news", {"number": 1})``.
+    Processes with the same `prefix` and `channel` emit to each other's clients. With `write_only`,
+    a process that is not a server emits, too: ``IPCManager(write_only=True).emit("news", {"number":
+    1})``.
     `logger` and `json` are those of the library's own managers, and `options` those of
     `asgi_ipc.IPCChannelLayer`. ``capacity``, here 10,000, is how many events may be pending for one
     process; further ones are dropped for that process, counted and logged.
@@ -75,7 +76,7 @@ class IPCManager(PubSubManager):  # type: ignore[misc]
             module, function = _PATCHED[mode]
             if not getattr(importlib.import_module(module), function)("select"):
                 raise RuntimeError(
-                    f"asgi_ipc would hold up all green threads: call {mode.partition('_')[0]}'s "
+                    f"asgi_ipc would block all green threads: call {mode.partition('_')[0]}'s "
                     "monkey patching, with select, before all other imports"
                 )
         super().initialize()

@@ -1,4 +1,4 @@
-"""What is known of a layer, as dataclasses. ``layer.stats()`` returns them; the command and the
+"""The figures of a layer, as dataclasses. ``layer.stats()`` returns them; the command and the
 exporter show them. Values only: `inspection` reads them from a segment.
 
 Ages and times are in seconds. A *rate* is per second, over the last ``period`` seconds. *Pending*
@@ -103,7 +103,7 @@ class Channel:
 
     @property
     def fill(self) -> float:
-        """How full it is: from 0.0 to 1.0, and 0.0 if the capacity is not known."""
+        """How full it is, from 0.0 to 1.0; 0.0 if the capacity is unknown."""
         return min(self.pending / self.capacity, 1.0) if self.capacity else 0.0
 
 
@@ -134,7 +134,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class Process:
-    """A process that is attached, or that was and is not cleared up after yet."""
+    """A process that is attached, or that was attached and has not been cleared up after yet."""
 
     pid: int
     command: str  # command line; "" if it cannot be read
@@ -148,8 +148,8 @@ class Process:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer in the list of layers. If its segment cannot be read, only the outside is known.
-    None stands for what is not known, or not for this user to know."""
+    """One layer in the list of layers. If its segment cannot be read, only its size and owner are
+    known. None stands for a figure that is unknown, or that this user may not see."""
 
     prefix: str
     layout_version: int | None

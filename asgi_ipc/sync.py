@@ -38,15 +38,15 @@ SPECIFIC = "specific!"  # what new_channel makes without an argument
 class IPCChannelLayer(BaseChannelLayer):
     """A channel layer over shared memory, blocking, for Channels 1 and plain threads.
 
-    Every process of the machine that names the same `prefix` exchanges messages with the others,
-    asyncio ones (`asgi_ipc.aio.IPCChannelLayer`) included. `asgi_ipc.options.Options` lists the
-    options. One layer may be used from many threads.
+    All processes of the machine with the same `prefix` exchange messages, including those with
+    asyncio (`asgi_ipc.aio.IPCChannelLayer`). `asgi_ipc.options.Options` lists the options. Many
+    threads may use one layer.
     """
 
     _options_class = Options
 
     def __init__(self, prefix: str = "asgi", **options: Unpack[LayerOptions]) -> None:
-        """Raises InvalidOption. Shared memory is attached to by the first call."""
+        """Raises InvalidOption. The first call attaches to shared memory."""
         self._options = read = self._options_class.read(prefix, options)
         super().__init__(read.expiry, read.group_expiry, read.capacity, read.channel_capacity)
         self._core = Core(read)
@@ -67,10 +67,10 @@ class IPCChannelLayer(BaseChannelLayer):
     def send(self, channel: str, message: dict[str, Any], timeout: float | None = None) -> None:
         """Send `message` to `channel`. Without a `timeout` it never waits for readers (A1, M8).
 
-        Raises ChannelFull at capacity or when memory is used up; with a `timeout` in seconds, if
-        there was no room within that time. 0 is at once. While others wait for room, what becomes
-        free is theirs. Also raises MessageTooLarge, InvalidName, InvalidMessage, NotAChannel. If it
-        raises, nothing was sent.
+        Raises ChannelFull if the channel is at capacity or the memory is used up. With a `timeout`
+        in seconds it first waits that long for room; 0 does not wait. Room that becomes free
+        belongs to the senders that wait. Also raises MessageTooLarge, InvalidName, InvalidMessage,
+        NotAChannel. If it raises, nothing was sent.
         """
         if timeout is None:
             self._core.send(channel, message)
@@ -93,9 +93,9 @@ class IPCChannelLayer(BaseChannelLayer):
     ) -> tuple[str | None, dict[str, Any] | None]:
         """Return (channel, message) from the first of `channels` that has a message (A1).
 
-        If none has, return (None, None): at once, or with `block` after `timeout` seconds, by
+        If there is none, return (None, None): at once, or with `block` after `timeout` seconds, by
         default ``receive_timeout`` (A2). Name process-specific channels up to the ``!``, or in full
-        if `new_channel` made the name; the full name is returned. Raises InvalidName, NotOwner.
+        if `new_channel` made the name. The result has the full name. Raises InvalidName, NotOwner.
         """
         core = self._core
         session = core.session or core.attach()
@@ -140,14 +140,14 @@ class IPCChannelLayer(BaseChannelLayer):
     async def receive_async(
         self, channels: Iterable[str]
     ) -> tuple[str | None, dict[str, Any] | None]:
-        """`receive` with ``block=True`` as a coroutine, on whatever asyncio loop runs it (A9)."""
+        """Do the same as `receive` with ``block=True``, as a coroutine on the running loop (A9)."""
         from .aio.loop import ASYNCIO
 
         deadline = clock.monotonic() + self._seconds(None)
         return await self._for_loops.receive_from(channels, deadline, ASYNCIO)
 
     def receive_twisted(self, channels: Iterable[str]) -> Any:
-        """`receive` with ``block=True`` as a Deferred, driven by the reactor's readers (A9)."""
+        """Do the same as `receive` with ``block=True``, as a Deferred of the reactor (A9)."""
         from .aio.reactor import receive
 
         return receive(self._for_loops, channels, self._seconds(None))
@@ -188,7 +188,7 @@ class IPCChannelLayer(BaseChannelLayer):
         self._core.group_discard(group, channel)
 
     def group_channels(self, group: str) -> list[str]:
-        """The members of `group` whose readers live (A5)."""
+        """Return the members of `group` whose processes live (A5)."""
         return self._core.group_channels(group)
 
     def send_group(self, group: str, message: dict[str, Any]) -> None:
@@ -197,28 +197,27 @@ class IPCChannelLayer(BaseChannelLayer):
         self._core.group_send(group, message)
 
     def subscribe(self, *groups: str) -> Subscription:
-        """Return a subscription to `groups`, which is joined while a block lasts: ``with
-        layer.subscribe("news") as events: for event in events:``. Publish to it by `send_group`.
-        Raises InvalidName."""
+        """Return a subscription to `groups`, for a block: ``with layer.subscribe("news") as events:
+        for event in events:``. `send_group` publishes to it. Raises InvalidName."""
         return Subscription(self, self._core, groups)
 
     # -- the rest ---------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Forget all messages and groups, of every process (A7)."""
+        """Delete all messages and groups, for every process (A7)."""
         self._core.flush()
 
     def global_statistics(self) -> dict[str, Any]:
-        """The figures of the statistics extension for the whole layer (A8)."""
+        """Return the figures of the statistics extension for the whole layer (A8)."""
         return self._core.global_statistics()
 
     def channel_statistics(self, channel: str) -> dict[str, Any]:
-        """The figures of the statistics extension for one channel (A8)."""
+        """Return the figures of the statistics extension for one channel (A8)."""
         return self._core.channel_statistics(channel)
 
     def stats(self) -> Stats:
-        """All figures of the layer: see `asgi_ipc.statistics.Stats`. Takes no lock and disturbs
-        nobody. Rates are counted since the last call that is at least a second ago."""
+        """Return all figures of the layer: see `asgi_ipc.statistics.Stats`. It takes no lock. Rates
+        cover the time since the last call that is at least a second old."""
         return self._core.stats()
 
     def close(self) -> None:
@@ -235,21 +234,21 @@ class IPCChannelLayer(BaseChannelLayer):
 
 
 class Subscription(Subscribed):
-    """The messages of some groups, while a block lasts; made by ``layer.subscribe``::
+    """The messages of some groups, for the duration of a block. ``layer.subscribe`` returns it::
 
         with layer.subscribe("news", "weather") as events:
             for event in events:
                 ...
 
-    The groups are joined when the block is entered, and left when it ends, however it ends. Within
-    the block the memberships are renewed at half of ``group_expiry``: while `get` or the loop
-    waits, and by each of these calls. A program that does neither for longer than ``group_expiry``
-    misses messages, which is noticed by the next call. Messages that come while nobody reads wait,
-    up to the ``capacity`` of the layer.
+    It joins the groups when the block is entered, and leaves them when the block ends in any way.
+    Within the block it renews the memberships at half of ``group_expiry``: while `get` or the loop
+    waits, and in each of these calls. A program that does neither for longer than ``group_expiry``
+    misses messages; the next call notices that. Messages that come while no thread reads wait, up
+    to the ``capacity`` of the layer.
 
-    If the shared memory is removed, or flushed, the subscription joins its groups again as soon as
-    it is read. Messages of the meantime are lost: that is logged, and counted in `gaps`. In a
-    forked child it joins for itself, when it is first used there.
+    If the shared memory is removed or flushed, the subscription joins its groups again at the next
+    read. Messages sent in between are lost; that is logged, and counted in `gaps`. In a forked
+    child it joins on its own when it is first used there.
 
     Several threads may read one subscription; each message goes to one of them.
     """
@@ -266,8 +265,8 @@ class Subscription(Subscribed):
     def get(self, timeout: float | None = None) -> dict[str, Any]:
         """Wait for the next message, and return it.
 
-        If none comes within `timeout` seconds, raise TimeoutError. None waits for ever; 0 takes
-        only what is there. Raises NotSubscribed outside the block.
+        If none comes within `timeout` seconds, raise TimeoutError. None waits without a limit; 0
+        takes only a pending message. Raises NotSubscribed outside the block.
         """
         deadline = None if timeout is None else clock.monotonic() + waiting_time(timeout)
         found = finished(self._membership.receive(deadline))
@@ -276,13 +275,13 @@ class Subscription(Subscribed):
         return found
 
     def join(self, *groups: str) -> None:
-        """Subscribe to more groups: to all of them, or to none if it raises. Raises InvalidName,
-        LimitReached, NotSubscribed."""
+        """Join more groups: all of them, or none if it raises. Raises InvalidName, LimitReached,
+        NotSubscribed."""
         finished(self._membership.join(groups))
 
     def leave(self, *groups: str) -> None:
-        """End the subscription to some of the groups. What they were sent before may still come.
-        Raises InvalidName, NotSubscribed."""
+        """Leave some of the groups. Messages that were sent to them before may still come. Raises
+        InvalidName, NotSubscribed."""
         finished(self._membership.leave(groups))
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ started again. If no server can be started any more, this stops.
 import argparse
 import asyncio
 import errno
+import os
 import shlex
 import signal
 import socket
@@ -20,7 +21,7 @@ from chat import settings
 HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
 CONFIG = settings.CHANNEL_LAYERS["default"]["CONFIG"]
-PREFIX = CONFIG["prefix"]
+PORTS = [8001, 8002]
 SECONDS_TO_STOP = 10
 SECONDS_TO_START = 60
 # After which a process starts again: the people of a server are off the list of the other by then.
@@ -53,8 +54,20 @@ Ctrl-C stops everything and removes the shared memory.
 """
 
 
+def prefix():
+    return os.environ.get("CHAT_PREFIX", CONFIG["prefix"])
+
+
+def choose_prefix(ports):
+    """Give a second demo, on other ports, a layer of its own: each removes its layer at the end."""
+    if ports != PORTS:
+        os.environ.setdefault("CHAT_PREFIX", f"{CONFIG['prefix']}-{ports[0]}")
+
+
 def require_free(ports):
-    """Exit if another program uses a port, before anything is started or removed."""
+    """Exit if a port cannot be used, before anything is started or removed."""
+    if len(set(ports)) < len(ports):
+        sys.exit('Each server needs its own port: make demo PORTS="8003 8004"')
     for port in ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -169,7 +182,7 @@ def welcome(ports, started, restart_after):
         host=HOST,
         ports=ports,
         pids=[part.pid for part in started],
-        prefix=PREFIX,
+        prefix=prefix(),
         python=shlex.quote(sys.executable),
         manage=shlex.quote(str(HERE / "manage.py")),
         command=shlex.quote(str(script))
@@ -211,13 +224,13 @@ async def run(ports, restart_after):
         for task in beside:
             task.cancel()
         await asyncio.gather(*(part.stop() for part in all_parts))
-        segment.destroy(PREFIX)
+        segment.destroy(prefix())
     return 0 if told.is_set() else 1
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ports", nargs=2, type=port_number, default=[8001, 8002], metavar="PORT")
+    parser.add_argument("--ports", nargs=2, type=port_number, default=PORTS, metavar="PORT")
     parser.add_argument(
         "--restart-after",
         type=float,
@@ -227,4 +240,5 @@ if __name__ == "__main__":
     )
     given = parser.parse_args()
     require_free(given.ports)
+    choose_prefix(given.ports)
     sys.exit(asyncio.run(run(given.ports, given.restart_after)))

@@ -50,16 +50,16 @@ OF_THE_OPTION = OfTheOption()
 class IPCChannelLayer(AsyncBaseChannelLayer):
     """A channel layer over shared memory, for asyncio.
 
-    Every process of the machine that names the same `prefix` exchanges messages with the others,
-    blocking ones (`asgi_ipc.IPCChannelLayer`) included. The options: `asgi_ipc.options.Options`.
+    All processes of the machine with the same `prefix` exchange messages, including blocking ones
+    (`asgi_ipc.IPCChannelLayer`). `asgi_ipc.options.Options` lists the options.
 
-    One layer may be used from any number of event loops and threads, at once or one after another.
+    Any number of event loops and threads may use one layer, at once or one after another.
     """
 
     _options_class = Options
 
     def __init__(self, prefix: str = "asgi", **options: Unpack[LayerOptions]) -> None:
-        """Raises InvalidOption. Shared memory is attached to by the first call."""
+        """Raises InvalidOption. The first call attaches to shared memory."""
         self._options = read = self._options_class.read(prefix, options)
         super().__init__(read.expiry, read.group_expiry, read.capacity, read.channel_capacity)
         self._core = Core.for_loops(read)
@@ -68,7 +68,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
 
     @property
     def client_prefix(self) -> str:
-        """What tells this layer's process-specific channels from all others."""
+        """The part of a name that only this layer's process-specific channels have."""
         notice_fork()
         return self._core.client_prefix
 
@@ -84,10 +84,10 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     ) -> None:
         """Send `message` to `channel`. Without a `timeout` it never waits for readers (B1, M8).
 
-        Raises ChannelFull at capacity or when memory is used up; with a `timeout` in seconds, if
-        there was no room within that time. 0 is at once. While others wait for room, what becomes
-        free is theirs. If it is cancelled, it has sent nothing. Also raises MessageTooLarge,
-        InvalidName, InvalidMessage, NotAChannel. If it raises, nothing was sent.
+        Raises ChannelFull if the channel is at capacity or the memory is used up. With a `timeout`
+        in seconds it first waits that long for room; 0 does not wait. Room that becomes free
+        belongs to the senders that wait. Also raises MessageTooLarge, InvalidName, InvalidMessage,
+        NotAChannel. If it raises or is cancelled, nothing was sent.
         """
         if timeout is not None and (seconds := waiting_time(timeout)) > 0:
             await self._send_when_room(channel, message, clock.monotonic() + seconds)
@@ -110,12 +110,12 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     async def receive(self, channel: str, timeout: float | None = None) -> dict[str, Any]:
         """Wait for the next message of `channel` and return it (B1).
 
-        If no message comes within `timeout` seconds, raise TimeoutError, the built-in one: before
-        Python 3.11, asyncio.TimeoutError is another class, which does not catch it. None waits for
-        ever; 0 takes only what is there.
+        If no message comes within `timeout` seconds, raise the built-in TimeoutError. (Before
+        Python 3.11, asyncio.TimeoutError is another class, which does not catch it.) None waits
+        without a limit; 0 takes only a pending message.
 
-        If it is cancelled, or its time runs out, it has taken nothing (B4). Raises NotOwner, an
-        AssertionError, for a process-specific channel of another layer or process; InvalidName.
+        If it is cancelled, or its time runs out, it has taken nothing (B4). Raises InvalidName, and
+        NotOwner (an AssertionError) for a process-specific channel of another layer or process.
         """
         deadline = None if timeout is None else clock.monotonic() + waiting_time(timeout)
         core = self._core
@@ -169,7 +169,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         channel = check_channel(channel)
         if "!" in channel and self._core.own not in channel:
             raise NotOwner(
-                f"channel {channel!r} is not this layer's to receive: its process-specific "
+                f"channel {channel!r} does not belong to this layer: its process-specific "
                 f"channels contain {self._core.own!r}. await new_channel() makes one"
             )
         return self._core.exact_source(session, channel)
@@ -179,9 +179,10 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
     ) -> tuple[str | None, dict[str, Any] | None]:
         """Return (channel, message) from the first of `channels` that has a message (A9).
 
-        `timeout` is in seconds, by default ``receive_timeout``. None waits for ever. When it runs
-        out the result is (None, None). Name process-specific channels up to the ``!``, or in full
-        if `new_channel` made the name; the full name is returned. Raises InvalidName, NotOwner.
+        `timeout` is in seconds, by default ``receive_timeout``. None waits without a limit. When
+        the time runs out the result is (None, None). Name process-specific channels up to the
+        ``!``, or in full if `new_channel` made the name. The result has the full name. Raises
+        InvalidName, NotOwner.
         """
         seconds = self._options.receive_timeout if timeout is OF_THE_OPTION else timeout
         deadline = None if seconds is None else clock.monotonic() + waiting_time(seconds)
@@ -191,9 +192,9 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         """Return the name of a new process-specific channel of this layer (B1)."""
         if "?" in f"{prefix}":
             raise InvalidName(
-                "new_channel makes process-specific channels, and takes what comes before their "
-                f"'!', not {prefix!r}. For a single-reader channel, make up a name: "
-                "'reply?' + secrets.token_hex(8)"
+                "new_channel makes process-specific channels, and takes the part before the '!', "
+                f"not {prefix!r}. For a single-reader channel, make a name: 'reply?' + "
+                "secrets.token_hex(8)"
             )
         return self._core.new_channel(prefix)
 
@@ -208,7 +209,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         await self._patiently(self._core.group_discard, group, channel)
 
     async def group_channels(self, group: str) -> list[str]:
-        """The members of `group` whose readers live (A5)."""
+        """Return the members of `group` whose processes live (A5)."""
         return await self._patiently(self._core.group_channels, group)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
@@ -221,28 +222,27 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
             await self._patiently(self._core.group_send, group, message, progress)
 
     def subscribe(self, *groups: str) -> Subscription:
-        """Return a subscription to `groups`, which is joined while a block lasts: ``async with
-        layer.subscribe("news") as events: async for event in events:``. Publish to it by
-        `group_send`. Raises InvalidName."""
+        """Return a subscription to `groups`, for a block: ``async with layer.subscribe("news") as
+        events: async for event in events:``. `group_send` publishes to it. Raises InvalidName."""
         return Subscription(self, self._core, groups)
 
     # -- the rest ---------------------------------------------------------------------------------
 
     async def flush(self) -> None:
-        """Forget all messages and groups, of every process (A7)."""
+        """Delete all messages and groups, for every process (A7)."""
         await self._patiently(self._core.flush)
 
     async def global_statistics(self) -> dict[str, Any]:
-        """The figures of the statistics extension for the whole layer (A8)."""
+        """Return the figures of the statistics extension for the whole layer (A8)."""
         return await self._patiently(self._core.global_statistics)
 
     async def channel_statistics(self, channel: str) -> dict[str, Any]:
-        """The figures of the statistics extension for one channel (A8)."""
+        """Return the figures of the statistics extension for one channel (A8)."""
         return await self._patiently(self._core.channel_statistics, channel)
 
     async def stats(self) -> Stats:
-        """All figures of the layer: see `asgi_ipc.statistics.Stats`. Takes no lock and disturbs
-        nobody. Rates are counted since the last call that is at least a second ago."""
+        """Return all figures of the layer: see `asgi_ipc.statistics.Stats`. It takes no lock. Rates
+        cover the time since the last call that is at least a second old."""
         return await self._patiently(self._core.stats)
 
     async def close(self) -> None:

@@ -209,7 +209,7 @@ class Membership:
                     continue  # the next turn joins again
                 except LockTimeout as error:
                     logger.warning(
-                        "prefix %r: a subscription goes on waiting: %s", core.prefix, error
+                        "prefix %r: a subscription continues to wait: %s", core.prefix, error
                     )
                 if deadline is not None and clock.monotonic() >= deadline:
                     return None
@@ -317,7 +317,7 @@ class Membership:
             logger.warning(
                 "prefix %r: a subscription was no longer in %s, and has joined again: it had not "
                 "been renewed for group_expiry (%g s), not been read for ten times expiry (%g s), "
-                "or its layer was closed. What was sent meanwhile did not reach it",
+                "or its layer was closed. It missed the messages sent in between",
                 self._core.prefix,
                 ", ".join(map(repr, sorted(lost))),
                 self._core.group_expiry,
@@ -417,8 +417,8 @@ class Membership:
         else:
             why = "this process had left the shared memory"
         logger.warning(
-            "prefix %r: %s. Subscriptions of this layer join their groups again; what was sent "
-            "meanwhile did not reach them",
+            "prefix %r: %s. Subscriptions of this layer join their groups again; they missed the "
+            "messages sent in between",
             self._core.prefix,
             why,
         )
@@ -449,13 +449,13 @@ class Subscribed:
 
     @property
     def groups(self) -> list[str]:
-        """The groups that it is subscribed to."""
+        """The groups of the subscription."""
         return list(self._membership.groups.copy())
 
     @property
     def gaps(self) -> int:
-        """How many times messages may have been missed: the memory was removed or flushed, the
-        layer closed, or the membership ended because it was renewed too late."""
+        """How many times the subscription may have missed messages, because the memory was removed
+        or flushed, the layer was closed, or a membership was renewed too late."""
         return self._membership.gaps
 
 

@@ -560,7 +560,7 @@ class Busy:
         if isinstance(error, LockBusy) and now - self._since < self._core.options.lock_timeout:
             return
         self._since = now
-        logger.warning("prefix %r: a receive goes on waiting: %s", self._core.prefix, error)
+        logger.warning("prefix %r: a receive continues to wait: %s", self._core.prefix, error)
 
 
 def listed(channels: Iterable[str]) -> list[str]:

@@ -161,10 +161,12 @@ class Sending(Receiving):
 
     def _refuse(self, session: Session, channel: str, why: int, length: int) -> NoReturn:
         if why == FULL:
+            capacity = self.capacity_of(channel)
             raise errors.ChannelFull(
-                f"channel {channel!r} is at its capacity of {self.capacity_of(channel)} messages, "
-                f"by {self.capacities.option_for(channel)}: its readers are slower than its "
-                "senders, or there are none"
+                f"channel {channel!r} is at its capacity of {capacity} "
+                f"message{'s' if capacity != 1 else ''} (set by "
+                f"{self.capacities.option_for(channel)}): its readers are slower than its senders, "
+                "or there are none"
             )
         raise errors.ChannelFull(
             f"there is no memory for another message to {channel!r} of prefix {self.prefix!r}: "
@@ -183,13 +185,14 @@ class Sending(Receiving):
                 "in all processes"
             )
         if store.lack == PROMISED:
-            return "what is free is meant for senders that wait. Try again, or wait with timeout="
+            return "the free room is promised to senders that wait. Try again, or give a timeout"
         return store.why_no_channel() if store.lack == CHANNELS else store.shortage()
 
     def _too_large(self, channel: str, size: int) -> str:
         return (
             f"the message to {channel!r} takes {size} bytes, and max_message_size is "
-            f"{self.max_message_size}"
+            f"{self.max_message_size}. Send a reference to the data, or raise max_message_size in "
+            "all processes"
         )
 
     # -- to this process --------------------------------------------------------------------------

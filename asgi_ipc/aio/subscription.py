@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class Subscription(Subscribed):
-    """The messages of some groups, while a block lasts; made by ``layer.subscribe``::
+    """The messages of some groups, for the duration of a block. ``layer.subscribe`` returns it::
 
         async with layer.subscribe("news", "weather") as events:
             async for event in events:
                 ...
 
-    The groups are joined when the block is entered, and left when it ends, however it ends. Within
-    the block the memberships are renewed at half of ``group_expiry``, whether or not anybody reads.
-    Messages that come meanwhile wait, up to the ``capacity`` of the layer.
+    It joins the groups when the block is entered, and leaves them when the block ends in any way.
+    Within the block it renews the memberships at half of ``group_expiry``, whether or not a task
+    reads. Messages that come while no task reads wait, up to the ``capacity`` of the layer.
 
-    If the shared memory is removed, or flushed, the subscription joins its groups again as soon as
-    it is read. Messages of the meantime are lost: that is logged, and counted in `gaps`. In a
-    forked child it joins for itself, when it is first used there.
+    If the shared memory is removed or flushed, the subscription joins its groups again at the next
+    read. Messages sent in between are lost; that is logged, and counted in `gaps`. In a forked
+    child it joins on its own when it is first used there.
 
     Several tasks may read one subscription; each message goes to one of them.
     """
@@ -51,8 +51,8 @@ class Subscription(Subscribed):
     async def get(self, timeout: float | None = None) -> dict[str, Any]:
         """Wait for the next message, and return it.
 
-        If none comes within `timeout` seconds, raise TimeoutError, the built-in one. None waits for
-        ever; 0 takes only what is there. If it is cancelled, it has taken nothing. Raises
+        If none comes within `timeout` seconds, raise the built-in TimeoutError. None waits without
+        a limit; 0 takes only a pending message. If it is cancelled, it has taken nothing. Raises
         NotSubscribed outside the block.
         """
         deadline = None if timeout is None else clock.monotonic() + waiting_time(timeout)
@@ -62,13 +62,13 @@ class Subscription(Subscribed):
         return found
 
     async def join(self, *groups: str) -> None:
-        """Subscribe to more groups: to all of them, or to none if it raises. Raises InvalidName,
-        LimitReached, NotSubscribed."""
+        """Join more groups: all of them, or none if it raises. Raises InvalidName, LimitReached,
+        NotSubscribed."""
         await self._membership.join(groups)
 
     async def leave(self, *groups: str) -> None:
-        """End the subscription to some of the groups. What they were sent before may still come.
-        Raises InvalidName, NotSubscribed."""
+        """Leave some of the groups. Messages that were sent to them before may still come. Raises
+        InvalidName, NotSubscribed."""
         await self._membership.leave(groups)
 
     async def __aenter__(self) -> Self:

@@ -293,7 +293,7 @@ class Attachment:
                 self.broken = SegmentVanished(
                     f"the shared memory of prefix {self.prefix!r} was removed while this process "
                     "was attached (by somebody's rm, or by systemd's RemoveIPC=yes at a logout). "
-                    "Its content is lost; the next call makes a new segment"
+                    "Its contents are lost; the next call creates a new segment"
                 )
         except (CorruptHeader, ForeignSegment, IncompatibleSegment) as error:
             self.broken = error

@@ -163,8 +163,8 @@ def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
         found.segment.warn_of_mode(wanted)
         if found.segment.sizes != wanted.sizes:
             note(
-                "prefix %r: this process already uses it, with %s; these sizes hold for all of its "
-                "layers",
+                "prefix %r: this process already uses it, with %s; these sizes apply to all of "
+                "its layers",
                 wanted.prefix,
                 str(found.segment.sizes),
             )

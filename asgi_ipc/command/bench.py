@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import click
 
 from .. import IPCChannelLayer, native, segment
-from .common import json_option, print_json, say
+from .common import json_option, print_json, say, write
 from .exits import NOT_WELL
 
 _MESSAGE = {"type": "chat.message", "room": "lobby", "user": "somebody", "text": "hello " * 8}
@@ -70,7 +70,7 @@ def bench(seconds: float, as_json: bool) -> None:
     On a busy machine everything is slower. Exit status 1: it is slower than it should be.
     """
     if not as_json:
-        click.echo(f"Measuring for {seconds:g} seconds ...", err=True)
+        write(f"Measuring for {seconds:g} seconds ...", err=True)
     prefix = f"bench-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         found = _measure(prefix, seconds)
@@ -81,10 +81,10 @@ def bench(seconds: float, as_json: bool) -> None:
         print_json({**dataclasses.asdict(found), "allowed": _ALLOWED, "well": well})
     else:
         kind = native.implementation(has_mutex=True)
-        click.echo(f"send and receive in one process    {found.pair_us:8.1f} us   {kind}")
+        write(f"send and receive in one process    {found.pair_us:8.1f} us   {kind}")
         for trip in found.round_trips:
             where = "one core" if trip.cores == 1 else "two cores"
-            click.echo(
+            write(
                 f"round trip of two processes        {trip.layer_us:8.1f} us   on {where}\n"
                 f"  the same over a bare FIFO        {trip.floor_us:8.1f} us\n"
                 + (
@@ -93,7 +93,7 @@ def bench(seconds: float, as_json: bool) -> None:
                     else "  which is no more than the floor"
                 )
             )
-        click.echo(f"from one process to another        {found.messages_per_second:8.0f} /s")
+        write(f"from one process to another        {found.messages_per_second:8.0f} /s")
         load = os.getloadavg()[0]
         say(
             f"Verdict: as it should be (at most {_ALLOWED} pairs over the floor)."

@@ -13,6 +13,7 @@ from .common import (
     first_few,
     interval_option,
     json_option,
+    none,
     pending,
     prefix_option,
     print_json,
@@ -48,7 +49,7 @@ _ORDERS: dict[str, Callable[[Channel], tuple[float, ...]]] = {
     type=click.Choice(list(_ORDERS)),
     default="rate",
     show_default=True,
-    help="Sort by this; by rate, the busiest come first, and then those with most messages.",
+    help="Sort by this; by rate, the busiest come first, then those with the most messages.",
 )
 @click.option(
     "--limit",
@@ -69,9 +70,10 @@ def channels(
 ) -> None:
     """Show all channels, or those whose names match a PATTERN (a glob).
 
-    PENDING is the number of messages that wait, and the capacity; "?" until a process has sent.
-    READERS are the processes that wait for a message at this instant; "owner" is the process that a
-    process-specific channel belongs to. Process-specific channels are counted up to the "!".
+    PENDING is the number of messages that wait, and the capacity, which is "?" before the first
+    send. READERS are the processes that wait for a message at this instant; "owner" is the process
+    to which a process-specific channel belongs. The process-specific channels of a process are
+    counted together, up to the "!".
     """
     now, before = two_snapshots(prefix, interval)
     found = now.channels(before)
@@ -83,6 +85,9 @@ def channels(
     shown = found[:limit] if limit else found
     if as_json:
         print_json(shown)
+        return
+    if not found:
+        say(none("channel", patterns))
         return
     print_table(
         [

@@ -8,10 +8,13 @@ import errno
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import NamedTuple, NoReturn
@@ -29,7 +32,7 @@ from ..statistics import Channel
 from .exits import INTERRUPTED, NOT_NOW, UNUSABLE, WRONG_USAGE
 from .subcommands import SUBCOMMANDS
 
-_USUAL, _LEAST = 80, 40  # columns of a terminal
+_USUAL, _LEAST = 80, 20  # columns of a terminal
 _GAP = 2  # columns between two columns of a table
 _NOTHING = ("0", "-")  # a column of a table with only these says nothing
 
@@ -45,6 +48,16 @@ class Commands(click.Group):
 
     def list_commands(self, context: click.Context) -> list[str]:
         return [name for section in SUBCOMMANDS.values() for name in section]
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = arguments[0]
+        if name.startswith("-") or self.get_command(context, name) is not None:
+            return super().resolve_command(context, arguments)
+        near = get_close_matches(name, self.list_commands(context))
+        hint = f"did you mean {' or '.join(near)}?" if near else "--help lists the commands."
+        raise click.UsageError(f"There is no command {name!r}: {hint}", context)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         for section in SUBCOMMANDS.values():
@@ -73,10 +86,10 @@ class Commands(click.Group):
         except errors.IPCError as error:
             fail(str(error), code_of(error))
         except OSError as error:
-            if (
-                error.errno == errno.EPIPE
-            ):  # whoever read the output has left: click knows what to do
+            if error.errno == errno.EPIPE:  # the reader of the output has left: click ends quietly
                 raise
+            if isinstance(error, _OutputError):
+                fail(f"the output cannot be written: {error.strerror}", UNUSABLE)
             fail(reason(error), UNUSABLE)
 
 
@@ -127,7 +140,7 @@ prefix_option = click.option(
     envvar="ASGI_IPC_PREFIX",
     show_envvar=True,
     metavar="PREFIX",
-    help="The prefix of the layer, as its processes give it.",
+    help="The prefix of the layer.",
     is_eager=True,  # so that names of channels can be completed
     shell_complete=_complete_prefix,
 )
@@ -137,11 +150,13 @@ group_expiry_option = click.option(
     default=Options.group_expiry,
     show_default=True,
     metavar="SECONDS",
-    help="The option group_expiry of the layer, a tenth of which is soon for a membership to end.",
+    help="The option group_expiry of the layer. Report memberships that end within a tenth of it.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 wide_option = click.option(
-    "--wide", is_flag=True, help="Shorten nothing and leave out nothing to fit the terminal."
+    "--wide",
+    is_flag=True,
+    help="Show whole names and all columns, even beyond the width.",
 )
 interval_option = click.option(
     "--interval",
@@ -149,7 +164,7 @@ interval_option = click.option(
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Measure rates over this time; 0 shows those since the beginning, at once.",
+    help="Measure rates over this time; 0 shows the rates since the creation, at once.",
 )
 timeout_option = click.option(
     "--timeout",
@@ -181,12 +196,29 @@ def selected(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
     return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
 
 
+def none(kind: str, patterns: Sequence[str]) -> str:
+    """What to say where there is nothing of a `kind`, or nothing that matches."""
+    return f"No {kind} matches {' or '.join(patterns)}." if patterns else f"There are no {kind}s."
+
+
 # -- output ---------------------------------------------------------------------------------------
+
+
+class _OutputError(OSError):
+    """Standard output or standard error cannot be written, because a disk is full, say."""
+
+
+def write(text: str, err: bool = False) -> None:
+    """Print a text as it is. All output goes through here."""
+    try:
+        click.echo(text, err=err)
+    except OSError as error:
+        raise error if error.errno == errno.EPIPE else _OutputError(*error.args) from None
 
 
 def print_json(value: object) -> None:
     """Print one JSON document. Dataclasses become objects; what is no number in JSON, null."""
-    click.echo(json.dumps(_json_value(value), indent=2, allow_nan=False))
+    write(json.dumps(_json_value(value), indent=2, allow_nan=False))
 
 
 def _json_value(value: object) -> object:
@@ -203,18 +235,22 @@ def room(err: bool = False) -> int | None:
     """The columns of the terminal; None if the output goes to a pipe or a file, whose lines are
     whole."""
     stream = sys.stderr if err else sys.stdout
-    if not stream.isatty():
+    if stream is None or not stream.isatty():  # None: the caller has closed it
         return None
     given = os.environ.get("COLUMNS", "")
     columns = int(given) if given.isdigit() else os.get_terminal_size(stream.fileno()).columns
     return max(columns or _USUAL, _LEAST)
 
 
-def say(text: str, err: bool = False, indent: str = "") -> None:
+def say(text: str, err: bool = False, indent: str = "", shorten: bool = False) -> None:
     """Print a text. A terminal gets it in lines that end between words; the second and later ones
-    begin with `indent`."""
+    begin with `indent`. With `shorten`, words that are longer than a line are cut in their middle;
+    without it they stay whole, to be copied."""
     columns = room(err)
     if columns is not None:
+        if shorten:
+            longest = columns - len(indent)
+            text = re.sub(r"\S+", lambda word: cut(word[0], longest), text)
         text = "\n".join(
             textwrap.fill(
                 line,
@@ -225,14 +261,19 @@ def say(text: str, err: bool = False, indent: str = "") -> None:
             )
             for line in text.splitlines()
         )
-    click.echo(text, err=err)
+    write(text, err)
 
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
-    """Print labels with their values."""
+    """Print labels with their values: beside them, or in a narrow terminal below them."""
     width = max(len(label) for label, _ in pairs) + _GAP
+    columns = room()
+    below = columns is not None and columns < 2 * width
     for label, value in pairs:
-        say(f"{label:{width}}{value}", indent=" " * width)
+        if below:
+            say(f"{label}\n  {value}", indent="  ")
+        else:
+            say(f"{label:{width}}{value}", indent=" " * width)
 
 
 class Column(NamedTuple):
@@ -242,17 +283,20 @@ class Column(NamedTuple):
     right: bool = False  # whether it is aligned to the right
     # Where the table is wider than the terminal:
     least: int = 0  # columns to which its cells may be cut; 0: they may not
-    spare: int = 0  # it is left out before columns with a smaller number; 0: never
+    # It is left out before columns with a smaller number. Those with 0 follow, the last one first;
+    # the first column of a table always stays.
+    spare: int = 0
 
 
 def print_table(
     columns: Sequence[Column], rows: Iterable[Sequence[str]], wide: bool = False
 ) -> None:
     """Print a table. One that is wider than the terminal is made to fit, unless it is `wide`: cells
-    are cut, and columns left out, those that say nothing first."""
+    are cut, and columns left out, those that say nothing first. Text is measured as a terminal
+    shows it: many East Asian characters take two columns."""
     cells = [list(row) for row in rows]
     widths = [
-        max([len(column.title), *(len(row[i]) for row in cells)])
+        max([len(column.title), *(breadth(row[i]) for row in cells)])
         for i, column in enumerate(columns)
     ]
     most = None if wide else room()
@@ -265,10 +309,12 @@ def print_table(
         line = []
         for i in shown:
             cell = cut(row[i], widths[i])
-            line.append(cell.rjust(widths[i]) if columns[i].right else cell.ljust(widths[i]))
+            space = " " * (widths[i] - breadth(cell))
+            line.append(space + cell if columns[i].right else cell + space)
         lines.append((" " * _GAP).join(line).rstrip())
-    lines[0] = click.style(lines[0], bold=True)
-    click.echo("\n".join(lines))
+    if os.environ.get("TERM") != "dumb":
+        lines[0] = click.style(lines[0], bold=True)
+    write("\n".join(lines))
     left_out = [title for i, title in enumerate(titles) if i not in shown]
     if left_out:
         say(f"Not shown: {', '.join(left_out)}. --wide shows all.", err=True)
@@ -284,10 +330,12 @@ def _fit(
     def missing() -> int:
         return sum(least[i] + _GAP for i in shown) - _GAP - most
 
-    silent = {i for i in shown if all(row[i] in _NOTHING for row in cells)}
-    for i in sorted(shown, key=lambda i: (i not in silent, -columns[i].spare)):
-        if missing() > 0 and columns[i].spare:
+    silent = {i for i in shown if columns[i].spare and all(row[i] in _NOTHING for row in cells)}
+    for i in sorted(shown[1:], key=lambda i: (i not in silent, -columns[i].spare, -i)):
+        if missing() > 0:
             shown.remove(i)
+    if missing() > 0:
+        least[0] = widths[0] = min(widths[0], most)
     over = max(-missing(), 0)
     cuttable = sorted((i for i in shown if least[i] < widths[i]), key=lambda i: widths[i])
     for place, i in enumerate(cuttable):
@@ -299,10 +347,30 @@ def _fit(
 
 def cut(text: str, width: int) -> str:
     """`text` cut to `width` columns, in its middle: the ends of a name tell more."""
-    if len(text) <= width:
+    if breadth(text) <= width:
         return text
     half = (width - 1) // 2
-    return text[: width - 1 - half] + "…" + text[len(text) - half :]
+    return _start(text, width - 1 - half) + "…" + _start(text[::-1], half)[::-1]
+
+
+def breadth(text: str) -> int:
+    """The columns that a terminal needs for `text`."""
+    return len(text) if text.isascii() else sum(map(_breadth, text))
+
+
+def _breadth(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _start(text: str, width: int) -> str:
+    """As much of the start of `text` as `width` columns hold."""
+    for end, character in enumerate(text):
+        width -= _breadth(character)
+        if width < 0:
+            return text[:end]
+    return text
 
 
 def counted(count: int, one: str, several: str = "") -> str:

@@ -19,7 +19,18 @@ from ..segment.opening import open_existing, remove_unless
 from ..segment.paths import Paths, full_prefix
 from ..segment.procfs import command_line, user_name
 from ..statistics import size
-from .common import Column, counted, fail, prefix_option, print_table, say, short_span, span
+from .common import (
+    Column,
+    counted,
+    cut,
+    fail,
+    first_few,
+    prefix_option,
+    print_table,
+    say,
+    short_span,
+    span,
+)
 from .exits import NOT_NOW, NOT_WELL, UNUSABLE, WRONG_USAGE
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -42,7 +53,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, value: str | No
     "--unused",
     "all_unused",
     is_flag=True,
-    help="Remove all layers of this user that no process is attached to. Asks first.",
+    help="Remove all layers of this user to which no process is attached. Asks first.",
 )
 @click.option(
     "--older",
@@ -62,9 +73,9 @@ def destroy(
 ) -> None:
     """Remove the shared memory of a layer, with everything in it.
 
-    Refuses while processes are attached: they would lose what is in it and get SegmentVanished
-    within a second; their next calls would create new shared memory. This also removes the remains
-    of a layer that cannot be read any more.
+    Refuses while processes are attached: they would lose its contents, get SegmentVanished within a
+    second, and create new shared memory with their next calls. This also removes the remains of a
+    layer that can no longer be read.
     """
     if not all_unused:
         if older is not None or yes:
@@ -88,19 +99,20 @@ def _remove(prefix: str, force: bool) -> None:
     if owner != os.geteuid():
         command = as_owner(f"asgi-ipc destroy --prefix {prefix}", owner)
         fail(
-            f"prefix {prefix!r} belongs to {user_name(owner)}, and only that user may remove it: "
-            f"{command}",
+            f"prefix {prefix!r} belongs to {user_name(owner)}, and only that user may remove it "
+            f"({command})",
             UNUSABLE,
         )
     attached = sorted(set(attached_to(paths).values()))
     if attached and not force:
-        listed = "; ".join(f"{pid} {command_line(pid)[:60]}".strip() for pid in attached)
+        listed = [f"{pid} ({cut(command_line(pid), 60) or '?'})" for pid in attached]
         fail(
-            f"prefix {prefix!r} is in use, by {listed}: end these processes first, or give --force",
+            f"prefix {prefix!r} is in use by {counted(len(attached), 'process', 'processes')}: "
+            f"{first_few(listed)}. End them first, or give --force to take the layer from them",
             NOT_NOW,
         )
     segment.destroy(prefix)
-    click.echo(f"Removed prefix {prefix!r}.")
+    say(f"Removed prefix {prefix!r}.")
 
 
 def _owner(paths: Paths) -> int | None:
@@ -134,9 +146,9 @@ def _remove_unused(older: float, yes: bool) -> None:
             say(f"Left prefix {one.prefix!r}: a process has just attached.", err=True)
     if not mine:
         since = f" for {span(older)}" if older else ""
-        say(f"There is nothing to remove: no layer of this user has been without processes{since}.")
+        say(f"There is nothing to remove: no layer of this user has been unused{since}.")
     if others:
-        say(f"Others are unused, but belong to {', '.join(others)}, who may remove them.", err=True)
+        say(f"Other unused layers belong to {', '.join(others)}, who may remove them.", err=True)
 
 
 def _ask(found: list[Unused]) -> None:
@@ -159,9 +171,9 @@ def _ask(found: list[Unused]) -> None:
         ],
     )
     if not sys.stdin.isatty():
-        fail("without a terminal nobody can be asked: give --yes to remove these", WRONG_USAGE)
+        fail("there is no terminal to ask at: give --yes to remove these", WRONG_USAGE)
     if not click.confirm(f"Remove {counted(len(found), 'layer')}, with all messages?"):
-        click.echo("Nothing was removed.")
+        say("Nothing was removed.")
         sys.exit(NOT_WELL)
 
 

@@ -26,13 +26,13 @@ _INDENT = " " * 8
 @group_expiry_option
 @json_option
 def doctor(prefix: str | None, group_expiry: float, as_json: bool) -> None:
-    """Find what is wrong or could go wrong here, and how to fix it.
+    """Find problems and possible problems here, and how to fix them.
 
     Checks the size and permissions of /dev/shm, systemd's RemoveIPC, the limits of containers and
     processes, leftovers, and each layer: versions, namespaces, the holder of the lock, invariants,
     full and unread channels, and memberships that end soon because nobody renews them. Run it as
-    the user of the layer or as root, who sees more of the processes. Exit status 1: there is a
-    problem; warnings do not count.
+    the user of the layer, or as root, which sees more processes. Exit status 1: there is a problem;
+    warnings do not count.
     """
     found = diagnose(prefix, group_expiry)
     if as_json:
@@ -40,7 +40,8 @@ def doctor(prefix: str | None, group_expiry: float, as_json: bool) -> None:
     else:
         for finding in found:
             where = f"{finding.prefix}: " if finding.prefix else ""
-            say(f"{_MARKS[finding.level]}{where}{finding.subject}: {finding.text}", indent=_INDENT)
+            text = f"{_MARKS[finding.level]}{where}{finding.subject}: {finding.text}"
+            say(text, indent=_INDENT, shorten=True)
             if finding.remedy:
                 say(f"{_INDENT}-> {finding.remedy}", indent=f"{_INDENT}   ")
     sys.exit(NOT_WELL if any(finding.level == PROBLEM for finding in found) else 0)

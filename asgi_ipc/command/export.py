@@ -6,7 +6,7 @@ import signal
 
 import click
 
-from .common import fail
+from .common import fail, write
 from .exits import UNUSABLE
 
 
@@ -43,7 +43,7 @@ from .exits import UNUSABLE
 def export(port: int, address: str, prefix: tuple[str, ...], max_channels: int) -> None:
     """Serve metrics to Prometheus over HTTP, until Ctrl-C or SIGTERM.
 
-    The processes of the layers take no part in it. Port 0 chooses a free port and prints it.
+    The processes of the layers are not involved. Port 0 chooses a free port and prints it.
     """
     try:
         from prometheus_client import CollectorRegistry, start_http_server
@@ -66,7 +66,7 @@ def export(port: int, address: str, prefix: tuple[str, ...], max_channels: int) 
         server, thread = start_http_server(port, address, registry)
     except OSError as error:
         fail(f"cannot listen on {address}, port {port}: {error.strerror}", UNUSABLE)
-    click.echo(f"Metrics are at http://{address}:{server.server_port}/metrics", err=True)
+    write(f"Metrics are at http://{address}:{server.server_port}/metrics", err=True)
     signal.sigwait(ending)
     server.shutdown()
     thread.join()

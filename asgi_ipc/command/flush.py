@@ -6,16 +6,16 @@ import click
 
 from .. import IPCChannelLayer
 from ..inspection.view import View
-from .common import prefix_option, timeout_option
+from .common import prefix_option, timeout_option, write
 
 
 @click.command()
 @prefix_option
 @timeout_option
 def flush(prefix: str, timeout: float) -> None:
-    """Forget all messages and groups of a layer.
+    """Delete all messages and groups of a layer.
 
-    Its processes go on and wait for new messages. This also repairs a damaged layer.
+    Its processes continue, and wait for new messages. This also repairs a damaged layer.
     """
     IPCChannelLayer(prefix, **View(prefix).options(), lock_timeout=timeout).flush()
-    click.echo(f"Flushed prefix {prefix!r}.")
+    write(f"Flushed prefix {prefix!r}.")

@@ -10,9 +10,11 @@ from .common import (
     Column,
     complete_group,
     json_option,
+    none,
     prefix_option,
     print_json,
     print_table,
+    say,
     selected,
     span,
     wide_option,
@@ -31,6 +33,9 @@ def groups(patterns: tuple[str, ...], prefix: str, wide: bool, as_json: bool) ->
     found = [group for group in found if group.name in names]
     if as_json:
         print_json(found)
+        return
+    if not found:
+        say(none("group", patterns))
         return
     print_table(
         [

@@ -24,20 +24,20 @@ from .common import (
 def list_layers(wide: bool, as_json: bool) -> None:
     """List the layers on this machine, of all users.
 
-    IN_USE is the memory of the messages, RESERVED what the layer has taken from the machine, SIZE
-    the most that it can take. PENDING counts the messages that wait. A ? stands for what this user
-    may not know.
+    IN_USE is the memory of the messages, RESERVED what the layer has taken from the machine, and
+    SIZE the most that it can take. PENDING counts the messages that wait. A ? stands for a figure
+    that this user may not see.
     """
     found = layers()
     if as_json:
         print_json(found)
         return
     if not found:
-        click.echo("There are no layers on this machine.")
+        say("There are no layers on this machine.")
         return
     print_table(
         [
-            Column("PREFIX", least=32),
+            Column("PREFIX", least=29),
             Column("OWNER", spare=1),
             Column("PROCESSES", right=True),
             Column("PENDING", right=True),
@@ -76,8 +76,8 @@ def _explain(found: list[Layer]) -> None:
     if foreign:
         owners = sorted({layer.owner for layer in foreign})
         say(
-            f"{counted(len(foreign), 'layer')} cannot be looked into from here: to see more, run "
-            f"this as root, or as the owner ({first_few(owners)}).",
+            f"{counted(len(foreign), 'layer')} cannot be inspected by this user: to see more, "
+            f"run this as root, or as the owner ({first_few(owners)}).",
             err=True,
         )
     for layer in found:

@@ -16,11 +16,11 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from .. import IPCChannelLayer
-from ..errors import InvalidMessage
+from ..errors import InvalidMessage, NotAChannel
 from ..inspection.snapshot import Snapshot
 from ..inspection.view import View
 from ..names import split
-from .common import complete_channel, complete_group, prefix_option, say
+from .common import complete_channel, complete_group, prefix_option, say, span, write
 from .exits import NOT_WELL
 
 # The keys that mark what JSON does not have: bytes, in base64, and floats that are no numbers.
@@ -118,14 +118,23 @@ def _plain(value: object) -> object:
 def send(channel: str, message: str, prefix: str, keys: TextIO | None) -> None:
     """Send a message, a JSON object, to CHANNEL. "-" reads it from standard input.
 
-    {"$bytes": "aGk="} stands for bytes, in base64, and {"$float": "Infinity"}, "-Infinity" or
-    "NaN" for a float that JSON does not have. Exit status 4: the channel or the memory is full, and
-    nothing was sent.
+    Write bytes in base64, as {"$bytes": "aGk="}, and floats that JSON does not have as
+    {"$float": "Infinity"}, "-Infinity" or "NaN". Exit status 4: the channel or the memory is full,
+    and nothing was sent.
     """
     body = message_of(message)
     layer = layer_of(prefix, keys, channel)
-    layer.send(channel, body)
-    layer.close()
+    try:
+        layer.send(channel, body)
+    except NotAChannel:
+        command = f"asgi-ipc group-send --prefix {prefix} {channel}"
+        raise NotAChannel(
+            f"{channel!r} is the name of a group, and no channel has that name. To send to the "
+            f"members of the group: {command}. To use the name for a channel too, receive on that "
+            "channel first"
+        ) from None
+    finally:
+        layer.close()
 
 
 @click.command("group-send")
@@ -136,7 +145,7 @@ def send(channel: str, message: str, prefix: str, keys: TextIO | None) -> None:
 def group_send(group: str, message: str, prefix: str, keys: TextIO | None) -> None:
     """Send a message, a JSON object, to every member of GROUP. "-" reads it from standard input.
 
-    Full channels do not get it. A group without members is not an error, but is reported on
+    Full channels are skipped. A group without members is not an error, but the command says so on
     standard error.
     """
     body = message_of(message)
@@ -157,7 +166,7 @@ def group_send(group: str, message: str, prefix: str, keys: TextIO | None) -> No
     default=5.0,
     show_default=True,
     metavar="SECONDS",
-    help="Wait at most this long for each message; 0 only takes what is there.",
+    help="Wait at most this long for each message; 0 takes only pending messages.",
 )
 @click.option(
     "--count",
@@ -174,16 +183,17 @@ def receive(
     """Take messages from CHANNELs, and print each as a line of JSON.
 
     No other process gets these messages: to watch without taking, use `asgi-ipc tail`. A line has
-    the keys "channel" and "message"; {"$bytes": "aGk="} stands for bytes, in base64, and
+    the keys "channel" and "message". {"$bytes": "aGk="} stands for bytes, in base64, and
     {"$float": "Infinity"}, "-Infinity" or "NaN" for a float that JSON does not have. Name
-    process-specific channels up to the "!". Exit status 1: nothing came in time.
+    process-specific channels up to the "!". Exit status 1: no message came in time.
     """
     layer = layer_of(prefix, keys, receive_timeout=timeout or 5.0)
     try:
         for _ in range(count):
             channel, message = layer.receive(channels, block=timeout > 0)
             if channel is None:
+                say(f"No message came{f' within {span(timeout)}' if timeout else ''}.", err=True)
                 sys.exit(NOT_WELL)
-            click.echo(json_of({"channel": channel, "message": message}))
+            write(json_of({"channel": channel, "message": message}))
     finally:
         layer.close()

@@ -14,6 +14,7 @@ from .common import (
     prefix_option,
     print_json,
     print_table,
+    say,
     short_span,
     wide_option,
 )
@@ -24,19 +25,22 @@ from .common import (
 @wide_option
 @json_option
 def processes(prefix: str, wide: bool, as_json: bool) -> None:
-    """Show the processes that are attached, and dead ones that are not cleared up after yet."""
+    """Show the attached processes, and dead ones that have not been cleared up after yet."""
     found = Snapshot(View(prefix)).processes()
     if as_json:
         print_json(found)
+        return
+    if not found:
+        say("No process is attached.")
         return
     print_table(
         [
             Column("PID", right=True),
             Column("STATE"),
-            Column("USER", spare=2),
-            Column("ATTACHED", right=True),
+            Column("USER", spare=3),
+            Column("ATTACHED", right=True, spare=1),
             Column("WAITS FOR", least=16),
-            Column("OWNS", least=12, spare=1),
+            Column("OWNS", least=12, spare=2),
             Column("COMMAND", least=20),
         ],
         [

@@ -8,11 +8,11 @@ from typing import NamedTuple
 ABOUT = """\
 Look into the channel layers of this machine, and operate them.
 
-A layer is named by its prefix. Looking takes no lock and disturbs no process.
+A layer is named by its prefix. Inspecting it takes no lock, and does not disturb its processes.
 """
 EXIT_STATUS = """\
-Exit status: 0 success; 1 the answer is no, or nothing came; 2 wrong usage; 3 there is no such
-layer, or it cannot be opened from here; 4 full, busy or in use: try again.
+Exit status: 0 success; 1 a check failed, or no message came; 2 wrong usage; 3 there is no such
+layer, or it cannot be opened by this user; 4 full, busy or in use: try again.
 """
 
 
@@ -42,10 +42,10 @@ SUBCOMMANDS = {
         ),
     },
     "Maintain": {
-        "doctor": Subcommand("doctor:doctor", "Find what is wrong here, and how to fix it."),
+        "doctor": Subcommand("doctor:doctor", "Find problems here, and how to fix them."),
         "verify": Subcommand("verify:verify", "Check every invariant of a layer."),
-        "flush": Subcommand("flush:flush", "Forget all messages and groups of a layer."),
-        "destroy": Subcommand("destroy:destroy", "Remove a layer, or all that nobody uses."),
+        "flush": Subcommand("flush:flush", "Delete all messages and groups of a layer."),
+        "destroy": Subcommand("destroy:destroy", "Remove a layer, or all unused layers."),
         "bench": Subcommand("bench:bench", "Measure and judge the speed on this machine."),
     },
     "Serve": {

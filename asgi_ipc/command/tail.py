@@ -26,6 +26,7 @@ from .common import (
     room,
     span,
     wide_option,
+    write,
 )
 from .messages import json_of, keys_of, keys_option
 
@@ -63,12 +64,12 @@ def tail(
     wide: bool,
     as_json: bool,
 ) -> None:
-    """Watch messages to CHANNELs (globs) as they pass, until Ctrl-C. This takes none of them.
+    """Watch messages to CHANNELs (globs) as they pass, without taking them, until Ctrl-C.
 
     A line shows the time, the number of the message, its channel, its size, and whether it was
-    pending or already taken when it was seen. Messages that come and go between two looks are
-    counted but not shown: `asgi-ipc channels` has complete figures. With --json, each message is a
-    line.
+    pending or already taken when the command saw it. Messages that come and go between two looks
+    are counted but not shown: `asgi-ipc channels` has complete figures. With --json, each message
+    is a line.
     """
     if bool(channels) == everything:
         raise click.UsageError("Name the channels to watch, or give --all.")
@@ -78,7 +79,7 @@ def tail(
     deadline = None if seconds is None else clock.monotonic() + seconds
     check_at, shown, missed, last = 0.0, 0, 0, clock.monotonic()
     # On standard error, because standard output may be a file of messages.
-    click.echo(f"Watching prefix {prefix!r}.", err=True)
+    write(f"Watching prefix {prefix!r}.", err=True)
     try:
         while deadline is None or clock.monotonic() < deadline:
             seen = tap.look()
@@ -87,14 +88,14 @@ def tail(
                 if everything or _wanted(message, channels):
                     shower = codec if payload else None
                     if as_json:
-                        click.echo(_json_line(message, shower))
+                        write(_json_line(message, shower))
                     else:
-                        click.echo(_line(message, shower, None if wide else room()))
+                        write(_line(message, shower, None if wide else room()))
                     shown += 1
                     if shown == count:
                         return
             if tap.missed > missed:
-                click.echo(f"({tap.missed - missed} came and went unseen)", err=True)
+                write(f"({tap.missed - missed} came and went unseen)", err=True)
                 missed = tap.missed
             if seen:
                 last = now

@@ -9,7 +9,7 @@ import click
 from ..errors import CorruptStore
 from ..inspection import locked
 from ..inspection.view import View
-from .common import json_option, prefix_option, print_json, say, timeout_option
+from .common import json_option, prefix_option, print_json, say, timeout_option, write
 from .exits import NOT_WELL
 
 
@@ -18,11 +18,10 @@ from .exits import NOT_WELL
 @timeout_option
 @json_option
 def verify(prefix: str, timeout: float, as_json: bool) -> None:
-    """Check every invariant of a layer, and say in words which do not hold.
+    """Check every invariant of a layer, and describe those that do not hold.
 
-    Checks a copy. Takes the lock only if something seems wrong, because a copy made under traffic
-    is not of one moment, and only while it makes another copy. Exit status 1: something is wrong;
-    `asgi-ipc flush` repairs it.
+    Checks a copy. If the copy looks wrong, which can happen under traffic, it takes the lock for
+    the time of another copy. Exit status 1: something is wrong; `asgi-ipc flush` repairs it.
     """
     try:
         found = locked.complaints(View(prefix), timeout)
@@ -31,7 +30,7 @@ def verify(prefix: str, timeout: float, as_json: bool) -> None:
     if as_json:
         print_json({"prefix": prefix, "well": not found, "problems": found})
     elif not found:
-        click.echo(f"All invariants of prefix {prefix!r} hold.")
+        write(f"All invariants of prefix {prefix!r} hold.")
     else:
         say("\n".join(found))
     sys.exit(NOT_WELL if found else 0)

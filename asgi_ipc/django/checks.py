@@ -64,7 +64,8 @@ def _check(where: str, backend: type, config: dict[str, Any]) -> Iterator[CheckM
     if options.mode != 0o600 and options.group is None:
         yield Warning(
             f"{where}: mode={options.mode:#o} without group. The layer then belongs to the "
-            "effective group of the process that comes first, and who is not in that is refused.",
+            "effective group of the first process, and users who are not in that group are "
+            "refused.",
             hint='Name the group: "CONFIG": {..., "mode": 0o660, "group": "mysite"}.',
             id="asgi_ipc.W004",
         )

@@ -24,9 +24,9 @@ def layer_from_url(
 ) -> dict[str, Any]:
     """Return the entry of CHANNEL_LAYERS for a URL like ``ipc://mysite?capacity=200``.
 
-    Without `url`, the environment variable CHANNELS_URL has it. The host is the prefix, and the
-    query has the options of the layer by their names (`asgi_ipc.options.Options`), with values that
-    are percent-encoded where they have one of ``& # %``:
+    Without `url`, it reads the environment variable CHANNELS_URL. The prefix is where other URLs
+    have a host. The query sets options of the layer by their names (`asgi_ipc.options.Options`). In
+    values, ``&``, ``#`` and ``%`` are percent-encoded:
 
     - bytes as a number, or with a unit: ``message_memory=64MiB``; seconds as a number;
     - ``mode`` in octal: ``mode=0660``; ``group`` by its name or gid;
@@ -49,20 +49,32 @@ def layer_from_url(
 
 
 def _config(url: str) -> dict[str, Any]:
+    if not isinstance(url, str):
+        raise InvalidOption(
+            f"the URL of the layer must be a str, not {type(url).__name__}: {_FORM}"
+        )
+    url = url.strip()
+    if re.search(r"[\s\x00-\x1f]", url):  # urlsplit would drop a line end without a word
+        raise InvalidOption(f"the URL of the layer has a space or line end in it: {_FORM}")
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise InvalidOption(f"the URL of the layer cannot be read: {error}") from None
-    shown = f"{parts.scheme}://{parts.netloc}{parts.path}"  # without the query, which may have keys
+    # Without what may be secret: the query, which may have keys, and a password.
+    shown = re.sub(r"//[^/]*@", "//", re.split("[?#]", url)[0])
     if parts.scheme != "ipc":
         raise InvalidOption(f"the URL of the layer must begin with ipc://, not {shown!r}: {_FORM}")
+    if "@" in parts.netloc:
+        raise InvalidOption(f"the URL {shown!r} must not have a user or a password: {_FORM}")
+    if re.search(":[0-9]*$", parts.netloc):
+        raise InvalidOption(f"the URL {shown!r} must not have a port: {_FORM}")
     if not parts.netloc or parts.path not in ("", "/"):
         raise InvalidOption(
             f"the URL {shown!r} must name the prefix where other URLs name a host: {_FORM}"
         )
     if parts.fragment:
         raise InvalidOption(f"the URL {shown!r} has a '#': write it as %23 in a value")
-    config: dict[str, Any] = {"prefix": parts.netloc}
+    config: dict[str, Any] = {"prefix": unquote(parts.netloc)}
     for part in filter(None, parts.query.split("&")):
         name, mark, value = part.partition("=")
         name, value = unquote(name), unquote(value)  # a "+" is a "+": keys may have it
@@ -70,9 +82,17 @@ def _config(url: str) -> dict[str, Any]:
             raise InvalidOption(f"the URL {shown!r} has {name!r} without a value: {_FORM}")
         if name == "channel_capacity":
             pattern, capacity = _capacity(value)
-            config.setdefault(name, {})[pattern] = capacity
+            if pattern in config.setdefault(name, {}):
+                raise InvalidOption(f"the URL {shown!r} has channel_capacity twice for one pattern")
+            config[name][pattern] = capacity
         elif name == "symmetric_encryption_keys":
+            if not value:
+                raise InvalidOption(
+                    "symmetric_encryption_keys holds an empty key, which everybody knows"
+                )
             config.setdefault(name, []).append(value)
+        elif name == "prefix":
+            raise InvalidOption(f"the URL {shown!r} names the prefix before the '?', not behind it")
         elif name in config:
             raise InvalidOption(f"the URL {shown!r} has {name!r} twice")
         else:

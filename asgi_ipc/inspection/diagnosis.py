@@ -55,7 +55,7 @@ def _layer(prefix: str, group_expiry: float = Options.group_expiry) -> Iterator[
     except IPCError as error:
         if isinstance(error, PermissionError):
             owner = user_name(_owner(prefix))
-            text = f"it belongs to user {owner}, and cannot be looked into from here"
+            text = f"it belongs to user {owner}, and this user cannot inspect it"
             remedy = "to check it, run this as " + " or as ".join(dict.fromkeys((owner, "root")))
             yield Finding(OK, prefix, "segment", text, remedy)
             return
@@ -104,8 +104,8 @@ def _layer(prefix: str, group_expiry: float = Options.group_expiry) -> Iterator[
             "memberships",
             f"within a tenth of group_expiry (of {group_expiry:g} s, unless more is left of one) "
             f"these end: {named}{more}",
-            "renew each with group_add(group, channel), best at half of group_expiry; if the layer "
-            "has another group_expiry, say so with --group-expiry",
+            "renew each with group_add(group, channel), best at half of group_expiry; if the "
+            "layer has another group_expiry, give it as --group-expiry",
         )
 
 
@@ -190,7 +190,7 @@ def _processes(view: View, attached: dict[int, int]) -> Iterator[Finding]:
                     + (
                         "a segment of this prefix that was removed"
                         if removed
-                        else f"another segment of the same name: it has a {SHM} of its own"
+                        else f"another segment of the same name: it has its own {SHM}"
                     ),
                     "it notices at its next call; if it makes none, restart it"
                     if removed

@@ -162,7 +162,7 @@ class Uplink:
                 if not self._complained:
                     self._complained = True
                     logger.warning(
-                        "%r: messages of other machines do not come in: %s",
+                        "%r: messages from other machines do not arrive: %s",
                         self._local,
                         described(error),
                     )
@@ -230,7 +230,7 @@ class Uplink:
         self._settled.set()
         if self._complained:
             self._complained = False
-            logger.warning("%r: messages of other machines come in again", self._local)
+            logger.warning("%r: messages from other machines arrive again", self._local)
         await self._tidy(connection)  # what came meanwhile
         while True:
             for start in range(0, len(beats), shards):
@@ -275,7 +275,7 @@ class Uplink:
             self._unread_at = now + 6 * _TIDY_EVERY
             logger.warning(
                 "%r: messages have been pending for more than %g s in %s, and no process of this "
-                "machine reads there: each machine needs a worker for every normal channel",
+                "machine receives on them: each machine needs a worker for every normal channel",
                 self._local,
                 UNREAD_AFTER,
                 ", ".join(map(repr, names[:10])),

@@ -31,8 +31,8 @@ _TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OF_ANOTHER_KIND = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # a link, a socket, a directory
 LOST = (
     "the program closed the file descriptors of the layer (os.closerange, as to become a daemon), "
-    "and to others this process was gone. The next call attaches again. Close them before the "
-    "first call"
+    "so other processes took this one for dead. The next call attaches again. Close them before "
+    "the first call"
 )
 PATIENCE = 10.0  # seconds to wait for attach.lock, where no option says how long
 _POLLED = 0.005  # seconds before a thread waits for it
@@ -383,9 +383,9 @@ def _complaint(paths: Paths, timeout: float) -> str:
         if is_stopped(pid):
             who += f", and is stopped: resume it (kill -CONT {pid}) or end it"
     return (
-        f"{paths.attach_lock} was not free within {timeout:g} s, and whoever attaches to prefix "
-        f"{paths.prefix!r} has to hold it: {who}. If many processes start at once, give them a "
-        "higher lock_timeout"
+        f"{paths.attach_lock} was not free within {timeout:g} s, and every process that attaches "
+        f"to prefix {paths.prefix!r} must hold it: {who}. If many processes start at once, give "
+        "them a higher lock_timeout"
     )
 
 

@@ -227,7 +227,8 @@ def _others(prefix: str) -> str:
     from difflib import get_close_matches
 
     there = prefixes()
-    near = get_close_matches(prefix, there, _NAMED)
+    lower = get_close_matches(prefix.lower(), {one.lower() for one in there}, _NAMED)
+    near = [one for like in lower for one in there if one.lower() == like]
     near += [one for one in there if one not in near and (one in prefix or prefix in one)]
     if near:
         return f"did you mean {' or '.join(map(repr, near[:_NAMED]))}?"

@@ -37,7 +37,8 @@ class Paths:
     def __init__(self, prefix: str) -> None:
         if not issubclass(type(prefix), str) or not re.fullmatch(r"[a-zA-Z0-9._-]+", prefix):
             raise InvalidOption(
-                f"prefix {prefix!r:.120} must be a str of ASCII letters, digits, '-', '_' and '.'"
+                f"prefix {prefix!r:.120} must be a str of ASCII letters, digits, '-', '_' and '.', "
+                "and not empty"
             )
         if prefix.endswith(".d"):
             raise InvalidOption(

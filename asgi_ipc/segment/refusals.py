@@ -25,15 +25,15 @@ MISSING = (
     "(a chroot or sandbox: bind the host's)"
 )
 READ_ONLY = (
-    f"{SHM} is read-only. Mount it to be written to (mount -o remount,rw {SHM}; for a container, a "
+    f"{SHM} is read-only. Mount it writable (mount -o remount,rw {SHM}; for a container, a "
     "tmpfs of its own)"
 )
 
 _WHY = {
     errno.ENOMEM: (
-        "this process may not use so many addresses, or the machine has no more memory, or (with "
-        "vm.overcommit_memory=2) promises no more. Raise that limit (ulimit -v, LimitAS= in its "
-        "systemd unit, vm.overcommit_ratio), or lower message_memory and group_memory"
+        "this process may not use that much address space, or the machine has no more memory, or "
+        "(with vm.overcommit_memory=2) promises no more. Raise that limit (ulimit -v, LimitAS= in "
+        "its systemd unit, vm.overcommit_ratio), or lower message_memory and group_memory"
     ),
     errno.EFBIG: (
         "this process may not make such large files. Raise its limit (ulimit -f, or LimitFSIZE= in "
@@ -44,8 +44,8 @@ _WHY = {
         "LimitNOFILE= in its systemd unit), or close some"
     ),
     errno.ENFILE: (
-        "the machine has as many files open as it may. Raise fs.file-max (sysctl), or end what "
-        "opens so many"
+        "the machine has as many files open as it may. Raise fs.file-max (sysctl), or end the "
+        "program that opens most of them"
     ),
     errno.EDQUOT: f"the quota of {SHM} is used up. Raise it, or free some of it",
     errno.EROFS: READ_ONLY,

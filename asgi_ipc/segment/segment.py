@@ -189,8 +189,8 @@ class Segment:
         if length < self._status.st_size:
             raise CorruptHeader(
                 f"the segment of prefix {self.paths.prefix!r} was cut short to {length} bytes "
-                "while processes used it, and what it held is lost. A process that touches what "
-                "is missing is killed by SIGBUS"
+                "while processes used it, and its contents are lost. The kernel kills a process "
+                "that touches the missing part (SIGBUS)"
             )
 
     def vanished(self) -> bool:
@@ -238,8 +238,8 @@ def cgroup_shortage(length: int) -> str:
     if full is None:
         return ""
     return (
-        f"the memory limit of the cgroup {full.folder}, {size(full.limit)}, is used up but for a "
-        "margin. Raise it (docker run --memory, MemoryMax= of a systemd unit, limits.memory in "
+        f"the memory limit of the cgroup {full.folder}, {size(full.limit)}, is almost used up. "
+        "Raise it (docker run --memory, MemoryMax= of a systemd unit, limits.memory in "
         "Kubernetes), or lower message_memory"
     )
 

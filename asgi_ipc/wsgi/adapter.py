@@ -50,7 +50,7 @@ class WsgiToAsgiAdapter:
     ``max_message_size``; with 400 if the client sends less than it announced. If a response that
     has begun breaks off, it raises `errors.ReplyLost`, and the server ends the connection.
 
-    Many threads may use it, and also processes that are forked after it was made.
+    Many threads may use it, and so may processes that are forked after it was created.
     """
 
     def __init__(

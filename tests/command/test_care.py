@@ -142,6 +142,7 @@ def test_destroy_refuses_while_processes_are_attached(live: Live, run: Run) -> N
     ran = run("destroy")
     assert ran.code == 4
     assert str(live.chat.pid) in ran.errors and str(live.worker.pid) in ran.errors
+    assert "in use by 2 processes" in ran.errors
     assert run("stats", "--interval", "0").code == 0
 
 

@@ -46,6 +46,27 @@ def test_wrong_usage_is_exit_status_2(run: Run) -> None:
         assert run(*arguments).code == 2
 
 
+def test_a_misspelt_command_suggests_near_ones() -> None:
+    ran = run_command("chanels")
+    assert ran.code == 2 and "no command 'chanels': did you mean channels?" in ran.errors
+    assert "--help lists the commands" in run_command("xyz").errors
+
+
+@pytest.mark.parametrize("command", ["list", "stats", "doctor"])
+def test_output_that_cannot_be_written_is_said(live: Live, command: str) -> None:
+    line = f"{sys.executable} -m asgi_ipc {command}"
+    environment = child_environment(ASGI_IPC_PREFIX=live.prefix)
+    full = subprocess.run(
+        f"{line} > /dev/full", shell=True, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert full.returncode == 3
+    assert full.stderr == "Error: the output cannot be written: No space left on device\n"
+    closed = subprocess.run(
+        f"{line} >&-", shell=True, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert "Traceback" not in closed.stderr
+
+
 def test_a_prefix_that_cannot_be_is_said(run: Run) -> None:
     ran = run("stats", "--prefix", "a/b")
     assert ran.code == 2 and "'a/b'" in ran.errors

@@ -65,7 +65,7 @@ def test_what_the_layer_refuses_the_check_finds(prefix: str, tmp_path: Path, bac
         ({"symmetric_encryption_keys": "secret"}, "must be a list of keys"),
         ({"mode": 0o644}, "mode must be 0o600"),
         ({"mode": 0o660, "group": "no-such-group"}, "is no group of this machine"),
-        ({"group": 0}, "give mode=0o660 as well"),
+        ({"group": 0}, "also give mode=0o660"),
         ({"message_memory": 1 << 20}, "max_message_size 4194304 does not fit"),
         ({"channel_capacity": {"a": 0}}, "channel_capacity"),
         ({"prefix": "with space"}, "prefix"),

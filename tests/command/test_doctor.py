@@ -156,7 +156,7 @@ def test_a_process_with_a_shared_memory_of_its_own(prefix: str) -> None:
     with child(elsewhere) as process:
         process.hear()
         (found,) = (one for one in diagnose(prefix) if one.subject == "containers")
-    assert found.level == PROBLEM and "a /dev/shm of its own" in found.text
+    assert found.level == PROBLEM and "its own /dev/shm" in found.text
     assert f"process {process.pid or ''}" in found.text
 
 

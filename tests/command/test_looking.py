@@ -61,7 +61,7 @@ def test_one_note_is_for_all_layers_of_other_users(prefix: str) -> None:
         return CliRunner().invoke(cli, ["list"]).output
 
     try:
-        notes = [line for line in in_child(look).splitlines() if "cannot be looked into" in line]
+        notes = [line for line in in_child(look).splitlines() if "cannot be inspected" in line]
     finally:
         for name in names:
             segment.destroy(name)
@@ -179,11 +179,20 @@ def test_a_wrong_prefix_suggests_near_ones(prefix: str, run: Run) -> None:
     layer = IPCChannelLayer(f"{prefix}-production")
     layer.send("a", {})
     try:
-        for wrong in (f"{prefix}-prodution", prefix):
+        for wrong in (f"{prefix}-prodution", prefix, f"{prefix}-PRODUCTION"):
             ran = run("stats", "--prefix", wrong)
             assert ran.code == 3 and f"did you mean '{prefix}-production'" in ran.errors
     finally:
         segment.destroy(f"{prefix}-production")
+
+
+def test_what_nothing_matches_is_said(live: Live, run: Run) -> None:
+    at_once = ("--interval", "0")
+    assert run("channels", "no*", "nor*", *at_once).output == "No channel matches no* or nor*.\n"
+    assert run("groups", "no*").output == "No group matches no*.\n"
+    assert (
+        run("channels", "no*", *at_once, "--json").json == run("groups", "no*", "--json").json == []
+    )
 
 
 def test_a_layer_without_messages_says_so(prefix: str, run: Run) -> None:

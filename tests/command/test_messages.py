@@ -38,6 +38,7 @@ def test_nothing_to_receive_is_exit_status_1(live: Live, run: Run) -> None:
     for seconds in ("0", "0.2"):
         got = run("receive", "empty", "--timeout", seconds)
         assert (got.code, got.output) == (1, "")
+        assert got.errors.startswith("No message came")
 
 
 def test_bytes_travel_in_base64(live: Live, run: Run) -> None:
@@ -72,7 +73,7 @@ def test_what_cannot_be_sent_is_exit_status_2(live: Live, run: Run) -> None:
         (("send", "a", '{"n": 9223372036854775808}'), "message['n']"),
         (("group-send", "a!b", "{}"), "a!b"),
         (("receive", "a!b"), "up to the '!'"),
-        (("send", "room", "{}"), "name of a group"),
+        (("send", "room", "{}"), "asgi-ipc group-send --prefix"),
     ):
         ran = run(*arguments)
         assert ran.code == 2 and said in ran.errors, ran

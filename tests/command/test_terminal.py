@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import pytest
 
 from asgi_ipc import IPCChannelLayer
-from asgi_ipc.command.common import Column, counted, cut, print_json, print_table, rate
+from asgi_ipc.command.common import Column, breadth, counted, cut, print_json, print_table, rate
 from asgi_ipc.statistics import Ending
 
 from ..environments import child_environment
@@ -190,6 +190,34 @@ def test_a_column_that_says_nothing_goes_first(
     assert printed(capsys, monkeypatch, 20).splitlines()[1] == "name-…hing  0  some"
     assert printed(capsys, monkeypatch, 15).splitlines()[1] == "name…ing  some"
     assert printed(capsys, monkeypatch, 10).splitlines()[1] == "name-…hing"
+    assert printed(capsys, monkeypatch, 5).splitlines()[1] == "na…ng"
+
+
+@pytest.mark.parametrize("columns", [20, 40])
+@pytest.mark.parametrize("command", ["list", "channels", "groups", "processes", "stats"])
+def test_a_narrow_terminal_gets_the_columns_that_fit(
+    live: Live, prefix: str, command: str, columns: int
+) -> None:
+    named = [] if command == "list" else ["--prefix", prefix]
+    *lines, code = in_terminal(command, *named, columns=columns)
+    assert code == "0"
+    assert [line for line in lines if breadth(line) > columns] == []
+
+
+def test_east_asian_characters_take_two_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([Column("COMMAND"), Column("N")], [["引数", "1"], ["ab", "2"]])
+    assert capsys.readouterr().out.splitlines()[1:] == ["引数     1", "ab       2"]
+    assert cut("とても長い引数", 9) == "とて…引数"
+    assert cut("とても長い引数", 8) == "とて…数"
+
+
+def test_doctor_shortens_names_that_no_line_holds(prefix: str) -> None:
+    with IPCChannelLayer(prefix, capacity=1) as layer:
+        layer.send("x" * 99, {})
+        *lines, code = in_terminal("doctor", "--prefix", prefix, columns=60)
+        assert code == "0"
+        assert any("xx…xx" in line for line in lines)
+        assert [line for line in lines if len(line) > 60] == []
 
 
 def test_a_name_is_cut_in_its_middle() -> None:

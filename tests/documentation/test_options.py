@@ -23,7 +23,7 @@ ROWS = dict(
 )
 REFUSED = dict(
     re.findall(
-        r"^   \* - (\w+)\n     - .*\n     - .*; ``(.*)``\n",
+        r"^   \* - (\w+)\n(?:     .*\n)+?     - ``([^`]*)``\n(?=   \* -|\n)",
         PAGE.read_text(encoding="utf-8"),
         re.M,
     )

@@ -60,4 +60,4 @@ def test_the_options_are_those_that_there_are(cls: type[Any]) -> None:
 def test_the_figures_of_windows_are_those_of_the_code() -> None:
     text = " ".join(PAGE.split())
     assert adapter.WINDOW == adapter.UPLOAD_WINDOW * messages.BODY_CHUNK == 1 << 20
-    assert "is at most 1 MiB of a response ahead of it" in text
+    assert "is at most 1 MiB of a response ahead of the client" in text

@@ -90,14 +90,14 @@ def test_errors_of_blocking_layers_name_methods_that_they_have(make_blocking: Ma
 
 def test_a_full_channel_says_which_option_limits_it(make_blocking: Make) -> None:
     layer = make_blocking(capacity=2, channel_capacity={"jobs*": 1, re.compile(r"^mail\."): 1})
-    for channel, count, option in (
-        ("jobs", 1, "channel_capacity['jobs*']"),
-        ("mail.out", 1, r"channel_capacity['^mail\\.']"),
-        ("other", 2, "the option capacity"),
+    for channel, count, said in (
+        ("jobs", 1, "1 message (set by channel_capacity['jobs*']):"),
+        ("mail.out", 1, r"1 message (set by channel_capacity['^mail\\.']):"),
+        ("other", 2, "2 messages (set by the option capacity):"),
     ):
         for _ in range(count):
             layer.send(channel, {})
-        with pytest.raises(layer.ChannelFull, match=re.escape(f"{count} messages, by {option}:")):
+        with pytest.raises(layer.ChannelFull, match=re.escape(said)):
             layer.send(channel, {})
     layer.close()
 

@@ -85,11 +85,20 @@ def test_without_a_url_the_environment_has_it(monkeypatch: pytest.MonkeyPatch) -
         ("ipc:///mysite", "must name the prefix where other URLs name a host"),
         ("ipc://?capacity=2", "must name the prefix"),
         ("ipc://mysite/2", "must name the prefix"),
+        ("mysite", "not 'mysite'"),
         ("ipc://my:site", "prefix 'my:site' must be a str of ASCII letters"),
+        ("ipc://my%20site", "prefix 'my site' must be a str of ASCII letters"),
+        ("ipc://my\nsite", "has a space or line end in it"),
+        ("ipc://mysite:6379", "'ipc://mysite:6379' must not have a port"),
+        ("ipc://me@mysite", "'ipc://mysite' must not have a user or a password"),
+        ("ipc://mysite?prefix=x", "names the prefix before the '?'"),
+        ("ipc://mysite?channel_capacity=a:1&channel_capacity=a:2", "twice for one pattern"),
+        ("ipc://mysite?symmetric_encryption_keys=", "an empty key"),
         ("ipc://mysite#x", "write it as %23"),
         ("ipc://mysite?capacity", "'capacity' without a value"),
         ("ipc://mysite?capacity=1&capacity=2", "has 'capacity' twice"),
-        ("ipc://mysite?capacty=1", "unknown option 'capacty'; the options are capacity"),
+        ("ipc://mysite?capacty=1", "unknown option 'capacty'; did you mean 'capacity'? The"),
+        ("ipc://mysite?zzz=1", "unknown option 'zzz'; the options are capacity, "),
         ("ipc://mysite?hosts=a", "option of layers over Redis"),
         ("ipc://mysite?capacity=many", "capacity must be a whole number, not 'many'"),
         ("ipc://mysite?capacity=0", "capacity must be an int from 1"),
@@ -117,6 +126,22 @@ def test_no_error_shows_a_key(rest: str) -> None:
     with pytest.raises(InvalidOption) as raised:
         layer_from_url(f"ipc://mysite?symmetric_encryption_keys=hunter2&{rest}#")
     assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["redis://me:hunter2@host/1", "ipc://me:hunter2@mysite"])
+def test_no_error_shows_a_password(url: str) -> None:
+    with pytest.raises(InvalidOption) as raised:
+        layer_from_url(url)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_prefix_may_be_percent_encoded_and_lines_may_end() -> None:
+    assert layer_from_url("ipc://my%2Dsite\n")["CONFIG"] == {"prefix": "my-site"}
+
+
+def test_it_takes_only_text() -> None:
+    with pytest.raises(InvalidOption, match="must be a str, not int"):
+        layer_from_url(5)  # type: ignore[arg-type]
 
 
 def test_it_needs_no_django_and_imports_nothing_that_default_names() -> None:

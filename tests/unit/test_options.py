@@ -330,7 +330,7 @@ def test_nothing_else_is_a_group(group: Any) -> None:
 
 
 def test_a_group_without_its_mode_lets_nobody_in() -> None:
-    with pytest.raises(InvalidOption, match="give mode=0o660 as well"):
+    with pytest.raises(InvalidOption, match="also give mode=0o660"):
         read(group="staff")
 
 
