@@ -34,6 +34,8 @@ def lead_links_to_pages(app, doctree, page):
         target = posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
         if target.endswith(".rst") and target[: -len(".rst")] in app.env.found_docs:
             link["refuri"] = app.builder.get_relative_uri(page, target[: -len(".rst")])
+            if link.astext().endswith(".rst"):  # a path tells a reader of the built page little
+                link.children = [nodes.Text(app.env.titles[target[: -len(".rst")]].astext())]
         else:
             link.replace_self(link.children)
 
