@@ -118,7 +118,7 @@ def test_the_map_of_the_code_names_what_there_is() -> None:
     """Each part of the repository beside the package is on it; tests/unit/test_structure.py sees to
     the package."""
     contributing = environments.REPOSITORY / "CONTRIBUTING.rst"
-    beside = contributing.read_text(encoding="utf-8").partition("\nBeside the package:\n")[2]
+    beside = contributing.read_text(encoding="utf-8").partition("\nOutside the package:\n")[2]
     rows = re.findall(r"^``.*?``(?=  | [a-z])", beside, re.M)
     named = set()
     for row in rows:
