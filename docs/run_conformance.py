@@ -162,7 +162,7 @@ def tables(contract: type[Contract], found: dict[str, Results]) -> str:
             for name, results in found.items()
         ],
     )
-    lines += ["Numbers are of test cases. By test:", ""]
+    lines += ["The numbers count test cases. By test:", ""]
     rows = []
     for test, sentence in sentences(contract).items():
         cells = [_cell(_cases(results, test)) for results in found.values()]
