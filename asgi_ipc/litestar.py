@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asgi_ipc")
 
-_PAUSE = 1.0  # seconds until a stream that failed goes on
+_PAUSE = 1.0  # seconds until a stream that failed continues
 
 
 class IPCChannelsBackend(ChannelsBackend):
@@ -46,12 +46,12 @@ class IPCChannelsBackend(ChannelsBackend):
 
     @property
     def lost(self) -> int:
-        """How many events this process could not publish. Each was logged."""
+        """The number of events that this process could not publish. Each was logged."""
         return self._lost
 
     @property
     def gaps(self) -> int:
-        """How many times this process may have missed events: see
+        """The number of times that this process may have missed events: see
         `asgi_ipc.aio.subscription.Subscription.gaps`."""
         return self._subscription.gaps
 

@@ -1,9 +1,9 @@
 """Client managers for python-socketio and Flask-SocketIO, so that several processes of one machine
 need no message queue server. Must not know what the events mean.
 
-What one process emits, the managers of the others get by a subscription: the same JSON that the
-library's own managers publish. Room memberships stay in the process of their client, and sessions
-are not shared at all, as with the library's Redis manager.
+The managers of the other processes get what one process emits by a subscription, as the same JSON
+that the library's own managers publish. As with the library's Redis manager, room memberships stay
+in the process of their client, and sessions are not shared at all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _CAPACITY = 10_000  # events that may be pending for one process
 _PAUSE = 1.0  # seconds until a subscription that failed is tried again
 
-# What tells whether a library of green threads has replaced the function that a receive waits in.
+# This tells whether a library of green threads has replaced the function that a receive waits in.
 _PATCHED = {
     "gevent": ("gevent.monkey", "is_module_patched"),
     "gevent_uwsgi": ("gevent.monkey", "is_module_patched"),
@@ -45,8 +45,9 @@ class IPCManager(PubSubManager):  # type: ignore[misc]
         socketio = SocketIO(app, client_manager=IPCManager())
 
     Processes with the same `prefix` and `channel` emit to each other's clients. With `write_only`,
-    a process that is not a server emits, too: ``IPCManager(write_only=True).emit("news", {"number":
-    1})``.
+    a process that is not a server can emit, too:
+    ``IPCManager(write_only=True).emit("news", {"number": 1})``.
+
     `logger` and `json` are those of the library's own managers, and `options` those of
     `asgi_ipc.IPCChannelLayer`. ``capacity``, here 10,000, is how many events may be pending for one
     process; further ones are dropped for that process, counted and logged.

@@ -31,7 +31,7 @@ class AsyncioLayer(Layer, Protocol):
 
 
 class Errors(Protocol):
-    """What knows the errors of a layer, which has no attributes for them: its contract."""
+    """The contract of a layer, which knows its errors: the layer has no attributes for them."""
 
     @property
     def ChannelFull(self) -> type[Exception]: ...
@@ -66,13 +66,13 @@ async def members_of(layer: AsyncioLayer, group: str, channels: list[str]) -> se
 
 
 async def remind_of_the_time(layer: AsyncioLayer) -> None:
-    """Send to no member: some layers look for what expired only when somebody does something."""
+    """Send to no member: some layers look for what expired only during a call."""
     if "groups" in layer.extensions:
         await layer.group_send("nobody", MESSAGE)
 
 
 async def turns(count: int) -> None:
-    """Let everything else in the event loop have `count` turns."""
+    """Give everything else in the event loop `count` turns."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -110,7 +110,7 @@ def in_loop(loop: asyncio.AbstractEventLoop, call: Coroutine[Any, Any, T]) -> Fu
 
 @contextlib.contextmanager
 def running_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop in a new thread; at the end, cancel what still waits."""
+    """Run an event loop in a new thread; at the end, cancel the tasks that still wait."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

@@ -82,7 +82,7 @@ def drain(layer: BlockingLayer, channels: list[str]) -> list[Received]:
 
 
 def wait(layer: BlockingLayer, channels: list[str]) -> Received:
-    """Receive, blocking, as often as the built-in time runs out first."""
+    """Receive, blocking; again whenever the built-in time runs out first."""
     return until(lambda: something(layer.receive(channels, block=True)))
 
 
@@ -106,7 +106,7 @@ def members_of(layer: BlockingLayer, group: str) -> set[str]:
 
 
 def remind_of_the_time(layer: BlockingLayer) -> None:
-    """Receive once: some layers look for what expired only when somebody receives."""
+    """Receive once: some layers look for what expired only during a receive."""
     assert layer.receive(["nothing.is.ever.sent.here"]) == NOTHING
 
 

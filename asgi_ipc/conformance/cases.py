@@ -32,7 +32,7 @@ VALUES = [
     }.items()
 ]
 
-# As large as a message must be allowed to be, in shapes that are packed in different ways.
+# The largest message that a layer must allow, in shapes that are packed in different ways.
 MEGABYTE_OF_JSON = {
     "text": {"text": "x" * (2**20 - 12)},
     "floats": {"numbers": [0.5] * (2**20 // 5 - 3)},

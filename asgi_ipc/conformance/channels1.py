@@ -161,7 +161,7 @@ class Channels1Contract(SharedCases):
 
     def test_receive_that_does_not_block_returns_at_once(self, layer: BlockingLayer) -> None:
         """A2: receive with block=False returns at once."""
-        # If each of these waited, the whole would go over every bound.
+        # If each of these waited, the test would exceed every bound.
         (got,) = in_threads([lambda: {layer.receive(["c"], block=False) for _ in range(1000)}])
         assert got == {NOTHING}
 
@@ -330,7 +330,7 @@ class Channels1Contract(SharedCases):
     # -- used above -------------------------------------------------------------------------------
 
     def read_in_threads(self, layer: BlockingLayer, write: Callable[[], object]) -> Counter[int]:
-        """Count how often each number arrives at four readers, who go on until `write` is done."""
+        """Count how often each number arrives at four readers, which run until `write` is done."""
         written = threading.Event()
 
         def write_all() -> list[int]:

@@ -56,7 +56,7 @@ class Channels4Contract(SharedCases):
     # -- M: messages and channels -----------------------------------------------------------------
 
     async def test_many_readers(self, make: Make) -> None:
-        """M3: a channel may have many readers, who wait before and while messages come."""
+        """M3: a channel may have many readers, which wait before and while messages come."""
         layer = make(capacity=400)
         receives = [receive(self.make_peer(layer), "c") for _ in range(20)]
         reading = asyncio.ensure_future(together(receives))

@@ -95,7 +95,7 @@ def numbers(received: Iterable[Message]) -> list[int]:
 
 
 class SharedCases(Contract):
-    """The sentences M, about messages and channels, and what A5 and B2 say alike of groups."""
+    """The sentences M, about messages and channels, and what A5 and B2 both say about groups."""
 
     def client_of(self, layer: Any) -> Client:
         """Return `layer` as the shared cases call it."""

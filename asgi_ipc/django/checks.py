@@ -2,7 +2,7 @@
 change or create anything.
 
 A live segment is one to which processes are attached. A segment without processes does not matter:
-the next process replaces it by one that fits its settings.
+the next process replaces it with one that fits its settings.
 """
 
 from __future__ import annotations

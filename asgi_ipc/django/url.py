@@ -42,7 +42,7 @@ def layer_from_url(
         if not url:
             raise InvalidOption(f"the environment variable {VARIABLE} is not set; it takes {_FORM}")
     config = _config(url)
-    # `default` is not imported yet: what it names may need the settings.
+    # `default` is not imported yet: the function that it names may need the settings.
     checked = {name: value for name, value in config.items() if name not in ("prefix", "default")}
     Wanted.of(Options.read(config["prefix"], checked))
     return {"BACKEND": backend, "CONFIG": config}
@@ -54,13 +54,13 @@ def _config(url: str) -> dict[str, Any]:
             f"the URL of the layer must be a str, not {type(url).__name__}: {_FORM}"
         )
     url = url.strip()
-    if re.search(r"[\s\x00-\x1f]", url):  # urlsplit would drop a line end without a word
+    if re.search(r"[\s\x00-\x1f]", url):  # urlsplit would silently drop a line end
         raise InvalidOption(f"the URL of the layer has a space or line end in it: {_FORM}")
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise InvalidOption(f"the URL of the layer cannot be read: {error}") from None
-    # Without what may be secret: the query, which may have keys, and a password.
+    # Without what may be secret: the query, which may contain keys, and a password.
     shown = re.sub(r"//[^/]*@", "//", re.split("[?#]", url)[0])
     if parts.scheme != "ipc":
         raise InvalidOption(f"the URL of the layer must begin with ipc://, not {shown!r}: {_FORM}")

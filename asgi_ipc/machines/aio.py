@@ -1,5 +1,5 @@
 """The asyncio layer over several machines: decides which way a message goes. Must not send to other
-machines itself: `gateway` does.
+machines itself: `gateway` does that.
 
 Messages within a machine go through shared memory, the others over an existing layer. A normal
 channel belongs to the machine where it is used, a process-specific or single-reader channel to its
@@ -68,9 +68,9 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
     async def send(self, channel: str, message: Message, timeout: float | None = None) -> None:
         """Send `message` to `channel`, on this machine or another (B1).
 
-        A send within this machine never waits (M8), or with a `timeout` in seconds waits for
+        A send within this machine never waits (M8). With a `timeout` in seconds it waits for
         room (see `asgi_ipc.aio.IPCChannelLayer.send`). A send to another machine hands the message
-        to the remote layer, which knows no such wait: `timeout` is checked, and changes nothing.
+        to the remote layer, which cannot wait for room: `timeout` is checked, but has no effect.
         Raises ChannelFull, MessageTooLarge, InvalidName, InvalidMessage, NotAChannel; for another
         machine also RemoteUnavailable, after at most ``remote_timeout`` seconds. If it raises,
         nothing was sent.
@@ -161,14 +161,15 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
     async def group_add(self, group: str, channel: str) -> None:
         """Add `channel` to `group`, or renew its membership (B2).
 
-        When it returns, other machines reach the channel through the group; if the remote layer is
-        away, they reach it when that is back. A channel of another machine is added there, and this
-        raises RemoteUnavailable if it cannot be. A normal channel is a member on this machine.
+        When it returns, other machines reach the channel through the group. If the remote layer is
+        away, they reach it once that layer is back. A channel of another machine is added on that
+        machine; this raises RemoteUnavailable if that fails. A normal channel is a member on this
+        machine.
         """
         await self._change_membership("add", group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
-        """Remove `channel` from `group`; it need not be a member (B2)."""
+        """Remove `channel` from `group`; no error if it is not a member (B2)."""
         await self._change_membership("discard", group, channel)
 
     async def _change_membership(self, what: str, group: str, channel: str) -> None:
@@ -231,7 +232,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
 
     async def unread_channels(self, seconds: float = UNREAD_AFTER) -> list[str]:
         """Return the normal channels of this machine with a message that has been pending for
-        `seconds`, and with no receiver that waits: each machine needs a worker for each of them."""
+        `seconds`, and without a waiting receiver. Each machine needs a worker for each of them."""
         return unread_channels(await attach(self._local), seconds)
 
     async def close(self) -> None:
@@ -256,8 +257,8 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, AsyncBaseChannelLayer):
         return home, own
 
     def _converted(self, message: Message) -> Message:
-        """What both layers can send: with the option ``default``, the remote layer does not get
-        what it cannot pack."""
+        """Return `message` as both layers can send it: with the option ``default``, the remote
+        layer gets no value that it cannot pack."""
         if self._local._options.default is None:
             return message
         return self._local._core.codec.plain(message)

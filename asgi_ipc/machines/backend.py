@@ -1,5 +1,5 @@
-"""The remote layer, which others wrote, as this package uses it: made from plain data, kept in one
-event loop, called within a time limit. Must not know of relays and groups of machines.
+"""The remote layer, a foreign channel layer, as this package uses it: made from plain data, kept in
+one event loop, called within a time limit. Must not know relays or groups of machines.
 
 It calls only what the Channels 4 contract names: `send`, `receive`, `new_channel`, the groups. It
 uses three more things if a layer has them, and does without them if not:
@@ -9,8 +9,8 @@ uses three more things if a layer has them, and does without them if not:
 - ``channel_capacity``, an argument of the constructor. A machine's address carries what many
   processes would otherwise receive separately, so it gets room for it.
 - ``brpop_timeout``, in seconds. redis-py 8 gives up a read after five seconds by itself, and
-  channels_redis asks the server to wait just as long. A shorter wait never loses a message to that
-  race.
+  channels_redis asks the server to wait exactly as long. With a shorter wait, no message is lost in
+  that race.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class Caller:
     """Calls an instance of the remote layer, for all event loops of this process.
 
     It belongs to the event loop in which it is made. While the layer cannot be reached, one call
-    each second tries again and the others fail at once, so that programs that also send within
-    their machine are not held up.
+    each second tries again and the others fail at once. So programs that also send within their
+    machine are not delayed.
     """
 
     def __init__(self, backend: Backend, timeout: float) -> None:
@@ -183,7 +183,7 @@ def _can_be_named(layer: Any) -> bool:
     before, layer.client_prefix = layer.client_prefix, "machine"
     naming = layer.new_channel(OWN_NAMES[:-1])
     try:
-        naming.send(None)  # to its end: a coroutine that makes up a name waits for nothing
+        naming.send(None)  # to its end: a coroutine that makes up a name never waits
     except StopIteration as finished:
         return str(finished.value).startswith(address_of("machine"))
     except Exception:

@@ -2,8 +2,8 @@
 
 A name that this mode makes contains its home: ``specific.m<id>.<process>!<socket>`` and
 ``reply?m<id>.<random>``. Other names with a ``!`` or ``?`` (daphne 1.x makes up its own) are looked
-up in a directory. It is made of groups of the local layer, one for each such channel, whose one
-member names the home.
+up in a directory. It consists of groups of the local layer, one for each such channel. The only
+member of such a group names the home.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MACHINE = re.compile(r"\.m([0-9a-f]{16})\.[0-9a-f]{16}!|\?m([0-9a-f]{16})\.")
 
 
 async def attach(local: IPCChannelLayer) -> Session:
-    """Return the session of the local layer; attach first if need be, however busy the lock is."""
+    """Return the session of the local layer; attach first if needed, however busy the lock is."""
     core = local._core
     notice_fork()
     return core.session or await core.attach_patiently(ASYNCIO)
@@ -37,8 +37,8 @@ def machine_id(session: Session) -> str:
 
 
 def has_home(channel: object) -> bool:
-    """Return whether a channel has a home: its name has a ``!`` or ``?``. Not only a plain str has
-    one (Django's safe strings, members of an Enum)."""
+    """Return whether a channel has a home: its name has a ``!`` or ``?``. The name may be an
+    instance of a subclass of str (Django's safe strings, members of an Enum)."""
     return issubclass(type(channel), str) and ("!" in channel or "?" in channel)  # type: ignore[operator]
 
 
@@ -57,7 +57,7 @@ def beat_group(machine: str, number: int) -> str:
     """Return a remote group that only one machine is in.
 
     A layer chooses the shard of a group by a CRC of its name, which puts names that differ only in
-    their last digit on the same shard. So the name is hashed well first.
+    their last digit on the same shard. So the name is put through a better hash first.
     """
     return f"{OWN_NAMES}beat.{sha256(f'{machine}.{number}'.encode()).hexdigest()[:32]}"
 

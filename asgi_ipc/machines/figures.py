@@ -1,5 +1,5 @@
-"""Counts what became of messages between machines, in this process, and logs losses. Must not send
-anything."""
+"""Counts what happens to messages between machines, in this process, and logs losses. Must not
+send anything."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Figures:
             self.counts[what] += 1
 
     def warn(self, what: str, why: str) -> None:
-        """Log a loss. Of the losses that begin with the same word, log one in ten seconds."""
+        """Log a loss; of those whose text begins with the same word, at most one in ten seconds."""
         now = clock.monotonic()
         kind = what.partition(" ")[0]
         if not 0 <= now - self._logged.get(kind, -LOG_EVERY) < LOG_EVERY:

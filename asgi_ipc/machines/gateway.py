@@ -1,5 +1,5 @@
-"""The gateway of a process to the other machines: it sends to the remote layer itself, and has the
-relay of its machine receive. Must not decide which way a message goes: the layers do.
+"""The gateway of a process to the other machines: it sends to the remote layer itself, and the
+relay of its machine receives for it. Must not decide which way a message goes: the layers do.
 
 Each layer object has one gateway, which works in one loop thread. Coroutines here may be awaited in
 any event loop; a blocking program waits for the future of `run`.
@@ -35,7 +35,7 @@ T = TypeVar("T")
 _SILENT = "the process that receives for this machine does not answer. Check that it is not stopped"
 
 _FOR_REQUESTS = {"capacity": 1 << 20, "channel_capacity": None, "expiry": 60}
-CONFIRMED = 5.0  # seconds that a join is taken to hold; half of the relay's time to leave
+CONFIRMED = 5.0  # seconds that a join counts as in force; half of the relay's time to leave
 
 
 class Gateway:
@@ -138,7 +138,7 @@ class Gateway:
         await self._send_or_log(group, group, "group", fields)
 
     async def send_to_reader(self, kind: str, fields: Message) -> None:
-        """Send to the home of a channel, whichever machine that is; count and log a loss."""
+        """Send to the home of a channel, on any machine; count and log a loss."""
         channel = fields["channel"]
         await self._send_or_log(channel, reader_group(channel), kind, fields)
 

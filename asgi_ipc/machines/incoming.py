@@ -49,7 +49,8 @@ class Incoming:
         self.echoes: dict[str, asyncio.Future[None]] = {}  # by number: our own, to come back
 
     def recall(self) -> None:
-        """Take the last message of the relay before as delivered: better lost than doubled."""
+        """Treat the last message of the previous relay as delivered: a loss is better than a
+        duplicate."""
         self._seen[os.pread(self._number(), _LENGTH, 0).decode("ascii", "replace").strip()] = None
 
     def _remember(self, number: str) -> None:
@@ -64,8 +65,8 @@ class Incoming:
         return self.memory.number
 
     async def deliver(self, machine: str, envelope: Message, remote: RemoteLayer) -> None:
-        """Do what a message says; a message that makes no sense is logged. Answers go to `remote`,
-        where the message came from."""
+        """Do what a message says; log a message that makes no sense. Answers go to `remote`, where
+        the message came from."""
         self.heard = clock.monotonic()
         try:
             number, sender = envelope["id"], envelope["from"]

@@ -1,6 +1,6 @@
 """An event loop in its own thread, made when first needed. Must not know channel layers.
 
-A library that belongs to one event loop runs here. So it can be used from any thread and any loop,
+A library that is bound to one event loop runs here. So it can be used from any thread and any loop,
 and continues when these end.
 """
 
@@ -44,8 +44,8 @@ class LoopThread:
         self._thread: threading.Thread | None = None
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run `coroutine` in the thread. The future gets its outcome, and cancels it. If the thread
-        is stopped first, the outcome is RemoteUnavailable."""
+        """Run `coroutine` in the thread. The future gets its result; cancelling the future cancels
+        it. If the thread is stopped first, the future gets RemoteUnavailable."""
         notice_fork()
         try:
             with self._lock:
@@ -95,8 +95,8 @@ class LoopThread:
 
 
 def _told_of_stop(running: Future[T]) -> Future[T]:
-    """Return a future for what runs in the thread. Who waits for it was not cancelled where only
-    the thread was stopped."""
+    """Return a future for what runs in the thread. If only the thread was stopped, a caller that
+    waits for the future must not seem to be cancelled."""
     told: Future[T] = Future()
 
     def tell(running: Future[T]) -> None:
@@ -137,7 +137,7 @@ def _run(started: Started) -> None:
         coroutine.close()
         if started.done():
             raise
-        started.set_exception(error)  # there is no loop: who waits for one must not wait for ever
+        started.set_exception(error)  # there is no loop: a caller that waits for one must return
 
 
 def _finish(stopped: asyncio.Future[None]) -> None:

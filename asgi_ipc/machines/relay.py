@@ -30,7 +30,7 @@ logger = logging.getLogger("asgi_ipc")
 
 _STANDBY = OWN_NAMES + "standby"  # local channel: a relay that ends wakes one of the others
 
-_LOOK_EVERY = 1.0  # seconds between two looks whether the relay has died
+_LOOK_EVERY = 1.0  # seconds between two checks whether the relay has died
 
 
 class Relay:
@@ -76,7 +76,7 @@ class Relay:
     # -- election ---------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Be the relay whenever no other process is, until cancelled."""
+        """Be the relay whenever no other process is the relay, until cancelled."""
         while True:
             try:
                 session = await attach(self._local)
@@ -148,7 +148,7 @@ class Relay:
             elif not self.up:
                 raise ConnectionError("the remote layer cannot be reached")
             elif request["do"] == "flush":
-                # It comes back behind all that is on its way here.
+                # It comes back after everything that is still under way to this machine.
                 await self._uplink.send_to_itself(MACHINES, "flush")
                 await self._local.flush()
             return ""

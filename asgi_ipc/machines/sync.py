@@ -46,9 +46,9 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
     def send(self, channel: str, message: Message, timeout: float | None = None) -> None:
         """Send `message` to `channel`, on this machine or another (A1).
 
-        A send within this machine never blocks (M8), or with a `timeout` in seconds waits for
+        A send within this machine never blocks (M8). With a `timeout` in seconds it waits for
         room (see `asgi_ipc.IPCChannelLayer.send`). A send to another machine hands the message to
-        the remote layer, which knows no such wait: `timeout` is checked, and changes nothing.
+        the remote layer, which cannot wait for room: `timeout` is checked, but has no effect.
         Raises ChannelFull, MessageTooLarge, InvalidName, InvalidMessage, NotAChannel; for another
         machine also RemoteUnavailable, after at most ``remote_timeout`` seconds. If it raises,
         nothing was sent.
@@ -103,7 +103,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
         self._wait(self._asyncio.group_add(group, channel))
 
     def group_discard(self, group: str, channel: str) -> None:
-        """Remove `channel` from `group`; it need not be a member (A5)."""
+        """Remove `channel` from `group`; no error if it is not a member (A5)."""
         self._wait(self._asyncio.group_discard(group, channel))
 
     def group_channels(self, group: str) -> list[str]:

@@ -1,12 +1,12 @@
 """The relay's connection to the remote layer: receives from it, and keeps this machine joined to
-groups there. Must not know of elections and requests: `relay` does.
+groups there. Must not know elections and requests: those are in `relay`.
 
 A machine joins every group of the remote layer that has members on the machine, and so gets one
 message for a group send, however many members it has; `incoming` sends it on through shared memory.
 
-This makes only calls of the Channels 4 contract. That contract does not say when a server has lost
-its groups (a restart without persistence), so this finds out by *beats*: messages to groups that
-only this machine is in. If none comes back, it joins all groups again.
+This makes only calls of the Channels 4 contract. That contract does not tell when a server has lost
+its groups (a restart without persistence). This module detects that by *beats*: messages to groups
+that only this machine is in. If none comes back, it joins all groups again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PATIENCE = 6.0  # seconds without any message after which the remote layer coun
 _RETRY_AFTER = 0.5  # seconds between two tries to reach it
 _TRIES = 5  # to get an answer from a layer that may recover by itself, before a new connection
 _TIDY_EVERY = 10.0  # seconds between two looks for groups without members here; see `Gateway.join`
-_BEATS = 8  # groups for each shard, for the beats in turn: so very likely each shard has one
+_BEATS = 8  # groups for each shard, used by the beats in turn: very likely each shard has one
 _AT_ONCE = 16  # joins at a time
 
 
@@ -128,7 +128,7 @@ class Uplink:
             while not echo.done():
                 await asyncio.wait([echo], timeout=min(0.5, patience))
                 now = clock.monotonic()
-                # While others' messages come, this one may be behind them, but not for ever.
+                # While other messages come, this one may be behind them, but not for ever.
                 if now - max(sent, self._incoming.heard) > patience or now - sent > 3 * patience:
                     raise ConnectionError(f"nothing came back from {group!r}")
         finally:
@@ -148,7 +148,7 @@ class Uplink:
     # -- a connection ------------------------------------------------------------------------------
 
     async def _retry(self, call: Callable[[], Awaitable[None]], tries: int = 0) -> None:
-        """Call again whenever it fails: for ever, or until it has failed `tries` times in a row."""
+        """Call again after each failure, for ever or until `tries` calls in a row have failed."""
         failed = 0
         while True:
             try:
@@ -206,7 +206,7 @@ class Uplink:
             except Exception as error:
                 if not is_timeout(error):
                     raise
-                # Idle for long. If it was not long, something is wrong, and the beats find out.
+                # Idle for long. If it was not long, something is wrong, and the beats detect it.
                 await asyncio.sleep(0 if clock.monotonic() - began > 1 else 0.1)
                 continue
             await self._incoming.deliver(machine, envelope, connection.remote)

@@ -3,9 +3,9 @@ process takes part, not even a forked child.
 
 Only what a segment asks of the operating system is different here: memory comes from an anonymous
 `mmap`, the only process that lives is this one, and a doorbell is a pipe of which both sides have
-both ends. Queues, groups, recovery and the lock are the same code, so that a test sees the
-behaviour of the real layer. The name must not contain "inmemory": Channels 1 takes such a layer for
-one that needs no workers.
+both ends. Queues, groups, recovery and the lock are the same code, so a test sees the behaviour
+of the real layer. The name must not contain "inmemory": Channels 1 assumes that such a layer needs
+no workers.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class PrivateSegment(Segment):
             os.close(file)
             self._remove = weakref.finalize(self, _unlink, paths.section_lock, os.getpid())
         layout = wanted.layout()
-        # A shared mapping, which a forked child has too, and never touches. For a private one the
+        # A shared mapping, which a forked child inherits but never touches. For a private one the
         # kernel would reserve memory to copy all of it, unused address space included.
         memory = mmap.mmap(-1, layout.size)
         header = format_segment(memory, layout, wanted, members.inode)
@@ -167,7 +167,7 @@ def _unlink(
     getpid: Callable[[], int] = os.getpid,
     unlink: Callable[[str], None] = os.unlink,
 ) -> None:
-    """A finalizer, and so without names of this module."""
+    """A finalizer, so it uses no names of this module."""
     if getpid() == pid:  # not in a child that was forked meanwhile
         try:
             unlink(path)

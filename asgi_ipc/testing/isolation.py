@@ -2,10 +2,10 @@
 touch the shared memory of other runs and programs.
 
 While an `Isolation` is active, an environment variable adds a suffix to every prefix. Each run has
-its own suffix. It holds in this process, and in every process that it starts, by fork, spawn,
+its own suffix. It applies to this process, and to every process that it starts, by fork, spawn,
 forkserver or as another program. So tests use the settings of the site, but share nothing with the
-site that runs on the same machine, nor with another run of the same tests. Afterwards nothing of
-the run is left.
+site that runs on the same machine, or with another run of the same tests. Nothing of the run is
+left afterwards.
 
 The suffix stays the same for the whole run, because the server process of multiprocessing's
 "forkserver" starts once and passes its environment on to all children.

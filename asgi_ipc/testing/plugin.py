@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..aio import IPCChannelLayer as AsyncioLayer
     from ..sync import IPCChannelLayer as BlockingLayer
 
-# The asserts of the suites are in modules that pytest does not take for tests.
+# The asserts of the suites are in modules that pytest does not recognise as tests.
 pytest.register_assert_rewrite("asgi_ipc.conformance")
 
 _PREFIX = "test"

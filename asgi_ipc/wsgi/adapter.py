@@ -33,7 +33,7 @@ logger = logging.getLogger("asgi_ipc")
 WINDOW = 1 << 20  # bytes of a response that a worker may be ahead of the client
 UPLOAD_WINDOW = 16  # messages of a request's body that may be pending for the worker
 
-# What is to be sent: the channel, the message, and how many may be pending there.
+# What to send: the channel, the message, and how many may be pending there.
 _Outgoing = tuple[str, Message, Optional[int]]
 
 
@@ -56,7 +56,7 @@ class WsgiToAsgiAdapter:
     def __init__(
         self, channel_layer: IPCChannelLayer, timeout: float = 25, retry_after: int = 1
     ) -> None:
-        """`timeout`: seconds that a worker may be silent (gunicorn kills a sync worker of its own
+        """`timeout`: seconds that a worker may be silent (gunicorn kills its own sync workers
         after 30); `retry_after`: seconds, for clients that get 503. Raises InvalidOption."""
         if not isinstance(channel_layer, IPCChannelLayer):
             raise InvalidOption(
@@ -265,8 +265,8 @@ class _Exchange:
         return self._chunk
 
     def _report_taken(self) -> Message | None:
-        """Tell the worker how much the server has taken, if it may be waiting for that. Return what
-        there is no room for."""
+        """Tell the worker how much the server has taken, if the worker may be waiting for that.
+        Return the message for which there is no room."""
         if not self._flow or self._taken - self._reported < WINDOW // 2:
             return None
         report: Message = {"taken": self._taken}

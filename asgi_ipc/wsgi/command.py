@@ -1,5 +1,5 @@
 """Starts a worker by the name of its application, for command lines. Must not need click or rich:
-the command ``asgi-ipc wsgi-worker`` has these, and calls `serve`."""
+the command ``asgi-ipc wsgi-worker`` uses these, and calls `serve`."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from .room import send_when_room
 if TYPE_CHECKING:
     from _typeshed import OptExcInfo
 
-_LOOK_EVERY = 1.0  # seconds between two looks whether the other side is alive
+_LOOK_EVERY = 1.0  # seconds between two checks whether the other side is alive
 _IN_MEMORY = 1 << 20  # bytes of a body of unknown length; a longer one goes to a temporary file
 
 
@@ -49,7 +49,7 @@ class Peer:
             self.check(deadline)
 
     def until_look(self, deadline: float) -> float:
-        """Seconds until the next look whether it is alive."""
+        """Seconds until the next check whether it is alive."""
         return min(_LOOK_EVERY, deadline - clock.monotonic())
 
     def check(self, deadline: float) -> None:
@@ -125,7 +125,7 @@ def read_whole(body: RequestBody) -> tuple[io.BufferedIOBase, int]:
 
 
 class Response:
-    """The response of an application, on its way to the server that asked."""
+    """The response of an application, as it is sent to the server that asked."""
 
     def __init__(self, peer: Peer, request: Message) -> None:
         self._peer = peer
@@ -191,7 +191,7 @@ class Response:
                 return
 
     def fail(self) -> None:
-        """Report that the application raised, as far as the server can still be told."""
+        """Report that the application raised, if the server can still be told."""
         if self.complete:
             return
         if not self._messages:
@@ -203,7 +203,7 @@ class Response:
             self.write(text)
         elif self._flow_channel is not None:
             self._send({"content": b"", "more_content": False, "aborted": True})
-        # Another kind of server would take any end for the normal one: let its wait time out.
+        # Another kind of server would take any end for a normal end: let its wait time out.
 
     def _send(self, message: Message) -> None:
         if self._flow_channel is not None:

@@ -1,10 +1,11 @@
 """Sorts the replies to a server process, whose threads share one reply channel, into a mailbox for
 each request. Must not look into replies, except into those that come too late.
 
-The local part of a channel's name names the mailbox. No thread is there only to receive: one of the
-threads that wait for a reply receives for all, puts the replies to others into their mailboxes, and
-hands over to one of these threads when it has its own reply. So a process with one thread receives
-directly, and no thread outlives a request. A thread that waits for room to send takes part in this.
+The local part of a channel's name names the mailbox. No thread exists only to receive. One of the
+threads that wait for a reply receives for all of them, and puts the replies for others into their
+mailboxes. When it has its own reply, it hands over to one of these threads. So a process with one
+thread receives directly, and no thread outlives a request. A thread that waits for room to send
+takes part in this.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Mailbox:
         self.sender: ThreadWaiter | None = None  # that of its thread, while it waits for room
 
     def rouse(self) -> None:
-        """Wake its thread, which then looks at the messages, and whether it is to receive."""
+        """Wake its thread, which then checks for messages, and whether it has to receive."""
         self.wake.set()
         sender = self.sender
         if sender is not None:
@@ -105,7 +106,7 @@ class Mailboxes:
             if found is not None:
                 self._deliver(*found)
             with self._lock:
-                box.sleeps = True  # so it may be told to lead
+                box.sleeps = True  # so it may be told to receive for all
                 if not (leads or self._receiving):
                     leads = self._receiving = True
                     channels.extend(self._channels)

@@ -88,7 +88,7 @@ def environ_of(message: Message) -> Environ:
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client[0], str(client[1])
     for name, value in message.get("headers") or ():
         if name == b"transfer-encoding" or b"_" in name:
-            # The body is decoded already. And X_A must not pass for X-A, which a proxy may check.
+            # The body is decoded already. X_A must not be taken for X-A, which a proxy may check.
             continue
         key = name.decode("latin-1").upper().replace("-", "_")
         if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):

@@ -1,4 +1,4 @@
-"""Tells whether a process-specific channel still has a reader. Must never take a message, or create
+"""Tells whether a process-specific channel still has a reader. Must never take a message or create
 a queue.
 
 A sender that streams asks this while it waits for room.

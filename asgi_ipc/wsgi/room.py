@@ -15,7 +15,7 @@ from ..sync import IPCChannelLayer
 def send_when_room(
     layer: IPCChannelLayer, channel: str, message: Message, deadline: float, meanwhile: Meanwhile
 ) -> bool:
-    """Send `message`, and return True; or False if `meanwhile` gave it up. Raises ChannelFull at
+    """Send `message`, and return True; or False if `meanwhile` ended it. Raises ChannelFull at
     `deadline`, and what `send` of the layer raises."""
     while True:
         try:

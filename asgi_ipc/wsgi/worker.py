@@ -189,7 +189,7 @@ class AsgiToWsgiWorker:
         elif "CONTENT_LENGTH" in environ:
             environ["wsgi.input"] = io.BufferedReader(body)
         else:
-            # Sent in chunks, of unknown length. Django, for one, would take it for empty.
+            # Sent in chunks, of unknown length. Django, for example, would think that it is empty.
             environ["wsgi.input"], length = read_whole(body)
             environ["CONTENT_LENGTH"] = str(length)
         return environ
