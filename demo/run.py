@@ -24,7 +24,7 @@ CONFIG = settings.CHANNEL_LAYERS["default"]["CONFIG"]
 PORTS = [8001, 8002]
 SECONDS_TO_STOP = 10
 SECONDS_TO_START = 60
-# After which a process starts again: the people of a server are off the list of the other by then.
+# After which a process starts again: by then its people are off the list of the other server.
 RESTART_AFTER = CONFIG["expiry"] + 3
 
 WELCOME = """\
@@ -59,7 +59,7 @@ def prefix():
 
 
 def choose_prefix(ports):
-    """Give a second demo, on other ports, a layer of its own: each removes its layer at the end."""
+    """Give a second demo, on other ports, its own layer: each removes its layer at the end."""
     if ports != PORTS:
         os.environ.setdefault("CHAT_PREFIX", f"{CONFIG['prefix']}-{ports[0]}")
 
@@ -116,7 +116,7 @@ class Part:
         self._process = await asyncio.shield(self._starting)
 
     async def answers(self):
-        """Wait until the process answers. Whether it does, in time."""
+        """Wait until the process answers. Return whether it does so in time."""
         answer = asyncio.ensure_future(self._answer())
         end = asyncio.ensure_future(self._process.wait())
         await asyncio.wait(
@@ -138,7 +138,7 @@ class Part:
                 return
 
     async def keep_running(self, restart_after):
-        """Start the process again whenever it ends; return if it does not answer then."""
+        """Start the process again whenever it ends; return if it then does not answer."""
         while True:
             code = await self._process.wait()
             how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
@@ -193,7 +193,7 @@ def welcome(ports, started, restart_after):
 
 
 async def until_told(told, *work):
-    """Wait for `work`, but not longer than until told to stop. Whether it is done."""
+    """Wait for `work`, or until told to stop. Return whether it is done."""
     stop = asyncio.ensure_future(told.wait())
     whole = asyncio.gather(*work)
     await asyncio.wait([stop, whole], return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""A script that reaches everybody who is connected: python announce.py We close in five minutes."""
+"""A script that tells everybody who is connected: python announce.py We close in five minutes."""
 
 import os
 import sys

@@ -36,7 +36,7 @@ async def news(request: HttpRequest) -> HttpResponse:
     if request.method == "POST":
         try:
             await layer.group_send("news", json.loads(request.body))
-        except SegmentVanished:  # somebody removed the memory; the next call makes new memory
+        except SegmentVanished:  # the memory was removed; the next call creates new memory
             return HttpResponse(status=503)
         return HttpResponse(status=202)
     return StreamingHttpResponse(events(), content_type="text/event-stream")

@@ -35,7 +35,7 @@ async def publish(request: Request) -> Response:
     event = await request.json()
     try:
         await layer.group_send("news", event)
-    except SegmentVanished:  # somebody removed the memory; the next call makes new memory
+    except SegmentVanished:  # the memory was removed; the next call creates new memory
         return Response(status_code=503)
     return Response(status_code=202)
 

@@ -20,7 +20,7 @@ from .watch import Watch
 WORD_COUNT = "word-count"
 COMMAND = "/count "
 
-# What the browsers of this process watch, by room, as long as there is a browser; "" is the board.
+# What the browsers of this process watch, by room, while there is a browser; "" is the board.
 watches: WeakValueDictionary[str, Watch] = WeakValueDictionary()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 from typing import NamedTuple
 
-# So short that the group's name has fewer than 100 characters.
+# Short enough that the group's name has fewer than 100 characters.
 NAME = "[A-Za-z0-9_-]{1,50}"
 # The page of a room and its WebSocket share one address.
 PATH = rf"^room/(?P<room>{NAME})/$"
@@ -21,14 +21,14 @@ LONGEST_PERSON = 32
 
 
 class Person(NamedTuple):
-    """Somebody in a room. Two windows of one person are two of these, even on one server."""
+    """A person in a room. Two windows of one person count as two, even on one server."""
 
     name: str
     server: str
 
 
 def group_of(room: str) -> str:
-    """Return the group that everybody in the room is in, from all processes."""
+    """Return the group of everybody in the room, from all processes."""
     return f"room.{room}"
 
 

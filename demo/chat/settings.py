@@ -9,7 +9,7 @@ CHANNEL_LAYERS = {
         "CONFIG": {
             # All processes of this machine with the same prefix are in the same chat.
             "prefix": os.environ.get("CHAT_PREFIX", "chat-demo"),
-            # Seconds after which the people of a process that died are off the list.
+            # Seconds after which the people of a process that died are removed from the list.
             "expiry": 5,
         },
     },

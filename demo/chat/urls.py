@@ -1,4 +1,4 @@
-"""The pages. All are plain templates; what changes on them comes over WebSockets."""
+"""The pages. All are plain templates; their changes come over WebSockets."""
 
 from django.urls import path, re_path
 from django.views.generic import TemplateView

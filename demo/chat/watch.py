@@ -1,7 +1,7 @@
 """Looks at the layer once a second, for all browsers of this process together.
 
-A hundred browsers in one room need the same list. One look gets it for all, and each browser
-gets it when it has changed. Without browsers there are no looks.
+A hundred browsers in one room need the same list. One look gets it for all of them, and each
+browser gets it when it has changed. Without browsers there are no looks.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Watch:
             self._task = asyncio.create_task(self._run())
 
     def remove(self, show: Show) -> None:
-        """Remove a show; it need not have been added."""
+        """Remove a show; no error if it was not added."""
         self._seen.pop(show, None)
         self.nudge()
 
     def nudge(self) -> None:
-        """Look now, not only when the second is over."""
+        """Look now, without waiting for the second to end."""
         self._nudged.set()
 
     async def _run(self) -> None:
@@ -63,5 +63,5 @@ class Watch:
                 try:
                     await show(found)
                 except Exception:
-                    # The browser has gone, and `remove` will follow. The others go on.
+                    # The browser has gone, and `remove` will follow. The others continue.
                     logger.debug("the figures could not be sent to a browser", exc_info=True)

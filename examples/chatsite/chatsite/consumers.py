@@ -1,4 +1,4 @@
-"""The consumer of the chat: everybody hears what anybody says."""
+"""The consumer of the chat: everybody gets each message."""
 
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
 
