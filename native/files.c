@@ -5,7 +5,7 @@
 
 #include "native.h"
 
-/* What is known of a file, as `unchanged.File`. ANY: no matter. */
+/* What is known of a file, as in `unchanged.File`. ANY matches every value. */
 typedef struct {
     int64_t number, inode, device, links, size, changed;
 } Known;

@@ -1,9 +1,9 @@
 /* Messages, packed and unpacked as msgpack does it, byte by byte.
 
-   Only messages of the exact types that may be sent, not nested too deeply and not too large: all
-   others are left to codec.py, which says what is wrong with them. Packing runs no Python code.
-   Unpacking may, because new dicts may start the garbage collector, and it must not be done under
-   the lock. */
+   It handles only messages of the exact types that may be sent, not nested too deeply and not too
+   large. All others are left to codec.py, which says what is wrong with them. Packing runs no
+   Python code. Unpacking may run some, because new dicts may start the garbage collector, so it
+   must not be done under the lock. */
 
 #include "native.h"
 
@@ -206,7 +206,7 @@ static PyObject *new_text(In *in, uint64_t length)
     return data == NULL ? NULL : PyUnicode_DecodeUTF8(data, (Py_ssize_t)length, NULL);
 }
 
-/* The key of a dict: a new reference. Most keys come again and again. */
+/* The key of a dict: a new reference. Most keys are repeated in many messages. */
 static PyObject *unpack_key(In *in)
 {
     if (in->at == in->end)
@@ -236,7 +236,7 @@ static PyObject *unpack_key(In *in)
         known->text = text;
         known->length = (uint8_t)length;
         memcpy(known->bytes, data, length);
-        Py_XDECREF(before); /* a str: no code of anybody runs */
+        Py_XDECREF(before); /* a str: this runs no Python code */
     }
     Py_INCREF(known->text);
     return known->text;

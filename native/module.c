@@ -2,8 +2,8 @@
 
    Memory   an attached segment, for all layers of the process
    Usual    the usual send and receive of a layer, as long as it is attached
-   Target   what asgi_ipc.store.queues.Target inherits its attributes from, and
-   Source   asgi_ipc.aio.source.Source: they are read here as they are, and there is no copy */
+   Target   asgi_ipc.store.queues.Target inherits its attributes from this, and
+   Source   asgi_ipc.aio.source.Source from this: C reads them in place, without a copy */
 
 #include <limits.h>
 #include <sys/stat.h>
@@ -13,15 +13,15 @@
 
 #include <structmember.h> /* after Python.h */
 
-/* Not by Py_RETURN_NONE and the like: some headers of Python 3.12 and 3.13 leave the count as it is
-   there, even for the stable ABI of 3.11, where it counts. */
+/* Py_RETURN_NONE and similar macros are not used: in some headers of Python 3.12 and 3.13 they do
+   not increment the reference count, not even for the stable ABI of 3.11, which needs it. */
 #define RETURN(object)     \
     do {                   \
         Py_INCREF(object); \
         return (object);   \
     } while (0)
 
-#define ON_THE_STACK 2048 /* bytes of a message that is taken without making a bytes object of it */
+#define ON_THE_STACK 2048 /* bytes of a message that is taken without creating a bytes object */
 
 typedef struct {
     PyTypeObject *memory, *usual, *target, *source;
@@ -50,7 +50,7 @@ static void delete_object(PyObject *self)
     Py_DECREF(type);
 }
 
-/* Both begin with a series of references: what the collector and the end of one need. */
+/* Both begin with a series of references, which the collector and the deallocator need. */
 #define REFERENCES(name, count)                                             \
     static int name##_clear(PyObject *self)                                 \
     {                                                                       \
@@ -132,7 +132,7 @@ static bool number_of(PyObject *object, uint64_t *number)
     return !overflow && value >= 0;
 }
 
-/* Where a target is. False if that is not known yet. */
+/* Read where a target is. False if that is not known yet. */
 static bool find_place(State *state, PyObject *object, Place *place)
 {
     if (object == NULL || !PyObject_TypeCheck(object, state->target))
@@ -141,7 +141,7 @@ static bool find_place(State *state, PyObject *object, Place *place)
     return number_of(target->row, &place->row) && number_of(target->generation, &place->generation);
 }
 
-/* And what is sent there. */
+/* Read what is sent there. */
 static bool fill_place(PyObject *object, Place *place)
 {
     TargetObject *target = (TargetObject *)object;
@@ -315,8 +315,8 @@ static void usual_dealloc(PyObject *object)
     delete_object(object);
 }
 
-/* The memory, if the process is still attached, no upkeep is due, and no fork has been overlooked;
-   and the time, of `clock.monotonic` where a test has replaced that. Else NULL. */
+/* The memory, if the process is still attached, no upkeep is due, and no fork was missed; else
+   NULL. Also the time, by `clock.monotonic` if a test has replaced that. */
 static const Memory *ready(UsualObject *self, double *now)
 {
     PyObject *monotonic = PyDict_GetItemWithError(self->clock, self->state->monotonic);
@@ -338,7 +338,7 @@ static const Memory *ready(UsualObject *self, double *now)
     return memory->words == NULL || !(*now < due) ? NULL : memory;
 }
 
-/* What is left to Python after a call: to ring a waiter. A tuple of the row and its id. */
+/* What Python has to do after a call: ring a waiter. A tuple of the row and the waiter's id. */
 static PyObject *ring_due(uint64_t row, uint64_t waiter_id)
 {
     return Py_BuildValue("KK", (unsigned long long)row, (unsigned long long)waiter_id);
@@ -414,7 +414,8 @@ static Outcome receive_from(UsualObject *self, PyObject *object, Receiver receiv
 }
 
 /* What was received from a source, as a new reference: a tuple of the channel and the message. If
-   there is more to do, a list of the source, the message or its bytes, and whom to ring or None. */
+   there is more to do, a list of the source, the message or its bytes, and the ring that is due, or
+   None. */
 static PyObject *received(PyObject *source, Found found)
 {
     if (found.message == NULL)

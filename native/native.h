@@ -1,13 +1,13 @@
 /* The compiled path of asgi_ipc: what its files share.
 
-   It does the usual case of send and receive, and nothing else. Every condition of that is checked
-   by loads. Where one does not hold, the lock is released before the first store, and the Python
-   code does the whole call. So there is no recovery here, no error and no log line, and whatever a
-   call raises comes from the Python code.
+   It does the usual case of send and receive, and nothing else. Loads check every condition of that
+   case. If one does not hold, the lock is released before the first store, and the Python code does
+   the whole call. So there is no recovery here, no error and no log line: every exception of a call
+   comes from the Python code.
 
-   The Python code is the reference: asgi_ipc/store/queues.py says what `put` and `take` do,
-   asgi_ipc/store/wakes.py whom they ring, asgi_ipc/codec.py which messages may be sent. The words
-   are written in the order in which it writes them. */
+   The Python code is the reference. asgi_ipc/store/queues.py says what `put` and `take` do,
+   asgi_ipc/store/wakes.py which waiters they ring, and asgi_ipc/codec.py which messages may be
+   sent. The words are written in the order in which the Python code writes them. */
 
 #ifndef ASGI_IPC_NATIVE_H
 #define ASGI_IPC_NATIVE_H
@@ -25,8 +25,8 @@
 
 /* -- messages (message.c) ----------------------------------------------------------------------- */
 
-#define KEYS 512     /* keys of messages that are kept, so that each is made once */
-#define KEY_BYTES 32 /* of the longest that is */
+#define KEYS 512     /* keys of messages that are kept, so that each is created once */
+#define KEY_BYTES 32 /* of the longest of them */
 
 typedef struct {
     PyObject *text;
@@ -55,7 +55,7 @@ typedef struct {
     uint64_t max_live;
     uint64_t log_empty;    /* the value of S_ENDS when nothing is stored */
     pthread_mutex_t *mutex;
-    uint64_t *turn;        /* whose turn it is to be picked: in this process, not in the segment */
+    uint64_t *turn;        /* the waiter whose turn is next: in this process, not in the segment */
 } Memory;
 
 /* Each word is read and written by one instruction, which the compiler neither leaves out, nor joins
@@ -93,9 +93,9 @@ typedef struct {
     double taken;
 } Receiver;
 
-/* With the lock held, and `queue` the row of a queue: a message came, where somebody waits; a
-   receiver has taken one; a receiver finds none, and parks. The first two return whom to ring, or
-   0. */
+/* With the lock held, and `queue` the row of a queue. In this order: a message came to a queue with
+   waiters; a receiver has taken one; a receiver finds none, and parks. The first two return the id
+   of the waiter to ring, or 0. */
 uint64_t ring_one(const Memory *memory, uint64_t *queue, double now);
 uint64_t note_take(const Memory *memory, uint64_t *queue, double now, const Receiver *receiver);
 void park_receiver(uint64_t *queue, double now, const Receiver *receiver);
@@ -115,7 +115,7 @@ typedef struct {
     uint32_t low, high;
 } Sums;
 
-/* What is taken: a message, which is copied to `room`, or if it is longer to `bytes`. */
+/* What is taken: a message, which is copied to `room`, or to `bytes` if it is longer. */
 typedef struct {
     uint8_t *room;
     size_t size;
@@ -132,8 +132,8 @@ Sums sums_of(const uint8_t *data, size_t length);
 /* Whether messages are pending at a row: a glance, without the lock. */
 bool is_pending(const Memory *memory, uint64_t row);
 
-/* Put a message into a queue; `to_ring` is whom to ring, or 0. Take one out of it, or park the
-   receiver if there is none and it has a waiter id. */
+/* Put a message into a queue; `to_ring` is the waiter to ring, or 0. Take one out of it, or park
+   the receiver if there is none and it has a waiter id. */
 Outcome put(const Memory *memory, const Place *place, const uint8_t *body, size_t length,
             double now, uint64_t *to_ring);
 Outcome take(const Memory *memory, const Place *place, const Receiver *receiver, double now,

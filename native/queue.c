@@ -1,21 +1,21 @@
 /* Put and take under the lock of the segment: asgi_ipc/store/queues.py, for the usual case.
 
-   A process may be killed between any two instructions. What it leaves is made whole by
-   asgi_ipc/store/recovery.py, because the words are written one by one, in the order in which
-   queues.py writes them: each by STORE. Only the record of a message is copied at one go. Nobody
-   reads that before the store of HALF_HEAD publishes it.
+   A process may be killed between any two instructions. asgi_ipc/store/recovery.py repairs what it
+   leaves. It can do so because STORE writes the words one by one, in the order in which queues.py
+   writes them. Only the record of a message is copied in one go. Nobody reads it before the store
+   of HALF_HEAD publishes it.
 
    Nothing here calls Python while the lock is held, except to allocate bytes, which starts no
-   garbage collection. Every word is read once, checked, and used as it was read: another process
-   may be writing where it should not. */
+   garbage collection. Every word is read once, checked, and used as it was read, because another
+   process may be writing where it should not. */
 
 #include <errno.h>
 #include <time.h>
 
 #include "native.h"
 
-/* Tries for the lock before Python waits for it: some two microseconds. The interpreter is kept
-   meanwhile, and a holder needs less than that. */
+/* Tries for the lock before Python waits for it: about two microseconds. The interpreter is not
+   released meanwhile. A holder needs the lock for less time than that. */
 #define TRIES 60
 
 #define SIZE_OF_RECORD (RECORD_WORDS * WORD)
@@ -79,8 +79,8 @@ Sums sums_of(const uint8_t *data, size_t length)
     return (Sums){low % BASE, high % BASE};
 }
 
-/* The Adler-32 of `length` bytes with these sums, that begins with `begin`. It is what zlib says
-   but for a single byte, of which zlib leaves one sum as it comes. */
+/* The Adler-32 of `length` bytes with these sums, that begins with `begin`. It equals the result of
+   zlib, except for a single byte, where zlib does not reduce one of the sums. */
 static uint32_t joined(uint32_t begin, Sums sums, uint64_t length)
 {
     uint64_t low = begin & 0xFFFF, high = begin >> 16;

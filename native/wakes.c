@@ -1,13 +1,13 @@
 /* Whom to ring: asgi_ipc/store/wakes.py, and the waiter sets of asgi_ipc/store/waiters.py.
 
-   All of it is done with the lock held, and the dirty word clear: any values may be left by a
-   process that is killed here, but for a waiter whose summary bit is missing, which nobody would
-   see. */
+   All of it is done with the lock held, and the dirty word clear. A process that is killed here may
+   leave any values, with one exception: a waiter whose summary bit is missing, because no process
+   would see it. */
 
 #include "native.h"
 
-/* A waiter id is the number of a bit in a set: of 64 in each word, and one in the summary for each
-   word. */
+/* A waiter id is the number of a bit in a set, which has 64 bits in each word. The summary has one
+   bit for each word. */
 #define WORD_OF(waiter_id) ((waiter_id) >> 6)
 #define BIT_OF(waiter_id) (UINT64_C(1) << ((waiter_id) & 63))
 
@@ -77,7 +77,7 @@ static void set_rung(uint64_t *queue, double time)
     STORE(queue[Q_RUNG], bits);
 }
 
-/* Whether receivers here are quick, and one is on its way. NaN and times to come are not. */
+/* Whether receivers here are quick, and a ring is under way. NaN and future times do not count. */
 static bool is_coming(const uint64_t *queue, double now)
 {
     uint64_t bits = LOAD(queue[Q_RUNG]);
@@ -114,10 +114,10 @@ uint64_t note_take(const Memory *memory, uint64_t *queue, double now, const Rece
     note_quick(queue, now, receiver->taken);
     if (LOAD(queue[Q_OWED])) {
         if (!receiver->woken && is_coming(queue, now))
-            return 0; /* who is on its way pays */
-        /* Senders that wait for room are none of its business: their bit is not of the count. */
+            return 0; /* the waiter that was rung will answer it */
+        /* Senders that wait for room do not matter here: their bit is not part of the count. */
         if ((uint32_t)LOAD(queue[Q_PENDING]) && LOAD(queue[Q_WAITING]))
-            return ring_next(memory, queue, now); /* more may be owed: the next one pays that */
+            return ring_next(memory, queue, now); /* more may be owed: the next one answers it */
         STORE(queue[Q_OWED], 0);
     }
     if (receiver->woken)

@@ -1,6 +1,6 @@
 """The front of a queue, read without the lock: how many messages are pending, and since when.
 
-It must not write, nor trust what it reads: a record may be taken or overwritten at the same time.
+It must not write, or trust what it reads: a record may be taken or overwritten at the same time.
 `inspection` reads copies of a segment, and the operations read the memory itself.
 """
 

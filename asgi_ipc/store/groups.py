@@ -41,7 +41,7 @@ class Groups:
             self._remove(member)  # what comes back is a new membership
             member = 0
         room = bool(member) or self._ensure_room(now)
-        row = store.groups.find(group)  # to make room may have freed it
+        row = store.groups.find(group)  # making room may have freed it
         if not room:
             full = store.members.is_full or store.groups.is_full
             raise LimitReached(
@@ -61,7 +61,7 @@ class Groups:
         if member:
             sooner = expires < store.doubles[member + at.M_EXPIRES]
             store.doubles[member + at.M_EXPIRES] = expires
-            if sooner:  # which senders must learn
+            if sooner:  # senders must learn of that
                 self._note_change(row, member, joined=True)
         else:
             if not row:
@@ -175,7 +175,7 @@ class Groups:
         store, words = self.store, self.store.words
         for row in store.groups.rows():
             words[row + at.G_FIRST] = words[row + at.G_COUNT] = 0
-            # Nobody knows which changes were noted: every plan has to be too old.
+            # Nobody knows which changes were noted: every plan has to count as too old.
             version = words[row + at.G_VERSION] + at.RECENT_CHANGES + 1
             words[row + at.G_VERSION] = version % (1 << 62)
         for row in store.queues.rows():
@@ -269,7 +269,7 @@ class Groups:
         return found
 
     def _ensure_room(self, now: float) -> bool:
-        """Free ghosts if need be; return whether there is a row for a member and for a group."""
+        """Free ghosts if needed; return whether there is a row for a member and for a group."""
         store = self.store
         if not (store.members.ensure_room() and store.groups.ensure_room()):
             self.sweep(now, _AT_ONCE)

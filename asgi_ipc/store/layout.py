@@ -37,7 +37,7 @@ H_MAGIC = 0
 H_VERSION = 1
 H_SIZE = 2  # bytes of the whole segment
 H_NONCE = 3  # random; names the doorbells of this segment and no other
-H_MACHINE = 4  # libc family, word size and processor: who may touch the lock
+H_MACHINE = 4  # libc family, word size and processor: which processes may touch the lock
 H_PID_NS = 5  # inode of the PID namespace
 H_TIME_NS = 6  # inode of the time namespace
 H_LOCK_KIND = 7  # LOCK_MUTEX or LOCK_FILE
@@ -83,8 +83,8 @@ S_ABANDONED = 92  # memberships of abandoned channels, ended since creation or t
 S_ENOUGH = 93  # words of live records at which senders that wait for memory try again
 S_SENDING = 96  # bit i: word i of the set of senders that wait for memory is not empty
 S_SENDERS = 97  # 17 words: that set, one bit for each waiter row
-S_OFFERED = 114  # time when a sender found room that is meant for those who wait; 0.0 if none did
-S_NEXT_SENDER = 115  # waiter id that is to be rung next, or else the first after it
+S_OFFERED = 114  # time when a sender found room that waiting senders were promised; 0.0 if none did
+S_NEXT_SENDER = 115  # waiter id to ring next, or the first after it
 
 CLEAN, DIRTY, FLUSHING = 0, 1, 2
 
@@ -151,8 +151,8 @@ Q_NAME = 36  # 13 words
 Q_DROPS = 49  # 6 words: messages dropped here, by reason
 Q_SENDING = 55  # bit i: word i of the set of senders that wait for room is not empty
 Q_SENDERS = 56  # 17 words: that set, one bit for each waiter row
-Q_OFFERED = 73  # time when a sender found room that is meant for those who wait; 0.0 if none did
-Q_NEXT_SENDER = 74  # waiter id that is to be rung next, or else the first after it
+Q_OFFERED = 73  # time when a sender found room that waiting senders were promised; 0.0 if none did
+Q_NEXT_SENDER = 74  # waiter id to ring next, or the first after it
 # Hints about rings, see `wakes`. Nothing relies on them.
 Q_RUNG = 75  # time of the last ring that nobody has answered; 0.0 if there is none
 Q_QUICK = 76  # 1 if the last receiver came back sooner than a wakeup takes
@@ -205,7 +205,7 @@ TAKEN = struct.Struct("=IIQQ8xIId12xI")  # the fields that `Queues.take` needs
 LIVE, DEAD = 1, 2
 LOCAL_SEPARATOR = b","  # occurs in no name
 MAX_LOCALS = 1 << 20  # bytes of local parts in one record; a larger broadcast takes several
-LEAST_LOCALS = 1024  # and those for which there is room beside the largest message
+LEAST_LOCALS = 1024  # and those that have room beside the largest message
 
 # Bytes that the largest message may take beyond its own size: its record, its local parts, and what
 # rounds both up.
@@ -241,8 +241,8 @@ class Layout:
         at = _page(self.waiters + MAX_WAITERS * WAITER_WORDS)
         self.fixed_bytes = at * WORD  # header, processes and waiters: reserved at creation
         members = max(64, group_memory // BYTES_A_MEMBER)
-        # One queue for each KiB of messages and one for each membership, so that the queues are
-        # not what runs out first.
+        # One queue for each KiB of messages and one for each membership, so that the queues do not
+        # run out first.
         queues = max(1024, message_memory // 1024) + members
         self.queues = TableMap(S_TABLES, at, QUEUE_WORDS, queues)
         at = _page(self.queues.end)
@@ -250,7 +250,7 @@ class Layout:
         at = _page(self.groups.end)
         self.members = TableMap(S_TABLES + 2 * TABLE_WORDS, at, MEMBER_WORDS, members)
         self.log = _page(self.members.end)
-        # What may wait: every record counts whole.
+        # The limit of what may be pending: every record counts whole.
         self.max_live = message_memory // WORD
         # The local parts of a broadcast share a record with the largest message: they may take half
         # of what that leaves.

@@ -24,7 +24,7 @@ work of a call in proportion to the size of its message:
 - When the mark is at the end, live records take up less than three quarters of the ring.
 - The gap is kept larger than two of the biggest records and than an eighth of the ring. One of its
   pieces then has room for any record that blocks the tail. When the gap gets smaller, each call
-  does some of the moves that will be needed. It never uses up the piece which they need.
+  does some of the moves that will be needed. It never uses up the piece that these moves need.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ _AHEAD = 8  # words that the tail moves for each word allocated, once the gap is
 class Log:
     """The ring in `memory`.
 
-    `expire(at)` drops an expired record. `check_row` raises CorruptStore for what is not a queue's
-    row.
+    `expire(at)` drops an expired record. `check_row` raises CorruptStore if there is no queue row.
     """
 
     def __init__(
@@ -146,7 +145,7 @@ class Log:
         words, halves = self._words, self._halves
         words[S_LIMIT] = 0  # both ends may move now, even if no room is found
         ahead = _AHEAD * size + 64  # words that the tail is to move although there is room
-        lap = self.end - self.start + size  # words after which everything has been tried
+        lap = self.end - self.start + size  # words after which every place has been tried
         may_grow = True
         while True:
             head, tail, mark = self.ends()
@@ -178,7 +177,7 @@ class Log:
             else:
                 gap = mark - place - size + tail - self.start
                 piece = max(mark - place - size, tail - self.start)
-            # To pass over dead records before it is necessary costs little. The tail then reaches
+            # Passing over dead records before it is necessary costs little. The tail then reaches
             # a live record, and from there each message that is taken moves it.
             dead = head != tail and (tail == mark or halves[2 * tail + L_STATE] == DEAD)
             wide = gap > margin and not dead

@@ -10,9 +10,9 @@ from typing import Protocol
 
 from .layout import S_COUNTER, Layout
 
-# Makes bytes usable (offset, length) and returns whether it could.
+# Makes bytes usable (offset, length), and returns whether that was possible.
 Reserve = Callable[[int, int], bool]
-# Why it could not the last time, and the remedy.
+# Why that was not possible the last time, and the remedy.
 Shortage = Callable[[], str]
 
 

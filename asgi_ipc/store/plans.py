@@ -3,7 +3,7 @@
 A planner must be called inside a section. Each sender keeps the plans of its groups. To make a
 plan, the planner looks at every member. To update it after a join or leave, it only looks at what
 has changed: the row of a group counts its changes and names the last few. If a plan has missed
-more than those, it is made again.
+more changes than those, it is made again.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Planner:
             entry = words[row + at.G_RECENT + change % at.RECENT_CHANGES]
             member = self._store.members.checked(entry >> 1)
             self._leave(plan, member)
-            # If the row is another member's by now, this one has left, which is a later change.
+            # If the row is another member's by now, this one has left: that is a later change.
             if entry & 1 and words[member + at.R_GENERATION] and words[member + at.M_GROUP] == row:
                 self._enter(plan, member, now)
         self._check_capacities()
@@ -103,7 +103,7 @@ class Planner:
         place = words[member + at.M_QUEUE], words[member + at.M_QUEUE_GENERATION]
         found = plan.channels.get(queue)
         if found is None or found[:2] != place:
-            # What was entered for an earlier owner of the queue are ghosts.
+            # Entries for an earlier owner of the queue are ghosts.
             found = plan.channels[queue] = (*place, {})
         plan.changed.add(queue)
         plan.members[member] = queue, local

@@ -78,8 +78,8 @@ LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
 
 FULL, NO_MEMORY, GONE, OWN = -1, -2, -3, -4  # what `put` returns instead of a waiter id
 OWN_LIMIT = -1  # `limit` of a target in the sender's own process: `put` leaves it to `aio.sending`
-# Which limit was met where there is no memory: message_memory, the rows of the segment, what the
-# machine has, of which `shortage` knows more, or what senders that wait are to have.
+# Which limit was met when there was no memory: message_memory, the rows of the segment, the memory
+# of the machine (`shortage` says more about it), or what was promised to waiting senders.
 MESSAGES, CHANNELS, MACHINE, PROMISED = range(4)
 
 # The row of a target that was not looked up yet: it is not in use, and nothing is pending in it.
@@ -105,7 +105,7 @@ class Taken(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """How a sender that may wait has fared."""
+    """The result of a send that may wait."""
 
     waiter_id: int  # what `put` returns
     place: int = 0  # the set of senders that it is parked in; 0 if it has sent
@@ -155,7 +155,7 @@ class Target(native.Target):
 class Queues(Wakes):
     """Queues by name, and the messages in them."""
 
-    lack = 0  # what the last NO_MEMORY was for want of: see MESSAGES
+    lack = 0  # which limit the last NO_MEMORY met: see MESSAGES
 
     def __init__(
         self, buffer: Buffer, layout: Layout, reserve: Reserve, shortage: Shortage
@@ -180,7 +180,7 @@ class Queues(Wakes):
         FULL (the capacity is reached), NO_MEMORY (for the message, or for another queue; `lack`
         says why), GONE (a fixed target is no longer there) or OWN (see OWN_LIMIT).
 
-        `sender`: see `room`. While others wait for room, what becomes free is theirs.
+        `sender`: see `room`. While others wait for room, room that becomes free belongs to them.
         """
         words, queue = self.words, target.words
         if queue[R_GENERATION] != target.generation:
@@ -292,8 +292,8 @@ class Queues(Wakes):
         return Tried(result, at, until)
 
     def leave_room(self, target: Target, waiter_id: int, place: int, stays: bool = False) -> None:
-        """A sender no longer waits at `place`. A ring that it got, and what room it leaves, is for
-        the next one."""
+        """A sender no longer waits at `place`. A ring that it got, and the room that it leaves, are
+        for the next one."""
         if not place or (place != S_SENDING and place != target.row + Q_SENDING):
             return  # the queue is another since a flush
         if not stays:
@@ -341,7 +341,7 @@ class Queues(Wakes):
                 if waiter_id:
                     self.park_receiver(target, now, waiter_id)
                 return None
-            # `_read` and `_free`, written out: this is half of what every message costs.
+            # `_read` and `_free`, inlined: this is half of the cost of every message.
             log, buffer = self.log, self.buffer
             if not log.start <= at <= log.last:
                 log.checked(at)  # raises CorruptStore
@@ -503,12 +503,12 @@ class Queues(Wakes):
         self.count_drop(row, EXPIRED)
         owner = self.words[row + Q_OWNER]
         if owner and self.doubles[self.checked_process(owner) + P_DEAD_SINCE]:
-            # The only reader is dead: `bury` need not wait any longer to end its memberships.
+            # The only reader is dead: `bury` no longer has to wait before it ends its memberships.
             self.doubles[owner + P_DEAD_SINCE] = LONG_DEAD
 
     def count_refusal(self, row: int, count: int) -> None:
-        """Count messages that were refused for want of room in the queue at `row`, or with 0 for
-        want of memory. -1 takes back one that was counted."""
+        """Count messages that were refused because the queue at `row` was full, or, with row 0,
+        because memory was. A count of -1 takes back one that was counted."""
         for word in (row + Q_REFUSED, S_REFUSED) if row else (S_REFUSED,):
             self.words[word] = max(self.words[word] + count, 0)  # there may have been a flush
 
@@ -706,7 +706,7 @@ def checksum(seq: int, local_parts: bytes, body: bytes) -> int:
     """Return 32 bits over a message as it is in the log; over both ends of a large one.
 
     Adler-32 is the fastest checksum for short strings in the standard library. It uses 32 bits of
-    what it begins with; from Python 3.15 on, it warns of more.
+    its start value; from Python 3.15 on, it warns if there are more.
     """
     if len(body) > _CHECKED:
         body = body[: _CHECKED // 2] + body[-_CHECKED // 2 :]

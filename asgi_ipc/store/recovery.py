@@ -14,7 +14,7 @@ from .store import Store
 
 
 def recover(store: Store, now: float) -> None:
-    """Make a dirty store whole. Every published message is then in its queue, in order.
+    """Repair a dirty store. Every published message is then in its queue, in order.
 
     The waiter sets are empty afterwards, so the caller rings every waiter. If the primary words
     cannot be right, it raises CorruptStore and leaves the store dirty; `flush` repairs that.
@@ -52,7 +52,7 @@ def flush(store: Store, now: float) -> None:
     for word in (at.S_COUNTER, at.S_SEQ, at.S_RECOVERIES, at.S_MOVES):
         if words[word] >> 62:
             words[word] = 0  # it was damaged, and would soon overflow
-    # Fewer generations are given out than nanoseconds pass. So the time is above all of them, even
+    # Fewer generations are given out than nanoseconds pass. So the time exceeds all of them, even
     # if the counter was damaged.
     words[at.S_COUNTER] = max(words[at.S_COUNTER], int(now * 1e9))
     words[at.S_EPOCH] = store.advance_counter()

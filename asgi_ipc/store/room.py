@@ -6,14 +6,14 @@ word. While it is not empty, and until a sender that was rung has answered, the 
 CROWDED is added to the count that every send and take reads anyway (Q_PENDING, S_LIVE). A send at a
 place that is not crowded, and a take where nobody waits, do nothing else for it.
 
-A call that makes room takes one sender out of the set. That is a ring that is due: `rings` keeps it
-until the section is over. The sender that is rung answers: it sends, or gives up, and offers what
-room is left to the next one. So one ring is enough for any amount of room.
+A call that makes room takes one sender out of the set. A ring is then due: `rings` keeps it until
+the section is over. The sender that is rung answers: it sends or gives up, and offers the room that
+is left to the next one. So one ring is enough for any amount of room.
 
-What becomes free is meant for those who wait. Another send finds it *promised*, and is refused or
-parks behind them. If nobody has taken it for GRACE seconds after that, the sender that was rung is
-dead or stopped: the next one is rung, and others may send. The sweep looks for this, too, and each
-sender that waits looks once a second.
+Room that becomes free is meant for the senders that wait. Another send finds it *promised*, and is
+refused or parks behind them. If the room is still free GRACE seconds after that, the sender that
+was rung is dead or stopped: the next one is rung, and others may send. The sweep checks this, too,
+and each sender that waits checks it once a second.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ GRACE = 0.1  # seconds that room stays promised to a sender that was rung
 _OFFERED = Q_OFFERED - Q_SENDING  # where in a set the time of a promise is
 _NEXT = Q_NEXT_SENDER - Q_SENDING  # and whose turn it is
 
-# Who sends: one that does not wait; one that would; one that waits and was not rung; one that was.
+# The kinds of sender: one that does not wait; one that would; one that waits and was not rung; one
+# that was rung.
 AT_ONCE, NEW, PARKED, RUNG = range(4)
 
 assert S_OFFERED - S_SENDING == _OFFERED > WAITER_SET_WORDS
@@ -64,7 +65,7 @@ class Room(Waiters):
 
     def park_sender(self, place: int, waiter_id: int) -> None:
         """Enter a waiter id into a set of senders. A death in between leaves a place that is
-        crowded by nobody, which ends by itself."""
+        crowded although nobody waits, which ends by itself."""
         self.words[_count(place)] |= CROWDED
         self.park(place, waiter_id, 0)
 
@@ -73,9 +74,9 @@ class Room(Waiters):
         return self.words[place + 1 + (waiter_id >> 6)] >> (waiter_id & 63) & 1 != 0
 
     def pick_sender(self, place: int) -> int:
-        """Take a waiter id out of a set of senders; 0 if the set is empty. Whose turn it is stands
-        in the segment, so that whichever processes make room, each sender gets its turn: it waits
-        for one message of each other thread or loop at most."""
+        """Take a waiter id out of a set of senders; 0 if the set is empty. The turn is stored in
+        the segment, so each sender gets its turn no matter which processes make room. It waits for
+        at most one message of each other thread or loop."""
         words, turn = self.words, self.turn
         mine = turn[0]
         turn[0] = words[place + _NEXT] % MAX_WAITERS
@@ -84,13 +85,13 @@ class Room(Waiters):
         return waiter_id
 
     def offer(self, place: int) -> None:
-        """There is room at a crowded place: have a sender rung."""
+        """There is room at a crowded place: note that a sender has to be rung."""
         waiter_id = self.pick_sender(place)
         if waiter_id:
             self.rings.append((place, waiter_id))
 
     def answer(self, place: int, has_room: bool) -> None:
-        """A sender that was rung has sent, or given up: offer what room is left to the next."""
+        """A sender that was rung has sent or given up: offer the remaining room to the next one."""
         self.doubles[place + _OFFERED] = 0.0
         if not self.words[place]:
             self.words[_count(place)] &= COUNT
@@ -98,8 +99,8 @@ class Room(Waiters):
             self.offer(place)
 
     def is_promised(self, place: int, now: float, sender: int) -> bool:
-        """Return whether the room at a crowded place is meant for others than `sender`. The first
-        that asks begins the time for which it is."""
+        """Return whether the room at a crowded place is promised to others than `sender`. The first
+        call that asks starts the time of the promise."""
         offered = self.doubles[place + _OFFERED]
         if sender == RUNG or (sender == PARKED and not offered):
             return False

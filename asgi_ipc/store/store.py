@@ -189,7 +189,7 @@ class Store(Queues):
                     or words[row + at.Q_SENDING]
                 ):
                     # Memberships name the queue by its generation: with another they are ghosts.
-                    # This comes first: once the queue has no owner, nobody comes back to do it.
+                    # This comes first: once the queue has no owner, no process does it later.
                     words[row + at.R_GENERATION] = self.advance_counter()
                     words[row + at.Q_OWNER] = 0
                 else:

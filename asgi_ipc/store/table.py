@@ -127,7 +127,7 @@ class Table:
         return not self._words[self.state + T_FREE] and self.high >= self.max_rows
 
     def ensure_room(self) -> bool:
-        """Reserve memory for another row if need be; return whether `insert` will find one."""
+        """Reserve memory for another row if needed; return whether `insert` will find one."""
         words, state = self._words, self.state
         if words[state + T_FREE]:
             return True

@@ -1,9 +1,9 @@
 """Checks everything that must be true of a store while nobody is inside a section.
 
-It must not write to the store, raise, follow a reference that it has not checked, or look at
-anything more often than there are rows and words, whatever the bytes are. It must not use the walks
-of the store itself either: those raise at the first thing that is wrong, and a mistake in one of
-them would also be made here. The tests check every operation with it after every death, and the
+Whatever the bytes are, it must not write to the store, raise, follow a reference that it has not
+checked, or look at anything more often than there are rows and words. It must not use the loops of
+the store itself either: these raise at the first thing that is wrong, and a mistake in one of them
+would be repeated here. The tests check every operation with it after every death, and the
 command line shows its results.
 """
 
@@ -24,7 +24,7 @@ from .table import Table
 
 INTERRUPTED = "dirty: a call was interrupted; the next call recovers the store"
 
-_ENOUGH = 100  # complaints, after which nobody reads on
+_ENOUGH = 100  # complaints; nobody would read more
 _LATE = 1.0  # seconds that a time may lie ahead: `now` was read before the lock was taken
 _DUE = 3600.0  # seconds that upkeep may be due ahead; it is due every second
 
@@ -365,8 +365,8 @@ class _Verifier:
 
     def waiter_set(self, label: str, what: str, place: int, count: int = 0) -> Iterator[str]:
         """A set whose summary is at `place`. That of senders shows in a `count`."""
-        # A summary bit without a waiter, and a place that is crowded by nobody, are allowed:
-        # parking sets them first, so that a death in between does not leave a waiter that nobody
+        # A summary bit without a waiter, and a place that is crowded although nobody waits, are
+        # allowed: parking sets them first, so that a death in between leaves no waiter that nobody
         # sees.
         words = self.words
         summary = words[place]

@@ -29,7 +29,7 @@ class Waiters(Memory):
     def __init__(self, buffer: Buffer, layout: Layout) -> None:
         super().__init__(buffer, layout)
         # One more than the id that this process picked last, so that each gets its share. The
-        # compiled path has it too.
+        # compiled path uses it, too.
         self.turn = memoryview(bytearray(WORD)).cast("Q")
 
     def add_waiter(self, process: int) -> tuple[int, int] | None:
@@ -53,7 +53,7 @@ class Waiters(Memory):
 
     def remove_waiter(self, waiter_id: int, generation: int) -> None:
         """Free a waiter id, unless it has been given to another waiter since. Its bits stay in the
-        waiter sets until somebody comes across them."""
+        waiter sets until a call finds them."""
         row = self.waiter_row(waiter_id)
         if self.words[row + W_TAKEN] == generation:
             self._free_waiter(row)
@@ -92,7 +92,7 @@ class Waiters(Memory):
         of += row
         word = waiter_id >> 6
         # The summary first: a death in between then leaves a summary bit without a waiter, which is
-        # harmless, and not a waiter that `pick` does not see.
+        # harmless, and not a waiter that `pick` would not see.
         words[of] |= 1 << word
         words[of + 1 + word] |= 1 << (waiter_id & 63)
 

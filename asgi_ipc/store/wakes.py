@@ -1,18 +1,17 @@
-"""Wakes: whether to ring another waiter while one is on its way. Part of the store.
+"""Wakes: whether to ring another waiter while a ring is under way. Part of the store.
 
 A wakeup takes longer than a quick receiver needs for several messages. If every message rang a
 waiter, each would come for one message or for none, and sleep again. So a ring is left out where
-the queue is *quick* and a ring is under way. It is then *owed*: the next
-receiver to come to the queue rings another one, if it finds that more messages and more waiters are
-left.
+the queue is *quick* and a ring is under way. It is then *owed*: the next receiver that comes to the
+queue rings another one, if it finds that more messages and more waiters are left.
 
 The queue is quick if its last receiver came back within QUICK seconds of its last message. A queue
-whose receivers work longer is not: there each message rings a waiter, since all are needed.
+whose receivers work longer is not quick: there each message rings a waiter, because all are needed.
 
 All of this is in three words of the queue's row, which are hints. A ring counts as under way for
 UNDER_WAY seconds at most, in case its waiter died or is busy. Any values may be there: a wrong one
 costs rings that were not needed, or a wait that ends with the next message, or with the look that
-each waiter takes once a second. A ring that comes to nothing must not leave RUNG behind, though.
+each waiter takes once a second. But a ring that finds no waiter must not leave RUNG behind.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ class Wakes(Room):
     """The waiters at queues, and the rings that are due to them."""
 
     def ring_one(self, row: int, now: float) -> int:
-        """A message came to the queue at `row`, where somebody waits: return whom to ring, or 0."""
+        """A message came to the queue at `row`, which has waiters: return the one to ring, or 0."""
         words, doubles = self.words, self.doubles
-        # NaN and times to come are not under way either.
+        # NaN and future times do not count as under way either.
         if words[row + Q_QUICK] and 0 <= now - doubles[row + Q_RUNG] < UNDER_WAY:
             words[row + Q_OWED] = 1
             return 0
@@ -46,7 +45,7 @@ class Wakes(Room):
         """A receiver that may have slept, or one that finds a ring owed, has taken a message.
 
         `taken`: when it took its last one; 0.0 if it has found the queue empty since. `waiter_id`:
-        with WOKEN if it was parked. It may still be, if it was not a ring that woke it.
+        with WOKEN if it was parked. It may still be parked, if it was not a ring that woke it.
         """
         words, doubles = self.words, self.doubles
         woken = waiter_id >= WOKEN
@@ -56,25 +55,25 @@ class Wakes(Room):
             words[row + Q_QUICK] = 0 <= now - taken < QUICK
         if words[row + Q_OWED]:
             if not woken and words[row + Q_QUICK] and 0 <= now - doubles[row + Q_RUNG] < UNDER_WAY:
-                return  # who is on its way pays
+                return  # the waiter that was rung will answer it
             if words[row + Q_PENDING] & COUNT and words[row + Q_WAITING]:
                 waiter_id = self._ring_next(row, now)
                 if waiter_id:
                     self.rings.append((row, waiter_id))
-                return  # more may be owed: the next one pays that
+                return  # more may be owed: the next receiver answers it
             words[row + Q_OWED] = 0
         if woken:
             doubles[row + Q_RUNG] = 0.0
 
     def pick_another(self, row: int) -> int:
-        """Return whom to ring at the queue at `row` in place of one that was rung; 0 for nobody."""
+        """Return the waiter to ring at the queue at `row` in place of one that was rung, or 0."""
         waiter_id = self.pick(row)
         if not waiter_id:
             self.forget_ring(row)
         return waiter_id
 
     def forget_ring(self, row: int) -> None:
-        """The last ring for the queue at `row` has come to nothing."""
+        """The last ring for the queue at `row` found no waiter."""
         self.doubles[row + Q_RUNG] = 0.0
 
     def park_if_empty(self, row: int, waiter_id: int) -> bool:
