@@ -41,8 +41,8 @@ class Fanout:
 class Broadcast:
     """How far a group send has come: its targets, and how many of them have their message.
 
-    With `turns` it stops where it has drained a queue of this process, for each target once: the
-    receivers of the loop that sends are to have a turn before more comes for them.
+    With `turns` it stops, once for each target, where it has drained a queue of this process. The
+    receivers of the sending loop then get a turn before more messages come for them.
     """
 
     def __init__(self, turns: bool = False) -> None:

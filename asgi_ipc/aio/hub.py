@@ -1,14 +1,14 @@
-"""How the many receives of one event loop share one doorbell. Knows no particular loop.
+"""How the many receives of one event loop share one doorbell. Must not know any particular loop.
 
 A loop has one waiter id and one FIFO, however many of its tasks wait. A ring says for which queue
 it is; the hub wakes the first receive that waits for that queue. When that one has taken its
-message the hub looks after the others: if more messages are pending it wakes the next, otherwise it
-parks the waiter again. A process-specific queue is drained in one go, and the hub wakes one receive
-for each local part that got something.
+message, the hub takes care of the others: if more messages are pending it wakes the next, otherwise
+it parks the waiter again. A process-specific queue is drained in one go, and the hub wakes one
+receive for each local part that got something.
 
-While anybody waits the hub is active: it watches its doorbell, and looks by itself once a second,
-in case a sender was killed before it could ring. After a second without a receive it lets go of the
-loop, so that nothing of it outlives a loop or an attachment.
+While a receive waits, the hub is active: it watches its doorbell, and looks by itself once a
+second, in case a sender was killed before it could ring. After a second without a receive it
+releases the loop, so that nothing of it outlives a loop or an attachment.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Hub(Waiter):
 
     def __init__(self, session: Session) -> None:
         super().__init__(session)
-        self._session: Session | None = None  # only while active, as the next
+        self._session: Session | None = None  # only while active, like the next
         self._core: Receiving | None = None  # the last that waited
         self._sleeping: dict[int, deque[Sleep]] = {}  # by queue row, or place of a set of senders
         # Process-specific queues: at each this waiter is parked, or a ring is under way to it.
@@ -74,7 +74,7 @@ class Hub(Waiter):
         self._spinning = False  # whether one of the loop's receives is
         self._epoch = 0  # of the last flush that is known here
         self._timer: Timer | None = None
-        self._look_at = self._every = 0.0  # when the timer is to call, and how often
+        self._look_at = self._every = 0.0  # when the timer has to call, and how often
         self._late = False  # whether it has not called for too long
 
     @property
@@ -94,19 +94,19 @@ class Hub(Waiter):
 
     @abstractmethod
     def resolve(self, future: Any, error: BaseException | None) -> None:
-        """Let a future go on, from any thread. A second time does nothing."""
+        """Complete a future, from any thread. A second call does nothing."""
 
     def wake_fed(self, inbox: Inbox, fed: dict[Mailbox, None]) -> None:
-        """Wake those who wait at mailboxes of an inbox that got something."""
+        """Wake the receives that wait at mailboxes of an inbox that got something."""
         wake(inbox, fed)
 
     @abstractmethod
     async def sleep(self, future: Any, seconds: float) -> bool:
-        """Await a future for at most `seconds`; False if they were over first."""
+        """Await a future for at most `seconds`; False if these were over first."""
 
     @abstractmethod
     async def pause(self, seconds: float) -> None:
-        """Sleep for `seconds`, while the loop goes on."""
+        """Sleep for `seconds`, while the loop continues."""
 
     @abstractmethod
     def watch(self) -> None:
@@ -127,7 +127,7 @@ class Hub(Waiter):
         return spin > 0 and not self._spinning and may_spin(sources, self._sees)
 
     async def spin(self, sources: list[Source], seconds: float, deadline: float | None) -> None:
-        """Keep the loop awake meanwhile. Its other tasks go on, and with each turn of the loop
+        """Keep the loop awake meanwhile. Its other tasks continue, and with each turn of the loop
         other threads get the interpreter."""
         self._spinning = True
         try:
@@ -137,7 +137,7 @@ class Hub(Waiter):
             self._spinning = False
 
     def _sees(self, source: Source) -> bool:
-        """A glance, without the lock: whether something is there that a receive could have."""
+        """A glance, without the lock: whether something is there that a receive could take."""
         # Where the loop is parked at the queue, the ring brings what is pending to the inbox.
         return source.buffered() or (source.queue not in self._drains and source.ready())
 
@@ -223,7 +223,7 @@ class Hub(Waiter):
     # -- called by the loop -----------------------------------------------------------------------
 
     def rung(self) -> None:
-        """The doorbell can be read: wake whom the rings are for."""
+        """The doorbell can be read: wake the receives that the rings are for."""
         session = self._session
         if self.bell is None or session is None:
             return
@@ -258,7 +258,7 @@ class Hub(Waiter):
                 session.attachment.pass_on(row)
 
     def look(self) -> None:
-        """About once a second: do the upkeep, look for what nobody rang for, and go idle."""
+        """About once a second: do the upkeep, look for messages without a ring, and become idle."""
         session, core = self._session, self._core
         self._timer = None
         if session is None or core is None:
@@ -289,7 +289,7 @@ class Hub(Waiter):
             # A receive that is woken may run at once, as with Twisted, and change all of these.
             for row in list(self._sleeping):
                 sleeping = self._sleeping.get(row, ())
-                if not row:  # waiter ids ran out, and there was no queue yet: each looks for itself
+                if not row:  # waiter ids ran out, and there was no queue yet: each looks itself
                     for sleep in list(sleeping):
                         sleep.wake()
                 elif sleeping and (not self.waiter_id or session.pending(row)):
@@ -303,7 +303,7 @@ class Hub(Waiter):
             self._failed(error)
 
     def _missed(self, session: Session) -> bool:
-        """Whether there may be something that nobody rang for."""
+        """Whether there may be a message that nobody rang for."""
         if self._epoch != session.epoch:
             return True
         for row in self._sleeping:
@@ -318,7 +318,7 @@ class Hub(Waiter):
         if not isinstance(error, LockTimeout):
             self._wake_all(error)
             return
-        self._wake_all()  # each tries, and rides it out, for itself
+        self._wake_all()  # each tries again, and waits for the lock, itself
         self._drains.clear()
         self._rows.clear()
 
@@ -327,9 +327,9 @@ class Hub(Waiter):
             self._drain(session, queue)
 
     def _drain(self, session: Session, queue: str) -> None:
-        """Move what a process-specific queue holds to those who wait for it, and park again."""
+        """Move what a process-specific queue holds to its receives that wait, and park again."""
         if queue not in self._drains:
-            return  # a receive that ran meanwhile let go of it
+            return  # a receive that ran meanwhile released it
         core, source = self._drains[queue]
         fed = core.drain(session, source, self)
         if fed:
@@ -392,7 +392,7 @@ class Hub(Waiter):
         self._rows.clear()
 
     def release(self) -> None:
-        """The layer is closed: let go of the loop now, if nobody waits."""
+        """The layer is closed: release the loop now, if no receive waits."""
         if not self._sleepers:
             self._deactivate()
 
@@ -400,7 +400,7 @@ class Hub(Waiter):
 def hub_of(
     session: Session, loop: Any, make: Callable[[Session, weakref.ref[Any]], AnyHub]
 ) -> AnyHub:
-    """The hub of a loop, made when first needed. Those of closed loops are retired on the way."""
+    """The hub of a loop, made when first needed. This also retires those of closed loops."""
     attachment = session.attachment
     found = cast("AnyHub | None", attachment.hubs.get(loop))
     if found is None:

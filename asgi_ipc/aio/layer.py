@@ -38,7 +38,7 @@ Answer = TypeVar("Answer")
 
 
 class OfTheOption:
-    """Stands for ``receive_timeout``, where no timeout is given."""
+    """Stands for ``receive_timeout`` if no timeout is given."""
 
     def __repr__(self) -> str:
         return "receive_timeout"
@@ -73,8 +73,8 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         return self._core.client_prefix
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, and what is unpickled in another process, is a new layer with these options, its
-        keys included."""
+        """A copy, or a layer that is unpickled in another process, is a new layer with these
+        options, including the keys."""
         return self._options.again(type(self))
 
     # -- channels ---------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         await self._patiently(self._core.group_add, group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
-        """Remove `channel` from `group`; it need not be a member (B2)."""
+        """Remove `channel` from `group`; no error if it is not a member (B2)."""
         await self._patiently(self._core.group_discard, group, channel)
 
     async def group_channels(self, group: str) -> list[str]:
@@ -218,7 +218,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         progress = Broadcast(turns=True)
         await self._patiently(self._core.group_send, group, message, progress)
         while not progress.is_done():
-            await pause(0)  # a loop that sends to itself: its receivers have a turn
+            await pause(0)  # a loop that sends to itself: its receivers get a turn
             await self._patiently(self._core.group_send, group, message, progress)
 
     def subscribe(self, *groups: str) -> Subscription:
@@ -264,7 +264,7 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         return f"<{type(self).__module__}.{type(self).__name__} prefix={self.prefix!r}>"
 
     async def _patiently(self, call: Callable[..., Answer], *args: Any) -> Answer:
-        """Run `call`, letting the loop go on between tries while the lock is busy."""
+        """Run `call`, and let the loop continue between tries while the lock is busy."""
         timeout = self._options.lock_timeout
         deadline = clock.monotonic() + timeout
         while True:

@@ -65,8 +65,8 @@ class AsyncioHub(Hub):
             pass  # closed: nobody waits there any more
 
     def wake_fed(self, inbox: Inbox, fed: dict[Mailbox, None]) -> None:
-        """Thousands that are woken all at once have left the cache before they run, and what the
-        loop allocates for them makes the garbage collector look at all of them, again and again.
+        """If thousands are woken at once, they have left the cache before they run. And what the
+        loop allocates for them makes the garbage collector look at all of them again and again.
         So a bounded number is woken in each turn of the loop."""
         if len(fed) <= WOKEN_AT_ONCE or self._shares(inbox):
             wake(inbox, fed)
@@ -82,7 +82,7 @@ class AsyncioHub(Hub):
         )
 
     def _wake_some(self, inbox: Inbox, boxes: Iterator[Mailbox]) -> None:
-        """Who is left out because of an exception is woken by the look once a second."""
+        """A receive that an exception leaves out is woken by the look once a second."""
         some = list(islice(boxes, WOKEN_AT_ONCE))
         if len(some) == WOKEN_AT_ONCE:
             self.loop().call_soon(self._wake_some, inbox, boxes)
@@ -155,7 +155,7 @@ def current_hub(session: Session) -> AsyncioHub:
     found = session.loop_waiter
     loop = asyncio._get_running_loop() or running_loop()
     if found is None or found.ref() is not loop:
-        session.loop_waiter = None  # the last one may be of a closed loop: let it go
+        session.loop_waiter = None  # the last one may be of a closed loop: release it
         found = session.loop_waiter = hub_of(session, loop, AsyncioHub)
     return found
 

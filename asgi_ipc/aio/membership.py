@@ -1,10 +1,10 @@
-"""A subscription: a channel of its own in some groups, for as long as a block lasts. Written once
-for all layers; knows no particular way of waiting.
+"""A subscription: its own channel in some groups, for the duration of a block. Written once for all
+layers; must not know any particular way of waiting.
 
 After the memory was removed or flushed, the channel is replaced by a new one, which joins the same
 groups: each call compares what it joined with what its layer is attached to now, and a flush wakes
-a receive that waits. In a forked child the channel is the parent's, which goes on receiving on it:
-the child joins for itself.
+a receive that waits. In a forked child the channel belongs to the parent, which still receives on
+it: the child joins with its own channel.
 
 Several threads or tasks may use one subscription. Nothing is locked: where two of them join again
 at once, `_Place.ticket` decides whose channel is used, and the other one leaves.
@@ -49,8 +49,8 @@ class _Place:
         self.epoch = session.epoch  # which flush was the last before it joins
         self.nonce = session.attachment.segment.nonce
         self.pid = os.getpid()
-        self.is_left = False  # whether there is nothing to leave any more
-        # A reference would keep memory mapped that was removed.
+        self.is_left = False  # whether there is nothing left to leave
+        # A reference would keep memory that was removed mapped.
         self.attachment: weakref.ref[Attachment] = weakref.ref(session.attachment)
         self.ticket = [True]  # the one that pops it may put another place here
         self.renew_at = 0.0
@@ -68,12 +68,12 @@ class _Place:
         )
 
     def can_be_left(self) -> bool:
-        """Whether this process is still attached. If not, its memberships end by themselves; to
-        attach for that would make memory that was removed again."""
+        """Whether this process is still attached. If not, its memberships end by themselves.
+        Attaching only to end them would create removed memory again."""
         return not self.is_left and self.attachment() is not None
 
     def detach(self, attachment: Attachment) -> None:
-        """The memory was removed, this process left it at exit, or has become another one."""
+        """The memory was removed, or this process left it at exit, or is a forked child."""
         if self.attachment() is attachment:
             self.is_left = True
 
@@ -107,11 +107,11 @@ class Membership:
         self._begin = begin
         self.groups = dict.fromkeys(map(check_group, groups))
         self._gaps: list[bool] = []  # one entry for each; a counter could lose one of two threads
-        self._to_enter = [True]  # who pops it enters
+        self._to_enter = [True]  # the thread that pops it enters
         self._entered = self._ended = False
         self._place: _Place | None = None
         self._waiting: list[bool] = []  # one entry for each receive
-        self._seen = 0.0  # when somebody last received
+        self._seen = 0.0  # time of the last receive
         _known[self] = None
 
     @property
@@ -141,7 +141,7 @@ class Membership:
             ) from None
         try:
             await self._join_all()
-            self._entered = True  # no sooner: there must be a place when others begin to receive
+            self._entered = True  # not earlier: there must be a place when others begin to receive
         except BaseException:
             await self.end()
             raise
@@ -171,7 +171,7 @@ class Membership:
             raise
 
     async def leave(self, groups: Iterable[str]) -> None:
-        """Leave some of the groups; it need not be in them."""
+        """Leave some of the groups; no error if it is not in them."""
         names = list(map(check_group, groups))
         self._check()
         for name in names:
@@ -204,7 +204,7 @@ class Membership:
                         if found is not None and not self._ended:
                             return found[1]
                         if found is None and until == deadline and place.holds(session):
-                            return None  # it has waited so long, whatever the clock says
+                            return None  # it has waited long enough, whatever the clock says
                 except (Inherited, SegmentVanished):
                     continue  # the next turn joins again
                 except LockTimeout as error:
@@ -254,7 +254,7 @@ class Membership:
         if place is not None and place.holds(session):
             now = clock.monotonic()
             # The memberships of a channel on which nobody receives for a long time are ended, as
-            # are those of a process that left the memory: look whether they were.
+            # are those of a process that left the memory: check whether they were.
             again = place.attachment() is not session.attachment or now - self._seen > core.expiry
             if again or not now < place.renew_at <= now + self.half:
                 await self._renew(place, deadline)
@@ -264,7 +264,7 @@ class Membership:
         now = self._seen = clock.monotonic()
         made.renew_at = now + self.half
         try:
-            # Received on once, its queue is this process's, and its memberships end with that.
+            # After one receive, its queue belongs to this process, and its memberships end with it.
             sources = core.exact_source(session, made.channel)
             await core.ride_out(self._way, deadline, core.take, session, sources)
             await self._settle(made)
@@ -284,7 +284,7 @@ class Membership:
                 self._note_gap(session, place)
                 if place.nonce == made.nonce:
                     with contextlib.suppress(IPCError):
-                        # What it joined only after the flush.
+                        # Groups that it joined only after the flush.
                         await self._discard_all(place, self._way)
             await self._settle(made)  # what was joined or left meanwhile
         assert self._place is not None
@@ -306,7 +306,7 @@ class Membership:
         now = clock.monotonic()
         lost = []
         for group in place.groups.copy():
-            # This tells whether it still was a member; the layer tells other machines.
+            # This tells whether it was still a member; the layer tells other machines.
             if await self._ride_out(deadline, self._core.group_add, group, place.channel):
                 lost.append(group)
             await self._ask(self._layer.group_add, group, place.channel)
@@ -349,7 +349,7 @@ class Membership:
             await self._ride_out(None, self._discard, group, place.channel)
 
     async def _leave(self, place: _Place) -> None:
-        """End the memberships of `place`, wake who waits there, and drop what was not read."""
+        """End the memberships of `place`, wake the receives there, and drop what was not read."""
         try:
             await self._discard_all(place, self._way)
             if not self._waiting:
@@ -385,8 +385,8 @@ class Membership:
         return True
 
     def leave_at_once(self) -> None:
-        """Leave the groups, if that was not done, and hold up everything else meanwhile. Wakes
-        nobody: at exit it would end daemon threads with an error."""
+        """Leave the groups, if that was not done, and block everything else meanwhile. It wakes
+        no receive: at exit that would end daemon threads with an error."""
         if self._place is not None:
             self._leave_at_once(self._place)
 
@@ -395,7 +395,7 @@ class Membership:
             finished(self._discard_all(place, BLOCKING))
 
     def _drop_rest(self, place: _Place) -> None:
-        """Take what nobody will read: as messages that expire it would be counted, and logged."""
+        """Take what nobody will read. Otherwise it would be counted and logged as expired."""
         if not place.can_be_left():
             return
         with contextlib.suppress(IPCError):

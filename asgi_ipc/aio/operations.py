@@ -69,7 +69,7 @@ class Core(Sending):
         queue, local = split(channel)
         inbox = session.attachment.inboxes.get(queue)
         if inbox is not None and inbox.suspects:
-            inbox.visited(local)  # its consumer lives: it renews what it has
+            inbox.visited(local)  # its consumer lives: it renews its membership
         return new
 
     def group_discard(self, group: str, channel: str) -> None:
@@ -79,7 +79,7 @@ class Core(Sending):
         session.section(session.groups.discard, *names)
 
     def group_channels(self, group: str) -> list[str]:
-        """The members whose membership has not run out and whose readers are not known dead."""
+        """The members whose membership has not expired and whose reader is not known dead."""
         name = check_group(group).encode("ascii")
         session = self.attach()
         now = clock.monotonic()
@@ -94,7 +94,7 @@ class Core(Sending):
         """Send to every member. What does not fit is dropped and counted.
 
         Each destination queue gets one record, whatever the number of its local parts. A call with
-        the same `progress` goes on where LockBusy, or a turn for receivers, interrupted the last.
+        the same `progress` continues where LockBusy, or a turn for receivers, interrupted the last.
         """
         name = check_group(group).encode("ascii")
         session = self.session or self.attach()  # which may lower max_message_size
@@ -171,7 +171,7 @@ class Core(Sending):
             else:
                 gone = gone or waiter_id == GONE
         if gone:
-            session.fanouts.pop(group, None)  # the next broadcast plans without the dead
+            session.fanouts.pop(group, None)  # the next broadcast makes a plan without the dead
         return rings, dropped
 
     def _drain_full(self, session: Session, target: Target, now: float, feds: list[Fed]) -> bool:
@@ -248,7 +248,7 @@ class Core(Sending):
 
     def stats(self) -> Stats:
         """All figures of the layer, without taking the lock. Rates are counted since the last call
-        that is at least a second ago, or else since the beginning."""
+        that is at least a second ago, or since the beginning."""
         session = self.attach()
         snapshot = Snapshot(View(self.prefix, session.attachment))
         before = self._totals
@@ -259,7 +259,7 @@ class Core(Sending):
 
     def _statistics(self, name: str, now: float, figures: _Figures) -> dict[str, Any]:
         """The figures by the names of the specification. Rates are those since the last call for
-        the same name if that is a second ago, else since the beginning."""
+        the same name if that is a second ago, otherwise since the beginning."""
         # Read without the lock: a change may be going on, or the memory be damaged.
         sent, age = max(figures.sent, 0), figures.oldest if 0 <= figures.oldest < math.inf else 0.0
         at, sent_then, refused_then = self._samples.get(name, (figures.since, 0, 0))

@@ -23,7 +23,7 @@ from .waiter import Way
 
 @implementer(IReadDescriptor)
 class _Bell:
-    """A hub's doorbell as the reactor wants to see it."""
+    """A hub's doorbell in the form that the reactor needs."""
 
     def __init__(self, hub: ReactorHub) -> None:
         self._hub = weakref.ref(hub)

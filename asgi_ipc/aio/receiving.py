@@ -1,4 +1,4 @@
-"""Receiving: the one operation that waits. Knows no particular way of waiting.
+"""Receiving: the one operation that waits. Must not know any particular way of waiting.
 
 A receive is in one of these states. Everything else in this file serves one of the arrows.
 
@@ -17,8 +17,8 @@ rung     parked    another receive was quicker                        `take`
 parked   left      the deadline, a cancellation or an error           `_leave`
 ======== ========= ================================================== =======================
 
-Nothing is awaited between taking a message out and returning it: cancelling a receive loses nothing
-and doubles nothing. From *parked* on, a ring that comes for nothing is passed on.
+Nothing is awaited between taking a message out and returning it: cancelling a receive neither
+loses nor duplicates anything. From *parked* on, a ring that is not needed is passed on.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Receiving(Base):
         except (KeyError, TypeError):
             found = [self._named_source(session, self.check_receive(name)) for name in channels]
         if len(found) > 1:
-            # Begin with another one each time: a busy channel never starves a quiet one.
+            # Begin with a different one each time: a busy channel never starves a quiet one.
             self._turn = turn = (self._turn + 1) % len(found)
             found = found[turn:] + found[:turn]
         return found
@@ -116,7 +116,7 @@ class Receiving(Base):
     async def receive_from(
         self, channels: Iterable[str], deadline: float | None, way: Way
     ) -> Received | tuple[None, None]:
-        """Attach if need be, and receive from the first of `channels` that has a message."""
+        """Attach if needed, and receive from the first of `channels` that has a message."""
         notice_fork()
         session = self.session or await self.ride_out(way, deadline, self.attach)
         sources = self.sources(session, channels) if session is not None else None
@@ -135,8 +135,8 @@ class Receiving(Base):
         """Wait for a message in one of `sources`; None at `deadline`, and after a flush if `epoch`
         is the number of an earlier one.
 
-        A lock that stays busy is ridden out, with a line in the log each ``lock_timeout``. Raises
-        Inherited in a child that was forked since `session` was looked up.
+        It keeps waiting while the lock stays busy, with a line in the log each ``lock_timeout``.
+        Raises Inherited in a child that was forked since `session` was looked up.
         """
         notice_fork()
         if session.attachment.broken is not None:
@@ -164,7 +164,7 @@ class Receiving(Base):
                     await way.pause(BUSY_PAUSE)
                     continue
                 parked = found is None
-                # What came before the deadline is received, however late this gets to run.
+                # What came before the deadline is received, however late this runs.
                 if found is not None or over or (epoch is not None and epoch != session.epoch):
                     return found
                 over = not await waiter.wait(self, session, sources, deadline)
@@ -179,7 +179,7 @@ class Receiving(Base):
     ) -> Received | None:
         """`receive` for one process-specific channel by its full name, without a deadline, where
         the waiter is parked at the queue already: what every socket of a server does all the time.
-        None: nothing was taken, and more has to be done to wait. That is up to `receive`."""
+        None: nothing was taken, and waiting takes more than this. `receive` does it."""
         notice_fork()
         source = sources[0]
         inbox, local = source.inbox, source.local
@@ -204,7 +204,7 @@ class Receiving(Base):
                 if found is not None:
                     return found
         except LockTimeout:
-            pass  # ridden out by `receive`
+            pass  # `receive` keeps waiting
         except ValueError as error:
             raise session.attachment.explain(error) from None
         return None
@@ -243,8 +243,8 @@ class Receiving(Base):
     # -- taking -----------------------------------------------------------------------------------
 
     def glance(self, session: Session, sources: list[Source]) -> Received | None:
-        """Take from one source what a look without the lock shows to be there. None says nothing:
-        a receive that may wait goes on to `receive`."""
+        """Take from one source what a look without the lock shows to be there. None proves nothing:
+        a receive that may wait continues with `receive`."""
         source = sources[0]
         if source.inbox is None:
             return self.take_one(session, source) if source.target.words[Q_PENDING] else None
@@ -308,8 +308,8 @@ class Receiving(Base):
 
     def unpacked(self, session: Session, done: Any) -> Received | None:
         """What the compiled path has received: a tuple; or a list of the source, the message or
-        bytes that it could not unpack, and whom to ring. None if these are no message, which is
-        counted."""
+        bytes that it could not unpack, and the ring that is due. None if the bytes are no message;
+        that is counted."""
         if type(done) is tuple:
             return done
         source, body, ring = done
@@ -352,7 +352,7 @@ class Receiving(Base):
                     )
                     break
                 except UnknownCapacity as unknown:
-                    # Again before anything is taken: others have to be woken for what was drained.
+                    # Again, before anything is taken: others have to be woken for what was drained.
                     self.capacities.look_up(unknown.channels)
             while feds:
                 wake(*feds.pop(0))
@@ -400,7 +400,7 @@ class Receiving(Base):
         return None
 
     def _message(self, drained: Drained) -> dict[str, Any]:
-        """What a message says, as a dict that nobody else has; raises DecodeError."""
+        """The content of a message, as a dict that nobody else has; raises DecodeError."""
         message = self.codec.decode(drained.body)
         if drained.shared and is_flat(message):
             drained.message = message
@@ -423,7 +423,7 @@ class Receiving(Base):
                 raise why
         except DecodeError as error:
             session.attachment.log_drop(UNDECODABLE, f"channel {channel!r}", str(error))
-        # The message is gone: a busy lock must not end the receive as well.
+        # The message is gone: a busy lock must not end the receive, too.
         with contextlib.suppress(LockTimeout):
             session.section(session.store.count_taken, source.target, UNDECODABLE)
 
@@ -477,8 +477,8 @@ class Receiving(Base):
     ) -> list[tuple[int, int]]:
         """Take the waiter id back out of the queues of `sources`; returns the rings that are due.
 
-        If it is out of a queue already, a ring for that queue is under way for nothing, except
-        where the message was `taken`: ring another waiter instead.
+        If it is out of a queue already, a ring for that queue is under way that is not needed,
+        except where the message was `taken`: ring another waiter instead.
         """
         store = session.store
         due = []
@@ -516,7 +516,7 @@ class Receiving(Base):
 
     def drain(self, session: Session, source: Source, waiter: Waiter) -> dict[Mailbox, None]:
         """The bell rang for a process-specific queue: move what it holds to the inbox, and park
-        again. Returns the mailboxes that got something: the caller wakes those who wait there."""
+        again. Returns the mailboxes that got something: the caller wakes the receives there."""
         while True:
             try:
                 fed, row = session.section(self._drain_and_park, session, source, waiter.waiter_id)
@@ -524,7 +524,7 @@ class Receiving(Base):
             except UnknownCapacity as unknown:
                 self.capacities.look_up(unknown.channels)
         if row:
-            session.ring(row, waiter.waiter_id)  # more than one section takes
+            session.ring(row, waiter.waiter_id)  # more than one section may take
         return fed
 
     def _drain_and_park(
@@ -548,7 +548,7 @@ def _parking(waiter: Waiter | None, parked: bool) -> int:
 
 
 class Busy:
-    """Says in the log, once in ``lock_timeout`` seconds, that a receive rides out a busy lock."""
+    """Logs, once in ``lock_timeout`` seconds, that a receive keeps waiting for a busy lock."""
 
     def __init__(self, core: Receiving) -> None:
         self._core = core

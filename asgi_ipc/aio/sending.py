@@ -1,4 +1,4 @@
-"""Sending: at once, or as soon as there is room. Knows no particular way of waiting.
+"""Sending: at once, or as soon as there is room. Must not know any particular way of waiting.
 
 A send that may wait is in one of these states. The others end in the first line or are refused.
 
@@ -17,11 +17,11 @@ parked   left      the deadline, a cancellation or an error           `_leave_ro
 ======== ========= ================================================== =======================
 
 Nothing is awaited between sending a message and returning: a send that is cancelled has sent
-nothing. From *parked* on, a ring that comes for nothing is passed on.
+nothing. From *parked* on, a ring that is not needed is passed on.
 
-The queue of a process-specific channel is full for all channels of its process. Where that process
-sends to itself, its loop may have no turn to drain it: the send does so there and then, and what
-counts is the capacity of the one channel.
+The queue of a process-specific channel is full for all channels of its process. If that process
+sends to itself, its loop may get no turn to drain the queue. So the send drains it at once, and
+then the capacity of the one channel counts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _AGAIN = -9  # `_put_own` has drained as much as one section may: call it again
 
 
 class Room(Source):
-    """What a send waits for, for a waiter that else waits for messages."""
+    """What a send waits for, for a waiter that otherwise waits for messages."""
 
     __slots__ = ("_store", "parked", "sending", "until")
 
@@ -74,7 +74,7 @@ class Room(Source):
         if self.sending is not None:
             return not self.sending.is_full(self.local or "", target.capacity)
         if self.place == S_SENDING:
-            # Nobody rings for what other programs leave free.
+            # Nobody rings for memory that other programs free.
             return self._store.has_memory() or self._store.lack != MESSAGES
         words = target.words
         full = words[Q_PENDING] & COUNT >= target.capacity
@@ -93,7 +93,7 @@ class Room(Source):
 class Meanwhile(NamedTuple):
     """What a send does while it waits for room: it receives."""
 
-    channels: list[str]  # those that are named when it looks; none may be taken out
+    channels: list[str]  # those that are named when it looks; none may be removed
     # Called before each try to send with None, and with each message that comes. If it returns
     # True, the send is given up.
     hear: Callable[[Received | None], bool]
@@ -174,7 +174,7 @@ class Sending(Receiving):
         )
 
     def _lack(self, session: Session, length: int) -> str:
-        """Which limit the last message met, of `length` bytes, and the remedy."""
+        """Which limit the last message, of `length` bytes, met, and the remedy."""
         store = session.store
         if store.lack == MESSAGES:
             limit = store.layout.message_memory
@@ -222,8 +222,8 @@ class Sending(Receiving):
         return waiter_id
 
     def _becomes_own(self, session: Session, target: Target) -> bool:
-        """Whether this process receives on a queue. From now on each of its channels has its own
-        capacity, for this layer."""
+        """Whether this process receives on a queue. If so, each of its channels has its own
+        capacity from now on, for this layer."""
         inbox = self._inbox(session, target)
         if inbox is None or not session.section(self._is_own, session, target):
             return False
@@ -281,8 +281,8 @@ class Sending(Receiving):
         return waiter_id
 
     def _drain_own(self, target: Target, inbox: Inbox, now: float, feds: list[Fed]) -> None:
-        """Inside a section: move what is in a queue of this process to its inbox, and note whom to
-        wake."""
+        """Inside a section: move what is in a queue of this process to its inbox, and note which
+        receives to wake."""
         inbox.drain(target.row, self.capacities.known, now)
         feds.append((inbox, inbox.fed()))
 
@@ -331,9 +331,10 @@ class Sending(Receiving):
         meanwhile: Meanwhile | None = None,
     ) -> bool:
         """`send`, waiting for room until `deadline`; then it raises ChannelFull. False if
-        `meanwhile` gave it up: nothing was sent then.
+        `meanwhile` ended it: nothing was sent then.
 
-        A busy lock is ridden out likewise. Raises Inherited in a child that was forked meanwhile.
+        It waits for a busy lock in the same way. Raises Inherited in a child that was forked
+        meanwhile.
         """
         notice_fork()
         session = self.session or await self.ride_out(way, deadline, self.attach) or self.attach()
@@ -372,7 +373,7 @@ class Sending(Receiving):
                     continue
                 if why >= 0:
                     return True
-                # What came before the deadline is used, however late this gets to run.
+                # Room that came before the deadline is used, however late this runs.
                 if over:
                     session.section(
                         session.store.count_refusal, target.row if why == FULL else 0, 1
@@ -381,7 +382,7 @@ class Sending(Receiving):
                 if found is None:
                     until = min(deadline, room.until)
                     slept = await waiter.wait(self, session, [*sources, room], until)
-                    # The waiter has slept so long, whatever the clock says.
+                    # The waiter has slept long enough, whatever the clock says.
                     over = not slept and until == deadline
         except ValueError as error:
             raise session.attachment.explain(error) from None
@@ -415,7 +416,7 @@ class Sending(Receiving):
         room.sending = None
         put, tried = session.store.put_or_park, None
         while tried is None:
-            # A queue that nobody received on when this began may be this process's by now.
+            # A queue that nobody received on when this began may belong to this process by now.
             own = target.limit < 0 or self._becomes_own(session, target)
             if own:
                 waiter_id = self._put_otherwise(session, target, body, OWN, NEW)
@@ -435,7 +436,7 @@ class Sending(Receiving):
             else:
                 tried = session.section(self._put_to_others, session, put, *args)
         if before != tried.place and before:
-            waiter.end(session, room)  # others of a loop go on waiting there
+            waiter.end(session, room)  # others of a loop still wait there
         room.parked, room.until = tried.place, tried.until
         if tried.waiter_id > 0:
             session.ring(target.row, tried.waiter_id)

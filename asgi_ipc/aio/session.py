@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Known = TypeVar("Known")
 
-_STRETCH = 0.02  # seconds that a call may hold up an event loop for the lock
+_STRETCH = 0.02  # seconds that a call may block an event loop for the lock
 # Names that a layer remembers: groups, and names that were made up (with a "?" or "!"),
 CACHED = 20_000
 # and normal ones, which come again. Each costs a process about a kilobyte.
@@ -39,8 +39,8 @@ NAMES = 131_072
 class Session:
     """What a layer knows while it is attached. Detaching drops all of it by one assignment, so that
     nothing of one attachment is ever used with another. A call in progress keeps the session that
-    it began with. Two threads that attach at once each make one, for the same attachment: the layer
-    keeps that of the second, and the first call ends with its own."""
+    it began with. Two threads that attach at once each make a session, for the same attachment. The
+    layer keeps that of the second, and the first call ends with its own."""
 
     __slots__ = (
         "attachment",
@@ -79,7 +79,7 @@ class Session:
         self.store = attachment.store
         self.groups = attachment.groups
         self.ring = attachment.ring
-        # Who uses `section_of_three` rings these itself.
+        # A caller of `section_of_three` rings these itself.
         self.rings, self.ring_senders = attachment.due_rings, attachment.ring_senders
         self.put = attachment.store.put
         self.take = attachment.store.take
@@ -104,8 +104,8 @@ class Session:
         return self.store.words[S_EPOCH]
 
     def pending(self, place: int) -> bool:
-        """Whether those who wait at `place` may have something to do, without the lock: a message
-        is pending in the queue, or it is a set of senders, which have to look."""
+        """Whether waiters at `place` may have something to do, without the lock: a message is
+        pending in the queue, or it is a set of senders, which have to look."""
         return self.store.is_room(place) or self.store.words[place + Q_PENDING] & COUNT > 0
 
     def remember(self, known: dict[str, Known], name: str, what: Known) -> None:
@@ -166,7 +166,7 @@ class Base:
         self.spin = options.spin if (os.cpu_count() or 1) > 1 else 0.0
         timeout = options.lock_timeout
         self._waits = Waits(timeout if patience is None else patience, timeout)
-        self._wanted = Wanted.of(options)  # refuses a prefix, or sizes, that cannot be
+        self._wanted = Wanted.of(options)  # refuses an impossible prefix or sizes
         self.session: Session | None = None
         self.client_prefix = ""
         self.own = ""
@@ -177,7 +177,7 @@ class Base:
 
     @classmethod
     def for_loops(cls, options: Options) -> Self:
-        """A core whose calls hold up an event loop for at most 20 ms."""
+        """A core whose calls block an event loop for at most 20 ms."""
         return cls(options, min(_STRETCH, options.lock_timeout / 2))
 
     # -- attaching --------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class Base:
         session.attachment.do_upkeep(now, self.expiry, session.section)
 
     def after_upkeep(self, session: Session, now: float) -> Session:
-        """Do what is due, and return the session to go on with: another one in a forked child."""
+        """Do what is due, and return the session to use now: another one in a forked child."""
         try:
             self.upkeep(session, now)
         except Inherited:
@@ -231,7 +231,7 @@ class Base:
 
 
 def _section(of_three: SectionOfThree, attachment: Attachment) -> Section:
-    """`spread`, and the senders are rung for which the operation made room."""
+    """`spread`, which then rings the senders for which the operation made room."""
     rings, ring_senders = attachment.due_rings, attachment.ring_senders
 
     def section(operation: Callable[..., Any], /, *args: Any, **named: Any) -> Any:

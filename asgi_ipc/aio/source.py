@@ -43,8 +43,8 @@ class Source(native.Source):
         return store.park_if_empty(self.target.row, waiter_id)
 
     def ready(self) -> bool:
-        """Whether messages are pending in the queue, or only a look-up can tell: the queue has no
-        known row yet, or was flushed."""
+        """Whether messages are pending in the queue, or only a look-up can tell, because the queue
+        has no known row yet or was flushed."""
         words = self.target.words
         return words[Q_PENDING] & COUNT > 0 or words[R_GENERATION] != self.target.generation
 

@@ -1,15 +1,15 @@
-"""Spinning: looking on for a moment before going to sleep, where that pays.
+"""Spinning: checking for a moment before going to sleep, where that pays.
 
 Putting a process to sleep and waking it takes many times as long as passing a message through
 memory. Where messages come fast, a receive that finds nothing therefore spins for up to ``spin``
 seconds before it parks: a message that comes meanwhile needs no ring and no wakeup. Each channel
 learns whether that pays; a receive on several channels asks the one that is first this time. Every
-miss in a row makes spinning four times as rare, down to one wait in a thousand, and a hit makes it
-usual again. So a quiet channel costs next to nothing. A processor is kept busy between messages
-only where they come faster than ``spin``.
+miss in a row makes spinning four times as rare, down to one wait in a thousand, and a hit resets
+that. So a quiet channel costs next to nothing. A processor is kept busy between messages only where
+they come faster than ``spin``.
 
-A receive does not spin where a waiter is parked: a sender rings that one all the same, and it would
-wake for nothing each time.
+A receive does not spin where a waiter is parked: a sender rings that waiter anyway, and each time
+it would wake for nothing.
 
 Spinning only glances at memory, without the lock. It takes nothing and changes nothing in shared
 memory, so a receive may be interrupted in it at any point.
@@ -38,14 +38,14 @@ class Spin:
         self._misses, self._rest = 0, 1  # not at the first wait: most channels are quiet
 
     def rests(self) -> bool:
-        """Count a wait that is not to spin; False if it may be one that is."""
+        """Count a wait that must not spin; False if it may spin."""
         if self._rest <= 0:
             return False
         self._rest -= 1
         return True
 
     def due(self) -> bool:
-        """Count a wait; whether this one is to spin first."""
+        """Count a wait; return whether it has to spin first."""
         self._rest -= 1
         return self._rest < 0
 
@@ -74,7 +74,7 @@ def spinning(
     now = began = clock.monotonic()
     until = now + seconds
     end = until if deadline is None else min(until, deadline)
-    # Not for ever, even if the clock does not go on.
+    # Not for ever, even if the clock stands still.
     for _ in range(int(seconds / _QUICKEST) + 1):
         if not began <= now < end:
             break

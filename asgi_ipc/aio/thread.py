@@ -1,7 +1,7 @@
-"""How a thread waits: asleep in the kernel, in `poll` on its doorbell. Knows no event loop.
+"""How a thread waits: asleep in the kernel, in `poll` on its doorbell. Must not know an event loop.
 
-Nothing here suspends: the coroutine of a receive that is handed this way of waiting runs to its end
-at one go (`finished`).
+Nothing here suspends: the coroutine of a receive that is given this way of waiting runs to its end
+in one go (`finished`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _READABLE = select.POLLIN
 
 
 class _Select:
-    """What is used of `select.poll`, by `select.select`. eventlet takes the one away, and replaces
-    the other by one that lets its other green threads run."""
+    """The part of `select.poll` that is used here, by `select.select`. eventlet removes the first,
+    and replaces the second by one that lets its other green threads run."""
 
     def register(self, fd: int, events: int) -> None:
         self._fds = [fd]
@@ -50,8 +50,8 @@ class _Select:
 class ThreadWaiter(Waiter):
     """The waiter of one thread.
 
-    A thread that is woken first takes its message, for which somebody waits. It reads the rings
-    when it is about to park again.
+    A thread that is woken first takes its message, because its caller waits for it. It reads the
+    rings when it is about to park again.
     """
 
     rung: list[Source] | None = None  # where it was parked when it was rung, until it reads that
@@ -66,15 +66,15 @@ class ThreadWaiter(Waiter):
     def wake(self) -> None:
         """Another thread of this process has put something into an inbox that we wait for."""
         bell = self.bell
-        if bell is not None:  # else it is changing it, and looks before it sleeps again
+        if bell is not None:  # else that thread is changing it, and looks before it sleeps again
             bell.ring(ALL)
 
     def gone(self) -> bool:
         return False
 
     def begin(self, session: Session, sources: list[Source], spin: float) -> bool:
-        """Reads old rings first. Where there is a GIL, a thread does not spin beside others, which
-        would wait for it."""
+        """Reads old rings first. With a GIL, a thread does not spin beside others, which would have
+        to wait for it."""
         if self.rung:
             self.answer(session, sources)
         return spin > 0 and may_spin(sources, _sees) and not (other_threads() and has_gil())
@@ -97,7 +97,7 @@ class ThreadWaiter(Waiter):
             if row == ALL or row in [source.place for source in sources]:
                 mine = True
             elif row not in [source.place for source in before] or session.pending(row):
-                session.attachment.pass_on(row)  # else it was answered, and there is no more
+                session.attachment.pass_on(row)  # else it was answered, and nothing is left
         return mine
 
     async def wait(
@@ -124,7 +124,7 @@ class ThreadWaiter(Waiter):
             while True:
                 if deadline is not None:
                     until = deadline - (now or clock.monotonic())
-                    if until < left:  # else the clock does not go on: what was slept counts
+                    if until < left:  # else the clock stands still: the time slept counts
                         left = until
                     if left <= 0:
                         return False
@@ -132,7 +132,7 @@ class ThreadWaiter(Waiter):
                 if self.bell is None:
                     time.sleep(seconds)
                     if self._lost_bell(session):
-                        with contextlib.suppress(LockTimeout):  # ridden out by the receive
+                        with contextlib.suppress(LockTimeout):  # the receive keeps waiting
                             core.upkeep(session, clock.monotonic())
                             self._renew_bell(session)
                     return True
@@ -148,7 +148,7 @@ class ThreadWaiter(Waiter):
                             self._renew_bell(session)
                             return True
                     except LockTimeout:
-                        return True  # ridden out by the receive
+                        return True  # the receive keeps waiting
                 for source in sources:
                     if source.ready() or (source.inbox is not None and source.buffered()):
                         return True  # a process that sent, or flushed, may have died before it rang
@@ -166,7 +166,7 @@ class ThreadWaiter(Waiter):
 
 
 def _sees(source: Source) -> bool:
-    """A glance, without the lock: whether there may be something that a receive could have."""
+    """A glance, without the lock: whether there may be something that a receive could take."""
     return source.ready() or source.buffered()
 
 
@@ -188,7 +188,7 @@ BLOCKING = Way(waiter_of_thread, _pause)
 
 
 def finished(receive: Coroutine[Any, Any, Answer]) -> Answer:
-    """Run a coroutine that was handed `BLOCKING` to its end, without an event loop."""
+    """Run a coroutine that was given `BLOCKING` to its end, without an event loop."""
     try:
         receive.send(None)
     except StopIteration as end:

@@ -1,4 +1,4 @@
-"""What every waiter has: an id in the segment and a doorbell. How it sleeps is not known here.
+"""What every waiter has: an id in the segment and a doorbell. Must not know how it sleeps.
 
 There are four files of waits: `thread`, `hub` (what all event loops share), `loop` and `reactor`.
 """
@@ -63,9 +63,8 @@ class Waiter(ABC):
             self.waiter_id, self.bell = 0, None
 
     def _lost_bell(self, session: Session) -> bool:
-        """Whether nobody rings here any more: the doorbell was removed by hand or closed by the
-        program, or its row in the segment damaged. Or there was none, and it is time to try
-        again."""
+        """Whether nobody can ring here any more: somebody removed the doorbell, the program closed
+        it, or its row in the segment is damaged. Or there was none, and it is time to try again."""
         if not self.waiter_id:
             return not self._retry_at - CHECK_EVERY <= clock.monotonic() < self._retry_at
         lost = self.bell is not None and self.bell.lost()
@@ -84,20 +83,20 @@ class Waiter(ABC):
 
     @abstractmethod
     def begin(self, session: Session, sources: list[Source], spin: float) -> bool:
-        """A receive is about to take from `sources`; whether it is to spin before, for `spin`
+        """A receive is about to take from `sources`; whether it has to spin first, for `spin`
         seconds."""
 
     @abstractmethod
     async def spin(self, sources: list[Source], seconds: float, deadline: float | None) -> None:
-        """Look on until something comes, `seconds` are over, or the deadline has come."""
+        """Check until something comes, `seconds` are over, or the deadline has come."""
 
     def is_parked(self, source: Source) -> bool:
         """Whether this waiter is parked at the process-specific queue of `source` already."""
         return False
 
     def nap(self, source: Source, spin: float) -> Nap | None:
-        """A receive is about to sleep until its mailbox has something, and nothing else is to be
-        done for that: what it sleeps on. None if there is more to do, as always for a thread."""
+        """A receive is about to sleep until its mailbox has something, and that needs nothing else:
+        return what it sleeps on. None if there is more to do, as always for a thread."""
         return None
 
     def woken(self, source: Source, sleep: Nap, now: float) -> None:
@@ -116,12 +115,12 @@ class Waiter(ABC):
         return False
 
     def end(self, session: Session, source: Source) -> None:  # noqa: B027 (threads have no others)
-        """A receive of this waiter no longer waits for `source`. Others of it may still do, and the
-        ring that this one answered may have been for them."""
+        """A receive of this waiter no longer waits for `source`. Others of it may still wait, and
+        the ring that this one answered may have been for them."""
 
 
 class Way(NamedTuple):
-    """A way of waiting: what a receive is handed."""
+    """A way of waiting: what a receive is given."""
 
     waiter: Callable[[Session], Waiter]  # the waiter of the caller, made when it first waits
     pause: Callable[[float], Coroutine[Any, Any, Any]]  # sleeps for some seconds
