@@ -65,7 +65,7 @@ class Attachment:
         flush: bool = False,
     ) -> None:
         """`flush`: discard the content of the store, which may be damaged, without reading it.
-        `on_vanished(self)` is called when somebody removed the segment."""
+        `on_vanished(self)` is called when the segment was removed."""
         self._resources = resources
         self._ringer = resources.ringer
         self._on_vanished = on_vanished
@@ -99,8 +99,9 @@ class Attachment:
     @property
     def due(self) -> float:
         """Time of the next upkeep; every send and receive compares it with the clock. It has no
-        upper bound: one more comparison would be felt, and no kernel sets this clock back. Where
-        something else did (libfaketime, setns), the next receive that waits does what is due."""
+        upper bound: one more comparison would cost noticeable time, and no kernel sets this clock
+        back. If something else did (libfaketime, setns), the next receive that waits does what is
+        due."""
         return self.due_word[()]
 
     @due.setter
@@ -120,7 +121,7 @@ class Attachment:
         return self._resources.make_section_of_three(waits, recover)
 
     def flush(self, waits: Waits) -> None:
-        """Discard all messages and groups, also in a store that recovery gives up on."""
+        """Discard all messages and groups, even in a store that recovery cannot repair."""
         self._check_usable(look=False)
         section = self.make_section(waits, recover=lambda: None)
         section(self._flush)
@@ -133,7 +134,7 @@ class Attachment:
         recovery.flush(self.store, clock.monotonic())
 
     def disown(self) -> None:
-        """In a forked child: let go of what is the parent's, and let nobody use it."""
+        """In a forked child: release what belongs to the parent, and prevent its use."""
         for bell in self.bells.keys():
             bell.forget()
         self._resources.disown()
@@ -143,7 +144,7 @@ class Attachment:
         self.due = 0.0  # so that a call that was in progress notices
 
     def end(self) -> None:
-        """The interpreter is ending: let nobody use it any more."""
+        """The interpreter is ending: prevent further use."""
         self.broken = SegmentError(LEFT)
         self.ended = True
         self.due = 0.0  # so that calls of other threads notice
@@ -153,7 +154,7 @@ class Attachment:
         return error if self.broken is None else self.why_broken()
 
     def why_broken(self) -> IPCError:
-        """`broken` as an exception of its own: several threads must not raise the same."""
+        """`broken` as a new exception: several threads must not raise the same one."""
         assert self.broken is not None
         return type(self.broken)(*self.broken.args)
 
@@ -177,7 +178,7 @@ class Attachment:
             pass
         except (SegmentError, ValueError) as error:
             if self.explain(error) is error:
-                raise  # else it was sent, and then this process left at exit
+                raise  # otherwise it was sent, and then this process left at exit
 
     def _pick_another(self, row: int, waiter_id: int, generation: int) -> int:
         """Inside a section: pick a waiter instead of one that is gone; 0 if there is none."""
@@ -197,8 +198,8 @@ class Attachment:
             self.ring(place, waiter_id)
 
     def pass_on(self, row: int) -> None:
-        """Pass on a ring for the queue at `row`, or for a set of senders, that its waiter has no
-        use for."""
+        """Pass on a ring for the queue at `row`, or for a set of senders, that its waiter does not
+        need."""
         with contextlib.suppress(LockTimeout):
             waiter_id = self.section(self.store.pick_if_pending, row)
             if waiter_id:
@@ -283,9 +284,10 @@ class Attachment:
             return False
 
     def _check_usable(self, look: bool = True) -> None:
-        """Raise CorruptHeader if the segment was cut short; and, if this is to `look` at its name,
+        """Raise CorruptHeader if the segment was cut short; and, if it has to `look` at its name,
         SegmentVanished if it was removed, and ForeignSegment or IncompatibleSegment if this process
-        changed its user or its clock, and may not use it. The next call then attaches again."""
+        changed its user or its clock and may no longer use it. The next call then attaches
+        again."""
         try:
             if self.broken is None:
                 self.segment.check_length()

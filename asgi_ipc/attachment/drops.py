@@ -35,7 +35,7 @@ class DropLog:
         self._logged: dict[int, float] = {}
 
     def __call__(self, reason: int, where: str, why: str = "", later: bool = False) -> None:
-        """Log that a message was dropped, unless the last line about `reason` is too young.
+        """Log that a message was dropped, unless the last line about `reason` is too recent.
         `later`: once no lock is held."""
         now = clock.monotonic()
         if 0 <= now - self._logged.get(reason, -LOG_EVERY) < LOG_EVERY:

@@ -2,15 +2,15 @@
 
 The queue of ``specific.X!`` holds the messages of every socket of a process. The thread or loop
 that is woken drains it in one go into the inbox, which routes by local part, so that one slow
-socket never holds up the others. Each local part has a `Mailbox`: what it has got, and who waits
-for it.
+socket never delays the others. Each local part has a `Mailbox`: its messages, and the receives that
+wait for them.
 
 Feeding happens inside a section, by one thread at a time. Taking, joining and parting need no lock,
 with the GIL or without: each is made of single calls of methods of a dict, a list or a deque, which
 Python promises to be safe between threads. Their keys and items are compared without running Python
 code. One `list.pop` decides who gets a message. Between two calls another thread may change
 anything, so what is iterated over is a copy. An inbox must not wait, and must not ring: it says
-which receives are to be woken.
+which receives have to be woken.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _SEPARATOR = LOCAL_SEPARATOR.decode("ascii")
 # Messages by which a mailbox may exceed its capacity where this process sends to itself: a receive
 # that takes one which is still being routed puts it back. Meanwhile a send may have found room.
 IN_HAND = 16
-_FEW = 4  # mailboxes of which it is asked under the lock whether anybody waits there
-_LISTED = 4096  # mailboxes listed in the order, beside twice those that have something
+_FEW = 4  # mailboxes that are checked for waiting receives under the lock
+_LISTED = 4096  # mailboxes listed in the order, in addition to twice those that have something
 _NEVER = float("inf")
 
 
@@ -57,7 +57,7 @@ class Drained:
         self.body = body
         self.expires = expires
         self.shared = shared  # by several local parts
-        # The decoded message, once somebody took it, if copies do as well as decoding it again.
+        # The decoded message, once a receive took it, if a copy is as good as decoding it again.
         self.message: dict[str, Any] | None = None
 
 
@@ -65,14 +65,14 @@ Entry = tuple[str, Drained]  # the local part that it is for
 
 
 class Mailbox:
-    """What one local part has, the oldest first, and who waits for it."""
+    """The messages of one local part, the oldest first, and the receives that wait for them."""
 
     __slots__ = ("local", "messages", "more", "waiting")
 
     def __init__(self, local: str | None) -> None:
         self.local = local
         # A list takes far less memory than a deque, of which thousands would not fit into the
-        # cache. What it has no place for is in `more`; while there is any, that gets what comes.
+        # cache. What does not fit is in `more`; while that has any, it gets new messages.
         self.messages: list[Drained] = []
         self.more: deque[Drained] | None = None
         self.waiting: list[Waiting] = []
@@ -160,15 +160,15 @@ class Inbox:
         self.slack = 0  # 0 or IN_HAND
         self.suspects = Suspects()
         self._boxes: dict[str | None, Mailbox] = {}
-        self.threads: list[Waiting] = []  # those that wait here
-        self._any = Mailbox(ANY)  # has nothing: those who take any wait there
-        self._tidy_at = _LONG  # how many boxes there are when the empty ones are to be forgotten
+        self.threads: list[Waiting] = []  # the threads that wait here
+        self._any = Mailbox(ANY)  # has no messages: receives that take any wait there
+        self._tidy_at = _LONG  # the number of boxes at which the empty ones are removed
         # The mailboxes of each message (number, mailboxes in reverse order), the oldest first, for
-        # those who take any; None until somebody does. A mailbox from which the message has been
+        # receives that take any; None until there is one. A mailbox from which the message has been
         # taken may still be listed.
         self._order: deque[tuple[int, list[Mailbox]]] | None = None
         self._listed = 0  # how many mailboxes are in it,
-        self._most_listed = _LISTED  # and when those that have nothing are to be left out
+        self._most_listed = _LISTED  # and the number at which empty ones are left out
         # The sequence number of the last message that was routed completely. Later ones are still
         # being routed: nobody takes them.
         self._newest = 0
@@ -190,23 +190,23 @@ class Inbox:
         return found
 
     def enter(self, store: Store) -> None:
-        """Be filled from `store`: first that of one attachment, later perhaps that of the next."""
+        """Fill it from `store`: first that of one attachment, later perhaps that of the next."""
         self._store = store
         self._words = store.words
 
     def leave(self) -> None:
-        """Outlive the attachment: what refers to its store keeps the memory mapped. May be called
-        twice."""
+        """Outlive the attachment: a reference to its store would keep the memory mapped. May be
+        called twice."""
         with contextlib.suppress(AttributeError):
             del self._words
         with contextlib.suppress(AttributeError):
             del self._store
 
     def rests(self, now: float) -> bool:
-        """Whether the upkeep finds nothing to do here; then it has looked."""
+        """Whether the upkeep finds nothing to do here. If so, this counts as its look."""
         if self._filled or self.suspects or len(self._boxes) > self._tidy_at:
             return False
-        self.suspects.looked = now  # the time until then is no suspect's
+        self.suspects.looked = now  # the time until then counts for no suspect
         return True
 
     # -- filling ----------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ class Inbox:
             seq, boxes = first
             if seq > newest:
                 return None
-            # What is no longer of use is taken out, and what another thread has put in its place
+            # What is out of date is taken out, and what another thread has put in its place
             # meanwhile is put back.
             with contextlib.suppress(IndexError):
                 if not boxes:
@@ -370,8 +370,8 @@ class Inbox:
         return None
 
     def _keep_order(self) -> deque[tuple[int, list[Mailbox]]]:
-        """Begin to keep the order. What is fed from now on adds itself; if it is also found here,
-        the second time says nothing."""
+        """Begin to keep the order. Messages that are fed from now on add themselves. If one is also
+        found here, the second entry has no effect."""
         order = self._order = deque()
         there = [
             (drained.seq, [box]) for box in self._boxes.copy().values() for drained in box.all()
@@ -382,8 +382,8 @@ class Inbox:
         return order
 
     def visited(self, local: str | None) -> None:
-        """A receive for `local` has looked: its channel is not abandoned, message or no message.
-        A receive for ANY reads all channels."""
+        """A receive for `local` has looked: its channel is not abandoned, with or without a
+        message. A receive for ANY reads all channels."""
         if local is ANY:
             self.suspects.clear()
         else:
@@ -442,7 +442,7 @@ class Inbox:
 
     def fed(self) -> dict[Mailbox, None]:
         """Inside the section that fed it: the mailboxes that got something, for `to_wake`. None if
-        nobody waits: who joins after that sees what is there."""
+        no receive waits: one that joins later sees what is there."""
         fed = self._fed
         if len(fed) <= _FEW and not self._any.waiting:
             for box in fed:
@@ -455,9 +455,8 @@ class Inbox:
         return fed
 
     def to_wake(self, fed: Iterable[Mailbox]) -> list[Waiting]:
-        """Return whom to wake after feeding: the first receive of each mailbox that got something.
-        Not inside a section: a receive is asked, and with it its loop, whether it can still
-        wake."""
+        """Return the receives to wake after feeding: the first of each mailbox that got something.
+        Not inside a section: this asks a receive, and so its loop, whether it can still wake."""
         anybody = self._any.waiting
         found = []
         for box in fed:
@@ -469,8 +468,8 @@ class Inbox:
         return found
 
     def overdue(self) -> list[Waiting]:
-        """Return who sleeps although something is there: the thread that fed it was interrupted
-        before it woke anybody."""
+        """Return the receives that sleep although something is there: the thread that fed it was
+        interrupted before it woke any."""
         if not self._filled:
             return []
         boxes = [*self._boxes.copy().values(), self._any]
@@ -478,7 +477,7 @@ class Inbox:
         return [first for first in found if first is not None]
 
     def join(self, local: str | None, receive: Waiting) -> bool:
-        """Enter a receive that is about to sleep; True if it need not, as something is there."""
+        """Enter a receive that is about to sleep; True if something is there already."""
         if self.suspects:
             self.visited(local)
         if local is ANY:
@@ -490,12 +489,12 @@ class Inbox:
             if box is None:
                 box = boxes.setdefault(local, Mailbox(local))
             box.waiting.append(receive)
-            # Else `_tidy` has just forgotten the mailbox, and who joins it is not found there.
+            # Otherwise `_tidy` has just removed the mailbox, and a receive in it is not found.
             if boxes.get(local) is box:
                 return bool(box.messages or box.more) and box.has(self._newest)
 
     def part(self, local: str | None, receive: Waiting) -> None:
-        """Take out a receive that sleeps no longer. What it leaves there is for the next one."""
+        """Take out a receive that no longer sleeps. What it leaves there is for the next one."""
         box = self._any if local is ANY else self._boxes.get(local)
         if box is None:
             return
@@ -512,7 +511,7 @@ class Inbox:
                 first.wake()
 
     def tidy(self) -> None:
-        """Inside a section: forget mailboxes that nobody uses, if there are many."""
+        """Inside a section: remove mailboxes that nobody uses, if there are many."""
         if len(self._boxes) > self._tidy_at:
             self._tidy()
 
@@ -548,7 +547,7 @@ class Inbox:
                 return
 
     def part_senders(self, local: str | None, send: Waiting) -> None:
-        """Take out a send that sleeps no longer."""
+        """Take out a send that no longer sleeps."""
         sends = self.sending.get(local)
         if sends is None:
             return
@@ -566,13 +565,13 @@ class Inbox:
 
 
 def wake(inbox: Inbox, fed: Iterable[Mailbox]) -> None:
-    """Not inside a section: wake those for whom an inbox was fed."""
+    """Not inside a section: wake the receives that an inbox was fed for."""
     for waiting in inbox.to_wake(fed):
         waiting.wake()
 
 
 def _first(receives: list[Waiting] | None) -> Waiting | None:
-    """Return the first receive that can still wake, and forget those before it."""
+    """Return the first receive that can still wake, and remove those before it."""
     while receives:
         try:
             first = receives[0]

@@ -1,8 +1,8 @@
 """This process: which attachments it has, one for each prefix, and who uses them.
 
 `attach` finds or makes one. It is released when no layer refers to it any more; a forked child
-begins with none. Where a fork ran no fork handlers, `notice_fork` does what they do: whoever uses
-what a process remembers of itself calls it before. This module must not know what an attachment
+begins with none. If a fork ran no fork handlers, `notice_fork` does what they do: code that uses
+what a process remembers of itself calls it first. This module must not know what an attachment
 does.
 """
 
@@ -36,13 +36,13 @@ R = TypeVar("R")
 
 
 class User(Protocol):
-    """What is told about attachments: see `register`."""
+    """An object that is told about attachments: see `register`."""
 
     def detach(self, attachment: Attachment) -> None:
         """An attachment must not be used any more."""
 
     def forked(self) -> None:
-        """This object has become another process's."""
+        """This object now belongs to another process."""
 
 
 # By prefix, or by provider where it is not shared memory. Used while the guard is held. One that is
@@ -54,7 +54,7 @@ _attachments: weakref.WeakValueDictionary[Provider | str, Attachment] = (
 _finalizers: WeakKeys[Attachment, weakref.finalize[Any, Any]] = WeakKeys()
 _users: WeakKeys[User, None] = WeakKeys()
 # What is not released yet, and whose it is. An entry goes when its release has ended: one that
-# fails, for want of memory say, is tried again.
+# fails, for lack of memory for example, is tried again.
 _held: dict[Resources, weakref.ref[Attachment]] = {}
 # Inboxes of attachments that are gone, by prefix and nonce of the segment. What was drained into
 # them and not delivered yet is for the next attachment of this process.
@@ -64,10 +64,10 @@ _directories: set[str] = set()  # beside the segments that this process ever att
 
 class _Guard:
     """Held while this process attaches or leaves a segment. Finalizers run at any time, also in a
-    thread that holds it: they only try to enter, and leave their work to the holder.
+    thread that holds it: they only try to enter, and otherwise leave their work to the holder.
 
     As with a section, a signal handler may raise an exception anywhere: each method enters in a
-    `try` whose `except` leaves again, and both can be done twice.
+    `try` whose `except` leaves again, and both may happen twice.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class _Guard:
         return result
 
     def _leave(self) -> None:
-        """Release the lock. No call further out holds it: none began while this thread did."""
+        """Release the lock. No outer call holds it: none began while this thread held it."""
         while self._lock._is_owned():
             self._lock.release()
 
@@ -150,7 +150,7 @@ def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
     key = wanted.provider or wanted.prefix
     found = _attachments.get(key)
     if found is not None and not found.is_usable():
-        # Layers that were attached before notice it for themselves, and raise SegmentVanished.
+        # Layers that were attached before notice it themselves, and raise SegmentVanished.
         found = None
     if found is None:
         found = _attachments[key] = _make(wanted, waits, flush)
@@ -172,7 +172,7 @@ def _find_or_make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
 
 
 def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
-    # Another thread may just have let go of an attachment, and not have come to its finalizer. This
+    # Another thread may just have released an attachment, and not have reached its finalizer. This
     # process would still own queues by it, and refuse them to the new one.
     for resources in _gone():
         _release(resources)
@@ -195,7 +195,7 @@ def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
 
 
 def attached_processes(members: str) -> dict[int, int]:
-    """Return who is attached, read from the file of byte locks at `members`: index → process id."""
+    """Return the attached processes, read from the file of byte locks at `members`: index → pid."""
     notice_fork()
     try:
         return _guard.run(Members.glance, members)
@@ -207,7 +207,7 @@ def attached_processes(members: str) -> dict[int, int]:
 
 
 def register(user: User) -> None:
-    """Tell `user` from now on when an attachment must not be used any more, and of a fork."""
+    """From now on, tell `user` when an attachment must not be used any more, and of a fork."""
     _users[user] = None
 
 
@@ -232,7 +232,7 @@ def detach_all() -> list[Attachment]:
 
 
 def _gone() -> list[Resources]:
-    """What attachments that are gone have left to be released."""
+    """What attachments that are gone have left to release."""
     held = _held.copy().items()
     return [each for each, of in held if (attachment := of()) is None or attachment.ended]
 
@@ -247,8 +247,8 @@ def _release_later() -> None:
 
 
 def _release(resources: Resources) -> None:
-    """Leave a segment, and keep what was drained from it and can still be received. A second time
-    does what the first did not come to."""
+    """Leave a segment, and keep what was drained from it and can still be received. A second
+    call does what the first did not reach."""
     if resources.pid != os.getpid():
         resources.disown()  # forked without fork handlers: all of this is the parent's
     else:
@@ -323,7 +323,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """Let go of the parent's attachments: the child attaches for itself with its first call."""
+    """Release the parent's attachments: the child attaches with its first call."""
     global _guard
     _guard = _Guard()
     for attachment, finalizer in _finalizers.items():

@@ -31,7 +31,7 @@ from ..store.store import Store
 from .drops import DropLog
 from .inbox import Inbox
 
-_RENEWAL = 0.01  # seconds to wait for those who attach; an event loop waits, too
+_RENEWAL = 0.01  # seconds to wait for processes that attach; an event loop waits, too
 
 
 class Resources:
@@ -111,8 +111,9 @@ class Resources:
         to try it again.
 
         Some deaths are not reported: before Linux 5.18, victims of the OOM killer leave their
-        robust mutexes locked. No living thread can take such a mutex. So if the mutex names a
-        thread after that was found dead, under the flock, nobody else renews or takes it meanwhile.
+        robust mutexes locked. No living thread can take such a mutex. So if the mutex still
+        names a thread after that was found dead, under the flock, nobody else renews or takes it
+        meanwhile.
         """
         if not isinstance(self.lock, Mutex) or (holder and self._may_live(holder)):
             return False
@@ -120,7 +121,7 @@ class Resources:
             with self.segment.exclusively(_RENEWAL):
                 if not holder:
                     self.lock.restore()
-                elif not self._may_live(holder):  # it may have let go and ended, and the id be used
+                elif not self._may_live(holder):  # it may have ended, and its id be reused
                     self.lock.report_death(holder)
         except LockTimeout:
             return not holder  # others attach, or verify the segment: later
@@ -129,9 +130,10 @@ class Resources:
     def _may_live(self, holder: int) -> bool:
         """Whether a thread that the mutex names may be alive. If not, that is certain.
 
-        If its id has been given to a thread of another program meanwhile, that is dead, too: who
-        holds the mutex has the segment in its memory. And if it has been given to a thread of this
-        process, this process can tell. What may not be seen counts as alive.
+        If its id has been given to a thread of another program meanwhile, the holder is dead, too:
+        a holder of the mutex has the segment in its memory. If the id has been given to a thread of
+        this process, this process can tell. A thread that this process may not inspect counts
+        as alive.
         """
         if is_dead(holder):
             return False
@@ -156,7 +158,7 @@ class Resources:
                     self.segment.check_length()
                 section = make_section(self.lock, self.store.words, self._recover, Waits(1.0, 1.0))
                 section(self._leave)
-        # Unless `_leave` did it. It comes before others take this process for gone: who attaches
+        # Unless `_leave` did it. It comes before others see this process as gone: one that attaches
         # alone makes the lock new, and a daemon thread may be in the middle of a change.
         self._close()
         self.ringer.close()
@@ -168,7 +170,7 @@ class Resources:
         a change. Its next section finds the memory released."""
         if self.store.words[self.process + P_GENERATION] == self._generation:
             self.store.leave(self.process, clock.monotonic())
-        # Else it lost its byte lock, was dead to others, and the row is perhaps another's already.
+        # Otherwise it lost its byte lock, others took it for dead, and the row may be another's.
         self._close()
 
     def _close(self) -> None:

@@ -1,17 +1,17 @@
 """Suspects: channels of this process for which a message expired unread.
 
 The socket of such a channel may be gone, or its handler may just be slow. Only silence tells: a
-channel on which nothing is received for `PATIENCE` times ``expiry`` from then on is taken for
+channel on which nothing is received for `PATIENCE` times ``expiry`` from then on counts as
 *abandoned*. Any receive that names the channel ends the suspicion. This module must not end
-memberships (`upkeep` does), and knows no message.
+memberships (`upkeep` does that), and must not know messages.
 """
 
 from __future__ import annotations
 
 from itertools import takewhile
 
-PATIENCE = 10  # times `expiry`: how long nothing is received on a suspect until it is abandoned
-MOST = 10_000  # suspects of one queue; while there are so many, no others become suspect
+PATIENCE = 10  # times `expiry` without a receive, until a suspect is abandoned
+MOST = 10_000  # suspects of one queue; at this number, no others become suspect
 
 
 class Suspects(dict[str, tuple[float, int]]):
@@ -19,8 +19,8 @@ class Suspects(dict[str, tuple[float, int]]):
     `time`, and the store's counter then, which is higher than the generation of every membership
     that the channel had.
 
-    A receive removes its own with `pop` or `clear`, in any thread and without the lock. The rest of
-    the time it is changed inside sections.
+    A receive removes its own with `pop` or `clear`, in any thread and without the lock. All other
+    changes are made inside sections.
     """
 
     time = 0.0  # seconds in which this process could have received
@@ -30,8 +30,8 @@ class Suspects(dict[str, tuple[float, int]]):
         """Inside a section: let time pass up to `now`. `every`: seconds between two looks, if
         nothing delays them.
 
-        A process that was stopped, or whose loop was held up, did not look meanwhile, and nobody
-        could receive: so one look counts for at most `expiry`.
+        A process that was stopped, or whose loop was blocked, did not look meanwhile, and could
+        not receive. So one look counts for at most `expiry`.
         """
         self.time += min(max(now - self.looked, 0.0), max(expiry, 2 * every))
         self.looked = now
@@ -46,6 +46,6 @@ class Suspects(dict[str, tuple[float, int]]):
     def abandoned(self, expiry: float) -> dict[bytes, int]:
         """The local parts on which nothing was received for too long, and the counter of each."""
         before = self.time - PATIENCE * expiry
-        # They are in the order of their times, so the first that is too young ends the search.
+        # They are in the order of their times, so the first that is too recent ends the search.
         overdue = takewhile(lambda suspect: suspect[1][0] <= before, self.copy().items())
         return {local.encode("ascii"): counter for local, (_, counter) in overdue}

@@ -1,15 +1,15 @@
 """Whether the look that each waiter takes once a second would find nothing new.
 
 A process that only waits wakes once a second, and by then nothing that it needs is in a cache of
-the processor. What the look costs is how much code and data it touches. So this asks, in one
-function, what has to be asked each second, and compares it with what the last whole look saw. Where
+the processor. The cost of the look depends on how much code and data it touches. So one function
+asks what has to be asked each second, and compares it with what the last whole look saw. If
 anything is different, or only a whole look can tell, the answer is no.
 
-Whoever removes, renames or replaces a file changes its number of links or the time of its last
-change (ctime). So the status of an open file says whether its name still means it, which is much
-cheaper than to look the name up.
+Removing, renaming or replacing a file changes its number of links or the time of its last change
+(ctime). So the status of an open file says whether its name still means it. That is much cheaper
+than looking the name up.
 
-This module must not change anything but when the next looks are due.
+This module must change nothing except when the next looks are due.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SWEPT_WITHIN = 10.0
 # steps of up to 10 ms.
 _TELLS = 0.1
 _MEMBERS = S_TABLES + 2 * TABLE_WORDS + T_USED  # how many there are
-_FREE = struct.pack("h", F_UNLCK)  # how the answer to F_GETLK begins where nobody has a lock
+_FREE = struct.pack("h", F_UNLCK)  # how the answer to F_GETLK begins if nobody has a lock
 
 
 ANY = -1
@@ -71,7 +71,7 @@ class File(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What a waiter has of its own: its doorbell, and its row in the segment."""
+    """What belongs to a waiter: its doorbell, and its row in the segment."""
 
     bell: Any  # a `File`, as `known` made it
     row: int
@@ -110,7 +110,7 @@ are_files: Callable[[Any], bool] = native_are_files if LOADED else _are_files
 
 
 def file_of(number: int) -> File:
-    """What is known of an open file now, but for its size and when it changed."""
+    """What is known of an open file now, except its size and when it changed."""
     status = os.fstat(number)
     return File(number, status.st_ino, status.st_dev, status.st_nlink)
 
@@ -184,9 +184,11 @@ class Unchanged:
         are_files: Callable[[Any], bool] = are_files,
         geteuid: Callable[[], int] = os.geteuid,
     ) -> float:
-        """The time if nothing is new, and then the next looks are put off; else 0.0. `hubs`: how
-        many loops of this process are known to run. Raises ValueError if the segment was left
-        meanwhile."""
+        """The time if nothing is new, and then the next looks are postponed; otherwise 0.0.
+
+        `hubs`: how many loops of this process are known to run. Raises ValueError if the segment
+        was left meanwhile.
+        """
         now = clock.monotonic()
         # A fork wipes `due`. A jump of the clock may mean that it is another one.
         if not self._due[()] or not 0 <= now - self._last < 2 * CHECK_EVERY or now > self._until:
@@ -220,7 +222,7 @@ class Unchanged:
         return now
 
     def _all_live(self, now: float) -> bool:
-        """Look for all processes whether all of them live; see `Upkeep.run`."""
+        """Check, for all processes, whether all of them live; see `Upkeep.run`."""
         if not now < self._upkeep.tidy_at:
             return False
         if self._words[S_COUNTER] != self._counter:

@@ -2,7 +2,7 @@
 expire, free what is not used any more.
 
 It runs inside the calls of the layers and in the safety checks of waiting receives: there is no
-thread for it. This module must not know who waits or how: it asks a hub only whether its loop is
+thread for it. This module must not know what waits or how: it asks a hub only whether its loop is
 closed.
 """
 
@@ -41,7 +41,7 @@ from .weak import WeakKeys
 
 logger = logging.getLogger("asgi_ipc")
 
-CHECK_EVERY = 1.0  # seconds between two looks at the segment's name and at who lives
+CHECK_EVERY = 1.0  # seconds between two looks at the segment's name and at which processes live
 SWEEP_EVERY = 1.0  # seconds between two sweeps,
 SWEEP_SOON = 0.1  # while messages are pending, or the last sweep found something to clear up, and
 SWEEP_HURRY = 0.002  # when it left something that can be cleared up at once
@@ -63,10 +63,10 @@ class Hub(Protocol):
         """Whether receives of the loop wait at a process-specific queue."""
 
     def retire(self) -> None:
-        """Let go of the doorbell: the loop is closed."""
+        """Release the doorbell: the loop is closed."""
 
     def release(self) -> None:
-        """Let go of the loop, if no receive of it waits: a layer is closed."""
+        """Release the loop, if no receive of it waits: a layer is closed."""
 
 
 class Departure:
@@ -79,7 +79,7 @@ class Departure:
         self.first = inbox.queue + next(iter(abandoned)).decode("ascii")  # of the channels
         self._target = target
         self._abandoned = abandoned
-        self._at = 0  # where to go on
+        self._at = 0  # where to continue
 
     def end_memberships(self, groups: Groups) -> bool:
         """Inside a section: end some; False if there are more."""
@@ -144,7 +144,7 @@ class Upkeep:
         return min(self.check_at, now + SWEEP_SOON, doubles[S_SWEEP_AT])
 
     def check_due(self, now: float) -> bool:
-        """Whether it is time to look at the segment's name and at who lives."""
+        """Whether it is time to look at the segment's name and at which processes live."""
         return not now < self.check_at <= now + CHECK_EVERY
 
     def _sweep(self, now: float) -> float:
@@ -161,14 +161,14 @@ class Upkeep:
     # -- waiters that are gone --------------------------------------------------------------------
 
     def retire_hubs(self) -> None:
-        """Let go of the waiters of loops that were closed."""
+        """Release the waiters of loops that were closed."""
         for loop, hub in self._hubs.items():
             if hub.closed() and self._hubs.pop(loop) is not None:  # else another thread does it
                 hub.retire()
 
     def free_orphans(self, section: Section) -> None:
         """Give back the waiter ids of threads and loops that ended. Bits that they left in waiter
-        sets are removed by the processes that come across them."""
+        sets are removed by the processes that find them."""
         while True:
             try:
                 orphan = self.orphans.pop()

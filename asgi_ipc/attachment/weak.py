@@ -1,9 +1,9 @@
-"""Things that are known while they live, for several threads and for finalizers.
+"""Objects that are known while they live, for several threads and for finalizers.
 
-The sets and dicts of `weakref` are not for that: another thread can change one while it is iterated
-over, which raises RuntimeError or leaves something out, and without the GIL two threads can disturb
-what they note about iterations. Here every step is one call of a method of a dict, which Python
-promises to be safe between threads. No lock is taken, because finalizers may run anywhere.
+The sets and dicts of `weakref` are not safe for that: another thread can change one during an
+iteration, which raises RuntimeError or leaves something out. Without the GIL, two threads can even
+disturb what these note about iterations. Here every step is one call of a method of a dict, which
+Python promises to be safe between threads. No lock is taken, because finalizers may run anywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class WeakKeys(Generic[K, V]):
     def __setitem__(self, key: K, value: V) -> None:
         number, myself = id(key), weakref.ref(self)
 
-        def forget(_: object) -> None:  # called before another object can have this id
+        def forget(_: object) -> None:  # called before another object can get this id
             known = myself()  # weak, or the entries would keep each other alive
             if known is not None:
                 known.entries.pop(number, None)
@@ -37,7 +37,7 @@ class WeakKeys(Generic[K, V]):
         return _value(self.entries.get(id(key)), key)
 
     def pop(self, key: K) -> V | None:
-        """The same, and forget it. Of several threads, one gets it."""
+        """The same, and remove it. Of several threads, only one gets it."""
         return _value(self.entries.pop(id(key), None), key)
 
     def __len__(self) -> int:
@@ -58,6 +58,6 @@ class WeakKeys(Generic[K, V]):
 
 
 def _value(entry: tuple[weakref.ref[K], V] | None, key: K) -> V | None:
-    """The value of an entry. One whose `forget` was interrupted, by a signal handler that raised,
-    has stayed behind for an object that now has its id."""
+    """The value of an entry. An entry whose `forget` was interrupted, by a signal handler that
+    raised, has stayed behind; another object may have its id now."""
     return entry[1] if entry is not None and entry[0]() is key else None
