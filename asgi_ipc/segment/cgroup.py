@@ -2,9 +2,9 @@
 
 It only reads what the kernel shows: it must not know what the memory is for.
 
-A cgroup refuses nothing, unlike tmpfs: it sends the OOM killer, so one has to ask first. But before
-that it reclaims: memory that the kernel can take back is not used up. It keeps as many files in its
-page cache as the limit allows, and each that is read again counts as active.
+Unlike tmpfs, a cgroup does not refuse memory: it starts the OOM killer, so the package has to check
+first. But before that the kernel reclaims memory: what it can take back is not used up. It keeps as
+many files in the page cache as the limit allows, and each file that is read again counts as active.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _cgroup_files() -> Iterator[tuple[str, str]]:
 
 
 def _reclaimable(folder: str, margin: int) -> int:
-    """Bytes that the kernel takes back before it kills: page cache and slabs. Of what is in use, it
-    is left a margin, or half, as in the kernel's own MemAvailable: programs run from there."""
+    """Bytes that the kernel takes back before it kills: page cache and slabs. A margin, or half, of
+    the cache in use is left out, as in the kernel's own MemAvailable: programs run from there."""
     found: dict[str, int] = {}
     with (
         contextlib.suppress(OSError, ValueError),

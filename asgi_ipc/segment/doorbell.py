@@ -1,12 +1,12 @@
 """Doorbells: how a sender wakes a waiter. Each waiter, a thread or a loop, has a FIFO.
 
-What wakes is apart from what is known: the queue and its waiter set say *that* there is a message;
-the doorbell only makes its waiter look. Each ring is the row of a queue in 4 bytes, so that a loop
-with thousands of tasks looks at one queue and not at all of them; 0 means all.
+Waking is separate from knowing: the queue and its waiter set say *that* there is a message. The
+doorbell only makes its waiter look. Each ring is the row of a queue in 4 bytes, so a loop with
+thousands of tasks looks at one queue and not at all of them; 0 means all.
 
-Why a FIFO: it has a name, so that an unrelated process can open it (an eventfd has none); it has a
-descriptor, so that a loop or poll can wait on it (a semaphore has none); it has permissions; and it
-tells the sender when nobody reads it any more.
+Why a FIFO: it has a name, so an unrelated process can open it (an eventfd has no name). It has a
+descriptor, so a loop or poll can wait for it (a semaphore has no descriptor). It has permissions.
+And it tells the sender when nobody reads it any more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _getsignal: Callable[[int], object] = getattr(signal, "_signal", signal).getsign
 _SIGPIPE, _SIG_IGN = int(signal.SIGPIPE), int(signal.SIG_IGN)
 _pack_ring, _unpack_ring = struct.Struct("=I").pack, struct.Struct("=I").unpack
 
-_ROOM = 4096  # bytes read at once; more rings than that mean: look at everything
+_ROOM = 4096  # bytes read at once; if there are more rings, look at everything
 _READS = 16  # reads of a bell that was full: 64 KiB, as much as a FIFO holds
 ALL = 0
 _CLOSED = "the doorbell is closed"
@@ -70,7 +70,7 @@ class Doorbell:
 
     def answer(self) -> list[int]:
         """Take all rings that have arrived; [ALL] if some may have been lost, [] for none."""
-        bell = self._open  # which keeps it open, also if another thread closes this at exit
+        bell = self._open  # which keeps it open, even if another thread closes this at exit
         if bell is None:
             raise ValueError(_CLOSED)
         if bell.lost():
@@ -84,13 +84,13 @@ class Doorbell:
             return [*_unpack_ring(read)]
         if len(read) == _ROOM or len(read) % 4:
             with contextlib.suppress(BlockingIOError):
-                for _ in range(_READS):  # no more: somebody may write as fast as this reads
+                for _ in range(_READS):  # no more: a process may write as fast as this reads
                     posix.read(fd, _ROOM)
             return [ALL]
         return list(dict.fromkeys(array("I", read)))
 
     def ring(self, row: int) -> None:
-        """Ring this bell from a thread of its own process."""
+        """Ring this bell from a thread of the same process."""
         bell = self._open
         if bell is not None and not bell.lost():
             with contextlib.suppress(OSError):  # full of rings: the waiter knows
@@ -124,7 +124,7 @@ class Ringer:
     _complained = False
 
     def __init__(self, directory: str, nonce: int, group: int | None = None) -> None:
-        """`group`: whose members ring each other, by its id; None: those of this process's."""
+        """`group`: the id of the group whose members ring each other; None: the process's own."""
         self._directory = directory
         self._nonce = nonce
         self._group = group
@@ -137,7 +137,7 @@ class Ringer:
             try:
                 known = self._connect(waiter_id, generation)
             except OSError as error:
-                # Out of descriptors, say: that is a problem of this process, not the waiter's end.
+                # Out of descriptors, for example: a problem of this process, not the waiter's end.
                 self._complain(error)
                 return error.errno not in _GONE
             if known is None:

@@ -50,7 +50,7 @@ _latest: dict[int, int] = {}  # number of a descriptor → id of the last `Descr
 
 
 class DescriptorsLost(SegmentError):
-    """The program closed descriptors of this package: the caller begins again."""
+    """The program closed descriptors of this package: the caller has to begin again."""
 
 
 def _is_file(
@@ -69,7 +69,7 @@ class Descriptor:
 
     One thread may drop it while another is about to use it: the number must not mean another file
     in between. A program may also close all its descriptors (``os.closerange``), and its own files
-    then get their numbers. So what is `lost` is neither used nor closed.
+    then get these numbers. So a descriptor that is `lost` is neither used nor closed.
     """
 
     __slots__ = ("_closing", "_file", "number")
@@ -98,7 +98,7 @@ class Descriptor:
         os.lseek(self.number, _MARK, os.SEEK_SET)
 
     def marked(self) -> bool:
-        """Whether the number still means this file: as `lost` tells, and far quicker."""
+        """Whether the number still means this file: the same as `lost` tells, but far faster."""
         try:
             at = os.lseek(self.number, 0, os.SEEK_CUR)
         except OSError:
@@ -108,7 +108,7 @@ class Descriptor:
     def close(
         self, close: Callable[[int], None] = os.close, latest: dict[int, int] = _latest
     ) -> None:
-        """Close it now. May be called again, also after an exception out of a signal handler."""
+        """Close it now. May be called again, even after an exception of a signal handler."""
         ours = self._file is None or not self.lost()
         if latest.get(self.number) == id(self):
             self._closing = ours
@@ -129,8 +129,8 @@ class Descriptor:
 def raise_above(fd: int) -> int:
     """Return a descriptor for the same file that is above 2, and close this one if it is not.
 
-    Where a program has closed its standard streams, a new file takes their number, and the next
-    line that somebody prints would go into it.
+    If a program has closed its standard streams, a new file gets one of their numbers, and the next
+    line that is printed would go into it.
     """
     if fd > _STANDARD:
         return fd
@@ -141,8 +141,8 @@ def raise_above(fd: int) -> int:
 
 
 def map_file(fd: int, size: int, prot: int = mmap.PROT_READ | mmap.PROT_WRITE) -> mmap.mmap:
-    """Map a file. The mapping has a descriptor of its own, which is above 2 as well."""
-    fillers: list[Descriptor] = []  # what takes the numbers up to there meanwhile
+    """Map a file. The mapping has its own descriptor, which is above 2 as well."""
+    fillers: list[Descriptor] = []  # they occupy the numbers up to 2 meanwhile
     for number in range(_STANDARD + 1):
         try:
             os.fstat(number)
@@ -239,7 +239,7 @@ def check_owner(
     group: int | None = None,
 ) -> None:
     """Refuse what another user made, unless `mode` opens the layer to a group that we share: to
-    `group`, if one is named, else to one that this process is in.
+    `group`, if one is named, otherwise to one that this process is in.
 
     Also refuses what everybody can write, and what is not of this `kind`. Raises ForeignSegment.
     """
@@ -262,8 +262,8 @@ def check_owner(
 
 
 def foreign_remedy(path: str, uid: int | None = None) -> str:
-    """What to do about something that another user made, who came first: another prefix would
-    only divide the processes."""
+    """What to do about something that another user made first: another prefix would only divide the
+    processes."""
     for there in (path, os.path.dirname(path)):
         with contextlib.suppress(OSError):
             uid = os.lstat(there).st_uid if uid is None else uid
@@ -282,7 +282,7 @@ def attach_lock(
 ) -> Iterator[None]:
     """Hold the flock under which everything beside a segment is created and removed.
 
-    Those who wait get it in the order in which they came. Creates the directory and the file if
+    Threads that wait get it in the order in which they came. Creates the directory and the file if
     there are none. With `mode` None it creates nothing, opens the file of any user, and raises
     FileNotFoundError. Raises LockTimeout after `timeout` seconds.
     """
@@ -309,16 +309,16 @@ def attach_lock(
                 # Not only closed: a child that was forked meanwhile has it open too.
                 fcntl.flock(opened.number, fcntl.LOCK_UN)
         finally:
-            # Again: an exception out of a signal handler may have come in between.
+            # Again: an exception of a signal handler may have come in between.
             fcntl.flock(opened.number, fcntl.LOCK_UN)
         if ours:
             return
 
 
 def _flocked(opened: Descriptor, path: str, seconds: float) -> bool:
-    """Take the flock on the file at `path` within `seconds`; whether that worked."""
+    """Take the flock on the file at `path` within `seconds`; return whether that worked."""
     began, waited = clock.monotonic(), 0.0
-    # Under gevent or eventlet a "thread" that blocks holds up all others.
+    # Under gevent or eventlet a "thread" that blocks stops all others.
     threads = isinstance(start_new_thread, BuiltinFunctionType)
     while True:
         try:
@@ -337,15 +337,15 @@ def _flocked(opened: Descriptor, path: str, seconds: float) -> bool:
                     threads = False  # this process may not start one
             pause = 0.02
         time.sleep(pause)
-        # What was slept counts, even if the clock does not go on.
+        # The time slept counts, even if the clock stands still.
         waited = max(waited + pause, clock.monotonic() - began)
 
 
 def _flocked_by_a_thread(opened: Descriptor, path: str, seconds: float) -> bool:
-    """Have a thread wait in the kernel, which wakes one process after the other, and the first that
-    came first. A thread that gets the lock too late lets go of it at once; until then the next
-    calls for the same file poll, so that there is never more than one such thread."""
-    decided: dict[str, bool] = {}  # by who was first: the thread, or the end of the time
+    """Have a thread wait in the kernel, which wakes one process after the other, in the order in
+    which they came. A thread that gets the lock too late releases it at once. Until then the next
+    calls for the same file poll, so there is never more than one such thread."""
+    decided: dict[str, bool] = {}  # by what came first: the thread, or the end of the time
     done = allocate_lock()
     done.acquire()
 
@@ -374,7 +374,7 @@ def _flocked_by_a_thread(opened: Descriptor, path: str, seconds: float) -> bool:
 
 
 def _complaint(paths: Paths, timeout: float) -> str:
-    """Tell a user who holds the flock that others did not get."""
+    """Tell a user which process holds the flock that others did not get."""
     pid = flock_holder(paths.attach_lock)
     if not pid:
         who = "processes that cannot be seen from here held it. Look for one that is stopped"
@@ -402,7 +402,7 @@ def _open_attach_lock(paths: Paths, mode: int, group: int | None) -> int:
     made."""
     made = _make_directory(paths.directory, mode, group)
     try:
-        # Told before the directory is removed: it may have taken the last inode.
+        # Explained before the directory is removed: it may have taken the last inode.
         with told(f"create {paths.attach_lock}", FileNotFoundError):
             return open_file(paths.attach_lock, mode, group)
     except BaseException:
@@ -414,7 +414,7 @@ def _open_attach_lock(paths: Paths, mode: int, group: int | None) -> int:
 
 def _make_directory(path: str, mode: int, group: int | None) -> bool:
     """Make a directory, or check that the one that is there is ours. Returns whether it is new."""
-    mode |= (mode & 0o444) >> 2  # who may read may also look inside
+    mode |= (mode & 0o444) >> 2  # a user who may read may also look inside
     if mode & 0o060:
         mode |= stat.S_ISGID  # files in it belong to the group, no matter who creates them
     try:
@@ -450,10 +450,10 @@ class Members:
     A process may also have several copies of this package: in sub-interpreters, or imported twice.
     They know nothing of each other. So each claim is also a lock that belongs to the open file
     (OFD), on a byte far behind the others, in a stretch that only this process uses. These locks
-    are reported, and closing another descriptor does not drop them. Other processes go by the fcntl
-    locks alone: a fork inherits the others. Who closes the file holds the whole stretch, so that no
-    copy has a claim or makes one meanwhile, and leaves it open where one has. Where there are no
-    OFD locks (macOS), a process must have one copy.
+    are reported, and closing another descriptor does not drop them. Other processes use only the
+    fcntl locks, because a fork inherits the OFD locks. A copy that closes the file holds the whole
+    stretch meanwhile, so that no other copy can make a claim. If another copy has a claim, it
+    leaves the file open. Without OFD locks (macOS), a process must have only one copy.
     """
 
     _open: dict[tuple[int, int], Members] = {}
@@ -475,7 +475,7 @@ class Members:
 
     @classmethod
     def _known(cls, path: str) -> Members | None:
-        """The object for the file at `path`, if there is one, with one user more."""
+        """The object for the file at `path`, if there is one, with one more user."""
         try:
             found = os.stat(path, follow_symlinks=False)
         except FileNotFoundError:
@@ -498,8 +498,8 @@ class Members:
 
     @classmethod
     def _close_unused(cls) -> None:
-        """Close what this copy does not use any more, and no other copy has a claim in; that may
-        have had one when the last user here left."""
+        """Close files that this copy no longer uses, and in which no other copy has a claim.
+        Another copy may have had one when the last user here left."""
         for key, members in list(cls._open.items()):
             if not members._users and (
                 members.lost() or members._mark(fcntl.F_RDLCK, 0, MAX_PROCESSES)
@@ -561,7 +561,7 @@ class Members:
 
     @classmethod
     def glance(cls, path: str) -> dict[int, int]:
-        """Who holds which byte, this process included: index → process id, 0 for a process of
+        """The holder of each byte, including this process: index → process id, 0 for a process of
         another PID namespace. Does not create the file, and only needs to read it."""
         members = cls._known(path)
         if members is None:
@@ -582,7 +582,7 @@ class Members:
 
     def held(self, index: int, count: int = 1) -> bool:
         """Whether another process holds one of the bytes, or another copy of this package in this
-        process. What this copy has claimed is not reported."""
+        process. Claims of this copy are not reported."""
         kind = self._ask(fcntl.F_GETLK, index, count)[0]
         return kind != fcntl.F_UNLCK or self._elsewhere(index, count)
 
@@ -618,7 +618,7 @@ class Members:
                 gaps += [gap for gap in ((at, first), (last, end)) if gap[0] < gap[1]]
 
     def _ask(self, command: int, index: int, count: int) -> tuple[int, int, int, int]:
-        """A lock of others on some bytes: (kind, start, length, pid). Who closes the file
+        """A lock of others on some bytes: (kind, start, length, pid). A copy that closes the file
         is not reported."""
         kind, start, length, pid = fcntl.F_UNLCK, 0, 0, 0
         if self.lost():

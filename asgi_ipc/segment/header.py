@@ -1,4 +1,4 @@
-"""The header of a segment: how it is written, and the one judgement of it for all who open one.
+"""The header of a segment: how it is written, and the one check of it for all that open one.
 
 The creator of a segment writes the header once; its magic word comes last and publishes the
 segment. This module works on memory and on copies of it: it must not open or remove anything.
@@ -38,10 +38,10 @@ class Fault(NamedTuple):
 
 
 class Header:
-    """What a header says, copied, and whether that can be so."""
+    """A copy of what a header says, and whether that is possible."""
 
     def __init__(self, page: bytes, size: int) -> None:
-        """`page`: the first page of the segment, or what there is of it; `size`: its bytes."""
+        """`page`: the first page of the segment, or the part that exists; `size`: its bytes."""
         page = page[: at.PAGE].ljust(at.PAGE, b"\0")
         words = memoryview(page).cast("Q")
         self.identity = page[: at.H_LOCK * at.WORD]  # the bytes that nobody changes
@@ -78,7 +78,7 @@ class Header:
 
     @property
     def of_an_earlier_boot(self) -> bool:
-        """Whether the clock began again since the segment was made: its times mean nothing now."""
+        """Whether the clock restarted since the segment was made: its times mean nothing now."""
         return not self.created <= clock.monotonic()
 
     def fault(self) -> Fault | None:
@@ -93,7 +93,7 @@ class Header:
                 f"has layout version {self.version}, and this package has version {at.VERSION}",
                 "Use the asgi-ipc of the processes that made it, or another prefix",
             )
-        whole = max(self.sizes) <= self.size  # or the layout would be of absurd numbers
+        whole = max(self.sizes) <= self.size  # otherwise the layout would have absurd numbers
         if not (whole and self.layout.size == self.said_size == self.size):
             return Fault(CorruptHeader, "has a header that contradicts itself")
         if self.mode not in MODES:

@@ -1,4 +1,4 @@
-"""Words that read 0 in the child of every fork, by which a process notices that it is another one.
+"""Words that read 0 in the child of every fork, so that a process notices that it is a new one.
 
 Python's fork handlers do not run where a program forks in C, as uWSGI does. The kernel wipes the
 page of such a word in the child (MADV_WIPEONFORK, since Linux 4.14), so a look costs next to
@@ -20,7 +20,7 @@ _NO_ADVICE = -1
 
 
 class Word(Protocol):
-    """A number at the index (): a view without dimensions is read quicker than one of one."""
+    """A number at the index (): a view without dimensions is read faster than a view with one."""
 
     def __getitem__(self, index: tuple[()], /) -> float: ...
 
@@ -28,7 +28,7 @@ class Word(Protocol):
 
 
 class CheckedWord:
-    """The same where the kernel does not wipe: it compares the process id."""
+    """The same for kernels that do not wipe: it compares the process id."""
 
     def __init__(self) -> None:
         self._value, self._pid = 0.0, os.getpid()
@@ -44,7 +44,7 @@ def wiped_word() -> Word:
     """A new word of this process. It is 0.0 at first, and in every child."""
     if sys.platform == "linux":
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        # An emulator may accept any advice and follow none.
+        # An emulator may accept any advice and ignore it.
         if _follows(page, _WIPE_ON_FORK) and not _follows(page, _NO_ADVICE):
             return memoryview(page)[:WORD].cast("d", ())
     return CheckedWord()

@@ -1,8 +1,8 @@
 """The lock of a segment: one that the kernel releases when its holder dies.
 
 It is a robust, error-checking, process-shared mutex in the segment, taken through `ctypes.PyDLL`,
-which does not let go of the interpreter: a thread that held the mutex and waited to come back, for
-the GIL or for the end of a garbage collection that stops all threads, would stall every other
+which does not release the interpreter. A thread that released it, got the mutex and then waited for
+the GIL, or for the end of a garbage collection that stops all threads, would stall every other
 process. Where such mutexes do not exist, and with ``lock="file"``, it is a flock.
 
 Both locks have the same calls. Only `section` may take and release them.
@@ -54,12 +54,12 @@ _HOLDER, _OWNER_DIED, _WAITED_FOR = 0x3FFFFFFF, 0x40000000, 0x80000000  # in the
 
 def _one_gil() -> bool:
     """Whether at most one thread of this process is in Python: it has a GIL, and no interpreter has
-    one of its own."""
+    its own GIL."""
     if not has_gil():
         return False
     try:
         interpreters: Any = import_module("_interpreters")
-    except ImportError:  # before Python 3.13, where those with a GIL of their own have no ctypes
+    except ImportError:  # before Python 3.13, where those with their own GIL have no ctypes
         return True
     try:
         found = [interpreters.get_config(each[0]).gil for each in interpreters.list_all()]
@@ -82,7 +82,7 @@ def machine() -> int:
 
 
 def init_mutex(memory: mmap.mmap, offset: int) -> None:
-    """Make a mutex at `offset`. Nobody may hold or try the one that was there before."""
+    """Make a mutex at `offset`. No thread may hold or try the one that was there before."""
     attributes = ctypes.create_string_buffer(64)
     mutex = ctypes.create_string_buffer(LOCK_BYTES)
     for call, *arguments in (
@@ -108,7 +108,7 @@ class Mutex:
         self.handle = ctypes.byref(ctypes.c_char.from_buffer(memory, offset))
         self.trylock = _libc["pthread_mutex_trylock"]
         self.unlock = _libc["pthread_mutex_unlock"]
-        self.unlock.restype = None  # nobody needs the result, and to make an int of it costs time
+        self.unlock.restype = None  # the result is not needed, and making an int of it takes time
         self.consistent = _libc["pthread_mutex_consistent"]
         self._futex = ctypes.c_uint32.from_buffer(memory, offset + _FUTEX)
         self._state = ctypes.c_uint32.from_buffer(memory, offset + _STATE)
@@ -118,12 +118,12 @@ class Mutex:
         return bool(self._state.value & 0x7FFFFFFF == _LOST)
 
     def held_by(self, thread: int) -> bool:
-        """Whether a thread of this process, which its futex word names, holds the mutex. It does
-        not if a dead thread had the same id. True if that cannot be told.
+        """Whether a thread of this process, which the futex word names, holds the mutex. It does
+        not if a dead thread had the same id. True if that is unknown.
 
         The kernel has the answer: the list of mutexes that it releases when the thread ends. No
-        other thread takes or releases one meanwhile, because that is done with the GIL held. Where
-        there is none, or more than one, only the caller itself can be asked.
+        other thread takes or releases one meanwhile, because that is done with the GIL held.
+        Without a GIL, or with several, only the caller itself can be asked.
 
         The thread may have taken it at another address: this process may have mapped the segment
         more than once (another copy of the package, `verify`, an attachment that it left at exit).
@@ -222,7 +222,7 @@ class FileLock:
                 opened = Descriptor(open_file(self.handle, self._mode, self._group))
                 opened.mark()
                 local.opened = opened
-        local.inside = True  # before it is true: a signal handler in between must not enter too
+        local.inside = True  # before it is true: a signal handler in between must not enter, too
         try:
             fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

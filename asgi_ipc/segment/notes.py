@@ -1,9 +1,9 @@
 """Warnings that are logged once no lock is held.
 
-Whoever handles a log line may do anything: block, send by the same layer, fork. Under the lock of a
-segment, the flock of those who attach or the guard of the process, that would hold up others or
-come back into the same call. So what runs there makes a note, and who has let go of the locks tells
-it. In the folders ``store/`` and ``segment/`` nothing else logs.
+A log handler may do anything: block, send by the same layer, fork. Under the lock of a segment, the
+flock of processes that attach or the guard of the process, that would block others or re-enter the
+same call. So code that runs there makes a note, and the note is logged once the locks are released.
+In the folders ``store/`` and ``segment/`` nothing else logs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ telling: set[int] = set()  # the threads that are in `tell`
 
 
 def note(text: str, *args: str | int) -> None:
-    """Have a warning logged by the next `tell`, of whichever thread. `args` fill `text`, as in a
-    call of a logger, and must be no objects of users."""
+    """Have a warning logged by the next `tell` of any thread. `args` fill `text`, as in a call of a
+    logger, and must not be objects of users."""
     waiting.append((text, args))
 
 
@@ -28,8 +28,8 @@ def tell() -> None:
     """Log what was noted. Must not be called under any lock, nor by a finalizer, which may run
     under one.
 
-    What a handler's own calls note meanwhile is for a later `tell`: a handler that attaches, and is
-    warned of the same thing each time, would never end.
+    Notes that a handler's own calls make meanwhile are left for a later `tell`. Otherwise a handler
+    that attaches, and gets the same warning each time, would never end.
     """
     thread = get_ident()
     if thread in telling:
@@ -47,6 +47,6 @@ def tell() -> None:
 
 
 def forget() -> None:
-    """In a forked child: what the parent noted, it tells itself. A child of a handler is in it."""
+    """In a forked child: the parent logs its own notes. A child of a handler is still in `tell`."""
     waiting.clear()
     telling.intersection_update((get_ident(),))

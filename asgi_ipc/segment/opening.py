@@ -55,7 +55,7 @@ _IN_ORDER = 8  # free ids that a process tries, from the lowest on, before it be
 
 
 def attach(wanted: Wanted, timeout: float = PATIENCE) -> tuple[Segment, int]:
-    """Open the segment of a prefix and claim a process id; create or replace it first if need be.
+    """Open the segment of a prefix and claim a process id; create or replace it first if needed.
 
     Returns the segment and the index whose byte this process now holds. Raises LockTimeout if
     others attach for `timeout` seconds, IncompatibleSegment, ForeignSegment, CorruptHeader, or
@@ -73,7 +73,7 @@ def _attach(paths: Paths, wanted: Wanted, doing: str) -> tuple[Segment, int]:
     """`attach`, under the flock. If it fails and nobody uses what is there, it leaves nothing."""
     segment, members, unused = None, None, not os.path.exists(paths.members)
     try:
-        with told(doing):  # before there is room again: the error says what there was none of
+        with told(doing):  # before there is room again: the error says what was missing
             members = Members.open(paths.members, wanted.mode, wanted.group)
             alive = bool(members.claimed) or members.held(0, MAX_PROCESSES)
             segment = _open(paths, wanted, members, alive)
@@ -95,17 +95,17 @@ def _attach(paths: Paths, wanted: Wanted, doing: str) -> tuple[Segment, int]:
 
 
 def _held(segment: Segment) -> bool:
-    """Whether a living thread may hold the mutex, in a process that lost its byte lock: because the
-    program closed its descriptors, say."""
+    """Whether a living thread may hold the mutex, in a process that lost its byte lock, for example
+    because the program closed its descriptors."""
     holder = mutex_holder(segment.memory[H_LOCK * WORD : H_LOCK * WORD + LOCK_BYTES])
     return holder != 0 and not is_dead(holder) and segment.may_be_mapped_by(holder)
 
 
 def _claim_index(segment: Segment) -> int:
-    """Claim a process id: one whose row is free, or else one of a process that died.
+    """Claim a process id: one whose row is free, otherwise one of a process that died.
 
-    Many that start at once have claimed an id and not made its row yet: after a few that are taken
-    each process goes on somewhere else.
+    Processes that start at once may have claimed an id and not made its row yet. So after a few ids
+    that are taken, each process continues somewhere else.
     """
     first = segment.layout.processes + P_GENERATION
     rows = memoryview(segment.memory).cast("Q")[first : first + MAX_PROCESSES * PROCESS_WORDS]
@@ -223,7 +223,7 @@ def _open_existing(paths: Paths, write: bool) -> Descriptor:
 
 
 def _others(prefix: str) -> str:
-    """Which prefixes there are: those that look like this one, or else all, if they are few."""
+    """The prefixes that exist: those that look like this one, or all of them, if they are few."""
     from difflib import get_close_matches
 
     there = prefixes()
@@ -273,8 +273,8 @@ def destroy(prefix: str) -> bool:
 
 
 def remove_unless(paths: Paths, in_use: Callable[[Paths], object]) -> bool:
-    """Remove the same unless it is `in_use`, which is asked while nobody can attach. Whether it was
-    removed. Raises ForeignSegment."""
+    """Remove the same unless it is `in_use`, which is asked while nobody can attach. Return whether
+    it was removed. Raises ForeignSegment."""
     with told(f"remove the segment of prefix {paths.prefix!r}"), attach_lock(paths, 0o600):
         if in_use(paths):
             return False

@@ -3,10 +3,10 @@
 Beside each segment is a directory with
 
 - ``attach.lock``: a process that creates, replaces or removes anything holds a flock on it;
-- ``members``: each attached process holds an fcntl lock on the byte at the offset of its id. The
-  kernel thus says who lives: the lock ends with the process, however that ends, a fork does not
-  inherit it, and it is right across PID namespaces. Behind these bytes, copies of this package in
-  one process tell each other what they hold (`files.Members`);
+- ``members``: each attached process holds an fcntl lock on the byte at the offset of its id. So
+  the kernel says which processes live: the lock ends with the process, however that ends, a fork
+  does not inherit it, and it works across PID namespaces. By locks behind these bytes, copies of
+  this package in one process tell each other what they hold (`files.Members`);
 - ``section.lock``: the lock itself, with the option ``lock="file"``;
 - the doorbells of the waiters.
 

@@ -96,7 +96,7 @@ def mapped_at(*addresses: int) -> list[tuple[str, int, int] | None]:
 
 
 def open_files_of(pid: int) -> tuple[int, int]:
-    """How many files a process has open, and its limit; (0, 0) if they cannot be read."""
+    """The number of files that a process has open, and its limit; (0, 0) if they cannot be read."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         used = len(os.listdir(f"/proc/{pid}/fd"))
         with open(f"/proc/{pid}/limits") as file:
@@ -122,7 +122,7 @@ def shows_threads() -> bool:
 
 def has_mapped(thread: int, inode: int) -> bool:
     """Whether the process of a thread may have a file in its memory: False only if /proc shows that
-    it has not. Other devices may have a file of that number, which does not matter."""
+    it does not. Other devices may have a file with that number, which does not matter."""
     try:
         # Not that of the process: its main thread may have ended, and then it shows nothing.
         with open(f"/proc/{thread}/maps", "rb") as file:

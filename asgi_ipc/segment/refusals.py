@@ -1,7 +1,7 @@
-"""What the operating system refuses, in words: what there is too little of, and the remedy.
+"""What the operating system refuses, in words: what is missing, and the remedy.
 
-Every call on the system that a user's call leads to ends here if it fails in a way that its caller
-does not expect, so that all that is raised is an error of this package.
+Every system call that a user's call leads to ends here if it fails in a way that its caller does
+not expect. So only errors of this package are raised.
 """
 
 from __future__ import annotations

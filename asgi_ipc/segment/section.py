@@ -47,8 +47,9 @@ R = TypeVar("R")
 
 _SPINS = 30  # tries in a row before the first sleep, about as long as a section takes
 _LONGEST_SLEEP = 0.001  # seconds
-# Seconds between two looks whether the holder is dead, for who waits longer: where a dead thread
-# had the id of a thread of another process, only that can tell, before the others give up.
+# Seconds between two checks whether the holder is dead, for threads that wait longer: if a dead
+# thread had the id of a thread of another process, only that process can tell, before the others
+# give up.
 _ASK_EVERY = 1.0
 
 # What Python raises when a value read from memory leads outside, or cannot be a count.
@@ -117,8 +118,8 @@ def make_section_of_three(
 ) -> SectionOfThree:
     """Return ``section(operation, a, b, c)``, which runs an operation of the store under the lock.
 
-    It takes exactly three arguments because `put` and `take` are called through it: to pass on any
-    number of them takes a tenth of the time of a whole section.
+    It takes exactly three arguments because `put` and `take` are called through it. Passing on any
+    number of arguments would take a tenth of the time of a whole section.
 
     `words` are those of the segment. `recover` is called, under the lock, when the store is dirty.
     `renew(holder)` frees the lock if its holder is dead after all, and says whether to try again;
@@ -141,7 +142,7 @@ def make_section_of_three(
         except BaseException as error:
             # A lost mutex must not even be unlocked: glibc takes this thread for its holder, and
             # crashes.
-            # Where `mine` is not set yet the lock may still be ours, unless an outer section has
+            # Where `mine` is not set yet, the lock may still be ours, unless an outer section has
             # it, or a dead thread that had the id of this one.
             if not isinstance(error, LockLost) and (
                 mine or (not _nested(sys._getframe(), lock) and lock.held_by(get_native_id()))
@@ -163,7 +164,7 @@ def make_section_of_three(
         deadline = began + patience
         tries, pause, slept, ask_at = 0, 0.0, 0.0, _ASK_EVERY
         if code == errno.EBUSY and lock.mine():
-            code = errno.EDEADLK  # which is what glibc says; musl does not
+            code = errno.EDEADLK  # as glibc says; musl does not
         while code:
             if code == errno.EOWNERDEAD:
                 consistent(handle)  # it is ours; the dirty word shows what its last holder left
@@ -176,7 +177,7 @@ def make_section_of_three(
                         "thread"
                     )
                 if lock.held_by(get_native_id()):
-                    return  # an earlier call lost track of it: it is ours nevertheless
+                    return  # an earlier call lost track of it: it is ours anyway
                 # A thread whose death was not reported had the id that this one has now.
                 if renew(lock.holder()):
                     code = trylock(handle)
@@ -191,7 +192,7 @@ def make_section_of_three(
             elif tries > _SPINS:
                 if clock.monotonic() >= deadline or slept > patience:
                     holder = lock.holder()
-                    if not holder:  # it was released this very moment: one more try
+                    if not holder:  # it was just released: one more try
                         code = trylock(handle)
                         if code != errno.EBUSY:
                             continue
@@ -206,7 +207,7 @@ def make_section_of_three(
                         code = trylock(handle)
                         continue
                 time.sleep(pause)
-                slept += pause  # it ends, even if the clock does not go on
+                slept += pause  # it ends, even if the clock stands still
                 pause = min(pause + 0.0001, _LONGEST_SLEEP)
             code = trylock(handle)
         if tries > _SPINS:  # it slept; `inspection` reads these

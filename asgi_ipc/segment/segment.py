@@ -1,10 +1,10 @@
 """An open segment: its memory, and what an attached process asks the operating system for.
 
-A segment has its full size as addresses from the start, and hardly any of it as memory: pages are
-reserved in steps, before they are touched, because tmpfs kills a process with SIGBUS that touches a
-page for which it has no memory. It does the same where the file has been cut short.
+A segment has its full size as address space from the start, but hardly any memory. Pages are
+reserved in steps, before they are touched, because tmpfs kills a process with SIGBUS if it touches
+a page for which there is no memory. The same happens if the file has been cut short.
 
-This module must not create, replace or remove a segment (`opening`), and knows nothing of what is
+This module must not create, replace or remove a segment (`opening`), and must not know what is
 stored in it.
 """
 
@@ -29,7 +29,7 @@ from .refusals import reason
 from .shm import open_memory
 from .wanted import Wanted
 
-# A mapping has a descriptor of its own, which closes with it. Where the program closed that, its
+# A mapping has its own descriptor, which closes with it. If the program closed that descriptor, its
 # number may be another file's.
 _stay_mapped: list[mmap.mmap] = []
 
@@ -72,7 +72,7 @@ class Segment:
     def reserve(self, offset: int, length: int) -> bool:
         """Make bytes of the segment safe to touch; False if there is no memory for them, and then
         `shortage` says why. Raises CorruptHeader as `check_length` does."""
-        self.check_length()  # the kernel would make the file longer again, and the middle zeros
+        self.check_length()  # the kernel would make the file longer again, with zeros in the middle
         why = "" if self._backed(offset, length) else cgroup_shortage(length)
         why = why or allocate(self.fd, offset, length)
         if why:
@@ -93,15 +93,15 @@ class Segment:
     def repair(self) -> None:
         """Before a flush, under the lock: restore what the flush relies on and cannot check itself.
 
-        That is the header, which nobody changes once it is written. And the rows of tables, which
-        may wrongly say how many they are: senders remember rows, and believe what is in them.
+        That is the header, which nobody changes once it is written, and the rows of tables. Senders
+        remember rows and believe what is in them, but the number of rows may be damaged.
         """
         end = len(self._identity)
         if self.memory[:end] != self._identity:
             self.memory[:end] = self._identity
         for table in (self.layout.queues, self.layout.groups, self.layout.members):
             at, end = table.base * WORD, table.end * WORD
-            # Only what has memory behind it: the rest holds zeros, and must not be touched. Where
+            # Only where there is memory: the rest holds zeros, and must not be touched. Where
             # the kernel cannot tell, the flush has to believe the tables.
             with contextlib.suppress(OSError):
                 while (at := os.lseek(self.fd, at, os.SEEK_DATA)) < end:
@@ -245,7 +245,7 @@ def cgroup_shortage(length: int) -> str:
 
 
 def allocate(fd: int, offset: int, length: int) -> str:
-    """Have the kernel put memory behind some bytes of a segment. Returns "", or why it does not,
+    """Have the kernel reserve memory for some bytes of a segment. Returns "", or why it does not,
     and the remedy."""
     try:
         os.posix_fallocate(fd, offset, length)

@@ -1,9 +1,9 @@
 """Shared memory by name: opened, created and removed. Nothing else in the package does that.
 
 posix_ipc does it where it is installed. Elsewhere on Linux this uses the file in ``/dev/shm``, as
-``shm_open`` of glibc and of musl does: posix_ipc has no wheel for every Python, and to build it
-takes a compiler. Both ways lead to the same memory. Linux never opens by posix_ipc what exists: it
-would wait where somebody put a FIFO.
+``shm_open`` of glibc and of musl does: posix_ipc has no wheel for every Python, and building it
+needs a compiler. Both ways lead to the same memory. On Linux, posix_ipc never opens an existing
+object here: it would wait if somebody had put a FIFO there.
 
 A free-threaded Python does not import posix_ipc, which would turn the GIL on.
 
@@ -75,7 +75,7 @@ def create_memory(name: str, mode: int, size: int) -> int:
 
 
 def unlink_memory(name: str) -> None:
-    """Remove the name; whoever has the memory open keeps it.
+    """Remove the name; a process that has the memory open keeps it.
 
     Raises FileNotFoundError if there is no such name.
     """
@@ -94,7 +94,7 @@ def _open_file(name: str, flags: int, mode: int = 0) -> int:
 @contextlib.contextmanager
 def _as_os_error(name: str, existential: int) -> Iterator[None]:
     """Turn the errors of posix_ipc into those of the operating system. `existential`: the number
-    of the one that it calls an ExistentialError."""
+    of the one that it calls ExistentialError."""
     try:
         yield
         return

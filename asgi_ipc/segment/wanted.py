@@ -71,7 +71,7 @@ class Wanted(NamedTuple):
         return LOCK_FILE if self.lock == "file" or not robust_mutexes() else LOCK_MUTEX
 
     def layout(self) -> Layout:
-        """The layout of a new segment. Raises InvalidOption if that would be too large, or the
+        """The layout of a new segment. Raises InvalidOption if that would be too large, or if the
         largest message does not fit into it."""
         layout = Layout(*self.sizes)
         if not layout.largest_fits:
@@ -89,7 +89,7 @@ class Wanted(NamedTuple):
 
 
 def _group_id(group: str | int) -> int:
-    """The gid of a group by its name, or that gid. Raises InvalidOption if there is no such."""
+    """The gid of a group by its name, or that gid. Raises InvalidOption if there is none."""
     if isinstance(group, int):
         if not 0 <= group < (1 << 32) - 1:
             raise InvalidOption(f"group={group} is no gid")
