@@ -73,7 +73,7 @@ def summary(figures: Figures) -> Table:
         Column("one", "1 → 1, /s", ",.0f"),
         Column("four", "1 → 4, /s", ",.0f"),
         Column("call", "group send, ms", ",.2f"),
-        Column("last", "the last has it, ms", ",.0f"),
+        Column("last", "last delivery, ms", ",.0f"),
     )
     rows = [row(one["layer"], one["pair"]) for one in figures.rows("pair")]
     return Table("summary", "summary", columns, rows)

@@ -84,7 +84,7 @@ def idle(run: Run) -> Iterator[Table]:
             Column("times", "wakeups a second, each", ",.1f"),
         ),
         rows,
-        "of a floor there is a timer of one second, and nothing else",
+        "a floor is only a timer of one second",
     )
 
 
@@ -179,6 +179,6 @@ def recovery(run: Run) -> Iterator[Table]:
             Column("left", "messages still there", ",.0f"),
         ),
         rows,
-        "asgi_ipc is killed with the lock held and the store half changed, the others somewhere; "
-        "without\nfigures: no other process could use the layer any more",
+        "asgi_ipc is killed with the lock held and the store half changed, the others at any\n"
+        "point; no figures: no other process could use the layer any more",
     )

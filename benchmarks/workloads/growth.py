@@ -36,13 +36,13 @@ MESSAGES = Slope(
 )
 CHANNELS = Slope(
     "channels",
-    "backlog: a pair on another one of n channels each time, µs",
+    "backlog: a pair on a different one of n channels each time, µs",
     (1, 1_000, 10_000, 100_000),
 )
 GROUPS = Slope("groups", "backlog: a pair beside n groups, µs", (1, 1_000, 10_000))
 GROUP_SENDS = Slope(
     "group sends",
-    "backlog: a send to another one of n groups of one each time, and its receive, µs",
+    "backlog: a send to a different one of n groups of one member each time, and its receive, µs",
     (1, 1_000, 10_000),
 )
 SIZES = Slope(
@@ -155,5 +155,5 @@ def _slope(run: Run, slope: Slope, numbers: tuple[int, ...], entrants: list[Cont
             Column("flatness", "last / first", ",.2f"),
         ),
         rows,
-        "" if slope is SIZES else f"left out: what takes longer than {within:g} s to fill in",
+        "" if slope is SIZES else f"left out: setups that take longer than {within:g} s",
     )

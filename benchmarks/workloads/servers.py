@@ -240,7 +240,7 @@ def servers(run: Run) -> Iterator[Table]:
 
     entrants = [one for one in run.contenders if one.name in CHANNELS_4]
     sockets = SERVERS * run.effort(1, SOCKETS, SOCKETS)
-    note = f"{sockets} sockets; p50 and p99: until the last of them has heard"
+    note = f"{sockets} sockets; p50 and p99: until the last of them has the message"
     lacking = [one for one in ("daphne", "websockets", "channels") if find_spec(one) is None]
     if lacking:
         entrants, note = [], f"left out, not installed: {', '.join(lacking)}"

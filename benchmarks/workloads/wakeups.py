@@ -225,6 +225,6 @@ def wakeups(run: Run) -> Iterator[Table]:
             f"Wakeups, {style}: round trip of two processes, medians",
             columns,
             rows,
-            "unpinned: the scheduler may keep both on one core or not, from one sample to the "
-            "next; where\nthe pinned columns differ much, the ratios of this one say little",
+            "unpinned: the scheduler may choose one core or two for each sample; where the pinned\n"
+            "columns differ much, the ratios of this column mean little",
         )
