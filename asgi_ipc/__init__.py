@@ -19,15 +19,6 @@ if sys.implementation.name != "cpython":
         "that use it on CPython"
     )
 
-try:
-    import ctypes as _ctypes  # noqa: F401
-except ImportError as _error:
-    raise ImportError(
-        f"asgi_ipc needs ctypes, and cannot import it: {_error}. In Python 3.12 that is so in an "
-        "interpreter with a GIL of its own; use Python 3.13 or later there, or an interpreter that "
-        "shares the GIL"
-    ) from _error
-
 from . import errors
 from .sync import IPCChannelLayer
 

@@ -241,8 +241,8 @@ class Hub(Waiter):
         if others:
             try:
                 self._rung_for(session, others)
-            except IPCError as error:
-                self._failed(error)
+            except (IPCError, ValueError) as error:
+                self._failed(session.attachment.explain(error))
 
     def _rung_for(self, session: Session, rows: list[int]) -> None:
         """Answer rings for queues at which no single receive sleeps."""
@@ -299,8 +299,8 @@ class Hub(Waiter):
                     waiting.wake()
                 if source.ready():
                     self._drain(session, source.queue)
-        except IPCError as error:
-            self._failed(error)
+        except (IPCError, ValueError) as error:  # another thread may release the memory, at exit
+            self._failed(session.attachment.explain(error))
 
     def _missed(self, session: Session) -> bool:
         """Whether there may be a message that nobody rang for."""
@@ -313,8 +313,10 @@ class Hub(Waiter):
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _failed(self, error: IPCError) -> None:
+    def _failed(self, error: Exception) -> None:
         """Raise what is wrong with the segment in every receive that waits for it."""
+        if not isinstance(error, IPCError):
+            raise error
         if not isinstance(error, LockTimeout):
             self._wake_all(error)
             return

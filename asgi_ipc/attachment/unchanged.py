@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from fcntl import F_GETLK, F_UNLCK, fcntl
 from typing import Any, NamedTuple
 
 from .. import clock
@@ -53,7 +52,6 @@ SWEPT_WITHIN = 10.0
 # steps of up to 10 ms.
 _TELLS = 0.1
 _MEMBERS = S_TABLES + 2 * TABLE_WORDS + T_USED  # how many there are
-_FREE = struct.pack("h", F_UNLCK)  # how the answer to F_GETLK begins if nobody has a lock
 
 
 ANY = -1
@@ -132,7 +130,6 @@ class Unchanged:
         "_inboxes",
         "_last",
         "_loops",
-        "_members_fd",
         "_others",
         "_resources",
         "_until",
@@ -162,8 +159,7 @@ class Unchanged:
         if not newest < clock.of_files() - _TELLS:
             return
         self._counter = 0
-        self._members_fd = segment.members.fileno()
-        self._files = known(_named(segment.fd, file), _named(self._members_fd, members))
+        self._files = known(_named(segment.fd, file), _named(segment.members.fileno(), members))
         self._user = os.geteuid()
         self._last, self._until = now, min(now + WHOLE_EVERY, self._upkeep.ending_at)
 
@@ -227,8 +223,7 @@ class Unchanged:
             return False
         if self._words[S_COUNTER] != self._counter:
             self._list_others()
-        for question in self._others:
-            if fcntl(self._members_fd, F_GETLK, question)[:2] == _FREE:
-                return False
+        if not self._resources.segment.members.all_held(self._others):
+            return False
         self._doubles[S_BURY_AT] = now + CHECK_EVERY
         return True

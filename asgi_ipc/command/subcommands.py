@@ -8,7 +8,8 @@ from typing import NamedTuple
 ABOUT = """\
 Look into the channel layers of this machine, and operate them.
 
-A layer is named by its prefix. Inspecting it takes no lock, and does not disturb its processes.
+A layer is named by its prefix. Inspecting it takes no lock, and does not
+disturb its processes.
 """
 EXIT_STATUS = """\
 Exit status: 0 success; 1 a check failed, or no message came; 2 wrong usage; 3 there is no such

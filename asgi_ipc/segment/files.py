@@ -42,6 +42,7 @@ _OFD_GETLK, _OFD_SETLK = (36, 37) if sys.platform == "linux" else (0, 0)
 _NO_OFD_LOCKS = (errno.EINVAL, errno.EPERM)
 _STRETCHES = 1 << 40  # behind the byte locks of all processes
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
+_FREE = struct.pack("h", fcntl.F_UNLCK)  # how the answer to F_GETLK begins on Linux: nobody has it
 
 
 _left_open: list[Descriptor] = []  # in a forked child
@@ -546,8 +547,15 @@ class Members:
         return self._fd
 
     def question(self, index: int) -> bytes:
-        """What to ask the kernel by F_GETLK: who holds the byte at `index`. Linux only."""
+        """What `all_held` asks about the byte at `index`. Linux only."""
         return _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, index, 1, 0)
+
+    def all_held(self, questions: list[bytes]) -> bool:
+        """Whether other processes hold all of these bytes."""
+        for question in questions:
+            if fcntl.fcntl(self._fd, fcntl.F_GETLK, question)[:2] == _FREE:
+                return False
+        return True
 
     def release(self, index: int) -> None:
         self.claimed.discard(index)

@@ -62,7 +62,7 @@ def test_other_sizes_in_the_same_process_are_warned_of(
 ) -> None:
     make().send("c", MESSAGE)
     make(message_memory=512 * KIB).send("c", MESSAGE)
-    assert str(256 * KIB) in caplog.text and "hold for all" in caplog.text
+    assert str(256 * KIB) in caplog.text and "apply to all" in caplog.text
     assert len(contents(make.look()).messages[b"c"]) == 2
 
 

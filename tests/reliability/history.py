@@ -375,7 +375,7 @@ class Chaos:
         begin = time.monotonic()
         os.kill(life.pid, how)
         if how == signal.SIGSTOP:
-            time.sleep(self.random.uniform(0.05, 0.7))
+            self._rest(self.random.uniform(0.05, 0.7))
             os.kill(life.pid, signal.SIGCONT)
             end = time.monotonic() + AFTER_STOP
         else:

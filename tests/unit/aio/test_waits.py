@@ -51,6 +51,7 @@ class Around:
             pass_on=self.passed_on.append,
             broken=None,
             unchanged=SimpleNamespace(holds=lambda *_: 0.0),
+            explain=lambda error: error,
         )
         self.store = SimpleNamespace(
             is_waiter=lambda *_: self.valid,
@@ -351,6 +352,19 @@ async def test_damage_is_raised_in_every_receive_of_a_loop(around: Any, often: N
     found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), LIVENESS)
     assert [type(error) for error in found] == [SegmentVanished, SegmentVanished]
     hub.release()
+
+
+async def test_memory_that_a_thread_releases_during_a_look_is_explained(
+    around: Any, often: None
+) -> None:
+    """At the end of an interpreter."""
+    hub = asyncio_hub(around)
+    first = start(hub, around, source())
+    await asyncio.sleep(0)
+    around.attachment.explain = lambda error: SegmentVanished(f"instead of {error}")
+    around.broken = ValueError("operation forbidden on released memoryview object")
+    with pytest.raises(SegmentVanished, match="released memoryview"):
+        await asyncio.wait_for(first, LIVENESS)
 
 
 async def test_a_busy_lock_wakes_every_receive_of_a_loop(around: Any, often: None) -> None:

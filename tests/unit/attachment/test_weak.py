@@ -33,12 +33,12 @@ def test_an_entry_that_was_left_behind_is_no_other_keys() -> None:
     known: WeakKeys[Key, int] = WeakKeys()
     gone = Key()
     known[gone] = 1
-    [left] = known._entries.values()
+    [left] = known.entries.values()
     del gone
     gc.collect()
     other = Key()
     for look in (known.get, known.pop):
-        known._entries[id(other)] = left  # as if it had been given the same place in memory
+        known.entries[id(other)] = left  # as if it had been given the same place in memory
         assert look(other) is None and known.values() == []
     known[other] = 2
     assert known.get(other) == 2 and known.pop(other) == 2
