@@ -1,7 +1,7 @@
 """The channel layer of Channels 4, and of any asyncio program: coroutines over the operations.
 
 Only `receive` and `receive_async` wait for messages. The other coroutines do their work at once.
-They suspend only if the lock stays busy for 20 ms, so that they do not hold up their loop.
+They suspend only if the lock stays busy for 20 ms, so that they do not block their loop.
 
 Codes in parentheses, such as (B1), name the rules of the contracts in docs/conformance.rst.
 """

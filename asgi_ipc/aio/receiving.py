@@ -85,7 +85,7 @@ class Receiving(Base):
         return found
 
     def check_receive(self, channel: object) -> str:
-        """Return the name that a receive takes, else raise InvalidName: process-specific channels
+        """Return the name that a receive takes, or raise InvalidName: process-specific channels
         up to the ``!``, or in full if this layer made the name."""
         if type(channel) is str and self.own in channel:
             return check_channel(channel)

@@ -70,7 +70,7 @@ def spinning(
     sources: list[Source], sees: Callable[[Source], bool], seconds: float, deadline: float | None
 ) -> Iterator[None]:
     """Glance at `sources` in each step, for `seconds` or until `deadline`. Ends when something is
-    there or somebody else parks. Notes whether it paid."""
+    there or another waiter parks. Notes whether it paid."""
     now = began = clock.monotonic()
     until = now + seconds
     end = until if deadline is None else min(until, deadline)

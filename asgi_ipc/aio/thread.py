@@ -97,7 +97,7 @@ class ThreadWaiter(Waiter):
             if row == ALL or row in [source.place for source in sources]:
                 mine = True
             elif row not in [source.place for source in before] or session.pending(row):
-                session.attachment.pass_on(row)  # else it was answered, and nothing is left
+                session.attachment.pass_on(row)  # otherwise it was answered, and nothing is left
         return mine
 
     async def wait(

@@ -6,10 +6,10 @@ socket never delays the others. Each local part has a `Mailbox`: its messages, a
 wait for them.
 
 Feeding happens inside a section, by one thread at a time. Taking, joining and parting need no lock,
-with the GIL or without: each is made of single calls of methods of a dict, a list or a deque, which
-Python promises to be safe between threads. Their keys and items are compared without running Python
-code. One `list.pop` decides who gets a message. Between two calls another thread may change
-anything, so what is iterated over is a copy. An inbox must not wait, and must not ring: it says
+with the GIL or without: each consists of single calls of methods of a dict, a list or a deque,
+which Python promises to be safe between threads. Their keys and items are compared without running
+Python code. One `list.pop` decides which receive gets a message. Between two calls another thread
+may change anything, so loops go through a copy. An inbox must not wait, and must not ring: it says
 which receives have to be woken.
 """
 
@@ -235,7 +235,7 @@ class Inbox:
         """Inside a section: move what is pending in the queue at `row` into the inbox.
 
         `capacity(channel)` bounds what each local part has. Raises UnknownCapacity if it is not
-        known; nothing is lost, and `drain` goes on where it stopped.
+        known; nothing is lost, and `drain` continues where it stopped.
         """
         store = self._store
         self.refresh()

@@ -1,4 +1,4 @@
-"""This process: which attachments it has, one for each prefix, and who uses them.
+"""This process: which attachments it has, one for each prefix, and what uses them.
 
 `attach` finds or makes one. It is released when no layer refers to it any more; a forked child
 begins with none. If a fork ran no fork handlers, `notice_fork` does what they do: code that uses

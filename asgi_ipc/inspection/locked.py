@@ -1,8 +1,8 @@
-"""Verifies a segment from outside, under its lock if need be.
+"""Verifies a segment from outside, under its lock if needed.
 
 Must not attach, because that would first recover the store. The lock is held only for as long as
-one copy takes, and with it the flock of those who attach: they make the lock new where nobody is
-attached, and would not know of this process.
+one copy takes. The flock of processes that attach is held with it: such a process makes the lock
+new if nobody is attached, and would not know of this process.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Fault(NamedTuple):
     """Why a segment cannot be used."""
 
     error: type[SegmentError]
-    reason: str  # goes on after "the segment of prefix ..."
+    reason: str  # continues "the segment of prefix ..."
     remedy: str = ""
 
     def error_for(self, prefix: str) -> SegmentError:

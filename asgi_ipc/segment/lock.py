@@ -34,7 +34,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"asgi_ipc needs ctypes, and cannot import it: {error}. In Python 3.12 that is so in an "
-        "interpreter with a GIL of its own; use Python 3.13 or later there, or an interpreter that "
+        "interpreter with its own GIL; use Python 3.13 or later there, or an interpreter that "
         "shares the GIL"
     ) from error
 
@@ -184,7 +184,7 @@ class Mutex:
             self._futex.value = word & _WAITED_FOR | _OWNER_DIED
 
     def restore(self) -> None:
-        """Let others take a mutex that is lost, as the calling thread was told."""
+        """Let others take a mutex that is lost, as an error told the calling thread."""
         if self.lost():
             mine = self.mine()  # glibc names the thread whose try failed, and refuses all others
             self._state.value = 0

@@ -50,7 +50,7 @@ H_MEMBERS = 13  # inode of the file of byte locks: once it is removed, nobody ca
 
 LOCK_MUTEX, LOCK_FILE = 1, 2
 
-# -- header: the lock, a cache line of its own ----------------------------------------------------
+# -- header: the lock, in its own cache line ------------------------------------------------------
 H_LOCK = 32  # 8 words, room for any pthread_mutex_t
 LOCK_BYTES = 64
 

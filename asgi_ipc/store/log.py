@@ -107,7 +107,7 @@ class Log:
         return head, tail, mark
 
     def checked(self, at: int) -> int:
-        """Return `at` if a record could begin there, else raise CorruptStore."""
+        """Return `at` if a record could begin there, or raise CorruptStore."""
         if not self.start <= at <= self.last:
             raise CorruptStore(f"a list of messages leads to word {at}, which is outside the log")
         return at

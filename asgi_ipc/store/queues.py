@@ -531,7 +531,7 @@ class Queues(Wakes):
         return row
 
     def checked_process(self, reference: int) -> int:
-        """Return `reference` if the row of a process begins there, else raise CorruptStore."""
+        """Return `reference` if the row of a process begins there, or raise CorruptStore."""
         place = reference - self.layout.processes
         if place % PROCESS_WORDS or not 0 <= place < MAX_PROCESSES * PROCESS_WORDS:
             raise CorruptStore(f"processes: no row begins at word {reference}")

@@ -73,7 +73,7 @@ class Table:
         return self._words[self.state + T_USED]
 
     def checked(self, row: int) -> int:
-        """Return `row` if a row begins there that has been used, else raise CorruptStore."""
+        """Return `row` if a row begins there that has been used, or raise CorruptStore."""
         place = row - self.base
         if place < 0 or place % self.row_words or place // self.row_words >= self.high:
             raise CorruptStore(f"{self.what}: no row begins at word {row}")

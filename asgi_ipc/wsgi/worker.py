@@ -89,7 +89,7 @@ class AsgiToWsgiWorker:
             self._stops.get()
         self._stopping = True
         for _ in threads:
-            with contextlib.suppress(IPCError):  # else it ends at its next receive_timeout
+            with contextlib.suppress(IPCError):  # otherwise it ends at its next receive_timeout
                 self.channel_layer.send(f"{ends}end", {})
         for thread in threads:
             thread.join()
