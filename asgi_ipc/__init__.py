@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if sys.implementation.name != "cpython":
-    # The lock is taken without letting go of the interpreter (ctypes.PyDLL), and an attachment is
+    # The lock is taken without releasing the interpreter (ctypes.PyDLL), and an attachment is
     # released when nothing refers to it any more: neither is so elsewhere.
     raise ImportError(
         f"asgi_ipc runs on CPython only, and this is {sys.implementation.name}: run the processes "
@@ -43,7 +43,7 @@ def __getattr__(name: str) -> Any:
         from .machines.sync import LocalAndRemoteChannelLayer
 
         return LocalAndRemoteChannelLayer
-    # These two derive from the peers' classes, and so are made when first asked for.
+    # These two derive from the peers' classes, so they are made when first asked for.
     if name in ("ChannelFull", "MessageTooLarge"):
         return getattr(errors, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,13 +1,13 @@
 """The clocks that the package means, where no test tool reaches them. Must not import any other
 module of the package.
 
-freezegun puts fakes in the place of the functions of `time`, in every module that holds one of
-them. A process whose clock stands still would see messages expire that others have just sent, and
-would never wake up again. So `monotonic` comes from a copy of the module that only this file has:
-the same C function, just as fast, as another object. time-machine leaves this clock alone.
-libfaketime replaces it for the whole process, which nothing in Python can prevent
-(``FAKETIME_DONT_FAKE_MONOTONIC=1`` does). What is due therefore has an upper bound: a clock that
-was set back does not put it off.
+freezegun replaces the functions of `time` by fakes, in every module that holds one of them. A
+process whose clock stands still would see messages expire that others have just sent, and would
+never wake up again. So `monotonic` comes from a copy of the module that only this file has: the
+same C function, just as fast, as another object. time-machine leaves this clock alone. libfaketime
+replaces it for the whole process, which nothing in Python can prevent
+(``FAKETIME_DONT_FAKE_MONOTONIC=1`` does). So every time at which something is due has an upper
+bound: a clock that was set back does not postpone it.
 
 Call ``clock.monotonic()``, so that the tests of this package can steer it in a single module.
 """

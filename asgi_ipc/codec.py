@@ -41,12 +41,12 @@ _UINT64, _huge = 0xCF, re.compile(rb"\xcf[\x80-\xff]").search
 _OPAQUE = bytes([*range(0xC4, 0xCA), *range(0xD4, 0xD9)])
 # What begins lists and dicts.
 _NESTED = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
-# Where msgpack is in Python, to unpack takes longer than to look at the values.
+# If msgpack is in Python, unpacking takes longer than looking at the values.
 _IN_C = msgpack.Packer.__module__ != "msgpack.fallback"
-_SHORT = 500  # bytes, up to which to unpack takes less time
+_SHORT = 500  # bytes, up to which unpacking takes less time
 _MANY = 1_000_000  # values on one level; with more, a message may contain itself
 
-Default = Callable[[Any], Any]  # makes a value that can be sent of one that cannot
+Default = Callable[[Any], Any]  # turns a value that cannot be sent into one that can
 
 # msgpack 1.0 and later return text as str by default.
 _unpack: Callable[[bytes], object] = msgpack.unpackb
@@ -89,7 +89,7 @@ class Codec:
         self._pack = _packer(strict_types=False)
         self._pack_strictly = _packer(strict_types=True)
         self._fernet = _fernet(keys) if keys is not None else None
-        self.is_plain = self._fernet is None  # what is sent is what msgpack makes of it
+        self.is_plain = self._fernet is None  # the bytes that msgpack makes are sent as they are
         self.unpack = _unpack if self._fernet is None else self._decrypt_and_unpack
 
     def encode(self, message: dict[str, Any]) -> bytes:
@@ -154,7 +154,7 @@ def is_flat(message: dict[str, Any]) -> bool:
 
 def _is_plain(message: dict[Any, Any], body: bytes | None) -> bool:
     """Return whether all values of a nested message have exactly a type that may be sent. `body` is
-    what it was packed to, with strict types; None if it was not. False says nothing.
+    what it was packed to, with strict types; None if it was not. False proves nothing.
 
     It goes level by level, with one operation in C for all values of a level: a walk in Python
     takes far longer than packing.
@@ -210,7 +210,7 @@ _held: Callable[..., list[Any]] = gc.get_referents if _with_gil else _held_by
 
 def _shows_plain(body: bytes) -> bool:
     """Return whether a message that was packed strictly may be sent, as far as its packed form
-    shows. False says nothing: bytes look like a bytearray, and numbers may look like bytes."""
+    shows. False proves nothing: bytes look like a bytearray, and numbers may look like bytes."""
     if (
         not _IN_C
         or _OPAQUE[0] in body
@@ -233,8 +233,8 @@ def _refuse(*_: object) -> object:
 
 def _plain(value: Any, path: str, depth: int, default: Default | None) -> Any:
     """Copy one value. Of a subclass, what it holds is sent: none of its methods is called, which
-    could say something else, or fail. Nor is its ``__class__`` asked, by which lazy objects pretend
-    to be what they will become."""
+    could say something else, or fail. Its ``__class__`` is not read either: lazy objects use it to
+    pretend to be what they will become."""
     kind = type(value)
     if issubclass(kind, str):
         value = value if kind is str else str.__str__(value)
@@ -278,7 +278,7 @@ def _plain(value: Any, path: str, depth: int, default: Default | None) -> Any:
 
 
 def _converted(value: Any, path: str, depth: int, default: Default | None, why: str) -> Any:
-    """What `default` makes of a value that cannot be sent, checked in turn. `why` it cannot."""
+    """What `default` makes of a value that cannot be sent, checked again. `why`: the reason."""
     if default is None:
         raise InvalidMessage(
             f"{path} {why}. Convert it first, or give the layer the option default, a function "

@@ -97,11 +97,11 @@ LOADED: bool = _native is not None
 
 
 def implementation(has_mutex: bool) -> str:
-    """What does send and receive in this process, for a segment with a mutex or without."""
+    """What sends and receives in this process, for a segment with a mutex or without."""
     return COMPILED if LOADED and has_mutex else PURE
 
 
-# Where it is not loaded, nobody asks for these.
+# If it is not loaded, nobody asks for these.
 Memory: Any = getattr(_native, "Memory", None)
 Usual: Any = getattr(_native, "Usual", None)
 is_file: Any = getattr(_native, "is_file", None)

@@ -24,7 +24,7 @@ Layer = TypeVar("Layer")
 
 MIN_MEMORY = 64 * 1024  # bytes
 MAX_MEMORY = 8 << 30
-MOST_SPIN = 0.01  # seconds; a longer wait is better slept through
+MOST_SPIN = 0.01  # seconds; for a longer wait it is better to sleep
 LONGEST_WAIT = 100 * 365 * 86400.0  # seconds; event loops cannot count to any number
 MODES = (0o600, 0o660)  # for one user, or for a group
 _REMEMBERED = 131_072  # channels whose capacity is known after a look-up, twice
@@ -232,7 +232,7 @@ class Options:
     group. All users of a layer must be members of it.
 
     ``spin`` is used only in channels whose messages arrive faster than that. There it saves the
-    wakeup, the slowest part of a message's way, and keeps a processor busy in between
+    wakeup, the slowest part of passing a message, but keeps a processor busy in between
     (`asgi_ipc.aio.spin`). 0 turns it off.
 
     ``default`` is called with each value in a message that cannot be sent (a Decimal, a datetime, a
@@ -280,7 +280,7 @@ class Options:
 
     @property
     def provider(self) -> Provider | None:
-        """Who provides the segment; None for shared memory."""
+        """The provider of the segment; None for shared memory."""
         return None
 
     @classmethod

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ENDING = 0.1  # a membership is named when this share of group_expiry, or less, is left of it
-UNREAD_AFTER = 10.0  # seconds after which a pending message without a reader deserves a warning
+UNREAD_AFTER = 10.0  # seconds after which a pending message without a reader causes a warning
 
 
 def size(count: float) -> str:
@@ -42,7 +42,7 @@ class Memory:
     high_water: int  # the highest `in_use` since creation; sampled ten times a second
     limit: int  # message_memory: send raises ChannelFull before `in_use` exceeds it
     # Of the machine's memory, by the whole segment; kept until that is removed. It is more than
-    # `in_use`: moving messages takes room, and channels and groups are in it too.
+    # `in_use`: moving messages takes room, and channels and groups are in it, too.
     reserved: int
     size: int  # of the segment's address space: the most that it can reserve
 

@@ -58,8 +58,8 @@ class IPCChannelLayer(BaseChannelLayer):
             self.extensions.insert(3, "twisted")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, and what is unpickled in another process, is a new layer with these options, its
-        keys included."""
+        """A copy, or a layer that is unpickled in another process, is a new layer with these
+        options, including the keys."""
         return self._options.again(type(self))
 
     # -- channels ---------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class IPCChannelLayer(BaseChannelLayer):
             if len(channels) == 1:
                 sources = session.sources[channels[0]]
         except (KeyError, TypeError):
-            pass  # not looked up yet, or no name
+            pass  # not looked up yet, or not a name
         try:
             try:
                 found = core.glance(session, sources) if sources is not None else None
@@ -154,8 +154,8 @@ class IPCChannelLayer(BaseChannelLayer):
 
     @property
     def _for_loops(self) -> Core:
-        """The core for event loops, which a busy lock must not hold up. It receives on the names
-        that `new_channel` made."""
+        """The core for event loops, which a busy lock must not block. It receives on the names that
+        `new_channel` made."""
         notice_fork()
         core = self._loops = self._loops or Core.for_loops(self._options)
         core.own = self._core.own
@@ -184,7 +184,7 @@ class IPCChannelLayer(BaseChannelLayer):
         self._core.group_add(group, channel)
 
     def group_discard(self, group: str, channel: str) -> None:
-        """Remove `channel` from `group`; it need not be a member (A5)."""
+        """Remove `channel` from `group`; no error if it is not a member (A5)."""
         self._core.group_discard(group, channel)
 
     def group_channels(self, group: str) -> list[str]:

@@ -68,7 +68,7 @@ def draw(figures: Figures, path: Path) -> None:
         *_bars(0, 0, figures.rows("pair"), "pair", "send + receive in one process, µs", ",.1f"),
         *_bars(PANEL, 0, trips, "p50", "round trip of two processes, µs"),
         *_bars(0, HEIGHT, rates, "rate", "one sender, one receiver: messages a second"),
-        *_bars(PANEL, HEIGHT, broadcasts, "last", "group send: the last of 5,000 has it, ms"),
+        *_bars(PANEL, HEIGHT, broadcasts, "last", "group send to 5,000 sockets: last delivery, ms"),
     ]
     head = HEAD.format(width=2 * PANEL, height=2 * HEIGHT)
     path.write_text(head + "\n".join(lines) + "\n</svg>\n", encoding="utf-8")

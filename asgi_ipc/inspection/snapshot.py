@@ -1,4 +1,4 @@
-"""A snapshot of a segment: a copy of its state, and what people and programs want to know of it.
+"""A snapshot of a segment: a copy of its state, and what people and programs want to know about it.
 
 Taking one disturbs no process (see `view`). Its parts may be some microseconds apart; it is taken
 again if a flush or a recovery came in between. Must not write to a segment.

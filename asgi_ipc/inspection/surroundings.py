@@ -1,4 +1,4 @@
-"""What is or could go wrong with the machine that layers live on, and the remedies: shared memory,
+"""What is or could go wrong with the machine that runs the layers, and the remedies: shared memory,
 systemd, limits, containers, leftovers. The part of `diagnosis` that needs no layer; it only looks.
 """
 
@@ -198,8 +198,8 @@ def container() -> Finding:
 
 
 def as_owner(command: str, uid: int) -> str:
-    """A command as this user has to give it, so that it runs as another. Not even root may do what
-    changes the layer of another user."""
+    """A command as this user has to give it, so that it runs as another user. Not even root may
+    change the layer of another user."""
     if uid == os.geteuid():
         return command
     if os.geteuid() == 0:

@@ -1,4 +1,4 @@
-"""The layers that no process is attached to, and for how long that has been so. It only looks."""
+"""The layers that no process is attached to, and since when. It only looks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Unused:
 
 def unused() -> list[Unused]:
     """The layers of this machine that no process is attached to, sorted by prefix; and directories
-    that lie beside no segment. It leaves out layers of which this user cannot tell."""
+    that lie beside no segment. It leaves out layers for which this user cannot tell."""
     found = []
     for prefix in sorted({*prefixes(), *remains()}):
         with contextlib.suppress(OSError, IPCError):  # removed meanwhile, or not for this user

@@ -70,8 +70,9 @@ def _cgroup_files() -> Iterator[tuple[str, str]]:
 
 
 def _reclaimable(folder: str, margin: int) -> int:
-    """Bytes that the kernel takes back before it kills: page cache and slabs. A margin, or half, of
-    the cache in use is left out, as in the kernel's own MemAvailable: programs run from there."""
+    """Bytes that the kernel takes back before it kills: page cache and slabs. Of active files and
+    of slabs, half is left out, but at most the margin, as in the kernel's own MemAvailable:
+    programs run from there."""
     found: dict[str, int] = {}
     with (
         contextlib.suppress(OSError, ValueError),

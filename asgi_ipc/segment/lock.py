@@ -230,7 +230,7 @@ class FileLock:
                 opened = Descriptor(open_file(self.handle, self._mode, self._group))
                 opened.mark()
                 local.opened = opened
-        local.inside = True  # before it is true: a signal handler in between must not enter, too
+        local.inside = True  # before it is true: a signal handler in between must not enter as well
         try:
             fcntl.flock(opened.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
