@@ -19,6 +19,16 @@ if sys.implementation.name != "cpython":
         "that use it on CPython"
     )
 
+# First: what else is imported may not outlive such an interpreter.
+try:
+    import ctypes as _ctypes  # noqa: F401
+except ImportError as _error:
+    raise ImportError(
+        f"asgi_ipc needs ctypes, and cannot import it: {_error}. In Python 3.12 that is so in an "
+        "interpreter with its own GIL; use Python 3.13 or later there, or an interpreter that "
+        "shares the GIL"
+    ) from _error
+
 from . import errors
 from .sync import IPCChannelLayer
 

@@ -10,6 +10,7 @@ Both locks have the same calls. Only `section` may take and release them.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -28,15 +29,6 @@ from ..store.layout import H_LOCK, LOCK_BYTES, LOCK_MUTEX, WORD
 from .files import Descriptor, open_file
 from .procfs import flock_holder, mapped_at
 from .refusals import reason, told
-
-try:
-    import ctypes
-except ImportError as error:
-    raise ImportError(
-        f"asgi_ipc needs ctypes, and cannot import it: {error}. In Python 3.12 that is so in an "
-        "interpreter with its own GIL; use Python 3.13 or later there, or an interpreter that "
-        "shares the GIL"
-    ) from error
 
 _PTHREAD_PROCESS_SHARED = 1
 _PTHREAD_MUTEX_ROBUST = 1

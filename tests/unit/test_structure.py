@@ -31,7 +31,7 @@ PURE = {
 # used.
 ONLY = {
     "posix_ipc": {"segment.shm"},
-    "ctypes": {"segment"},
+    "ctypes": {"segment", ""},  # the package itself looks whether it is there
     "fcntl": {"segment", "machines"},
     "mmap": {"segment", "inspection", "testing"},
     # What runs under a lock makes a note (`segment.notes`), which is logged later.
