@@ -48,6 +48,15 @@ module_prefix = pytest.fixture(own_prefix, scope="module", name="module_prefix")
 
 
 @pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """For tests that count descriptors: nothing that earlier tests have left is freed meanwhile."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
 def pure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers that attach in this test use the Python code alone, which is what it is about."""
     from asgi_ipc.aio import session

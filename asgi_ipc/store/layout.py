@@ -84,7 +84,7 @@ S_ENOUGH = 93  # words of live records at which senders that wait for memory try
 S_SENDING = 96  # bit i: word i of the set of senders that wait for memory is not empty
 S_SENDERS = 97  # 17 words: that set, one bit for each waiter row
 S_OFFERED = 114  # time when a sender found room that waiting senders were promised; 0.0 if none did
-S_NEXT_SENDER = 115  # waiter id to ring next, or the first after it
+S_NEXT_SENDER = 115  # lower 16 bits: waiter id to ring next; above: how many were rung
 
 CLEAN, DIRTY, FLUSHING = 0, 1, 2
 
@@ -152,7 +152,7 @@ Q_DROPS = 49  # 6 words: messages dropped here, by reason
 Q_SENDING = 55  # bit i: word i of the set of senders that wait for room is not empty
 Q_SENDERS = 56  # 17 words: that set, one bit for each waiter row
 Q_OFFERED = 73  # time when a sender found room that waiting senders were promised; 0.0 if none did
-Q_NEXT_SENDER = 74  # waiter id to ring next, or the first after it
+Q_NEXT_SENDER = 74  # lower 16 bits: waiter id to ring next; above: how many were rung
 # Hints about rings, see `wakes`. Nothing relies on them.
 Q_RUNG = 75  # time of the last ring that nobody has answered; 0.0 if there is none
 Q_QUICK = 76  # 1 if the last receiver came back sooner than a wakeup takes

@@ -196,7 +196,9 @@ class Queues(Wakes):
             if target.limit < 0 and sender == AT_ONCE:
                 return OWN
             if self.drop_expired(row, now) >= target.capacity or (
-                queue[Q_PENDING] >= CROWDED and self.is_promised(row + Q_SENDING, now, sender)
+                queue[Q_PENDING] >= CROWDED
+                and not self.is_enough(row + Q_SENDING, target.capacity)
+                and self.is_promised(row + Q_SENDING, now, sender)
             ):
                 queue[Q_REFUSED] += not sender
                 words[S_REFUSED] += not sender
@@ -288,6 +290,8 @@ class Queues(Wakes):
             first = self.words[target.row + Q_FIRST]
             until = self.doubles[self.log.checked(first) + L_EXPIRES] if first else float("inf")
         if waiter_id:
+            if sender == RUNG and place == at:
+                self.take_back(at)
             self.park_sender(at, waiter_id)
         return Tried(result, at, until)
 
@@ -296,9 +300,10 @@ class Queues(Wakes):
         for the next one."""
         if not place or (place != S_SENDING and place != target.row + Q_SENDING):
             return  # the queue is another since a flush
+        was_rung = waiter_id != 0 and not self.is_parked(place, waiter_id)
         if not stays:
             self.unpark(place, waiter_id, 0)
-        self.answer(place, self.has_room(place, target.capacity))
+        self.answer(place, self.has_room(place, target.capacity), was_rung)
 
     def _note_need(self, size: int) -> float:
         """Note when senders that wait for memory should try again. Return when the oldest message

@@ -11,7 +11,7 @@ the section is over. The sender that is rung answers: it sends or gives up, and 
 is left to the next one. So one ring is enough for any amount of room.
 
 Room that becomes free is meant for the senders that wait. Another send finds it *promised*, and is
-refused or parks behind them. If the room is still free GRACE seconds after that, the sender that
+refused or parks behind them, unless the queue has room for all of them and for more. If the room is still free GRACE seconds after that, the sender that
 was rung is dead or stopped: the next one is rung, and others may send. The sweep checks this, too,
 and each sender that waits checks it once a second.
 """
@@ -40,7 +40,8 @@ from .waiters import Waiters
 
 GRACE = 0.1  # seconds that room stays promised to a sender that was rung
 _OFFERED = Q_OFFERED - Q_SENDING  # where in a set the time of a promise is
-_NEXT = Q_NEXT_SENDER - Q_SENDING  # and whose turn it is
+_NEXT = Q_NEXT_SENDER - Q_SENDING  # and the word with the turn
+_ID, _RUNG = 0xFFFF, 16  # in its lower bits; above them, how many were rung and have not answered
 
 # The kinds of sender: one that does not wait; one that would; one that waits and was not rung; one
 # that was rung.
@@ -75,14 +76,35 @@ class Room(Waiters):
 
     def pick_sender(self, place: int) -> int:
         """Take a waiter id out of a set of senders; 0 if the set is empty. The turn is stored in
-        the segment, so each sender gets its turn no matter which processes make room. It waits for
+        the segment, so that each sender gets its turn, whichever processes make room: it waits for
         at most one message of each other thread or loop."""
         words, turn = self.words, self.turn
-        mine = turn[0]
-        turn[0] = words[place + _NEXT] % MAX_WAITERS
+        mine, word = turn[0], words[place + _NEXT]
+        turn[0] = (word & _ID) % MAX_WAITERS
         waiter_id = self.pick(place, 0)
-        words[place + _NEXT], turn[0] = turn[0], mine
+        words[place + _NEXT], turn[0] = (word & ~_ID) | turn[0], mine
+        if waiter_id:
+            self._count_rung(place, 1)
         return waiter_id
+
+    def take_back(self, place: int) -> None:
+        """A sender that was rung has answered, or waits again."""
+        self._count_rung(place, -1)
+
+    def _count_rung(self, place: int, more: int) -> None:
+        """Count senders that were rung and have not answered."""
+        word = self.words[place + _NEXT]
+        rung = min(max((word >> _RUNG) + more, 0), _ID)
+        self.words[place + _NEXT] = rung << _RUNG | (word & _ID)
+
+    def is_enough(self, place: int, capacity: int) -> bool:
+        """Return whether a queue of this capacity has room for all senders that wait or were rung,
+        and for another message: their channels may have a smaller capacity."""
+        words = self.words
+        waiting = words[place + _NEXT] >> _RUNG
+        for bits in words[place + 1 : place + 1 + WAITER_SET_WORDS]:
+            waiting += bin(bits).count("1")
+        return (words[_count(place)] & COUNT) + waiting < capacity
 
     def offer(self, place: int) -> None:
         """There is room at a crowded place: note that a sender has to be rung."""
@@ -90,11 +112,14 @@ class Room(Waiters):
         if waiter_id:
             self.rings.append((place, waiter_id))
 
-    def answer(self, place: int, has_room: bool) -> None:
+    def answer(self, place: int, has_room: bool, was_rung: bool = True) -> None:
         """A sender that was rung has sent or given up: offer the remaining room to the next one."""
         self.doubles[place + _OFFERED] = 0.0
+        if was_rung:
+            self.take_back(place)
         if not self.words[place]:
             self.words[_count(place)] &= COUNT
+            self.words[place + _NEXT] &= _ID  # who was rung and died is counted no longer
         elif has_room:
             self.offer(place)
 

@@ -359,7 +359,8 @@ def test_a_send_that_is_refused_rings_for_the_room_that_it_made(
     layer.channel_statistics("c")
     session = layer._core.attach()
     row = session.store.queues.find(b"c")
-    session.section(session.store.park_sender, row + Q_SENDING, 1000)
+    for waiter_id in (1000, 1001):
+        session.section(session.store.park_sender, row + Q_SENDING, waiter_id)
     until(lambda: session.store.front(row, clock.monotonic()).pending == 0)
     with pytest.raises(layer.ChannelFull, match="at its capacity"):
         layer.send("c", {})

@@ -304,6 +304,7 @@ class Chaos:
         self.layer.send("warm", {})  # used before anybody is forked, as a preloaded layer is
         assert self.layer.receive(["warm"]) == ("warm", {})
         self.disturbances: list[Disturbance] = []
+        self._deck: list[signal.Signals] = []  # the next ones
         self.killed: dict[str, int] = {}  # name → by which signal
         self.codes: dict[str, int] = {}
         self.problems: list[str] = []
@@ -371,7 +372,10 @@ class Chaos:
         life = self._running[place]
         if not self._wait_for(life, "born"):
             return
-        how = self.random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+        if not self._deck:  # so that a short run has each of them, too
+            self._deck = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]
+            self.random.shuffle(self._deck)
+        how = self._deck.pop()
         begin = time.monotonic()
         os.kill(life.pid, how)
         if how == signal.SIGSTOP:

@@ -14,7 +14,8 @@ import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import CorruptHeader
-from asgi_ipc.store.layout import PAGE, Q_WAITING
+from asgi_ipc.store.layout import PAGE, Q_WAITERS, WAITER_SET_WORDS
+from asgi_ipc.store.store import Store
 
 from ..forks import Line, children, on_linux
 from ..waiting import LIVENESS, until
@@ -50,6 +51,11 @@ def sockets_of(prefix: str) -> str:
     return asyncio.run(receive())
 
 
+def waiters_at(store: Store, row: int) -> int:
+    waiting = store.words[row + Q_WAITERS : row + Q_WAITERS + WAITER_SET_WORDS]
+    return sum(bin(bits).count("1") for bits in waiting)
+
+
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_process_that_waits_says_so_and_one_that_leaves_is_not_killed(
     prefix: str, length: str
@@ -80,7 +86,7 @@ def test_a_process_that_waits_says_so_and_one_that_leaves_is_not_killed(
 
     waiting = asgi_ipc.IPCChannelLayer(prefix, receive_timeout=2 * LIVENESS)
     with children([leaves(one_thread), leaves(lambda: sockets_of(prefix)), leaves(no_call)]) as all:
-        until(lambda: sum(store.words[row + Q_WAITING] > 0 for row in store.queues.rows()) == 2)
+        until(lambda: sum(waiters_at(store, row) for row in store.queues.rows()) == 3)
         until(lambda: store.log.ends()[0] > 0 and "here" in names(store))
         os.truncate(f"/dev/shm/asgi_ipc.{prefix}", LENGTHS[length] % size)
         assert "cut short" in complaint(layer.flush)

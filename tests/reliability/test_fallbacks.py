@@ -187,7 +187,7 @@ def test_without_dev_shm_the_files_lie_under_tmp(
 
 
 def test_without_dev_shm_a_segment_that_vanishes_is_noticed(
-    prefix: str, monkeypatch: pytest.MonkeyPatch
+    prefix: str, monkeypatch: pytest.MonkeyPatch, no_garbage: None
 ) -> None:
     take_away("no /dev/shm", monkeypatch)
     layer = IPCChannelLayer(prefix)

@@ -33,7 +33,7 @@ from ..forks import (
     or_skip,
 )
 
-pytestmark = on_linux
+pytestmark = [on_linux, pytest.mark.usefixtures("no_garbage")]
 
 MIB = 1 << 20
 MESSAGE = {"n": 1}

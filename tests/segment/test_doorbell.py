@@ -22,6 +22,8 @@ from ..waiting import LIVENESS, in_threads
 NONCE = 0x0123456789ABCDEF
 FIFO_ROOM = 65536  # bytes that Linux keeps for a reader
 
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:

@@ -56,7 +56,7 @@ def test_a_file_is_made_once_and_then_opened(path: str) -> None:
     os.close(second)
 
 
-def test_a_file_that_is_refused_is_closed_again(path: str) -> None:
+def test_a_file_that_is_refused_is_closed_again(path: str, no_garbage: None) -> None:
     os.close(open_file(path, 0o600))
     os.chmod(path, 0o602)
     before = os.listdir("/proc/self/fd")

@@ -76,7 +76,7 @@ from .segments import (
 
 pytestmark = [
     on_linux,  # where segments can be looked at as files
-    pytest.mark.usefixtures("shm_way"),
+    pytest.mark.usefixtures("shm_way", "no_garbage"),
 ]
 
 

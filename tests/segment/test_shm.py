@@ -33,7 +33,8 @@ from ..forks import (
 )
 from .segments import SHM, WAYS, attach_and_leave, attached, use, wants
 
-pytestmark = on_linux  # where there is more than one way
+# Where there is more than one way.
+pytestmark = [on_linux, pytest.mark.usefixtures("no_garbage")]
 
 
 @pytest.fixture(autouse=True)

@@ -153,7 +153,7 @@ def test_a_forked_child_begins_with_an_empty_store(layer: BlockingLayer) -> None
     assert layer.receive(["c"]) == NOTHING
 
 
-def test_nothing_stays_open(prefix: str) -> None:
+def test_nothing_stays_open(prefix: str, no_garbage: None) -> None:
     def use() -> None:
         layer = BlockingLayer(prefix, receive_timeout=0.001)
         in_threads([lambda: layer.receive(["c"], block=True)])

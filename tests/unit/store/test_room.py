@@ -246,9 +246,9 @@ def test_a_sender_knows_when_the_oldest_message_expires() -> None:
 
 def test_a_message_that_expires_while_another_sends_is_room_for_those_that_wait() -> None:
     store, _ = full(expires=NOW + 3)
-    parked(store, 5)
+    parked(store, 5, 6)
     assert not sends(store, NOW + 3)
-    assert rung(store) == [5]
+    assert rung(store) == [5, 6]
 
 
 def test_a_sweep_makes_room() -> None:
@@ -335,6 +335,28 @@ def test_what_becomes_free_is_for_senders_that_wait() -> None:
     assert late.tries()
     take(store, "c")
     assert sends(store)  # nobody waits
+
+
+def test_others_may_send_where_there_is_room_for_all_that_wait() -> None:
+    """They wait for a channel with a small capacity; the queue has channels with others."""
+    store = make_store()
+    other = target("c", 5)
+    for body in (b"0", b"1"):
+        store.put(other, body, NOW)
+    first, second = parked(store, 5, 6)
+    assert store.put(other, b"2", NOW) == 0
+    assert store.put(other, b"3", NOW) == FULL  # what is left may be for the two
+    assert take(store, "c") == b"0" and rung(store) == [5]
+    assert store.put(other, b"3", NOW) == 0
+    assert store.put(other, b"4", NOW) == FULL  # the one that was rung counts, too
+    first.gives_up()
+    assert store.put(other, b"4", NOW) == 0
+    assert store.put(other, b"5", NOW) == FULL
+    for body in (b"1", b"2", b"3"):
+        assert take(store, "c") == body
+    assert second.tries()
+    assert store.words[store.queues.find(b"c") + Q_NEXT_SENDER] >> 16 == 0
+    assert verify(store, NOW) == []
 
 
 def test_a_sender_that_was_rung_and_died_keeps_others_for_a_moment_only() -> None:
