@@ -11,9 +11,10 @@ the section is over. The sender that is rung answers: it sends or gives up, and 
 is left to the next one. So one ring is enough for any amount of room.
 
 Room that becomes free is meant for the senders that wait. Another send finds it *promised*, and is
-refused or parks behind them, unless the queue has room for all of them and for more. If the room is still free GRACE seconds after that, the sender that
-was rung is dead or stopped: the next one is rung, and others may send. The sweep checks this, too,
-and each sender that waits checks it once a second.
+refused or parks behind them, unless the queue has room for all of them and for more. If the room is
+still free GRACE seconds after that, the sender that was rung is dead or stopped: the next one is
+rung, and others may send. The sweep checks this, too, and each sender that waits checks it once a
+second.
 """
 
 from __future__ import annotations
