@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .. import clock, errors
-from ..attachment.inbox import wake
+from ..attachment.inbox import Fed, wake_all
 from ..errors import CorruptStore
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
@@ -34,7 +34,6 @@ from ..store.layout import (
 )
 from ..store.queues import FULL, GONE, NO_MEMORY, Target
 from .fanout import Broadcast, Fanout
-from .receiving import Fed
 from .sending import Sending
 from .session import CACHED, NEVER, Session
 
@@ -115,8 +114,9 @@ class Core(Sending):
             except UnknownCapacity as unknown:
                 self.capacities.look_up(unknown.channels)
                 continue
-            while feds:
-                wake(*feds.pop(0))
+            finally:
+                if feds:
+                    wake_all(feds)
             for row, waiter_id in rings:
                 session.ring(row, waiter_id)
             for target, reason in dropped:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from .. import clock
-from ..attachment.inbox import ANY, Drained, Inbox, Mailbox, wake
+from ..attachment.inbox import ANY, Drained, Fed, Mailbox, wake_all
 from ..attachment.process import notice_fork
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
@@ -48,10 +48,6 @@ Received = tuple[str, dict[str, Any]]  # a channel by its full name, and the mes
 Answer = TypeVar("Answer")
 
 BUSY_PAUSE = 0.001  # seconds between two tries for a lock that stays busy
-
-
-# An inbox that was drained, and the mailboxes that got something.
-Fed = tuple[Inbox, dict[Mailbox, None]]
 
 
 class _Visit(NamedTuple):
@@ -345,17 +341,19 @@ class Receiving(Base):
                 # What was flushed is in the inbox until a section empties it.
                 if inbox is not None and inbox.is_fresh():
                     return None
-            while True:
-                try:
-                    visit = session.section(
-                        self._visit, session, sources, now, waiter, parked, feds
-                    )
-                    break
-                except UnknownCapacity as unknown:
-                    # Again, before anything is taken: others have to be woken for what was drained.
-                    self.capacities.look_up(unknown.channels)
-            while feds:
-                wake(*feds.pop(0))
+            try:
+                while True:
+                    try:
+                        visit = session.section(
+                            self._visit, session, sources, now, waiter, parked, feds
+                        )
+                        break
+                    except UnknownCapacity as unknown:
+                        # Again before anything is taken: the rest is to be drained, too.
+                        self.capacities.look_up(unknown.channels)
+            finally:
+                if feds:
+                    wake_all(feds)
             for row, waiter_id in visit.rings:
                 session.ring(row, waiter_id)
             if visit.source is None:
@@ -452,9 +450,12 @@ class Receiving(Base):
                     store.note_take(source.target.row, now, 0.0, _parking(waiter, True))
             else:
                 row = store.require(source.target, now)
-                fed = self._drain(session, source, row, now)
-                if fed:
-                    feds.append((source.inbox, fed))
+                try:
+                    self._drain(session, source, row, now)
+                finally:
+                    fed = source.inbox.fed()
+                    if fed:
+                        feds.append((source.inbox, fed))
                 if source.inbox.suspects:
                     source.inbox.visited(source.local)
                 if not source.buffered():
@@ -497,9 +498,8 @@ class Receiving(Base):
         for row, other in session.section(self._unpark, session, sources, None, waiter):
             session.ring(row, other)
 
-    def _drain(self, session: Session, source: Source, row: int, now: float) -> dict[Mailbox, None]:
-        """Own a process-specific queue, and move what it holds to the inbox. Returns which
-        mailboxes got something."""
+    def _drain(self, session: Session, source: Source, row: int, now: float) -> None:
+        """Own a process-specific queue, and move what it holds to the inbox."""
         owner = session.attachment.claim_queue(row, now, self.expiry)
         if owner:
             raise NotOwner(
@@ -510,7 +510,6 @@ class Receiving(Base):
         inbox = source.inbox
         assert inbox is not None
         inbox.drain(row, self.capacities.known, now)
-        return inbox.fed()
 
     # -- for hubs ---------------------------------------------------------------------------------
 
@@ -530,10 +529,13 @@ class Receiving(Base):
     def _drain_and_park(
         self, session: Session, source: Source, waiter_id: int
     ) -> tuple[dict[Mailbox, None], int]:
-        """Inside a section. Returns what `_drain` does, and the queue's row if it is not empty."""
+        """Inside a section. Returns which mailboxes got something, and the queue's row if it is not
+        empty."""
         now = clock.monotonic()
         row = session.store.require(source.target, now)
-        fed = self._drain(session, source, row, now)
+        self._drain(session, source, row, now)
+        assert source.inbox is not None
+        fed = source.inbox.fed()
         if waiter_id:
             session.store.park_receiver(source.target, now, waiter_id + WOKEN)
         pending = session.store.words[row + Q_PENDING] & COUNT

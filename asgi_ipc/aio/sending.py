@@ -31,7 +31,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from .. import clock, errors
-from ..attachment.inbox import IN_HAND, Inbox, wake
+from ..attachment.inbox import IN_HAND, Fed, Inbox, wake_all
 from ..attachment.process import notice_fork
 from ..errors import LockTimeout, NotAChannel
 from ..names import check_channel, split
@@ -42,7 +42,7 @@ from ..store.layout import COUNT, Q_PENDING, R_GENERATION, S_LIVE, S_SENDING, WO
 from ..store.queues import CHANNELS, FULL, MESSAGES, OWN, OWN_LIMIT, PROMISED, Target
 from ..store.room import AT_ONCE, NEW
 from ..store.store import Store
-from .receiving import BUSY_PAUSE, Busy, Fed, Received, Receiving
+from .receiving import BUSY_PAUSE, Busy, Received, Receiving
 from .session import Session
 from .source import Source
 from .waiter import Waiter, Way
@@ -206,19 +206,19 @@ class Sending(Receiving):
         if why != OWN and (why != FULL or not self._becomes_own(session, target)):
             return why
         feds: list[Fed] = []
-        while True:
-            now = clock.monotonic()
-            try:
-                waiter_id = session.section(
-                    self._put_own, session, target, body, now, sender, counted, feds
-                )
-            except UnknownCapacity as unknown:
-                self.capacities.look_up(unknown.channels)
-                continue
-            if waiter_id != _AGAIN:
-                break
-        while feds:
-            wake(*feds.pop(0))
+        waiter_id = _AGAIN
+        try:
+            while waiter_id == _AGAIN:
+                now = clock.monotonic()
+                try:
+                    waiter_id = session.section(
+                        self._put_own, session, target, body, now, sender, counted, feds
+                    )
+                except UnknownCapacity as unknown:
+                    self.capacities.look_up(unknown.channels)
+        finally:
+            if feds:
+                wake_all(feds)
         return waiter_id
 
     def _becomes_own(self, session: Session, target: Target) -> bool:
@@ -282,9 +282,11 @@ class Sending(Receiving):
 
     def _drain_own(self, target: Target, inbox: Inbox, now: float, feds: list[Fed]) -> None:
         """Inside a section: move what is in a queue of this process to its inbox, and note which
-        receives to wake."""
-        inbox.drain(target.row, self.capacities.known, now)
-        feds.append((inbox, inbox.fed()))
+        receives to wake, also if it raises UnknownCapacity in between."""
+        try:
+            inbox.drain(target.row, self.capacities.known, now)
+        finally:
+            feds.append((inbox, inbox.fed()))
 
     # -- when there is room -----------------------------------------------------------------------
 

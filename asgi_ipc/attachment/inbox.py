@@ -564,6 +564,15 @@ class Inbox:
             first.wake()
 
 
+Fed = tuple[Inbox, dict[Mailbox, None]]  # an inbox, and those of its mailboxes that got something
+
+
+def wake_all(feds: list[Fed]) -> None:
+    """Not inside a section: `wake` for each inbox that was fed. Empties the list."""
+    while feds:
+        wake(*feds.pop(0))
+
+
 def wake(inbox: Inbox, fed: Iterable[Mailbox]) -> None:
     """Not inside a section: wake the receives that an inbox was fed for."""
     for waiting in inbox.to_wake(fed):

@@ -41,6 +41,7 @@ from asgi_ipc.aio.sending import Room
 from asgi_ipc.aio.session import Session
 from asgi_ipc.aio.waiter import Waiter
 from asgi_ipc.attachment.attachment import Attachment
+from asgi_ipc.attachment.inbox import IN_HAND
 from asgi_ipc.attachment.resources import Resources
 from asgi_ipc.attachment.suspects import PATIENCE
 from asgi_ipc.attachment.upkeep import CHECK_EVERY
@@ -87,6 +88,7 @@ MAX_MESSAGE = 6 * KIB
 
 NORMAL = ["n0", "n1", "n2", "tiny", "r?a", "r?b"]
 SPECIFIC = ["x.A!1", "x.A!2", "x.A!3", "y.B!1", "y.B!2"]
+BESIDE = ["x.A!other", "y.B!other"]  # other channels of the same processes
 MANY = [f"many.{i}" for i in range(30)]  # more than there are rows for
 GROUPS = ["g0", "g1", "n0"]  # a group may have the name of a channel
 
@@ -505,19 +507,23 @@ class Model(RuleBasedStateMachine):
             if len(self.living(queue)) < capacity:
                 return None
             self.let_go(queue)
-        # Else it drains up to a capacity that is not known, and perhaps no more after that.
-        core.capacities.look_up(SPECIFIC)
+        self.know_capacities(core)
         box = self.inboxes.setdefault((place.process, queue), {})
         row = self.store.queues.find(queue.encode())
         pending = self.store.words[row + Q_PENDING] & COUNT if row else 0
         if pending and len(box.get(local, ())) + pending >= capacity:
             met["drained by a send"] += 1
-            self.drain(queue, box)
+            self.drain(queue, box, IN_HAND)
         if len(box.get(local, ())) >= capacity:
             self.expire_box(place, queue)
         full = len(box.get(local, ())) >= capacity
         met["own channel full"] += full
         return full
+
+    def know_capacities(self, core: Core) -> None:
+        """So that a send which drains a queue drains all of it. Else it stops at a capacity that it
+        has to look up, and goes on only if the queue has no room yet."""
+        core.capacities.look_up(SPECIFIC + BESIDE)
 
     @rule(
         who=st.integers(0, 9),
@@ -591,6 +597,7 @@ class Model(RuleBasedStateMachine):
             queues.setdefault(queue_of(name), []).append(name)
         before = [self.store.words[S_DROPS + reason] for reason in (CAPACITY, MEMORY)]
         self.rung.clear()
+        self.know_capacities(core)
         core.group_send(group, message)  # never ChannelFull
         full, no_memory = (
             self.store.words[S_DROPS + reason] - old
@@ -626,6 +633,28 @@ class Model(RuleBasedStateMachine):
         self.group_add(who, group, "tiny")
         for number in range(CAPACITIES["tiny"] + 1):
             self.group_send(who + number, group, 0)
+
+    @rule(
+        who=st.integers(0, 9),
+        group=st.sampled_from(GROUPS),
+        channel=st.sampled_from(SPECIFIC),
+        to=st.sampled_from(["the channel", "another", "the group"]),
+    )
+    def send_to_itself(self, who: int, group: str, channel: str, to: str) -> None:
+        """Others fill a queue of a process, which then sends to itself."""
+        self.receive_exactly(who, channel)
+        owner = self.owners.get(queue_of(channel))
+        if owner not in self.cores:
+            return
+        itself = list(self.cores).index(owner)
+        if to == "the group":
+            self.group_add(itself, group, channel)
+        for number in range(self.capacity(channel)):
+            self.send(itself + number + 1, channel, 0)
+        if to == "the group":
+            self.group_send(itself, group, 0)
+        else:
+            self.send(itself, channel if to == "the channel" else queue_of(channel) + "other", 0)
 
     def holds(self, queue: str, number: int) -> bool:
         """Whether the newest message of a queue is the one of that number."""
@@ -834,13 +863,17 @@ class Model(RuleBasedStateMachine):
         self.gone_with.pop(queue, None)
         return False
 
-    def drain(self, queue: str, box: dict[str, list[Item]]) -> None:
+    def drain(self, queue: str, box: dict[str, list[Item]], slack: int | None = None) -> None:
+        """`slack`: messages beyond the capacity of each channel, if a send of the process drains;
+        else it is what the last such send has left."""
         self.let_go(queue)
+        if slack is None:
+            slack = self.place(self.cores[self.owners[queue]]).inboxes[queue].slack
         for item in self.queues.pop(queue, ()):
             met["drained"] += 1
             for local in item.locals:
                 buffer = box.setdefault(local, [])
-                if len(buffer) >= self.capacity(queue + local):
+                if len(buffer) >= self.capacity(queue + local) + slack:
                     self.drops[BUFFER] += 1
                     met["buffer full"] += 1
                 else:
@@ -1052,6 +1085,7 @@ class Model(RuleBasedStateMachine):
         place = self.place(core)
         del self.cores[place.process]
         self.places.discard(place.index)
+        self.woken = {each for each in self.woken if each[1] not in place.waiters}
         for queue in list(self.parked):
             self.parked[queue].difference_update(place.waiters)
             if not self.parked[queue]:

@@ -10,8 +10,8 @@ import pytest
 
 from asgi_ipc.aio import operations, sending
 from asgi_ipc.aio.fanout import Broadcast
-from asgi_ipc.errors import ChannelFull, LockBusy, NotAChannel
-from asgi_ipc.store.layout import Q_REFUSED, S_REFUSED, S_SEQ, S_SEQ_BASE
+from asgi_ipc.errors import ChannelFull, LockBusy, LockTimeout, NotAChannel
+from asgi_ipc.store.layout import Q_PENDING, Q_REFUSED, S_REFUSED, S_SEQ, S_SEQ_BASE
 
 from .cores import Cored
 
@@ -73,6 +73,54 @@ def test_the_name_of_a_group_is_no_channel_until_there_is_one(cored: Cored) -> N
     cored.store.bind(operations.Target(b"lobby"), 0.0)
     cored.core.send("lobby", HELLO)
     assert cored.receive("lobby") == [HELLO]
+
+
+# -- to this process ------------------------------------------------------------------------------
+
+
+class Asleep:
+    """A receive that sleeps at an inbox, and counts how often it is woken."""
+
+    def __init__(self, cored: Cored, channel: str) -> None:
+        self.woken = 0
+        queue, _, local = channel.partition("!")
+        cored.receive(f"{queue}!")  # so that the process owns it
+        cored.session.attachment.inbox(f"{queue}!").join(local, self)
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def gone(self) -> bool:
+        return False
+
+
+def test_a_send_wakes_for_what_it_drained_before_the_lock_was_busy(prefix: str) -> None:
+    cored = Cored(prefix, capacity=200)
+    asleep = Asleep(cored, "p!other")
+    for _ in range(200):
+        cored.core.send("p!other", HELLO)
+    # The name is no group's, the queue is full, this process owns it, and a part of it is drained.
+    cored.fails = [*[None] * 4, LockTimeout()]
+    with pytest.raises(LockTimeout):
+        cored.core.send("p!mine", HELLO)
+    assert 0 < cored.store.words[cored.row("p!") + Q_PENDING] < 200
+    assert asleep.woken == 1
+
+
+def test_a_broadcast_wakes_for_what_it_drained_before_the_lock_was_busy(prefix: str) -> None:
+    """Two queues of the process, each with a capacity that has to be looked up."""
+    cored = Cored(prefix, capacity=2, channel_capacity={"?!other": 2})
+    asleep = [Asleep(cored, channel) for channel in ("p!other", "q!other")]
+    for queue in ("p!", "q!"):
+        cored.core.group_add("all", f"{queue}mine")
+    cored.core.group_send("all", HELLO)
+    assert len(cored.receive("p!", "q!")) == 2
+    for channel in 2 * ["p!other", "q!other"]:
+        cored.core.send(channel, HELLO)
+    cored.fails = [None, None, LockTimeout()]
+    with pytest.raises(LockTimeout):
+        cored.core.group_send("all", HELLO)
+    assert [each.woken for each in asleep] == [1, 1]
 
 
 # -- broadcasts -----------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from asgi_ipc.aio.thread import finished
 from asgi_ipc.aio.waiter import Way
-from asgi_ipc.errors import CorruptStore, LockBusy, LockTimeout
+from asgi_ipc.errors import CorruptStore, LimitReached, LockBusy, LockTimeout
 
 from .cores import Cored
 
@@ -181,6 +182,18 @@ def test_a_process_specific_channel_is_drained_for_all_of_its_receives(cored: Co
     before = cored.sections
     assert receive(cored, Sleeper(), "p!") == ("p!2", HELLO)
     assert cored.sections == before  # it was in the inbox
+
+
+def test_an_error_wakes_those_for_whom_it_has_drained_another_channel(cored: Cored) -> None:
+    woken = []
+    inbox = cored.session.attachment.inbox("p!")
+    inbox.join("other", SimpleNamespace(wake=lambda: woken.append(1), gone=lambda: False))
+    say(cored, "p!other", "hello")
+    cored.store.queues.max_rows = cored.store.queues.high
+    sources = [cored.core.exact_source(cored.session, name)[0] for name in ("p!mine", "q!mine")]
+    with pytest.raises(LimitReached):
+        cored.core.take(cored.session, sources)
+    assert woken == [1]
 
 
 # -- to left --------------------------------------------------------------------------------------
