@@ -555,7 +555,7 @@ def test_a_sender_that_is_killed_while_it_waits_keeps_nobody(make: Make, prefix:
     ended(threads)
     assert numbers == [0, 1, 6]
     until(lambda: _accepted(layer))
-    assert not crowded(layer)
+    until(lambda: drained(layer) == [] and not crowded(layer))  # each call may do the upkeep
 
 
 def test_a_sender_that_is_killed_when_it_was_rung_swallows_no_wake(make: Make, prefix: str) -> None:
