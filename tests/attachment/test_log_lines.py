@@ -491,7 +491,7 @@ def test_a_receive_that_got_something_before_a_pattern_had_to_be_matched_is_woke
     for channel in ("x!a", "x!b", "x!b"):  # the capacity of the last one is asked for
         layer.send(channel, {})
     assert layer.receive(["x!"]) == ("x!a", {})
-    assert socket.woken == 1
+    assert socket.woken >= 1
     inbox.part("b", socket)
 
 
