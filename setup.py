@@ -24,8 +24,8 @@ def read_version() -> str:
 
 
 def compiled() -> list[Extension]:
-    """The compiled path, where asgi_ipc/native.py would use it. Where there is no compiler, it is
-    left out with a warning."""
+    """The compiled path, where asgi_ipc/store/native.py would use it. It is left out with a warning
+    if there is no compiler."""
     if (
         os.environ.get("ASGI_IPC_PURE", "0") not in ("", "0")
         or not sys.platform.startswith("linux")

@@ -22,10 +22,10 @@ from .attachment.process import notice_fork
 from .base_layer import BaseChannelLayer
 from .errors import InvalidName, LockTimeout
 from .names import check_channel
-from .native import LOADED as COMPILED
 from .options import Options, waiting_time
 from .segment.notes import tell
 from .statistics import Stats
+from .store.native import LOADED as COMPILED
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack

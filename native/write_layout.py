@@ -3,8 +3,8 @@
     python native/write_layout.py            writes the header
     python native/write_layout.py --check    fails and shows the difference if it is out of date
 
-Run the first after a change of layout.py, or of `REVISION` in asgi_ipc/native.py; a test runs the
-second.
+Run the first after a change of layout.py, or of `REVISION` in asgi_ipc/store/native.py; a test runs
+the second.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 HEADER = Path(__file__).resolve().parent / "layout.h"
 sys.path.insert(0, str(HEADER.parent.parent))
 
-from asgi_ipc.native import fingerprint  # noqa: E402
 from asgi_ipc.store import layout, queues, wakes  # noqa: E402
+from asgi_ipc.store.native import fingerprint  # noqa: E402
 
 NAMES = """
     WORD RECORD_WORDS QUEUE_WORDS LOCK_BYTES

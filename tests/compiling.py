@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asgi_ipc import native
+from asgi_ipc.store import native
 
 from .environments import REPOSITORY, child_environment
 

@@ -17,11 +17,11 @@ from ..attachment.process import notice_fork
 from ..base_layer import AsyncBaseChannelLayer
 from ..errors import InvalidName, LockBusy, NotOwner
 from ..names import check_channel
-from ..native import LOADED as COMPILED
 from ..options import Options, waiting_time
 from ..segment.notes import tell
 from ..segment.section import complaint
 from ..statistics import Stats
+from ..store.native import LOADED as COMPILED
 from .fanout import Broadcast
 from .loop import ASYNCIO, pause, running_loop
 from .operations import Core

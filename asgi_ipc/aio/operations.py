@@ -16,7 +16,6 @@ from ..errors import CorruptStore
 from ..inspection.snapshot import Snapshot, Totals
 from ..inspection.view import View
 from ..names import check_channel, check_group, split
-from ..native import PURE
 from ..options import UnknownCapacity
 from ..statistics import Stats
 from ..store.layout import (
@@ -32,6 +31,7 @@ from ..store.layout import (
     S_SEQ_BASE,
     S_SINCE,
 )
+from ..store.native import PURE
 from ..store.queues import FULL, GONE, NO_MEMORY, Target
 from .fanout import Broadcast, Fanout
 from .sending import Sending

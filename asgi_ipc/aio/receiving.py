@@ -34,9 +34,9 @@ from ..attachment.process import notice_fork
 from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
-from ..native import LOADED as COMPILED
 from ..options import UnknownCapacity
 from ..store.layout import COUNT, EXPIRED, Q_PENDING, UNDECODABLE
+from ..store.native import LOADED as COMPILED
 from ..store.wakes import WOKEN
 from .session import Base, Session
 from .source import Source

@@ -35,10 +35,10 @@ from ..attachment.inbox import IN_HAND, Fed, Inbox, wake_all
 from ..attachment.process import notice_fork
 from ..errors import LockTimeout, NotAChannel
 from ..names import check_channel, split
-from ..native import LOADED as COMPILED
 from ..options import UnknownCapacity
 from ..statistics import size
 from ..store.layout import COUNT, Q_PENDING, R_GENERATION, S_LIVE, S_SENDING, WORD
+from ..store.native import LOADED as COMPILED
 from ..store.queues import CHANNELS, FULL, MESSAGES, OWN, OWN_LIMIT, PROMISED, Target
 from ..store.room import AT_ONCE, NEW
 from ..store.store import Store

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import clock, native
+from .. import clock
 from ..attachment.attachment import Attachment, Inherited
 from ..attachment.inbox import Inbox
 from ..attachment.process import attach, notice_fork, register
@@ -16,6 +16,7 @@ from ..names import check_channel
 from ..options import Options
 from ..segment.section import Section, SectionOfThree, Waits, call
 from ..segment.wanted import Wanted
+from ..store import native
 from ..store.layout import COUNT, Q_PENDING, S_EPOCH
 from ..store.plans import Planner
 from ..store.queues import Target

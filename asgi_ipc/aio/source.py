@@ -5,9 +5,9 @@ A glance may be out of date when it is acted on: nothing is taken here, and noth
 
 from __future__ import annotations
 
-from .. import native
 from ..attachment.inbox import ANY, Inbox
 from ..names import split
+from ..store import native
 from ..store.layout import COUNT, Q_PENDING, Q_WAITING, R_GENERATION
 from ..store.queues import Target
 from ..store.store import Store

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-from .. import clock, native
+from .. import clock
 from ..errors import IPCError, LockTimeout, SegmentError
 from ..segment.doorbell import ALL
 from ..segment.files import DescriptorsLost
@@ -25,7 +25,7 @@ from ..segment.section import (
     make_section_of_three,
 )
 from ..segment.segment import Segment
-from ..store import recovery
+from ..store import native, recovery
 from ..store.layout import MAX_WAITERS, P_GENERATION, P_PID, PROCESS_WORDS
 from ..store.store import Store
 from .drops import DropLog

@@ -20,8 +20,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .. import clock
-from ..native import LOADED
-from ..native import are_files as native_are_files
 from ..segment.identity import Word
 from ..store.layout import (
     P_GENERATION,
@@ -37,6 +35,8 @@ from ..store.layout import (
     W_GENERATION,
     W_TAKEN,
 )
+from ..store.native import LOADED
+from ..store.native import are_files as native_are_files
 from .resources import Resources
 from .upkeep import CHECK_EVERY, SWEEP_EVERY, Hub, Upkeep
 from .weak import WeakKeys

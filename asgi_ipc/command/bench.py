@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import click
 
-from .. import IPCChannelLayer, native, segment
+from .. import IPCChannelLayer, segment
+from ..store import native
 from .common import json_option, print_json, say, write
 from .exits import NOT_WELL
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .. import clock, native
+from .. import clock
 from ..errors import SegmentVanished
 from ..names import split
 from ..segment.lock import machine, mutex_holder
@@ -29,6 +29,7 @@ from ..statistics import (
     Stats,
 )
 from ..store import layout as at
+from ..store import native
 from ..store.front import Front, read_front
 from .view import View, name_in
 

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import native
 from ..segment.lock import robust_mutexes
 from ..segment.paths import SHM, Paths, full_prefix, remains
 from ..segment.procfs import user_name
 from ..segment.refusals import READ_ONLY
 from ..statistics import size
+from ..store import native
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 

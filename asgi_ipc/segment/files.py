@@ -19,8 +19,9 @@ from _thread import TIMEOUT_MAX, allocate_lock, start_new_thread
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType
 
-from .. import clock, native
+from .. import clock
 from ..errors import ForeignSegment, LockTimeout, SegmentError
+from ..store import native
 from ..store.layout import MAX_PROCESSES
 from .paths import Paths
 from .procfs import command_line, flock_holder, group_name, is_stopped, user_name

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 from zlib import adler32
 
-from .. import native
 from ..errors import CorruptStore, LimitReached
+from . import native
 from .front import Front, read_front
 from .layout import (
     CLEAN,

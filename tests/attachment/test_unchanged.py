@@ -24,8 +24,8 @@ from asgi_ipc.attachment.unchanged import (
 )
 from asgi_ipc.attachment.upkeep import CHECK_EVERY
 from asgi_ipc.conformance.base import MESSAGE
-from asgi_ipc.native import LOADED
 from asgi_ipc.store.layout import DIRTY, S_BURY_AT, S_DIRTY, S_SWEEP_AT, W_GENERATION, W_TAKEN
+from asgi_ipc.store.native import LOADED
 
 from ..forks import Line, child, on_linux, rests
 from .layers import Make

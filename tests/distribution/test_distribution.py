@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import asgi_ipc
-from asgi_ipc import native
+from asgi_ipc.store import native
 from tests import environments
 from tests.documentation import pages
 
@@ -49,7 +49,7 @@ try:
     asyncio.run(main(sys.argv[1]))
 finally:
     segment.destroy(sys.argv[1])
-from asgi_ipc import native
+from asgi_ipc.store import native
 print(asgi_ipc.__version__, native.PURE if native.why_not else native.COMPILED)
 """
 

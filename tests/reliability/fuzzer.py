@@ -19,8 +19,8 @@ from typing import Any
 
 import msgpack
 
-from asgi_ipc import native
 from asgi_ipc.codec import Codec
+from asgi_ipc.store import native
 
 LONGEST = 600  # bytes
 BATCH = 500

@@ -28,10 +28,11 @@ from unittest import mock
 
 import pytest
 
-from asgi_ipc import clock, native
+from asgi_ipc import clock
 from asgi_ipc.aio.source import Source
 from asgi_ipc.codec import Codec
 from asgi_ipc.segment.lock import init_mutex
+from asgi_ipc.store import native
 from asgi_ipc.store.layout import (
     H_LOCK,
     Q_OWED,

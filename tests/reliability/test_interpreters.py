@@ -22,10 +22,10 @@ from asgi_ipc.segment.lock import _one_gil
 prefix, ROUNDS, EACH = sys.argv[1], 3, 200
 layer = asgi_ipc.IPCChannelLayer(prefix, capacity=1000)
 code = f'''
-import asgi_ipc, asgi_ipc.native
+import asgi_ipc, asgi_ipc.store.native
 from asgi_ipc.segment.lock import _one_gil
 
-assert not asgi_ipc.native.LOADED
+assert not asgi_ipc.store.native.LOADED
 assert not _one_gil()
 with asgi_ipc.IPCChannelLayer({prefix!r}, capacity=1000) as layer:
     mine = layer.new_channel()

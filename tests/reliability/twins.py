@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from asgi_ipc import clock, native
+from asgi_ipc import clock
 from asgi_ipc.aio.session import NEVER, usual
 from asgi_ipc.segment.lock import mutex_holder
 from asgi_ipc.store import layout as at
+from asgi_ipc.store import native
 from asgi_ipc.store.wakes import WOKEN
 from asgi_ipc.testing.sync import InProcessChannelLayer
 

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asgi_ipc
-from asgi_ipc import clock, native
+from asgi_ipc import clock
 from asgi_ipc.codec import Codec
 from asgi_ipc.errors import InvalidMessage
 from asgi_ipc.inspection import surroundings
+from asgi_ipc.store import native
 from asgi_ipc.store.layout import DIRTY, H_LOCK, LOCK_BYTES, Q_OWED, Q_QUICK, S_DIRTY, WORD
 from asgi_ipc.store.wakes import WOKEN
 from asgi_ipc.testing.sync import InProcessChannelLayer
@@ -40,7 +41,7 @@ def test_the_header_is_up_to_date() -> None:
 
 def implementation(**environment: str) -> str:
     """What another process says of the compiled path."""
-    program = "from asgi_ipc import native; print(native.LOADED, native.why_not)"
+    program = "from asgi_ipc.store import native; print(native.LOADED, native.why_not)"
     return subprocess.run(
         [sys.executable, "-c", program],
         env={**environments.child_environment(), **environment},

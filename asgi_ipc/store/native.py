@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from .store import layout
+from . import layout
 
 REVISION = 3  # of what the Python code and the compiled path expect of each other
 
@@ -44,7 +44,7 @@ def _load() -> tuple[Any, str]:
     if "t" in sys.abiflags:
         return None, "this build of Python has no GIL"
     try:
-        found = import_module(f"{__package__}._native")
+        found = import_module("._native", __package__.rpartition(".")[0])
     except ModuleNotFoundError:
         return None, _NOT_BUILT
     except ImportError as error:  # it is for another processor or libc
