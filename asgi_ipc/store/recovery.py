@@ -55,7 +55,10 @@ def flush(store: Store, now: float) -> None:
     # Fewer generations are given out than nanoseconds pass. So the time exceeds all of them, even
     # if the counter was damaged.
     words[at.S_COUNTER] = max(words[at.S_COUNTER], int(now * 1e9))
-    words[at.S_EPOCH] = store.advance_counter()
+    epoch = store.advance_counter()
+    if epoch == words[at.S_EPOCH]:  # damaged: an inbox would not see that anything was flushed
+        epoch = store.advance_counter()
+    words[at.S_EPOCH] = epoch
     words[at.S_ENDS] = store.log.empty
     words[at.S_LIVE] = words[at.S_BIGGEST] = words[at.S_LIMIT] = 0
     _empty(store, at.S_SENDING)

@@ -529,6 +529,15 @@ def test_flush_changes_the_epoch() -> None:
     assert len(epochs) == 4
 
 
+def test_flush_changes_an_epoch_that_was_damaged() -> None:
+    """Even if it is the next one: inboxes have read it."""
+    store = make_store()
+    store.words[S_COUNTER] = 1 << 60  # later than now
+    store.words[S_EPOCH] = damaged = store.words[S_COUNTER] + 1
+    recovery.flush(store, NOW)
+    assert damaged != store.words[S_EPOCH] <= store.words[S_COUNTER]
+
+
 def test_flush_sets_the_counters_back() -> None:
     store = busy_store()
     store.bury(store.process_row(0), NOW, 0.0)
