@@ -188,16 +188,19 @@ def run_python(source: str) -> str:
     return run_script("-c", source)
 
 
-def run_script(*arguments: str | Path) -> str:
-    """What a new interpreter prints with these arguments; it must succeed."""
+def run_script(
+    *arguments: str | Path, python: str | Path = sys.executable, **variables: str
+) -> str:
+    """What a new interpreter prints with these arguments; it must succeed. `variables` are more for
+    its environment."""
     run = subprocess.run(
-        [sys.executable, *arguments],
-        env=child_environment(),
+        [python, *arguments],
+        env=child_environment(**variables),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=120,
         check=False,
     )
     assert run.returncode == 0, run.stdout

@@ -631,9 +631,8 @@ class Members:
         is not reported."""
         kind, start, length, pid = fcntl.F_UNLCK, 0, 0, 0
         if self.lost():
-            raise DescriptorsLost(
-                LOST
-            )  # the file that has its number now would say that nobody lives
+            # The file that has its number now would say that nobody lives.
+            raise DescriptorsLost(LOST)
         if sys.platform == "darwin":
             if command == fcntl.F_GETLK:
                 ask = _FLOCK.pack(index, count, 0, fcntl.F_RDLCK, os.SEEK_SET)

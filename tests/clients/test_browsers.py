@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from tests import environments, processes
 from tests.clients import browsers, demo
 from tests.clients.browsers import Browse, Page
 from tests.clients.demo import Site
-from tests.waiting import LIVENESS
 
 for module in ("channels", "daphne"):
     pytest.importorskip(module, reason=f"lacking: {module}")
@@ -114,14 +111,5 @@ def test_the_picture_in_the_readme_can_be_taken_again(tmp_path: Path, prefix: st
     picture = tmp_path / "chat.png"
     ports = [str(processes.free_port()), str(processes.free_port())]
     script = environments.REPOSITORY / "docs" / "take_screenshot.py"
-    done = subprocess.run(
-        [sys.executable, script, "--to", picture, "--ports", *ports],
-        env=environments.child_environment(CHAT_PREFIX=prefix),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=2 * LIVENESS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+    environments.run_script(script, "--to", picture, "--ports", *ports, CHAT_PREFIX=prefix)
     assert picture.read_bytes().startswith(b"\x89PNG")

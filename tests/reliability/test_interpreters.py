@@ -3,11 +3,8 @@ the others, and does without the compiled path."""
 
 from __future__ import annotations
 
-import subprocess
-
-from ..environments import child_environment, environment
+from ..environments import environment, run_script
 from ..forks import on_linux
-from ..waiting import LIVENESS
 
 pytestmark = on_linux
 
@@ -85,24 +82,10 @@ except ImportError as error:
 """
 
 
-def run(python: str, code: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [environment(python), "-c", code, *arguments],
-        env=child_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=2 * LIVENESS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout.strip()
-
-
 def test_interpreters_with_a_gil_of_their_own_exchange_messages(prefix: str) -> None:
-    assert run("interpreters", EXCHANGE, prefix) == "done"
+    assert run_script("-c", EXCHANGE, prefix, python=environment("interpreters")) == "done"
 
 
 def test_where_they_have_no_ctypes_they_are_told_what_to_use() -> None:
-    said = run("interpreters-3.12", REFUSED)
+    said = run_script("-c", REFUSED, python=environment("interpreters-3.12"))
     assert said.startswith("asgi_ipc needs ctypes") and "use Python 3.13 or later" in said

@@ -521,8 +521,8 @@ class Model(RuleBasedStateMachine):
         return full
 
     def know_capacities(self, core: Core) -> None:
-        """So that a send which drains a queue drains all of it. Else it stops at a capacity that it
-        has to look up, and goes on only if the queue has no room yet."""
+        """Else a send that drains a queue stops at a capacity that it has to look up, and continues
+        only if the queue has no room yet."""
         core.capacities.look_up(SPECIFIC + BESIDE)
 
     @rule(

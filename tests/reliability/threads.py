@@ -39,7 +39,7 @@ import threading
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import asgi_ipc
@@ -152,12 +152,17 @@ class Round:
             self.sent[name, channel] = count
         self.refused.append(refused)
 
+    def is_ahead(self, name: str, number: int, readers: Iterable[str]) -> bool:
+        """Whether a sender is too far ahead of the slowest reader; if so, it has paused."""
+        ahead = number - min(self.seen.get((reader, name), -1) for reader in readers) > AHEAD
+        if ahead:
+            time.sleep(0.001)
+        return ahead
+
     def broadcast(self, name: str) -> None:
         number = 0
         while not self.quiet.is_set():
-            slowest = min(self.seen.get((member, name), -1) for member in self.members)
-            if number - slowest > AHEAD:
-                time.sleep(0.001)
+            if self.is_ahead(name, number, self.members):
                 continue
             self.layer.send_group(GROUP, {"from": name, "to": GROUP, "n": number})
             number += 1
@@ -198,9 +203,7 @@ class Round:
             assert subscribed.wait(LIVENESS)
         number = 0
         while not self.quiet.is_set():
-            slowest = min(self.seen.get((reader, name), -1) for reader in self.subscribed)
-            if number - slowest > AHEAD:
-                time.sleep(0.001)
+            if self.is_ahead(name, number, self.subscribed):
                 continue
             self.layer.send_group(NEWS, {"from": name, "to": NEWS, "n": number})
             number += 1

@@ -170,6 +170,21 @@ def test_head(layer: IPCChannelLayer, work: Work) -> None:
     assert content == b""
 
 
+def endless() -> tuple[Any, threading.Event]:
+    """An application whose response does not end, and whether it was closed."""
+    closed = threading.Event()
+
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        try:
+            while True:
+                yield b"x"
+        finally:
+            closed.set()
+
+    return app, closed
+
+
 @pytest.mark.parametrize("ends_by", ["success", "failure", "a reader that is gone"])
 def test_the_response_is_closed(layer: IPCChannelLayer, work: Work, ends_by: str) -> None:
     class Blocks:
@@ -313,16 +328,7 @@ def test_it_notices_a_client_that_goes_while_the_channel_is_full(
     monkeypatch.setattr(exchange, "_LOOK_EVERY", 10 * LIVENESS)
     monkeypatch.setattr(waiter, "CHECK_EVERY", 10 * LIVENESS)
     narrow = IPCChannelLayer(prefix, channel_capacity={"server!*": 2})
-    closed = threading.Event()
-
-    def app(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response("200 OK", TEXT)
-        try:
-            while True:
-                yield b"x"
-        finally:
-            closed.set()
-
+    app, closed = endless()
     worker = AsgiToWsgiWorker(narrow, app, timeout=20 * LIVENESS)
     thread = threading.Thread(target=worker.run)
     thread.start()
@@ -342,16 +348,7 @@ def test_it_gives_up_when_the_reader_is_dead(
     prefix: str, work: Work, layer: IPCChannelLayer, caplog: pytest.LogCaptureFixture, flow: bool
 ) -> None:
     caplog.set_level(logging.INFO, "asgi_ipc")
-    closed = threading.Event()
-
-    def app(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response("200 OK", TEXT)
-        try:
-            while True:
-                yield b"x"
-        finally:
-            closed.set()
-
+    app, closed = endless()
     work(app)
     source = (
         f"import asgi_ipc; layer = asgi_ipc.IPCChannelLayer({prefix!r});"
