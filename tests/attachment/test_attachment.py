@@ -99,6 +99,23 @@ def test_the_queue_of_a_dead_process_is_dropped_and_its_memberships_after_expiry
     until(lambda: layer.receive(["c"]) and make.processes() == [os.getpid()], bound=SOON)
 
 
+def test_a_process_may_die_before_it_receives_on_a_channel_that_it_added_to_a_group(
+    make: Make,
+) -> None:
+    def add(line: Line) -> None:
+        layer = make()
+        layer.group_add("group", layer.new_channel("specific!"))
+        rests(line)
+
+    layer = make(expiry=0.1)
+    layer.group_add("group", "alive")
+    with child(add) as process:
+        process.hear()
+        assert len(layer.group_channels("group")) == 2
+        process.kill()
+    until(lambda: layer.group_channels("group") == ["alive"], bound=SOON)
+
+
 def test_the_queue_of_a_dead_process_can_be_received_by_the_next_at_once(make: Make) -> None:
     with child(owner_of(make, "own!")) as process:
         process.hear()
