@@ -105,7 +105,7 @@ class Codec:
             body = pack(message)
             if _UINT64 in body and _huge(body) and _has_uint64(message):
                 raise OverflowError
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, RecursionError):
             body = self._pack(self.plain(message))  # unless the copy raises, and says why
         if self._fernet is not None:
             body = self._fernet.encrypt(body)

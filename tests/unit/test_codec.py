@@ -456,6 +456,12 @@ def packer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("packer")
+def test_a_message_too_deep_to_be_shown_is_refused() -> None:
+    """msgpack in Python shows what it refuses, here the tuple."""
+    assert "nested deeper" in refusal({"v": (wrapped(1, ["list"], 10_000),)})
+
+
+@pytest.mark.usefixtures("packer")
 @examples(200)
 @given(st.dictionaries(keys(), anything(), max_size=3))
 def test_a_message_is_encoded_or_refused_as_by_a_walk_over_all_values(message: Any) -> None:
