@@ -5,10 +5,11 @@ Messages may hold the types that both contracts list and no others, so that what
 never depends on the receiver. msgpack accepts more: ints up to 2**64, any map key, bytearray,
 timestamps, and nearly any depth. In a flat message, the types are checked one by one. A nested
 message is packed with strict types, which refuses most of what may not be sent. The rest of it
-shows when a short message is unpacked again, all of that in C. In a longer one, the collector's
-list of what objects hold finds it in less time. Only a message with another type (a subclass, or a
-value that cannot be sent) is walked value by value. That finds the path that the error names, and
-the values that the option ``default`` converts.
+shows when a short message is unpacked again, all of that in C. In a longer one, a few operations
+for all values of a level find it in less time, most of all with the collector's list of what
+objects hold. Only a message with another type (a subclass, or a value that cannot be sent) is
+walked value by value. That finds the path that the error names, and the values that the option
+``default`` converts.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ _OPAQUE = bytes([*range(0xC4, 0xCA), *range(0xD4, 0xD9)])
 _NESTED = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 # If msgpack is in Python, unpacking takes longer than looking at the values.
 _IN_C = msgpack.Packer.__module__ != "msgpack.fallback"
-_SHORT = 500  # bytes, up to which unpacking takes less time
+# The collector lists what lists, tuples and dicts hold. Without the GIL, it would stop all other
+# threads meanwhile. Since Python 3.13, it does not list what `vars(...)` of an object holds.
+_LISTED = (
+    sys.implementation.name == "cpython" and "t" not in sys.abiflags and sys.version_info < (3, 13)
+)
+_SHORT = 400 if _LISTED else 4000  # bytes, up to which unpacking takes less time
 _MANY = 1_000_000  # values on one level; with more, a message may contain itself
 
 Default = Callable[[Any], Any]  # turns a value that cannot be sent into one that can
@@ -105,7 +111,7 @@ class Codec:
             body = pack(message)
             if _UINT64 in body and _huge(body) and _has_uint64(message):
                 raise OverflowError
-        except (TypeError, ValueError, OverflowError):
+        except (TypeError, ValueError, OverflowError, RecursionError):
             body = self._pack(self.plain(message))  # unless the copy raises, and says why
         if self._fernet is not None:
             body = self._fernet.encrypt(body)
@@ -156,15 +162,20 @@ def _is_plain(message: dict[Any, Any], body: bytes | None) -> bool:
     """Return whether all values of a nested message have exactly a type that may be sent. `body` is
     what it was packed to, with strict types; None if it was not. False proves nothing.
 
-    It goes level by level, with one operation in C for all values of a level: a walk in Python
+    It goes level by level, with few operations in C for all values of a level: a walk in Python
     takes far longer than packing.
     """
     # Without one of these bytes, packing has refused all other types.
-    by_type = body is None or any(map(body.__contains__, _OPAQUE))
-    values, held = [message], _held(message)
+    by_type = not _LISTED or body is None or any(map(body.__contains__, _OPAQUE))
     kinds: Set[type] = _CONTAINERS  # that may be among the values
+    values = dicts = [message]
+    held = _held(message)
     for _ in range(MAX_DEPTH - 1):
-        if dict in kinds and (dicts := [value for value in values if type(value) is dict]):
+        # If the collector lists no more than the values, all keys are str.
+        if dicts and (
+            not _LISTED
+            or sum(map(len, dicts)) != len(held if len(dicts) == len(values) else _held(*dicts))
+        ):
             # A subclass of str, which is not among the keys that were packed, can say of any other
             # key that they are equal.
             keys = _chained(dicts) if body is None else set().union(*dicts)
@@ -172,6 +183,8 @@ def _is_plain(message: dict[Any, Any], body: bytes | None) -> bool:
                 return False
         if by_type:
             kinds = {*map(type, held)}
+            if _all_plain(kinds):
+                return True
             if not _all_allowed(kinds):
                 return False
         values, held = held, _held(*held)
@@ -179,6 +192,7 @@ def _is_plain(message: dict[Any, Any], body: bytes | None) -> bool:
             return True
         if body is None and len(held) > _MANY:
             return False
+        dicts = [value for value in values if type(value) is dict] if dict in kinds else []
     return False
 
 
@@ -194,18 +208,18 @@ def _has_uint64(message: dict[str, Any]) -> bool:
 
 def _held_by(*values: Any) -> list[Any]:
     """Return what the lists, tuples and dicts among some values hold."""
-    return [
-        held
-        for value in values
-        if type(value) in _CONTAINERS
-        for held in (value.values() if type(value) is dict else value)
-    ]
+    held: list[Any] = []
+    for value in values:
+        if type(value) is dict:
+            held += value.values()
+        elif type(value) in _CONTAINERS:
+            held += value
+    return held
 
 
-# What the collector asks lists, tuples and dicts as well. All other values that may be sent hold
-# nothing. Without the GIL, it stops all other threads meanwhile.
-_with_gil = sys.implementation.name == "cpython" and "t" not in sys.abiflags
-_held: Callable[..., list[Any]] = gc.get_referents if _with_gil else _held_by
+# The other values that may be sent hold nothing. Of a dict that has or had a key that is no str,
+# the collector lists the keys as well.
+_held: Callable[..., list[Any]] = gc.get_referents if _LISTED else _held_by
 
 
 def _shows_plain(body: bytes) -> bool:

@@ -16,6 +16,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 from unittest import mock
 
@@ -41,6 +42,8 @@ OPTIONS: dict[str, Any] = {
 }
 NORMAL = ["a", "b", "tiny", "wide1", "wide2", "r?eply"]
 SPECIFIC = ["x!1", "x!2", "y!1"]
+# Each pair has names of its own: earlier twins keep their memory until the collector runs.
+_numbers = count()
 # The words that no call of one process should change, and where a lock lies that is in use.
 FIRST = at.S_DIRTY
 VALUES = [0, 1, 2, 3, 8, 100, 2**31, 2**32 - 1, 2**32, 2**62, 2**63, 2**64 - 1]
@@ -65,6 +68,7 @@ class Twin:
         self.session = self.core.attach()
         self.attachment = self.session.attachment
         self.store = self.session.store
+        assert not self.store.words[at.S_SEQ], "this is the memory of an earlier twin"
         self.attachment.due = float("inf")
         self.core.own, self.core.client_prefix = ".own!", "own"
         self.rings: list[tuple[int, int]] = []
@@ -309,11 +313,11 @@ def steered() -> Iterator[Clock]:
 def history(number: int, damaged: bool, steps: int = STEPS) -> Counter[str]:
     """Let twins do the same, and raise AssertionError where they differ. Returns what the compiled
     path did, by call; under "damage" the damaged words, and under "error" the exceptions."""
-    original = clock.monotonic
+    original, pair = clock.monotonic, next(_numbers)
     # Made with the real clock in its place: that is how the compiled path knows it.
     with mock.patch.object(clock, "monotonic", original):
-        python = Twin(f"python{number}", compiled=False)
-        compiled = Twin(f"compiled{number}", compiled=True)
+        python = Twin(f"python{pair}", compiled=False)
+        compiled = Twin(f"compiled{pair}", compiled=True)
     try:
         return _compared(python, compiled, number, damaged, steps)
     finally:

@@ -539,6 +539,8 @@ def interrupted_at(step: int, call: Callable[[], Any]) -> bool:
 
     before = sys.gettrace()
     gc.disable()  # a finalizer that runs meanwhile is not what is interrupted here
+    # Before settrace: or the first run sees no opcode (Python 3.12).
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         call()

@@ -447,12 +447,20 @@ def packer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.param == "C, for long messages":
         monkeypatch.setattr(codec, "_SHORT", 0)
     elif request.param == "C, without the GIL":
+        monkeypatch.setattr(codec, "_LISTED", False)
         monkeypatch.setattr(codec, "_held", codec._held_by)
+        monkeypatch.setattr(codec, "_SHORT", 0)
     elif request.param == "Python":
         monkeypatch.setattr(codec, "_IN_C", False)
         monkeypatch.setattr(
             msgpack, "packb", lambda message, **options: Packer(**options).pack(message)
         )
+
+
+@pytest.mark.usefixtures("packer")
+def test_a_message_too_deep_to_be_shown_is_refused() -> None:
+    """msgpack in Python shows what it refuses, here the tuple."""
+    assert "nested deeper" in refusal({"v": (wrapped(1, ["list"], 10_000),)})
 
 
 @pytest.mark.usefixtures("packer")
@@ -484,6 +492,42 @@ def test_many_rows_are_encoded_or_refused_as_by_a_walk_over_all_values(
     found = outcome(Codec().encode, message)
     assert found == outcome(encoding.encode, message)
     assert type(found) is (bytes if sent else str)
+
+
+class Thing:
+    """An object whose attributes may be kept where only `vars` finds them."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+@pytest.mark.usefixtures("packer")
+@pytest.mark.parametrize("padding", [0, 10_000])
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        *((5, True), (b"bytes", True), ([{"a": (1,)}], True), (Number(5), True)),
+        *(({1: 2}, False), (bytearray(b"b"), False), ([2**63], False), (2**63, False)),
+    ],
+)
+def test_the_attributes_of_an_object_are_encoded_or_refused(
+    padding: int, value: object, sent: bool
+) -> None:
+    thing = Thing(value)
+    for values in (vars(thing), [vars(thing)], [vars(thing), {"a": 1}], [vars(thing), (1,)]):
+        message = {"v": values, "padding": "x" * padding}
+        found = outcome(Codec().encode, message)
+        assert found == outcome(encoding.encode, message)
+        assert type(found) is (bytes if sent else str)
+
+
+@pytest.mark.usefixtures("packer")
+def test_a_dict_that_had_a_key_of_another_type_travels() -> None:
+    message: dict[Any, Any] = {"v": [{"a": 1}, {5: 1, "b": 2}], "padding": "x" * 10_000}
+    for _ in range(2):
+        assert outcome(Codec().encode, message) == outcome(encoding.encode, message)
+        message["v"][1].pop(5, None)
+    assert round_trip(message) == message
 
 
 def test_no_method_of_a_key_is_called() -> None:
