@@ -385,9 +385,10 @@ static Outcome receive_from(UsualObject *self, PyObject *object, Receiver receiv
     if (!PyObject_TypeCheck(object, state->source))
         return NOT_USUAL;
     SourceObject *source = (SourceObject *)object;
+    if (source->inbox != Py_None || source->channel == NULL)
+        return NOT_USUAL;
     const Memory *memory = ready(self, &now);
-    if (memory == NULL || source->inbox != Py_None || source->channel == NULL ||
-        !find_place(state, source->target, &place) ||
+    if (memory == NULL || !find_place(state, source->target, &place) ||
         (!receiver.waiter_id && !is_pending(memory, place.row)))
         return NOT_USUAL;
     TargetObject *target = (TargetObject *)source->target;

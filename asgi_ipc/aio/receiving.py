@@ -101,7 +101,10 @@ class Receiving(Base):
         return found
 
     def _source(self, session: Session, channel: str) -> Source:
-        queue = split(channel)[0]
+        queue, local = split(channel)
+        if local:
+            whole = (session.sources.get(queue) or [self._source(session, queue)])[0]
+            return Source(channel, whole.inbox, whole)
         source = Source(channel, session.attachment.inbox(queue) if queue.endswith("!") else None)
         if source.local is ANY:
             session.remember(session.sources, channel, [source])
@@ -178,27 +181,29 @@ class Receiving(Base):
         None: nothing was taken, and waiting takes more than this. `receive` does it."""
         notice_fork()
         source = sources[0]
-        inbox, local = source.inbox, source.local
+        inbox, local, box = source.inbox, source.local, source.box
         if inbox is None or local is ANY or session.attachment.broken is not None:
             return None
         try:
             waiter = way.waiter(session)
-            while waiter.is_parked(source) and inbox.is_fresh():
-                sleep = waiter.nap(source, self.spin)
+            while True:
+                sleep = waiter.nap(source, self.spin) if inbox.is_fresh() else None
                 if sleep is None:
                     return None
                 now = 0.0
                 try:
-                    if not inbox.join(local, sleep):
+                    if inbox.join_at(box, sleep) is False:
                         await sleep.future
                     now = clock.monotonic()
                     if now >= session.due[()]:
                         self.upkeep(session, now)
-                    found = self._take_buffered(session, source, now)
+                    found = self._take_buffered(session, source, now, box)
                 finally:
-                    waiter.woken(source, sleep, now)
+                    inbox.part_from(box, sleep)
+                    waiter.woken(now)
                 if found is not None:
                     return found
+                box = source.box = inbox.mailbox(local)  # it may have been removed
         except LockTimeout:
             pass  # `receive` keeps waiting
         except ValueError as error:
@@ -244,7 +249,10 @@ class Receiving(Base):
         source = sources[0]
         if source.inbox is None:
             return self.take_one(session, source) if source.target.words[Q_PENDING] else None
-        if source.target.words[Q_PENDING] or source.inbox.has(source.local):
+        box = source.box
+        if source.target.words[Q_PENDING] or box.messages or box.more:
+            return self._take_any(session, sources, None, False)
+        if source.local is ANY and source.buffered():
             return self._take_any(session, sources, None, False)
         return None
 
@@ -372,22 +380,33 @@ class Receiving(Base):
                     channel = visit.source.channel
                     self._undecodable(session, visit.source, channel, visit.body, error.__context__)
 
-    def _take_buffered(self, session: Session, source: Source, now: float) -> Received | None:
+    def _take_buffered(
+        self, session: Session, source: Source, now: float, box: Mailbox | None = None
+    ) -> Received | None:
         """The oldest message for `source` in its inbox, drained before by a thread of this process.
+        `box`: its mailbox, if that is known.
 
         Where no waiter id has to come out of a queue this is all that a broadcast costs a socket.
         """
         inbox = source.inbox
         assert inbox is not None
+        channel = source.channel
         while inbox.is_fresh():
-            entry = inbox.take(source.local)
-            if entry is None:
-                return None
-            local, drained = entry
+            if box is None:
+                entry = inbox.take(source.local)
+                if entry is None:
+                    return None
+                local, drained = entry
+                if source.local is ANY:
+                    channel = source.queue + local
+            else:
+                taken = inbox.take_from(box)
+                if taken is None:
+                    return None
+                local, drained = box.local, taken
             if not drained.expires > now:  # over, or NaN
                 session.section(session.store.count_taken, source.target, EXPIRED, 1, local)
                 continue
-            channel = source.channel if source.local is local else source.queue + local
             known = drained.message
             if known is not None:
                 return channel, known.copy()

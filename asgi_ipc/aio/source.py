@@ -5,7 +5,7 @@ A glance may be out of date when it is acted on: nothing is taken here, and noth
 
 from __future__ import annotations
 
-from ..attachment.inbox import ANY, Inbox
+from ..attachment.inbox import ANY, Inbox, Mailbox
 from ..names import split
 from ..store import native
 from ..store.layout import COUNT, Q_PENDING, Q_WAITING, R_GENERATION
@@ -13,25 +13,33 @@ from ..store.queues import Target
 from ..store.store import Store
 from .spin import Spin
 
+_NONE = Mailbox(ANY)  # always empty
+
 
 class Source(native.Source):
     """A queue, and for a process-specific channel the local part that the receive is for."""
 
-    __slots__ = ("local", "queue", "spin")
+    __slots__ = ("box", "local", "queue", "spin")
 
     inbox: Inbox | None
     target: Target
 
     sending: Inbox | None = None  # for sends: see `sending.Room`
 
-    def __init__(self, channel: str, inbox: Inbox | None) -> None:
-        """`inbox`: that of the queue, if the channel is process-specific."""
+    def __init__(self, channel: str, inbox: Inbox | None, whole: Source | None = None) -> None:
+        """`inbox`: that of the queue, if the channel is process-specific. `whole`: the source for
+        the whole queue; the sources of one queue share what they learn of it."""
         self.queue, local = split(channel)
         self.channel = channel
-        self.target = Target(self.queue.encode("ascii"))
         self.inbox = inbox
         self.local: str | None = local or ANY
-        self.spin = Spin()
+        if whole is None:
+            self.target = Target(self.queue.encode("ascii"))
+            self.spin = Spin()
+        else:
+            self.queue, self.target, self.spin = whole.queue, whole.target, whole.spin
+        # The mailbox of the local part. If the inbox has removed it, it stays empty.
+        self.box = _NONE if inbox is None or self.local is ANY else inbox.mailbox(self.local)
 
     @property
     def place(self) -> int:

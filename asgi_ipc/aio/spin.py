@@ -3,10 +3,10 @@
 Putting a process to sleep and waking it takes many times as long as passing a message through
 memory. Where messages come fast, a receive that finds nothing therefore spins for up to ``spin``
 seconds before it parks: a message that comes meanwhile needs no ring and no wakeup. Each channel
-learns whether that pays; a receive on several channels asks the one that is first this time. Every
-miss in a row makes spinning four times as rare, down to one wait in a thousand, and a hit resets
-that. So a quiet channel costs next to nothing. A processor is kept busy between messages only where
-they come faster than ``spin``.
+learns whether that pays; the process-specific channels of one queue do so together. A receive on
+several channels asks the one that is first this time. Every miss in a row makes spinning four times
+as rare, down to one wait in a thousand, and a hit resets that. So a quiet channel costs next to
+nothing. A processor is kept busy between messages only where they come faster than ``spin``.
 
 A receive does not spin where a waiter is parked: a sender rings that waiter anyway, and each time
 it would wake for nothing.

@@ -95,11 +95,12 @@ class Waiter(ABC):
         return False
 
     def nap(self, source: Source, spin: float) -> Nap | None:
-        """A receive is about to sleep until its mailbox has something, and that needs nothing else:
-        return what it sleeps on. None if there is more to do, as always for a thread."""
+        """A receive is about to sleep until its mailbox has something, and that needs nothing else,
+        since this waiter is parked at the queue of `source` already: return what it sleeps on. None
+        if there is more to do, as always for a thread."""
         return None
 
-    def woken(self, source: Source, sleep: Nap, now: float) -> None:
+    def woken(self, now: float) -> None:
         """A receive has slept on what `nap` returned; `now` is 0.0 if it was cancelled."""
         raise NotImplementedError
 

@@ -70,7 +70,7 @@ class Mailbox:
     __slots__ = ("local", "messages", "more", "waiting")
 
     def __init__(self, local: str | None) -> None:
-        self.local = local
+        self.local: Any = local  # a str, except for the mailbox of receives that take any
         # A list takes far less memory than a deque, of which thousands would not fit into the
         # cache. What does not fit is in `more`; while that has any, it gets new messages.
         self.messages: list[Drained] = []
@@ -161,6 +161,9 @@ class Inbox:
         self.suspects = Suspects()
         self._boxes: dict[str | None, Mailbox] = {}
         self.threads: list[Waiting] = []  # the threads that wait here
+        # The local parts of the last message and their mailboxes: a group sends to the same ones
+        # again and again. Forgotten before any mailbox is removed.
+        self._last: tuple[bytes | None, list[Mailbox]] = None, []
         self._any = Mailbox(ANY)  # has no messages: receives that take any wait there
         self._tidy_at = _LONG  # the number of boxes at which the empty ones are removed
         # The mailboxes of each message (number, mailboxes in reverse order), the oldest first, for
@@ -222,6 +225,11 @@ class Inbox:
             self.clear()
             self.epoch = epoch
 
+    def mailbox(self, local: str) -> Mailbox:
+        """The mailbox of a local part. One that nobody uses may be removed, and replaced later."""
+        box = self._boxes.get(local)
+        return self._boxes.setdefault(local, Mailbox(local)) if box is None else box
+
     def held(self, local: str) -> int:
         """How many messages a local part has."""
         box = self._boxes.get(local)
@@ -263,30 +271,36 @@ class Inbox:
             self._undo()
         self._feeding = True
         full, unknown = [], []
-        local_parts = taken.local_parts.decode("ascii").split(_SEPARATOR)
-        drained = Drained(seq, taken.body, taken.expires, len(local_parts) > 1)
-        boxes, fed, queue = self._boxes, self._fed, self.queue
-        for local in local_parts:
-            box = boxes.get(local)
-            if box is None:
-                box = boxes.setdefault(local, Mailbox(local))
+        local_parts, known, fed = taken.local_parts, self._boxes, self._fed
+        before, boxes = self._last
+        if local_parts != before:
+            boxes = []
+            for local in local_parts.decode("ascii").split(_SEPARATOR):
+                box = known.get(local)
+                if box is None:
+                    box = known.setdefault(local, Mailbox(local))
+                boxes.append(box)
+            self._last = local_parts, boxes
+        drained = Drained(seq, taken.body, taken.expires, len(boxes) > 1)
+        for box in boxes:
             if box.messages or box.more:
-                most = capacity(queue + local)
+                channel = self.queue + box.local
+                most = capacity(channel)
                 if most is None:
-                    unknown.append(queue + local)
-                    continue
-                if len(box) >= most + self.slack:
-                    full.append(local)
-                    continue
-                box.add(drained)
+                    unknown.append(channel)
+                elif len(box) >= most + self.slack:
+                    full.append(box.local)
+                else:
+                    box.add(drained)
+                    fed[box] = None
             else:
                 box.messages.append(drained)
-            fed[box] = None
+                fed[box] = None
         if unknown:
             raise UnknownCapacity(unknown)
         if self._order is not None:
-            self._order.append((seq, [boxes[local] for local in reversed(local_parts)]))
-            self._listed += len(local_parts)
+            self._order.append((seq, boxes[::-1]))
+            self._listed += len(boxes)
             if self._listed > self._most_listed:
                 self._shorten(self._order)
         if taken.expires < self._soonest:
@@ -294,7 +308,7 @@ class Inbox:
         self._newest = seq  # in one store: an interruption loses or doubles none
         self._filled = True
         self._feeding = False
-        if len(boxes) > self._tidy_at:
+        if len(known) > self._tidy_at:
             self._tidy()
         return full
 
@@ -313,16 +327,19 @@ class Inbox:
         if local is ANY:
             return self._take_any()
         box = self._boxes.get(local)
-        if box is None or not (box.messages or box.more):
-            return None
+        found = self.take_from(box) if box is not None else None
+        return None if found is None else (local, found)
+
+    def take_from(self, box: Mailbox) -> Drained | None:
+        """Take the oldest message of one mailbox; None if there is none."""
         found = box.pop(self._newest)
         if found is None:
             return None
         if self.suspects:
-            self.suspects.pop(local, None)
+            self.suspects.pop(box.local, None)
         if self.sending:
-            self.wake_sender(local)
-        return local, found
+            self.wake_sender(box.local)
+        return found
 
     def _take_any(self) -> Entry | None:
         box = self._oldest()
@@ -478,33 +495,40 @@ class Inbox:
 
     def join(self, local: str | None, receive: Waiting) -> bool:
         """Enter a receive that is about to sleep; True if something is there already."""
-        if self.suspects:
-            self.visited(local)
         if local is ANY:
+            self.visited(local)
             self._any.waiting.append(receive)
             return self.has(ANY)
-        boxes = self._boxes
         while True:
-            box = boxes.get(local)
-            if box is None:
-                box = boxes.setdefault(local, Mailbox(local))
-            box.waiting.append(receive)
-            # Otherwise `_tidy` has just removed the mailbox, and a receive in it is not found.
-            if boxes.get(local) is box:
-                return bool(box.messages or box.more) and box.has(self._newest)
+            box = self.mailbox(local)
+            ready = self.join_at(box, receive)
+            if ready is not None:
+                return ready
+
+    def join_at(self, box: Mailbox, receive: Waiting) -> bool | None:
+        """`join` for one mailbox; None if that was removed: a receive in it is not found."""
+        if self.suspects:
+            self.visited(box.local)
+        box.waiting.append(receive)
+        if self._boxes.get(box.local) is not box:
+            return None
+        return bool(box.messages or box.more) and box.has(self._newest)
 
     def part(self, local: str | None, receive: Waiting) -> None:
         """Take out a receive that no longer sleeps. What it leaves there is for the next one."""
         box = self._any if local is ANY else self._boxes.get(local)
-        if box is None:
-            return
+        if box is not None:
+            self.part_from(box, receive)
+
+    def part_from(self, box: Mailbox, receive: Waiting) -> None:
+        """`part` for one mailbox."""
         waiting, anybody = box.waiting, self._any.waiting
         try:
             waiting.remove(receive)
         except ValueError:
             pass  # it had not joined, or it left already
         if (waiting or anybody) and self._filled:
-            first = _first(waiting) if self.has(local) else None
+            first = _first(waiting) if self.has(box.local) else None
             if first is None and anybody and self.has(ANY):
                 first = _first(anybody)
             if first is not None:
@@ -517,6 +541,7 @@ class Inbox:
 
     def _tidy(self) -> None:
         boxes = self._boxes
+        self._last = None, []
         for local, box in boxes.copy().items():
             if not (box.messages or box.more or box.waiting):
                 boxes.pop(local, None)

@@ -179,6 +179,27 @@ async def test_a_flush_that_rang_nobody_is_noticed_by_the_next_receive(
     assert await got(task) == message(2)
 
 
+async def test_a_mailbox_that_was_removed_meanwhile_is_looked_up_again(
+    layer: IPCChannelLayer, short: Callable[[], None]
+) -> None:
+    socket = await Socket.of(layer)
+    short()
+    socket.inbox._tidy()
+    assert not socket.inbox._boxes
+    for number in range(2):
+        task = await socket.waits()
+        await layer.send(socket.channel, message(number))
+        assert await got(task) == message(number)
+
+
+async def test_sockets_share_what_they_learn_of_their_queue(layer: IPCChannelLayer) -> None:
+    sockets = [await Socket.of(layer) for _ in range(2)]
+    session = layer._core.attach()
+    one, other = (session.exact_sources[socket.channel][0] for socket in sockets)
+    assert one.local != other.local and one.box is not other.box
+    assert one.target is other.target and one.spin is other.spin
+
+
 async def test_a_lock_that_is_busy_when_it_wakes_is_ridden_out(
     layer: IPCChannelLayer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_ipc.attachment.inbox import _LONG, ANY, IN_HAND, Inbox
+from asgi_ipc.attachment.inbox import _LONG, ANY, IN_HAND, Inbox, Mailbox
 from asgi_ipc.options import UnknownCapacity
 from asgi_ipc.store import recovery
 from asgi_ipc.store.layout import BUFFER, EXPIRED, S_DROPS
@@ -61,22 +61,17 @@ class Feeder:
     def interrupted(self, *local_parts: str) -> None:
         """Feed a message for these, and raise KeyboardInterrupt before all of it is routed."""
 
-        class Interrupting(list[str]):
-            def __iter__(self) -> Iterator[str]:
-                yield from local_parts
+        class Interrupting(list[Mailbox]):
+            def __iter__(self) -> Iterator[Mailbox]:
+                yield from super().__iter__()
                 raise KeyboardInterrupt
 
-        class Parts(str):
-            def split(self, *args: Any) -> Interrupting:  # type: ignore[override]
-                return Interrupting(local_parts)
-
-        class Joined(bytes):
-            def decode(self, *args: Any) -> Parts:  # type: ignore[override]
-                return Parts()
-
         self.seq += 1
+        joined = ",".join(local_parts).encode()
+        self.inbox._last = joined, Interrupting(map(self.inbox.mailbox, local_parts))
         with pytest.raises(KeyboardInterrupt):
-            self.inbox.feed(Taken(self.seq, FOREVER, Joined(), b"interrupted"), hundred)
+            self.inbox.feed(Taken(self.seq, FOREVER, joined, b"interrupted"), hundred)
+        self.inbox._last = None, []
 
 
 @pytest.fixture
@@ -503,6 +498,14 @@ def test_a_receive_that_joins_a_mailbox_that_is_forgotten_is_woken(feed: Feeder)
     inbox.join("a", receive)
     feed("a", b"2")
     assert inbox.to_wake(inbox.fed()) == [receive]
+
+
+def test_the_next_message_for_the_same_local_parts_finds_their_new_mailboxes(feed: Feeder) -> None:
+    for body in (b"1", b"2"):
+        feed("a,b", body)
+        assert [bodies(feed.inbox, local) for local in "ab"] == [[body], [body]]
+        feed.inbox._tidy()
+        assert not feed.inbox._boxes
 
 
 def test_a_mailbox_where_somebody_waits_is_kept(feed: Feeder) -> None:
