@@ -19,7 +19,7 @@ from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.store.layout import DIRTY, S_BURY_AT, S_DIRTY, S_SWEEP_AT, W_GENERATION, W_TAKEN
 
 from ..forks import Line, child, on_linux, rests
-from .layers import Make
+from .layers import LOCKS, Make
 
 pytestmark = on_linux
 
@@ -27,9 +27,9 @@ pytestmark = on_linux
 class Watch:
     """An attachment that has had a whole look, and the waiter of this thread."""
 
-    def __init__(self, make: Make) -> None:
-        self.make = make
-        self.layer = make()
+    def __init__(self, make: Make, lock: str) -> None:
+        self.make, self.lock = make, lock
+        self.layer = make(lock=lock)
         self.layer.receive(["c"], block=True, timeout=0.001)  # makes the waiter
         session = self.layer._core.session
         self.attachment = session.attachment
@@ -52,9 +52,10 @@ class Watch:
         return self.attachment.unchanged.holds(self.held, 0) > 0
 
 
-@pytest.fixture
-def watch(make: Make) -> Watch:
-    return Watch(make)
+@pytest.fixture(params=LOCKS)
+def watch(request: pytest.FixtureRequest, make: Make) -> Watch:
+    """The compiled path is used with a mutex alone."""
+    return Watch(make, request.param)
 
 
 @pytest.fixture
@@ -250,7 +251,7 @@ def test_files_that_just_changed_are_looked_at_again(watch: Watch) -> None:
 
 def test_a_process_that_dies_is_noticed(watch: Watch) -> None:
     def wait(line: Line) -> None:
-        layer = watch.make()
+        layer = watch.make(lock=watch.lock)
         layer.send("c", MESSAGE)
         layer.receive(["c"])
         rests(line)
