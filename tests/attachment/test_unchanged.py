@@ -89,6 +89,18 @@ def test_a_whole_look_is_due_after_a_while(watch: Watch, later: Callable[[float]
     assert WHOLE_EVERY - 2 <= seconds <= WHOLE_EVERY + 2
 
 
+def test_the_process_that_looks_for_all_takes_no_more_whole_looks_than_others(
+    watch: Watch, later: Callable[[float], None]
+) -> None:
+    seconds = 0
+    while watch.holds():
+        seconds += 1
+        later(CHECK_EVERY)
+        watch.store.doubles[S_SWEEP_AT] = clock.monotonic() + CHECK_EVERY / 2
+        watch.store.doubles[S_BURY_AT] = 0.0
+    assert seconds >= WHOLE_EVERY - 2
+
+
 def test_a_whole_look_is_due_when_memberships_may_end_soon(
     watch: Watch, later: Callable[[float], None]
 ) -> None:
