@@ -5,9 +5,8 @@
    Target   asgi_ipc.store.queues.Target inherits its attributes from this, and
    Source   asgi_ipc.aio.source.Source from this: C reads them in place, without a copy */
 
-#include <limits.h>
-#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "native.h"
 
@@ -22,6 +21,8 @@
     } while (0)
 
 #define ON_THE_STACK 2048 /* bytes of a message that is taken without creating a bytes object */
+
+#define FAST(function) ((PyCFunction)(void (*)(void))(function))
 
 typedef struct {
     PyTypeObject *memory, *usual, *target, *source;
@@ -132,6 +133,14 @@ static bool number_of(PyObject *object, uint64_t *number)
     return !overflow && value >= 0;
 }
 
+static bool bytes_of(PyObject *object, Bytes *bytes)
+{
+    if (!PyBytes_CheckExact(object))
+        return false;
+    *bytes = (Bytes){(uint8_t *)PyBytes_AsString(object), (size_t)PyBytes_Size(object)};
+    return true;
+}
+
 /* Read where a target is. False if that is not known yet. */
 static bool find_place(State *state, PyObject *object, Place *place)
 {
@@ -224,7 +233,25 @@ static void memory_dealloc(PyObject *self)
     delete_object(self);
 }
 
+/* Of the usual look, what asks the kernel and the memory: asgi_ipc/attachment/unchanged.py. */
+static PyObject *memory_holds(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    const Memory *memory = &((MemoryObject *)object)->memory;
+    Bytes files, bell, words;
+    uint64_t user;
+    if (count != 4 || !bytes_of(args[0], &files) || !bytes_of(args[1], &bell) ||
+        !bytes_of(args[2], &words) || !number_of(args[3], &user))
+        return PyErr_Format(PyExc_TypeError, "holds(files, bell, words, user)");
+    if (memory->words == NULL)
+        return PyErr_Format(PyExc_ValueError, "the segment was left");
+    return PyBool_FromLong(are_files(files) && are_files(bell) && are_words(memory, words) &&
+                           geteuid() == user);
+}
+
 static PyMethodDef memory_methods[] = {
+    {"holds", FAST(memory_holds), METH_FASTCALL,
+     "holds(files, bell, words, user)\n\nWhether the open files, the words of the memory and the "
+     "user are those that are known."},
     {"close", memory_close, METH_NOARGS, "Touch the memory no more: no call is usual then."},
     {NULL, NULL, 0, NULL},
 };
@@ -514,7 +541,6 @@ static PyObject *usual_take(PyObject *object, PyObject *const *args, Py_ssize_t 
     }
 }
 
-#define FAST(function) ((PyCFunction)(void (*)(void))(function))
 
 static PyMethodDef usual_methods[] = {
     {"send", FAST(usual_send), METH_FASTCALL,
@@ -578,34 +604,18 @@ static PyObject *native_sums(PyObject *module, PyObject *body)
     return Py_BuildValue("II", sums.low, sums.high);
 }
 
-static PyObject *native_is_file(PyObject *module, PyObject *const *args, Py_ssize_t count)
-{
-    uint64_t number, device, inode;
-    struct stat status;
-    if (count != 3 || !number_of(args[0], &number) || !number_of(args[1], &device) ||
-        !number_of(args[2], &inode) || number > INT_MAX)
-        return PyErr_Format(PyExc_TypeError, "is_file(number, device, inode)");
-    PyObject *same = fstat((int)number, &status) == 0 && status.st_dev == device &&
-                             status.st_ino == inode
-                         ? Py_True
-                         : Py_False;
-    RETURN(same);
-}
-
 static PyObject *native_are_files(PyObject *module, PyObject *known)
 {
-    if (!PyBytes_CheckExact(known))
+    Bytes files;
+    if (!bytes_of(known, &files))
         return PyErr_Format(PyExc_TypeError, "are_files takes bytes");
-    return PyBool_FromLong(
-        are_files((uint8_t *)PyBytes_AsString(known), (size_t)PyBytes_Size(known)));
+    return PyBool_FromLong(are_files(files));
 }
 
 static PyMethodDef native_methods[] = {
     {"pack", native_pack, METH_O, "The message as bytes; None if Python has to look at it."},
     {"unpack", native_unpack, METH_O, "The message in bytes; None if Python has to look at it."},
     {"sums", native_sums, METH_O, "The two sums of an Adler-32 that begins with 0."},
-    {"is_file", FAST(native_is_file), METH_FASTCALL,
-     "is_file(number, device, inode)\n\nWhether a descriptor is open and means this file."},
     {"are_files", native_are_files, METH_O, "Whether open files are what they were."},
     {NULL, NULL, 0, NULL},
 };

@@ -139,9 +139,15 @@ Outcome put(const Memory *memory, const Place *place, const uint8_t *body, size_
 Outcome take(const Memory *memory, const Place *place, const Receiver *receiver, double now,
              Copy *copy);
 
-/* -- files (files.c) ---------------------------------------------------------------------------- */
+/* -- what is known (known.c) -------------------------------------------------------------------- */
 
-/* Whether open files are those that `body` knows, and have not changed. */
-bool are_files(const uint8_t *body, size_t length);
+typedef struct {
+    const uint8_t *data;
+    size_t length;
+} Bytes;
+
+/* Whether open files, or words of the memory, are those that `known` describes. */
+bool are_files(Bytes known);
+bool are_words(const Memory *memory, Bytes known);
 
 #endif

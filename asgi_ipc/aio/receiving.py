@@ -166,7 +166,9 @@ class Receiving(Base):
                 # What came before the deadline is received, however late this runs.
                 if found is not None or over or (epoch is not None and epoch != session.epoch):
                     return found
-                over = not await waiter.wait(self, session, sources, deadline)
+                if not await waiter.wait(self, session, sources, deadline):
+                    over = True
+                    sources[0].spin.rest()
         except ValueError as error:
             raise session.attachment.explain(error) from None
         finally:

@@ -5,8 +5,9 @@ memory. Where messages come fast, a receive that finds nothing therefore spins f
 seconds before it parks: a message that comes meanwhile needs no ring and no wakeup. Each channel
 learns whether that pays; the process-specific channels of one queue do so together. A receive on
 several channels asks the one that is first this time. Every miss in a row makes spinning four times
-as rare, down to one wait in a thousand, and a hit resets that. So a quiet channel costs next to
-nothing. A processor is kept busy between messages only where they come faster than ``spin``.
+as rare, down to one wait in a thousand, and a hit resets that. A receive never spins right after
+one that waited until its deadline for nothing. So a quiet channel costs next to nothing. A
+processor is kept busy between messages only where they come faster than ``spin``.
 
 A receive does not spin where a waiter is parked: a sender rings that waiter anyway, and each time
 it would wake for nothing.
@@ -56,6 +57,10 @@ class Spin:
         else:
             self._misses = min(self._misses + 1, _MISSES)
             self._rest = 4**self._misses
+
+    def rest(self) -> None:
+        """No message came until the deadline of a wait: the next does not spin."""
+        self._rest = max(self._rest, 1)
 
 
 def may_spin(sources: list[Source], sees: Callable[[Source], bool]) -> bool:

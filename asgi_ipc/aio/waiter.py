@@ -10,7 +10,6 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .. import clock
-from ..attachment.unchanged import Held, file_of, known
 from ..attachment.upkeep import CHECK_EVERY
 from ..segment.doorbell import Doorbell
 from .session import Session
@@ -53,8 +52,8 @@ class Waiter(ABC):
         taken = session.attachment.new_bell(session.section)
         if taken is not None:
             self.waiter_id, self._generation, self.bell = waiter_id, generation, bell = taken
-            file = known(file_of(bell.fileno()))
-            self._held = Held(file, session.store.waiter_row(waiter_id), generation)
+            row = session.store.waiter_row(waiter_id)
+            self._held = session.attachment.unchanged.held(bell.fileno(), row, generation)
 
     def _return_bell(self) -> None:
         """Give the waiter id and the doorbell back."""

@@ -17,11 +17,14 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from .. import clock
+from ..segment.files import File, are_files, file_of, known
 from ..segment.identity import Word
 from ..store.layout import (
+    CLEAN,
     P_GENERATION,
     PROCESS_WORDS,
     S_BURY_AT,
@@ -35,10 +38,8 @@ from ..store.layout import (
     W_GENERATION,
     W_TAKEN,
 )
-from ..store.native import LOADED
-from ..store.native import are_files as native_are_files
 from .resources import Resources
-from .upkeep import CHECK_EVERY, SWEEP_EVERY, Hub, Upkeep
+from .upkeep import CHECK_EVERY, SWEEP_EVERY, SWEEP_SOON, Hub, Upkeep
 from .weak import WeakKeys
 
 # Seconds between two whole looks. These also see that a directory was moved, that something was
@@ -54,68 +55,33 @@ _TELLS = 0.1
 _MEMBERS = S_TABLES + 2 * TABLE_WORDS + T_USED  # how many there are
 
 
-ANY = -1
-
-
-class File(NamedTuple):
-    """What is known of an open file: its descriptor, and its status."""
-
-    number: int
-    inode: int
-    device: int
-    links: int
-    size: int = ANY
-    changed: int = ANY  # in nanoseconds
-
-
 class Held(NamedTuple):
-    """What belongs to a waiter: its doorbell, and its row in the segment."""
+    """What belongs to a waiter, as `Unchanged.held` made it: its doorbell, and its row."""
 
-    bell: Any  # a `File`, as `known` made it
-    row: int
-    generation: int
-
-
-def known(*files: File) -> Any:
-    """Files in the form in which `are_files` takes them."""
-    if LOADED:
-        return b"".join(struct.pack("=6q", *map(_signed, file)) for file in files)
-    return files
-
-
-def _signed(number: int) -> int:
-    """A number of 64 bits as C converts it."""
-    return (number & 2**64 - 1 ^ 1 << 63) - (1 << 63)
-
-
-def _are_files(files: tuple[File, ...]) -> bool:
-    """Whether open files are what they were. `native/files.c` does the same."""
-    for number, inode, device, links, size, changed in files:
-        try:
-            status = os.fstat(number)
-        except OSError:
-            return False
-        if (
-            status[1:4] != (inode, device, links)
-            or size not in (ANY, status.st_size)
-            or changed not in (ANY, status.st_ctime_ns)
-        ):
-            return False
-    return True
-
-
-are_files: Callable[[Any], bool] = native_are_files if LOADED else _are_files
-
-
-def file_of(number: int) -> File:
-    """What is known of an open file now, except its size and when it changed."""
-    status = os.fstat(number)
-    return File(number, status.st_ino, status.st_dev, status.st_nlink)
+    bell: Any
+    words: Any
 
 
 def _named(number: int, status: os.stat_result) -> File:
     size, changed = status.st_size, status.st_ctime_ns
     return File(number, status.st_ino, status.st_dev, status.st_nlink, size, changed)
+
+
+def _same(
+    words: memoryview[int],
+    files: Any,
+    bell: Any,
+    expected: tuple[tuple[int, int], ...],
+    user: int,
+    are_files: Callable[[Any], bool] = are_files,
+    geteuid: Callable[[], int] = os.geteuid,
+) -> bool:
+    """Whether open files, words of the memory and the user are those that are known. The compiled
+    path does the same. Raises ValueError if the segment was left."""
+    for at, value in expected:
+        if words[at] != value:
+            return False
+    return are_files(files + bell) and geteuid() == user
 
 
 class Unchanged:
@@ -132,6 +98,7 @@ class Unchanged:
         "_loops",
         "_others",
         "_resources",
+        "_same",
         "_until",
         "_upkeep",
         "_user",
@@ -145,8 +112,22 @@ class Unchanged:
         self._loops = hubs.entries
         self._words, self._doubles = resources.store.words, resources.store.doubles
         self._inboxes, self._dropped = resources.inboxes, resources.store.dropped
+        compiled = resources.compiled
+        self._same: Callable[..., bool] = (
+            partial(_same, self._words) if compiled is None else compiled.holds
+        )
         self._others: list[bytes] = []
         self._last = self._until = 0.0
+
+    def held(self, bell: int, row: int, generation: int) -> Held:
+        """What belongs to a waiter: the descriptor of its doorbell, its row and its generation."""
+        words = (row + W_GENERATION, generation), (row + W_TAKEN, generation), (S_DIRTY, CLEAN)
+        return Held(
+            known(file_of(bell)),
+            words
+            if self._resources.compiled is None
+            else b"".join(struct.pack("=2Q", *word) for word in words),
+        )
 
     def note(self, now: float) -> None:
         """A whole look has found nothing wrong."""
@@ -173,41 +154,27 @@ class Unchanged:
             if row != self._resources.process and words[row + P_GENERATION]
         ]
 
-    def holds(
-        self,
-        held: Held,
-        hubs: int,
-        are_files: Callable[[Any], bool] = are_files,
-        geteuid: Callable[[], int] = os.geteuid,
-    ) -> float:
+    def holds(self, held: Held, hubs: int) -> float:
         """The time if nothing is new, and then the next looks are postponed; otherwise 0.0.
 
         `hubs`: how many loops of this process are known to run. Raises ValueError if the segment
         was left meanwhile.
         """
-        now = clock.monotonic()
+        now, due = clock.monotonic(), self._due
         # A fork wipes `due`. A jump of the clock may mean that it is another one.
-        if not self._due[()] or not 0 <= now - self._last < 2 * CHECK_EVERY or now > self._until:
+        was = due[()]
+        if not was or not 0 <= now - self._last < 2 * CHECK_EVERY or now > self._until:
             return 0.0
-        bell, row, generation = held
-        if not (are_files(self._files) and are_files(bell)):
+        if not self._same(self._files, held.bell, held.words, self._user):
             return 0.0
-        words, upkeep = self._words, self._upkeep
-        if (
-            words[row + W_GENERATION] != generation
-            or words[row + W_TAKEN] != generation
-            or words[S_DIRTY]
-            or geteuid() != self._user
-            or upkeep.orphans
-            or self._dropped
-            or len(self._loops) > hubs
-        ):
+        upkeep = self._upkeep
+        if upkeep.orphans or self._dropped or len(self._loops) > hubs:
             return 0.0
         if self._inboxes:
             for inbox in list(self._inboxes.values()):
                 if not inbox.rests(now):
                     return 0.0
-        doubles = self._doubles
+        words, doubles = self._words, self._doubles
         late = 0.0 if words[S_LIVE] or words[_MEMBERS] else SWEPT_WITHIN
         if not now - late < doubles[S_SWEEP_AT] <= now + SWEEP_EVERY:
             return 0.0
@@ -215,6 +182,8 @@ class Unchanged:
             return 0.0
         self._last = now
         upkeep.check_at = now + CHECK_EVERY
+        if due[()] == was:  # else a fork wiped it meanwhile, or another thread is to be noticed
+            due[()] = now + SWEEP_SOON
         return now
 
     def _all_live(self, now: float) -> bool:

@@ -16,8 +16,9 @@ import struct
 import sys
 import time
 from _thread import TIMEOUT_MAX, allocate_lock, start_new_thread
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import BuiltinFunctionType
+from typing import Any, NamedTuple
 
 from .. import clock
 from ..errors import ForeignSegment, LockTimeout, SegmentError
@@ -44,7 +45,7 @@ _NO_OFD_LOCKS = (errno.EINVAL, errno.EPERM)
 _STRETCHES = 1 << 40  # behind the byte locks of all processes
 _FLOCK = struct.Struct("hhqqi" if sys.platform != "darwin" else "qqihh")
 _FREE = struct.pack("h", fcntl.F_UNLCK)  # how the answer to F_GETLK begins on Linux: nobody has it
-
+ANY = -1  # of a `File`: every value matches
 
 _left_open: list[Descriptor] = []  # in a forked child
 _MARK = 0x5EC7104C  # a position that no other file is at
@@ -55,15 +56,65 @@ class DescriptorsLost(SegmentError):
     """The program closed descriptors of this package: the caller has to begin again."""
 
 
-def _is_file(
-    number: int, device: int, inode: int, fstat: Callable[[int], os.stat_result] = os.fstat
-) -> bool:
-    """Whether a descriptor is open and means this file."""
+class File(NamedTuple):
+    """What is known of an open file: its descriptor, and its status. `ANY` matches every value."""
+
+    number: int
+    inode: int
+    device: int
+    links: int = ANY
+    size: int = ANY
+    changed: int = ANY  # in nanoseconds
+
+
+def file_of(number: int) -> File:
+    """What is known of an open file now, except its size and when it changed."""
+    status = os.fstat(number)
+    return File(number, status.st_ino, status.st_dev, status.st_nlink)
+
+
+def known(*files: File) -> Any:
+    """Files in the form in which `are_files` takes them."""
+    return _known_to_c(files) if native.LOADED else _known_to_python(files)
+
+
+def _known_to_c(files: Iterable[File]) -> bytes:
+    return b"".join(struct.pack("=6q", *map(_signed, file)) for file in files)
+
+
+def _signed(number: int) -> int:
+    """A number of 64 bits as C converts it."""
+    return (number & 2**64 - 1 ^ 1 << 63) - (1 << 63)
+
+
+def _known_to_python(files: Iterable[File]) -> tuple[Any, ...]:
+    """For each file: what its status is from item 1 to `end`, and the rest, or None."""
+    found = []
+    for number, inode, device, *rest in files:
+        links, size, changed = (None if each == ANY else each for each in rest)
+        same = (inode, device) if links is None else (inode, device, links)
+        found.append((number, 1 + len(same), same, size, changed))
+    return tuple(found)
+
+
+# A finalizer may call it while the interpreter takes the names of this module away.
+def _are_files(files: Any, fstat: Callable[[int], os.stat_result] = os.fstat) -> bool:
+    """Whether open files are what they were. `native/known.c` does the same."""
     try:
-        status = fstat(number)
+        for number, end, same, size, changed in files:
+            status = fstat(number)
+            if (
+                status[1:end] != same
+                or (size is not None and status.st_size != size)
+                or (changed is not None and status.st_ctime_ns != changed)
+            ):
+                return False
     except OSError:
         return False
-    return status.st_dev == device and status.st_ino == inode
+    return True
+
+
+are_files: Callable[[Any], bool] = native.are_files if native.LOADED else _are_files
 
 
 class Descriptor:
@@ -79,21 +130,21 @@ class Descriptor:
     def __init__(self, number: int) -> None:
         self.number = number
         self._closing = False  # while it is closed, or where an exception interrupted that
-        self._file: tuple[int, int] | None = None
+        self._file: Any = None
         _latest[number] = id(self)
         status = os.fstat(number)
-        self._file = status.st_dev, status.st_ino
+        self._file = known(File(number, status.st_ino, status.st_dev))
 
     def lost(
         self,
-        is_file: Callable[[int, int, int], bool] = native.is_file or _is_file,
+        are_files: Callable[[Any], bool] = are_files,
         latest: dict[int, int] = _latest,
     ) -> bool:
         """Whether the number no longer means this file, or the descriptor is closed."""
         owner = latest.get(self.number)
         if owner != id(self) and not (owner is None and self._closing):
             return True
-        return self._file is None or not is_file(self.number, *self._file)
+        return self._file is None or not are_files(self._file)
 
     def mark(self) -> None:
         """Set the position in a file that nobody reads or writes, for `marked`."""

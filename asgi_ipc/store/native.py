@@ -22,7 +22,7 @@ from zlib import crc32
 
 from . import layout
 
-REVISION = 3  # of what the Python code and the compiled path expect of each other
+REVISION = 4  # of what the Python code and the compiled path expect of each other
 
 PURE, COMPILED = "pure", "compiled"
 
@@ -104,5 +104,4 @@ def implementation(has_mutex: bool) -> str:
 # If it is not loaded, nobody asks for these.
 Memory: Any = getattr(_native, "Memory", None)
 Usual: Any = getattr(_native, "Usual", None)
-is_file: Any = getattr(_native, "is_file", None)
 are_files: Any = getattr(_native, "are_files", None)

@@ -6,29 +6,20 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 
 from asgi_ipc import clock
 from asgi_ipc.attachment import unchanged as module
-from asgi_ipc.attachment.unchanged import (
-    ANY,
-    SWEPT_WITHIN,
-    WHOLE_EVERY,
-    File,
-    Held,
-    file_of,
-    known,
-)
-from asgi_ipc.attachment.upkeep import CHECK_EVERY
+from asgi_ipc.attachment.unchanged import SWEPT_WITHIN, WHOLE_EVERY, Held
+from asgi_ipc.attachment.upkeep import CHECK_EVERY, SWEEP_SOON
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.store.layout import DIRTY, S_BURY_AT, S_DIRTY, S_SWEEP_AT, W_GENERATION, W_TAKEN
-from asgi_ipc.store.native import LOADED
 
 from ..forks import Line, child, on_linux, rests
-from .layers import Make
+from .layers import LOCKS, Make
 
 pytestmark = on_linux
 
@@ -36,9 +27,9 @@ pytestmark = on_linux
 class Watch:
     """An attachment that has had a whole look, and the waiter of this thread."""
 
-    def __init__(self, make: Make) -> None:
-        self.make = make
-        self.layer = make()
+    def __init__(self, make: Make, lock: str) -> None:
+        self.make, self.lock = make, lock
+        self.layer = make(lock=lock)
         self.layer.receive(["c"], block=True, timeout=0.001)  # makes the waiter
         session = self.layer._core.session
         self.attachment = session.attachment
@@ -46,6 +37,7 @@ class Watch:
         self.section = session.section
         self.waiter = self.attachment.local.waiter
         self.held: Held = self.waiter._held
+        self.row = self.store.waiter_row(self.waiter.waiter_id)
         self.look()
 
     def look(self, after: float = module._TELLS + 0.02) -> None:
@@ -60,9 +52,10 @@ class Watch:
         return self.attachment.unchanged.holds(self.held, 0) > 0
 
 
-@pytest.fixture
-def watch(make: Make) -> Watch:
-    return Watch(make)
+@pytest.fixture(params=LOCKS)
+def watch(request: pytest.FixtureRequest, make: Make) -> Watch:
+    """The compiled path is used with a mutex alone."""
+    return Watch(make, request.param)
 
 
 @pytest.fixture
@@ -94,6 +87,18 @@ def test_a_whole_look_is_due_after_a_while(watch: Watch, later: Callable[[float]
         later(CHECK_EVERY)
         watch.store.doubles[S_SWEEP_AT] = clock.monotonic() + CHECK_EVERY / 2
     assert WHOLE_EVERY - 2 <= seconds <= WHOLE_EVERY + 2
+
+
+def test_the_process_that_looks_for_all_takes_no_more_whole_looks_than_others(
+    watch: Watch, later: Callable[[float], None]
+) -> None:
+    seconds = 0
+    while watch.holds():
+        seconds += 1
+        later(CHECK_EVERY)
+        watch.store.doubles[S_SWEEP_AT] = clock.monotonic() + CHECK_EVERY / 2
+        watch.store.doubles[S_BURY_AT] = 0.0
+    assert seconds >= WHOLE_EVERY - 2
 
 
 def test_a_whole_look_is_due_when_memberships_may_end_soon(
@@ -186,8 +191,8 @@ def set_word(row_word: Callable[[Watch], int], value: int) -> Callable[[Watch], 
 
 STATES: dict[str, Callable[[Watch], object]] = {
     "a section was left half done": set_word(lambda _: S_DIRTY, DIRTY),
-    "the waiter id is another's": set_word(lambda watch: watch.held.row + W_GENERATION, 9999),
-    "the waiter id was given again": set_word(lambda watch: watch.held.row + W_TAKEN, 9999),
+    "the waiter id is another's": set_word(lambda watch: watch.row + W_GENERATION, 9999),
+    "the waiter id was given again": set_word(lambda watch: watch.row + W_TAKEN, 9999),
     "this is a fork, or it may not be used": lambda watch: setattr(watch.attachment, "due", 0.0),
     "a waiter is gone": lambda watch: watch.attachment.upkeep.orphans.append((1, 1)),
     "a drop is to be logged": lambda watch: watch.store.dropped.update({0: "c"}),
@@ -258,7 +263,7 @@ def test_files_that_just_changed_are_looked_at_again(watch: Watch) -> None:
 
 def test_a_process_that_dies_is_noticed(watch: Watch) -> None:
     def wait(line: Line) -> None:
-        layer = watch.make()
+        layer = watch.make(lock=watch.lock)
         layer.send("c", MESSAGE)
         layer.receive(["c"])
         rests(line)
@@ -275,19 +280,46 @@ def test_a_process_that_dies_is_noticed(watch: Watch) -> None:
         assert not watch.holds()
 
 
-@pytest.mark.skipif(not LOADED, reason="lacking: the compiled path")
-@pytest.mark.parametrize("field", File._fields)
-def test_the_compiled_path_sees_the_same_of_a_file(tmp_path: Path, field: str) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"some bytes")
-    with path.open() as opened:
-        status = os.fstat(opened.fileno())
-        size, changed = status.st_size, status.st_ctime_ns
-        file = file_of(opened.fileno())._replace(size=size, changed=changed)
-        for each in (file, file._replace(size=ANY), file._replace(changed=ANY)):
-            assert module.native_are_files(known(each, file)) and module._are_files((each, file))
-        other = file._replace(**{field: 2**31 - 1})
-        for files in ((other,), (file, other), (other, file)):
-            assert not module.native_are_files(known(*files))
-            assert not module._are_files(files)
-    assert not module.native_are_files(known(file)) and not module._are_files((file,))  # closed
+def test_both_implementations_see_the_same(watch: Watch) -> None:
+    """Each word and the user, one after the other."""
+    unchanged, store = watch.attachment.unchanged, watch.store
+    generation = store.words[watch.row + W_TAKEN]
+    ways: list[tuple[Callable[..., bool], Any]] = [
+        (
+            partial(module._same, store.words),
+            ((watch.row + W_GENERATION, generation), (watch.row + W_TAKEN, generation)),
+        )
+    ]
+    if watch.attachment.compiled is not None:
+        ways.append((watch.attachment.compiled.holds, watch.held.words))
+    files, bell, user = unchanged._files, watch.held.bell, os.geteuid()
+    for same, words in ways:
+        assert same(files, bell, words, user)
+        assert not same(files, bell, words, user + 1)
+        for word in (W_GENERATION, W_TAKEN):
+            store.words[watch.row + word] += 1
+            assert not same(files, bell, words, user)
+            store.words[watch.row + word] -= 1
+    forget_descriptor(watch, watch.waiter.bell.fileno())
+
+
+def test_a_look_counts_as_upkeep_for_the_next_calls(watch: Watch) -> None:
+    watch.attachment.due = clock.monotonic()
+    assert watch.holds()
+    assert clock.monotonic() < watch.attachment.due <= clock.monotonic() + SWEEP_SOON
+
+
+def test_what_wipes_the_time_of_the_next_upkeep_during_a_look_counts(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork in a signal handler does, and so does a thread that finds the segment broken."""
+    same = watch.attachment.unchanged._same
+
+    def wiped(*known: Any) -> bool:
+        watch.attachment.due = 0.0
+        return same(*known)
+
+    monkeypatch.setattr(watch.attachment.unchanged, "_same", wiped)
+    assert watch.holds()
+    assert not watch.attachment.due
+    assert not watch.holds()

@@ -16,6 +16,7 @@ from asgi_ipc.errors import ForeignSegment, LockTimeout
 from asgi_ipc.segment import files
 from asgi_ipc.segment.files import Members, attach_lock, check_owner, open_file
 from asgi_ipc.segment.paths import Paths
+from asgi_ipc.store import native
 
 from ..environments import run_python
 from ..forks import NOBODY, Line, child, in_child, is_root, on_linux, rests
@@ -413,3 +414,25 @@ def test_a_process_that_waited_for_a_lock_that_was_removed_takes_the_new_one(pre
         waiter.hear()
         holder.say()
         assert waiter.hear()
+
+
+@pytest.mark.parametrize("field", files.File._fields)
+def test_a_file_that_is_not_what_is_known_is_noticed(tmp_path: Path, field: str) -> None:
+    """By both implementations, where there are two."""
+    ways = [(files._known_to_python, files._are_files)]
+    if native.LOADED:
+        ways.append((files._known_to_c, native.are_files))
+    path = tmp_path / "file"
+    path.write_bytes(b"some bytes")
+    with path.open() as opened:
+        status = os.fstat(opened.fileno())
+        size, changed = status.st_size, status.st_ctime_ns
+        file = files.file_of(opened.fileno())._replace(size=size, changed=changed)
+        less = [file._replace(**{each: files.ANY}) for each in ("links", "size", "changed")]
+        other = file._replace(**{field: 2**31 - 1})
+        for known, are_files in ways:
+            assert all(are_files(known((each, file))) for each in (file, *less))
+            for some in ((other,), (file, other), (other, file)):
+                assert not are_files(known(some))
+    for known, are_files in ways:
+        assert not are_files(known((file,)))  # closed
