@@ -293,14 +293,11 @@ static PyObject *unpack_value(In *in, int depth)
         return PyLong_FromLong((int8_t)kind);
     switch (kind) {
     case 0xC0:
-        Py_INCREF(Py_None);
-        return Py_None;
+        return Py_NewRef(Py_None);
     case 0xC2:
-        Py_INCREF(Py_False);
-        return Py_False;
+        return Py_NewRef(Py_False);
     case 0xC3:
-        Py_INCREF(Py_True);
-        return Py_True;
+        return Py_NewRef(Py_True);
     case 0xC4:
     case 0xC5:
     case 0xC6:

@@ -12,14 +12,6 @@
 
 #include <structmember.h> /* after Python.h */
 
-/* Py_RETURN_NONE and similar macros are not used: in some headers of Python 3.12 and 3.13 they do
-   not increment the reference count, not even for the stable ABI of 3.11, which needs it. */
-#define RETURN(object)     \
-    do {                   \
-        Py_INCREF(object); \
-        return (object);   \
-    } while (0)
-
 #define ON_THE_STACK 2048 /* bytes of a message that is taken without creating a bytes object */
 
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
@@ -223,7 +215,7 @@ static PyObject *memory_close(PyObject *object, PyObject *unused)
     MemoryObject *self = (MemoryObject *)object;
     self->memory.words = NULL;
     PyBuffer_Release(&self->view); /* a second time does nothing */
-    RETURN(Py_None);
+    return Py_NewRef(Py_None);
 }
 
 static void memory_dealloc(PyObject *self)
@@ -381,20 +373,20 @@ static PyObject *usual_send(PyObject *object, PyObject *const *args, Py_ssize_t 
     PyObject *channel = args[0];
     const Memory *memory = ready(self, &now);
     if (memory == NULL || !PyUnicode_CheckExact(channel))
-        RETURN(Py_False);
+        return Py_NewRef(Py_False);
     PyObject *target = PyDict_GetItemWithError(self->targets, channel);
     Place place;
     if (!find_place(state, target, &place) || !fill_place(target, &place))
-        RETURN(Py_False);
+        return Py_NewRef(Py_False);
     Py_ssize_t length = pack_message(args[1], state->packed, self->limit);
     if (length < 0)
-        RETURN(Py_False);
+        return Py_NewRef(Py_False);
     uint64_t to_ring;
     if (put(memory, &place, state->packed, (size_t)length, now, &to_ring) != DONE)
-        RETURN(Py_False);
+        return Py_NewRef(Py_False);
     if (to_ring)
         return ring_due(place.row, to_ring);
-    RETURN(Py_True);
+    return Py_NewRef(Py_True);
 }
 
 /* What was taken from a source. */
@@ -493,7 +485,7 @@ static PyObject *usual_receive(PyObject *object, PyObject *channels)
     else if (PyTuple_CheckExact(channels) && PyTuple_Size(channels) == 1)
         source = source_of(self, self->sources, PyTuple_GetItem(channels, 0));
     if (source == NULL)
-        RETURN(Py_None);
+        return Py_NewRef(Py_None);
     if (receive_from(self, source, at_once, &found) == DONE)
         answer = received(source, found);
     else
@@ -508,7 +500,7 @@ static PyObject *usual_receive_exact(PyObject *object, PyObject *channel)
     PyObject *answer, *source = source_of(self, self->exact_sources, channel);
     Found found;
     if (source == NULL)
-        RETURN(Py_None);
+        return Py_NewRef(Py_None);
     if (receive_from(self, source, at_once, &found) != DONE)
         answer = Py_NewRef(Py_None);
     else if (found.message != NULL && PyDict_CheckExact(found.message) && !found.to_ring)
@@ -526,18 +518,18 @@ static PyObject *usual_take(PyObject *object, PyObject *const *args, Py_ssize_t 
     if (count != 2)
         return PyErr_Format(PyExc_TypeError, "take(source, waiter_id)");
     if (!number_of(args[1], &waiter_id))
-        RETURN(Py_None);
+        return Py_NewRef(Py_None);
     Receiver receiver = {waiter_id % WOKEN, waiter_id >= WOKEN, 0.0};
     if (waiter_id >= 2 * WOKEN || !receiver.waiter_id ||
         receiver.waiter_id >= 64 * WAITER_SET_WORDS)
-        RETURN(Py_None);
+        return Py_NewRef(Py_None);
     switch (receive_from((UsualObject *)object, args[0], receiver, &found)) {
     case DONE:
         return received(args[0], found);
     case PARKED:
-        RETURN(Py_False);
+        return Py_NewRef(Py_False);
     default:
-        RETURN(Py_None);
+        return Py_NewRef(Py_None);
     }
 }
 
@@ -580,7 +572,7 @@ static PyObject *native_pack(PyObject *module, PyObject *message)
     State *state = PyModule_GetState(module);
     Py_ssize_t length = pack_message(message, state->packed, sizeof state->packed);
     if (length < 0)
-        RETURN(Py_None);
+        return Py_NewRef(Py_None);
     return PyBytes_FromStringAndSize((char *)state->packed, length);
 }
 
@@ -592,7 +584,7 @@ static PyObject *native_unpack(PyObject *module, PyObject *body)
     PyObject *message = unpack_message((uint8_t *)PyBytes_AsString(body),
                                        (size_t)PyBytes_Size(body), state->keys);
     if (message == NULL)
-        RETURN(Py_None);
+        return Py_NewRef(Py_None);
     return message;
 }
 

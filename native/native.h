@@ -23,6 +23,20 @@
 
 #include "layout.h"
 
+/* The interpreter that runs counts references, and not the headers. Those up to Python 3.11 also
+   count references to objects that are immortal in later versions, which never count them back.
+   For Py_RETURN_NONE and similar macros, some of 3.12 and 3.13 count none, not even for the stable
+   ABI of 3.11, which needs it. */
+#undef Py_INCREF
+#undef Py_XINCREF
+#undef Py_DECREF
+#undef Py_XDECREF
+#undef Py_NewRef /* which is a function as well */
+#define Py_INCREF(object) Py_IncRef((PyObject *)(object))
+#define Py_XINCREF(object) Py_IncRef((PyObject *)(object))
+#define Py_DECREF(object) Py_DecRef((PyObject *)(object))
+#define Py_XDECREF(object) Py_DecRef((PyObject *)(object))
+
 /* -- messages (message.c) ----------------------------------------------------------------------- */
 
 #define KEYS 512     /* keys of messages that are kept, so that each is created once */
