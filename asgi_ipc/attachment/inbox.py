@@ -305,8 +305,8 @@ class Inbox:
                 self._shorten(self._order)
         if taken.expires < self._soonest:
             self._soonest = taken.expires
+        self._filled = True  # first: after an interruption nobody routes it again
         self._newest = seq  # in one store: an interruption loses or doubles none
-        self._filled = True
         self._feeding = False
         if len(known) > self._tidy_at:
             self._tidy()

@@ -146,6 +146,25 @@ def test_feeding_that_is_interrupted_loses_and_doubles_nothing(feed: Feeder, mom
         assert bodies(feed.inbox, local) == [b"1"]
 
 
+def test_a_receive_that_an_interruption_did_not_wake_is_overdue(
+    feed: Feeder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exception comes right after the message has been routed."""
+
+    def interrupted(inbox: Inbox, name: str, value: object) -> None:
+        object.__setattr__(inbox, name, value)
+        if name == "_newest":
+            raise KeyboardInterrupt
+
+    receive = Receive()
+    feed.inbox.join("a", receive)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Inbox, "__setattr__", interrupted, raising=False)
+        feed("a", b"1")
+    assert not feed.again("a", b"1")
+    assert feed.inbox and feed.inbox.overdue() == [receive]
+
+
 def test_what_an_interrupted_feeding_left_is_no_part_of_another_message(feed: Feeder) -> None:
     feed.interrupted("a", "b")
     feed("b", b"2")
