@@ -168,7 +168,8 @@ class Receiving(Base):
                     return found
                 if not await waiter.wait(self, session, sources, deadline):
                     over = True
-                    sources[0].spin.rest()
+                    for source in sources:
+                        source.spin.rest()
         except ValueError as error:
             raise session.attachment.explain(error) from None
         finally:

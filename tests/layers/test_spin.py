@@ -125,9 +125,9 @@ def test_after_a_wait_for_nothing_it_rests_once() -> None:
     assert waits_until_due(one) == 5
 
 
-def test_a_channel_is_not_spun_for_after_a_wait_for_nothing(
-    blocking: asgi_ipc.IPCChannelLayer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def hits(blocking: asgi_ipc.IPCChannelLayer, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What came of each spin of a layer that spins."""
     hits: list[bool] = []
     note = Spin.note
 
@@ -137,9 +137,28 @@ def test_a_channel_is_not_spun_for_after_a_wait_for_nothing(
 
     blocking._core.spin = 1e-6
     monkeypatch.setattr(Spin, "note", noted)
+    return hits
+
+
+def test_a_channel_is_not_spun_for_after_a_wait_for_nothing(
+    blocking: asgi_ipc.IPCChannelLayer, hits: list[bool]
+) -> None:
     for _ in range(90):
         assert blocking.receive(["c"], block=True, timeout=0.001) == NOTHING
     assert hits == []
+
+
+def test_none_of_several_channels_is_spun_for_after_a_wait_for_nothing(
+    blocking: asgi_ipc.IPCChannelLayer, hits: list[bool]
+) -> None:
+    know(blocking, "c", "d")
+    session = blocking._core.attach()
+    for source in blocking._core.sources(session, ["c", "d"]):
+        source.spin.note(True)
+    hits.clear()
+    for _ in range(5):  # each begins with another channel than the last
+        assert blocking.receive(["c", "d"], block=True, timeout=0.001) == NOTHING
+    assert hits == [False]
 
 
 @pytest.mark.parametrize("cls", [asgi_ipc.IPCChannelLayer, IPCChannelLayer])
