@@ -533,7 +533,6 @@ static PyObject *usual_take(PyObject *object, PyObject *const *args, Py_ssize_t 
     }
 }
 
-
 static PyMethodDef usual_methods[] = {
     {"send", FAST(usual_send), METH_FASTCALL,
      "send(channel, message)\n\nReturn True if it was sent; if a waiter is to be rung for it, (row, "

@@ -23,10 +23,10 @@
 
 #include "layout.h"
 
-/* The interpreter that runs counts references, and not the headers. Those up to Python 3.11 also
-   count references to objects that are immortal in later versions, which never count them back.
-   For Py_RETURN_NONE and similar macros, some of 3.12 and 3.13 count none, not even for the stable
-   ABI of 3.11, which needs it. */
+/* References are counted by functions of the interpreter, not by the headers. The headers up to
+   Python 3.11 also count references to objects that are immortal in later versions, which never
+   count them back. In Py_RETURN_NONE and similar macros, some headers of 3.12 and 3.13 count none,
+   not even for the stable ABI of 3.11, which needs it. */
 #undef Py_INCREF
 #undef Py_XINCREF
 #undef Py_DECREF

@@ -46,7 +46,7 @@ class Timer(Protocol):
 class Sleep:
     """One receive that sleeps: a future of its loop, which any thread may wake."""
 
-    __slots__ = ("future", "hub")  # assigned by who makes it, which takes less time than __init__
+    __slots__ = ("future", "hub")  # assigned by the caller: an __init__ would take longer
 
     hub: Hub
     future: Any

@@ -106,8 +106,7 @@ class Receiving(Base):
             whole = (session.sources.get(queue) or [self._source(session, queue)])[0]
             return Source(channel, whole.inbox, whole)
         source = Source(channel, session.attachment.inbox(queue) if queue.endswith("!") else None)
-        if source.local is ANY:
-            session.remember(session.sources, channel, [source])
+        session.remember(session.sources, channel, [source])
         return source
 
     # -- waiting ----------------------------------------------------------------------------------

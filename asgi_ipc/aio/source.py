@@ -38,7 +38,7 @@ class Source(native.Source):
             self.spin = Spin()
         else:
             self.queue, self.target, self.spin = whole.queue, whole.target, whole.spin
-        # The mailbox of the local part. If the inbox has removed it, it stays empty.
+        # The mailbox of the local part. One that the inbox has removed stays empty.
         self.box = _NONE if inbox is None or self.local is ANY else inbox.mailbox(self.local)
 
     @property

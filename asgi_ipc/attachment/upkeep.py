@@ -46,7 +46,7 @@ SWEEP_EVERY = 1.0  # seconds between two sweeps,
 SWEEP_SOON = 0.1  # while messages are pending, or the last sweep found something to clear up, and
 SWEEP_HURRY = 0.002  # when it left something that can be cleared up at once
 # Seconds between two looks for the doorbells of the dead, besides the one when a process has died.
-# It takes a whole look (`unchanged`), of which each process takes one a minute anyway.
+# Each needs a whole look (`unchanged`), and a process takes one of these a minute anyway.
 TIDY_EVERY = 60.0
 STALE_BELL = 5.0  # seconds after which a doorbell of an earlier segment is one of the dead
 
