@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from .. import clock, errors
@@ -61,24 +62,19 @@ class Core(Sending):
         """Make `channel` a member, or renew its membership. Returns whether it is a new member.
         Raises LimitReached."""
         channel = check_channel(channel)
-        name = check_group(group).encode("ascii")
+        names = check_group(group).encode("ascii"), channel.encode("ascii")
         session = self.attach()
-        new: bool = session.section(self._join, session, name, channel, clock.monotonic())
+        # A channel of this layer is claimed even if nothing has been received on it yet: its
+        # membership must end with this process, whenever that is killed.
+        claim = None
+        if self.own in channel:
+            claim = partial(session.attachment.claim_queue, expiry=self.expiry)
+        now = clock.monotonic()
+        new: bool = session.section(session.groups.add, *names, now, now + self.group_expiry, claim)
         queue, local = split(channel)
         inbox = session.attachment.inboxes.get(queue)
         if inbox is not None and inbox.suspects:
             inbox.visited(local)  # its consumer lives: it renews its membership
-        return new
-
-    def _join(self, session: Session, group: bytes, channel: str, now: float) -> bool:
-        """Inside a section. A channel of this layer is claimed even if nothing has been received on
-        it yet: its membership must end with this process, whenever that is killed."""
-        if self.own in channel:
-            queue = Target(split(channel)[0].encode("ascii"))
-            row = session.store.require(queue, now)
-            session.attachment.claim_queue(row, now, self.expiry)
-        expires = now + self.group_expiry
-        new: bool = session.groups.add(group, channel.encode("ascii"), now, expires)
         return new
 
     def group_discard(self, group: str, channel: str) -> None:

@@ -27,9 +27,18 @@ class Groups:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def add(self, group: bytes, channel: bytes, now: float, expires: float) -> bool:
+    def add(
+        self,
+        group: bytes,
+        channel: bytes,
+        now: float,
+        expires: float,
+        claim: Callable[[int, float], object] | None = None,
+    ) -> bool:
         """Make `channel` a member of `group` until `expires`, or renew its membership. Returns
         whether it is a new member.
+
+        `claim(row, now)` makes this process the owner of the channel's queue before it is a member.
 
         Raises LimitReached, with nothing changed, if the group memory is used up.
         """
@@ -56,6 +65,11 @@ class Groups:
                 )
             )
         store.require(queue, now)
+        if claim is not None:
+            claim(queue.row, now)
+            if words[queue.row + at.R_GENERATION] != queue.generation:
+                # An earlier owner died: the membership that was found is a ghost.
+                return self.add(group, channel, now, expires)
         words[at.S_DIRTY] = at.DIRTY
         renewed = bool(member)
         if member:

@@ -13,9 +13,9 @@ from ..store.queues import Target
 
 def has_reader(core: Core, channel: str) -> bool:
     """Return whether a living process owns the queue of a process-specific `channel`: the process
-    that received on it first.
+    that first received on it, or that made its name and added it to a group.
 
-    Before its first receive, and for a moment after a flush, it has no owner. Raises InvalidName.
+    Before that, and for a moment after a flush, it has no owner. Raises InvalidName.
     """
     target = Target(split(check_channel(channel))[0].encode("ascii"))
     session = core.attach()

@@ -25,6 +25,7 @@ from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import (
     ForeignSegment,
     IncompatibleSegment,
+    LimitReached,
     LockTimeout,
     NotOwner,
     SegmentVanished,
@@ -114,6 +115,17 @@ def test_a_process_may_die_before_it_receives_on_a_channel_that_it_added_to_a_gr
         assert len(layer.group_channels("group")) == 2
         process.kill()
     until(lambda: layer.group_channels("group") == ["alive"], bound=SOON)
+
+
+def test_a_channel_that_does_not_fit_into_a_group_leaves_no_queue(make: Make) -> None:
+    layer = make()
+    store = layer._core.attach().store
+    for number in range(store.members.max_rows):
+        layer.group_add("group", f"member{number}")
+    before = contents(store)
+    with pytest.raises(LimitReached):
+        layer.group_add("group", layer.new_channel())
+    assert contents(store) == before
 
 
 def test_the_queue_of_a_dead_process_can_be_received_by_the_next_at_once(make: Make) -> None:

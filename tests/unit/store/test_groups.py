@@ -156,6 +156,23 @@ def test_a_queue_with_members_keeps_its_row() -> None:
     assert groups.store.queues.used == 1
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_queue_is_claimed_before_its_channel_is_a_member(known: bool) -> None:
+    """If its earlier owner died, the earlier membership is a ghost, and not renewed."""
+    groups = make_groups()
+    store = groups.store
+    dead, heir = process(store, 0), process(store, 1)
+    if known:
+        owned(store, "x!", dead)
+        join(groups, "g", "x!1")
+        store.bury(dead, NOW, 10.0)
+    assert groups.add(b"g", b"x!1", NOW, FOREVER, lambda row, now: store.own(row, heir))
+    assert contents(store).owners == {b"x!": 101}
+    assert members(groups, "g") == ["x!1"] and planned(groups, "g") == {"x!1"}
+    assert_whole(store)
+    assert not groups.add(b"g", b"x!1", NOW, FOREVER, lambda row, now: store.own(row, heir))
+
+
 # -- limits ---------------------------------------------------------------------------------------
 
 
