@@ -50,11 +50,9 @@ class User(Protocol):
 _attachments: weakref.WeakValueDictionary[Provider | str, Attachment] = (
     weakref.WeakValueDictionary()
 )
-# Of every attachment, also to a segment that was removed.
-_finalizers: WeakKeys[Attachment, weakref.finalize[Any, Any]] = WeakKeys()
 _users: WeakKeys[User, None] = WeakKeys()
-# What is not released yet, and whose it is. An entry goes when its release has ended: one that
-# fails, for lack of memory for example, is tried again.
+# What is not released yet, and whose it is, also if the segment was removed. An entry goes when its
+# release has ended: one that fails, for lack of memory for example, is tried again.
 _held: dict[Resources, weakref.ref[Attachment]] = {}
 # Inboxes of attachments that are gone, by prefix and nonce of the segment. What was drained into
 # them and not delivered yet is for the next attachment of this process.
@@ -186,9 +184,7 @@ def _make(wanted: Wanted, waits: Waits, flush: bool) -> Attachment:
     except BaseException:
         segment.leave(index)
         raise
-    _held[resources] = weakref.ref(made)
-    _finalizers[made] = finalizer = weakref.finalize(made, _release_later)
-    finalizer.atexit = False  # `_leave_at_exit` also tells the layers, which may be called again
+    _held[resources] = weakref.ref(made, _release_later)
     resources.adopt(_kept.get(resources.identity, {}))
     _kept.pop(resources.identity, None)
     return made
@@ -222,7 +218,7 @@ def detach_all() -> list[Attachment]:
     """Do the same for all prefixes, because what the environment adds to them changes. Returns the
     attachments that were in use."""
     notice_fork()
-    found = [attachment for attachment in _finalizers.keys() if not attachment.detached]
+    found = [attachment for attachment in _in_use() if not attachment.detached]
     for attachment in found:
         detach(attachment)
     return found
@@ -231,14 +227,20 @@ def detach_all() -> list[Attachment]:
 # -- releasing ------------------------------------------------------------------------------------
 
 
+def _in_use() -> list[Attachment]:
+    held = _held.copy().values()
+    return [attachment for of in held if (attachment := of()) is not None]
+
+
 def _gone() -> list[Resources]:
     """What attachments that are gone have left to release."""
     held = _held.copy().items()
     return [each for each, of in held if (attachment := of()) is None or attachment.ended]
 
 
-def _release_later() -> None:
-    """Leave the segment of an attachment that is gone; called by its finalizer."""
+def _release_later(_: object) -> None:
+    """Leave the segment of an attachment that is gone; called by its finalizer, the weak reference
+    to it. Where cycles are collected, Python 3.15 clears references without a callback later."""
     if not isinstance(_held, dict):
         # The interpreter is taking this module down, without having called `_leave_at_exit` (so do
         # sub-interpreters of uWSGI). The kernel tells the other processes.
@@ -287,12 +289,9 @@ def _leave_at_exit() -> None:
 
 
 def _end_all() -> None:
-    for attachment in _finalizers.keys():
-        finalizer = _finalizers.pop(attachment)
-        # Not called: the handler of `weakref` may have run before, and no finalizer runs after it.
-        if finalizer is not None and finalizer.detach() is not None:
-            attachment.end()
-            detach(attachment)
+    for attachment in _in_use():
+        attachment.end()
+        detach(attachment)
 
 
 atexit.register(_leave_at_exit)
@@ -326,9 +325,7 @@ def _after_fork_in_child() -> None:
     """Release the parent's attachments: the child attaches with its first call."""
     global _guard
     _guard = _Guard()
-    for attachment, finalizer in _finalizers.items():
-        _finalizers.pop(attachment)
-        finalizer.detach()
+    for attachment in _in_use():
         attachment.disown()
         for user in _users.keys():
             user.detach(attachment)

@@ -291,8 +291,8 @@ def test_what_another_thread_has_not_released_yet_is_released_by_the_next_that_a
     then this process owns its queues, and keeps its messages."""
     layer = make()
     with monkeypatch.context() as patch:
-        held_up: list[int] = []
-        patch.setattr(process, "_release_later", lambda: held_up.append(1))
+        held_up: list[object] = []
+        patch.setattr(process, "_release_later", held_up.append)
         layer.send("own!a", MESSAGE)
         layer.send("own!b", MESSAGE)
         assert layer.receive(["own!"]) == ("own!a", MESSAGE)
@@ -300,7 +300,7 @@ def test_what_another_thread_has_not_released_yet_is_released_by_the_next_that_a
         gc.collect()
         assert held_up
     assert layer.receive(["own!"]) == ("own!b", MESSAGE)
-    process._release_later()
+    process._release_later(None)
     assert layer.receive(["own!"]) == NOTHING
 
 

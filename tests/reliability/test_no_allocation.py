@@ -172,7 +172,7 @@ def test_a_layer_that_is_dropped_while_allocations_fail_is_let_go_later(
         members = Members.open(Paths(prefix).members, 0o600)
         assert not members.held(0, MAX_PROCESSES)
         members.close()
-    assert failed > 20
+    assert failed > 5  # newer interpreters allocate less
     assert most < 30  # none is left open
     assert outside.receive(["c"]) == ("c", MESSAGE)
     assert locked.complaints(View(prefix), LIVENESS) == []
