@@ -145,7 +145,11 @@ class Mailbox:
 
     def all(self) -> list[Drained]:
         """What it has, the oldest first."""
-        return [*self.messages.copy(), *(self.more.copy() if self.more else ())]
+        while True:
+            try:
+                return [*self.messages.copy(), *(self.more or ())]
+            except RuntimeError:
+                pass  # without the GIL: another thread took from `more` meanwhile
 
 
 class Inbox:
@@ -171,7 +175,7 @@ class Inbox:
         # taken may still be listed.
         self._order: deque[tuple[int, list[Mailbox]]] | None = None
         self._listed = 0  # how many mailboxes are in it,
-        self._most_listed = _LISTED  # and the number at which empty ones are left out
+        self._most_listed = _LISTED  # and the number at which it begins anew
         # The sequence number of the last message that was routed completely. Later ones are still
         # being routed: nobody takes them.
         self._newest = 0
@@ -298,11 +302,12 @@ class Inbox:
                 fed[box] = None
         if unknown:
             raise UnknownCapacity(unknown)
-        if self._order is not None:
-            self._order.append((seq, boxes[::-1]))
-            self._listed += len(boxes)
+        order = self._order
+        if order is not None:
             if self._listed > self._most_listed:
-                self._shorten(self._order)
+                order = self._order = deque(self._in_order())
+            order.append((seq, boxes[::-1]))
+            self._listed += len(boxes)
         if taken.expires < self._soonest:
             self._soonest = taken.expires
         self._filled = True  # first: after an interruption nobody routes it again
@@ -390,13 +395,19 @@ class Inbox:
         """Begin to keep the order. Messages that are fed from now on add themselves. If one is also
         found here, the second entry has no effect."""
         order = self._order = deque()
+        for each in reversed(self._in_order()):
+            order.appendleft(each)
+        return order
+
+    def _in_order(self) -> list[tuple[int, list[Mailbox]]]:
+        """What to list in the order: each message that is there."""
         there = [
             (drained.seq, [box]) for box in self._boxes.copy().values() for drained in box.all()
         ]
         there.sort(key=lambda each: each[0])
-        for each in reversed(there):
-            order.appendleft(each)
-        return order
+        self._listed = len(there)
+        self._most_listed = 2 * len(there) + _LISTED
+        return there
 
     def visited(self, local: str | None) -> None:
         """A receive for `local` has looked: its channel is not abandoned, with or without a
@@ -548,18 +559,6 @@ class Inbox:
                 for receive in box.waiting.copy():
                     receive.wake()  # it joined in between, and joins again if it has to
         self._tidy_at = 2 * len(boxes) + _LONG
-
-    def _shorten(self, before: deque[tuple[int, list[Mailbox]]]) -> None:
-        """Leave mailboxes from which a message was taken out of the order."""
-        order: deque[tuple[int, list[Mailbox]]] = deque()
-        listed = 0
-        for seq, boxes in before.copy():
-            left = [box for box in boxes.copy() if box.has(seq)]
-            if left:
-                order.append((seq, left))
-                listed += len(left)
-        self._order, self._listed = order, listed
-        self._most_listed = 2 * listed + _LISTED
 
     # -- sends of this process that wait for room -------------------------------------------------
 

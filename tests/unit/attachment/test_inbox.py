@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgi_ipc.attachment.inbox import _LONG, ANY, IN_HAND, Inbox, Mailbox
+from asgi_ipc.attachment.inbox import _LISTED, _LONG, ANY, IN_HAND, Drained, Inbox, Mailbox
 from asgi_ipc.options import UnknownCapacity
 from asgi_ipc.store import recovery
 from asgi_ipc.store.layout import BUFFER, EXPIRED, S_DROPS
@@ -215,9 +215,43 @@ def test_a_long_buffer_is_kept_in_order_and_found_by_everybody(feed: Feeder) -> 
     assert bodies(feed.inbox, "a") == [b"%d" % i for i in range(many)]
     feed("a", b"next", capacity=lambda local: many)
     feed.inbox._tidy()
-    feed.inbox._shorten(feed.inbox._keep_order())
+    feed.inbox._keep_order()
     assert bodies(feed.inbox, ANY) == [b"%d" % i for i in range(many)] + [b"next"]
     assert not feed.inbox.has("a") and not feed.inbox.has("b")
+
+
+def test_a_long_buffer_from_which_another_thread_takes_is_read_again(feed: Feeder) -> None:
+    """As happens without the GIL."""
+
+    class Shared(deque[Drained]):
+        def __iter__(self) -> Iterator[Drained]:
+            there = super().__iter__()
+            yield next(there)
+            if len(self) == 4:
+                self.popleft()
+            yield from there
+
+    for i in range(_LONG + 4):
+        feed("a", b"%d" % i)
+    box = feed.inbox.mailbox("a")
+    assert box.more is not None
+    box.more = Shared(box.more)
+    assert [drained.seq for drained in box.all()] == [
+        *range(1, _LONG + 1),
+        *range(_LONG + 2, _LONG + 5),
+    ]
+
+
+def test_an_order_that_lists_what_was_taken_begins_anew(feed: Feeder) -> None:
+    inbox = feed.inbox
+    assert bodies(inbox, ANY) == []
+    for i in range(2 * _LISTED):
+        feed("a,b", b"%d" % i)
+        assert inbox.take("a") and inbox.take("b")
+        assert inbox._order is not None and len(inbox._order) <= _LISTED
+    feed("b", b"1")
+    feed("a", b"2")
+    assert bodies(inbox, ANY) == [b"1", b"2"]
 
 
 def test_local_parts_that_have_nothing_take_no_memory(feed: Feeder) -> None:
