@@ -134,14 +134,21 @@ def has_mapped(thread: int, inode: int) -> bool:
         return True
 
 
+def in_locks(path: str) -> str:
+    """What /proc/locks calls a file. Files of other file systems may have the same inode number."""
+    status = os.stat(path)
+    device = status.st_dev
+    return f"{os.major(device):02x}:{os.minor(device):02x}:{status.st_ino}"
+
+
 def flock_holder(path: str) -> int:
     """Process id of the holder of the flock on a file; 0 if there is none or it is unknown."""
     try:
-        wanted = os.stat(path).st_ino
+        wanted = in_locks(path)
         with open("/proc/locks") as file:
             for line in file:
                 parts = line.split()
-                if parts[1] == "FLOCK" and parts[5].endswith(f":{wanted}"):
+                if parts[1] == "FLOCK" and parts[5] == wanted:
                     return int(parts[4])
     except (OSError, IndexError, ValueError):
         pass

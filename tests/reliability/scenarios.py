@@ -444,12 +444,14 @@ class GroupSend(Scenario):
 
 
 class GroupAddWhenFull(Scenario):
-    """Every membership has run out: the sweep that makes room takes the group itself away."""
+    """All its memberships have run out: the sweep that makes room takes the group itself away."""
 
     def prepare(self, survivor: Blocking) -> None:
         send_numbers(survivor, "work", range(3))
-        for i in range(survivor.store.members.max_rows):
+        for i in range(3):
             member(survivor, b"room", b"m%d" % i, -1.0)
+        for i in range(3, survivor.store.members.max_rows):
+            member(survivor, b"others", b"m%d" % i, LONG)
 
     def operate(self, victim: Blocking) -> None:
         victim.group_add("room", "work")

@@ -16,6 +16,7 @@ from asgi_ipc.errors import ForeignSegment, LockTimeout
 from asgi_ipc.segment import files
 from asgi_ipc.segment.files import Members, attach_lock, check_owner, open_file
 from asgi_ipc.segment.paths import Paths
+from asgi_ipc.segment.procfs import flock_holder, in_locks
 from asgi_ipc.store import native
 
 from ..environments import run_python
@@ -264,9 +265,8 @@ def test_one_process_attaches_at_a_time(prefix: str) -> None:
 
 def waiters(path: str) -> int:
     """How many wait in the kernel for a flock on the file at `path`."""
-    inode = os.stat(path).st_ino
     lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
-    return sum("->" in words and words[6].endswith(f":{inode}") for words in lines)
+    return sum("->" in words and words[6] == in_locks(path) for words in lines)
 
 
 @on_linux
@@ -405,9 +405,7 @@ def test_a_process_that_waited_for_a_lock_that_was_removed_takes_the_new_one(pre
     def wait(line: Line) -> bool:
         line.say("waits")
         with attach_lock(Paths(prefix), 0o600):
-            locks = Path("/proc/locks").read_text().splitlines()
-            inode = Path(Paths(prefix).attach_lock).stat().st_ino
-            return any(line.split()[5].endswith(f":{inode}") for line in locks)
+            return flock_holder(Paths(prefix).attach_lock) == os.getpid()
 
     with child(hold) as holder, child(wait) as waiter:
         holder.hear()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+
+import pytest
 
 from asgi_ipc.segment import procfs
 
@@ -76,6 +79,21 @@ def test_the_holder_of_a_flock_is_named(tmp_path: Path) -> None:
         process.hear()
         assert procfs.flock_holder(str(path)) == process.pid
     assert procfs.flock_holder(str(tmp_path / "none")) == 0
+
+
+def test_a_file_of_another_device_with_the_same_inode_number_is_not_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    lines = [
+        f"{number}: FLOCK  ADVISORY  WRITE {pid} {device}:{path.stat().st_ino} 0 EOF\n"
+        for number, pid, device in ((1, 11, "ff:ff"), (2, 22, procfs.in_locks(str(path))[:5]))
+    ]
+    for held, holder in ((lines, 22), (lines[:1], 0)):
+        listed = io.StringIO("".join(held))
+        monkeypatch.setattr(procfs, "open", lambda _, listed=listed: listed, raising=False)
+        assert procfs.flock_holder(str(path)) == holder
 
 
 def test_processes_of_one_namespace_give_it_the_same_number() -> None:
