@@ -311,34 +311,46 @@ def notice_fork() -> None:
                 _after_fork_in_child()
 
 
+# What the child of a fork releases, and whom it tells. Without the GIL, a dict that another thread
+# uses at that moment may stay locked in the child: so it is read before, and made anew after.
+_at_fork: tuple[list[Attachment], list[User]] | None = None
+
+
 def _before_fork() -> None:
+    global _at_fork
     # In a process that was itself forked in C, the guard may be locked by a thread of its parent.
     notice_fork()
     _guard.before_fork()
+    _at_fork = _in_use(), _users.keys()
 
 
 def _after_fork_in_parent() -> None:
+    global _at_fork
+    _at_fork = None
     _guard.after_fork()
 
 
 def _after_fork_in_child() -> None:
     """Release the parent's attachments: the child attaches with its first call."""
-    global _guard
-    _guard = _Guard()
-    for attachment in _in_use():
+    global _at_fork, _attachments, _guard, _held, _kept, _users
+    # Kept until the end: after an interruption, all of this is done again.
+    _at_fork = _at_fork or (_in_use(), _users.keys())  # not known yet if this was forked in C
+    attachments, users = _at_fork
+    _guard, _attachments, _users = _Guard(), weakref.WeakValueDictionary(), WeakKeys()
+    _held, _kept = {}, {}
+    for attachment in attachments:
         attachment.disown()
-        for user in _users.keys():
+        for user in users:
             user.detach(attachment)
-    _attachments.clear()
-    _kept.clear()
-    _held.clear()
     notes.forget()
-    for user in _users.keys():
+    for user in users:
+        _users[user] = None
         user.forked()
     # Another copy of this package closes its own descriptors, when it notices.
     if Members.forget_all():
         for directory in _directories:
             close_inherited(directory)
+    _at_fork = None
     _here[()] = 1.0
 
 

@@ -240,6 +240,33 @@ def test_blocking_layers_that_are_dropped_leave_nothing(make: Make, lock: str) -
         assert make.bells() == []
 
 
+def test_a_forked_child_uses_no_dict_that_a_thread_of_its_parent_may_have_locked(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the GIL, it would wait for ever."""
+    parent = os.getpid()
+
+    class Locked(dict[Any, Any]):
+        def copy(self) -> Any:
+            assert os.getpid() == parent
+            return super().copy()
+
+        def clear(self) -> None:
+            assert os.getpid() == parent
+            super().clear()
+
+    layer = make()
+    layer.send("c", MESSAGE)
+    monkeypatch.setattr(process, "_held", Locked(process._held))
+    monkeypatch.setattr(process._users, "entries", Locked(process._users.entries))
+
+    def use() -> Any:
+        layer.send("c", MESSAGE)
+        return [layer.receive(["c"]) for _ in range(2)]
+
+    assert in_child(use) == [("c", MESSAGE)] * 2
+
+
 @pytest.mark.parametrize("lock", LOCKS)
 def test_asyncio_layers_that_are_dropped_leave_nothing(make: Make, lock: str) -> None:
     async def use() -> None:
