@@ -59,6 +59,9 @@ broker_transport_options = {{
     browser = IPCChannelLayer(prefix)
     channel = await browser.new_channel()
     await browser.group_add("lobby", channel)
+    # Before the worker starts: it may read a file of the broker that is not written yet.
+    source = "import celery_tasks as t; [t.make_thumbnail.delay(number) for number in range(6)]"
+    subprocess.run([sys.executable, "-c", source], env=variables, cwd=tmp_path, check=True)
     command = ["-m", "celery", "--app", "celery_tasks", "worker", "--pool", pool]
     with processes.running(
         [sys.executable, *command, "--concurrency", "2", "--loglevel", "INFO"],
@@ -66,9 +69,6 @@ broker_transport_options = {{
         environment=variables,
         folder=tmp_path,
     ) as worker:
-        worker.wait_for_output(" ready.")
-        source = "import celery_tasks as t; [t.make_thumbnail.delay(number) for number in range(6)]"
-        subprocess.run([sys.executable, "-c", source], env=variables, cwd=tmp_path, check=True)
         texts = {(await heard_by(browser, channel))["text"] for _ in range(6)}  # type: ignore[index]
         assert texts == {f"Photo {number} is ready." for number in range(6)}
         assert "Traceback" not in worker.output()

@@ -377,6 +377,10 @@ class Chaos:
             self.random.shuffle(self._deck)
         how = self._deck.pop()
         begin = time.monotonic()
+        if self._ended(life):
+            self.problems.append(f"{life.name} ended with {self.codes[life.name]} by itself")
+            self.start(place)
+            return
         os.kill(life.pid, how)
         if how == signal.SIGSTOP:
             self._rest(self.random.uniform(0.05, 0.7))
