@@ -106,6 +106,8 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
                 return
             except Inherited:
                 pass  # a child that was forked meanwhile attaches again
+            except LockBusy:
+                pass  # at the deadline. Nothing was sent: the next try waits for the lock
 
     async def receive(self, channel: str, timeout: float | None = None) -> dict[str, Any]:
         """Wait for the next message of `channel` and return it (B1).

@@ -42,7 +42,7 @@ from asgi_ipc.conformance.asynchronous import (
 )
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.conformance.blocking import NOTHING, STATISTICS
-from asgi_ipc.errors import InvalidName, NotOwner, SegmentVanished
+from asgi_ipc.errors import InvalidName, LockBusy, LockTimeout, NotOwner, SegmentVanished
 from asgi_ipc.segment.paths import Paths
 from asgi_ipc.store.layout import L_EXPIRES, Q_FIRST
 
@@ -353,6 +353,26 @@ async def test_loop_goes_on_while_the_lock_is_held(make: Callable[..., Any]) -> 
         await asyncio.wait_for(beat(), LIVENESS / 2)
         assert not sending.done()
     assert await together([sending, waiting]) == [None, MESSAGE]
+
+
+@pytest.mark.parametrize("released", [True, False])
+async def test_a_send_whose_time_is_over_while_the_lock_is_held_waits_for_the_lock(
+    make: Callable[..., Any], released: bool
+) -> None:
+    layer = make(lock="file", capacity=1, lock_timeout=LIVENESS if released else 0.2)
+    await layer.send("c", MESSAGE)
+    sending = asyncio.ensure_future(layer.send("c", MESSAGE, timeout=0.2))
+    await turns(3)
+    with open(Paths(layer.prefix).section_lock) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        await asyncio.sleep(0.5)
+        if released:
+            assert not sending.done()
+            fcntl.flock(file, fcntl.LOCK_UN)
+        with pytest.raises(layer.ChannelFull if released else LockTimeout) as told:
+            await asyncio.wait_for(sending, LIVENESS)
+    assert type(told.value) is not LockBusy
+    assert await layer.receive("c") == MESSAGE
 
 
 # -- groups, flush, statistics --------------------------------------------------------------------
