@@ -34,7 +34,8 @@ async def chat(websocket: WebSocket, room: str) -> None:
         done, left = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         for task in left:
             task.cancel()
-        with contextlib.suppress(WebSocketDisconnect):
+        # RuntimeError: the browser left, and the other task noticed it first.
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             for task in done:
                 task.result()
 
