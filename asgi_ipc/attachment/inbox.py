@@ -175,7 +175,7 @@ class Inbox:
         # taken may still be listed.
         self._order: deque[tuple[int, list[Mailbox]]] | None = None
         self._listed = 0  # how many mailboxes are in it,
-        self._most_listed = _LISTED  # and the number at which it begins anew
+        self._most_listed = _LISTED  # and the number at which it is made again
         # The sequence number of the last message that was routed completely. Later ones are still
         # being routed: nobody takes them.
         self._newest = 0

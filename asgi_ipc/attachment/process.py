@@ -312,7 +312,7 @@ def notice_fork() -> None:
 
 
 # What the child of a fork releases, and whom it tells. Without the GIL, a dict that another thread
-# uses at that moment may stay locked in the child: so it is read before, and made anew after.
+# uses at that moment may stay locked in the child: the parent reads it, the child replaces it.
 _at_fork: tuple[list[Attachment], list[User]] | None = None
 
 

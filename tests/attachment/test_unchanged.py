@@ -303,6 +303,21 @@ def test_both_implementations_see_the_same(watch: Watch) -> None:
     forget_descriptor(watch, watch.waiter.bell.fileno())
 
 
+def test_no_word_is_read_once_a_file_is_another(watch: Watch) -> None:
+    """It may have been cut short: reading the missing part ends the process."""
+
+    class Unread:
+        def __getitem__(self, at: int) -> int:
+            raise AssertionError("it was read")
+
+    files, user = watch.attachment.unchanged._files, os.geteuid()
+    bell, words = watch.held.bell, ((S_DIRTY, 0),)
+    with pytest.raises(AssertionError, match="it was read"):
+        module._same(Unread(), files, bell, words, user)  # type: ignore[arg-type]
+    os.utime(watch.attachment.segment.fd)  # which also changes its ctime
+    assert not module._same(Unread(), files, bell, words, user)  # type: ignore[arg-type]
+
+
 def test_a_look_counts_as_upkeep_for_the_next_calls(watch: Watch) -> None:
     watch.attachment.due = clock.monotonic()
     assert watch.holds()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,11 @@ def test_the_full_run_has_what_the_short_one_installs() -> None:
     assert len(needed) > 5
     installed = set(commands(jobs("full.yml")["test-all"])[0].split())
     assert needed | {"python3-dev", "python3-venv", "qemu-system-arm"} <= installed
+
+
+def test_the_command_that_tests_a_wheel_runs() -> None:
+    """It asserts that the compiled path is loaded, as it is where the tests run."""
+    settings = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r'^test-command = "python (-c .*)"$', settings, re.M)
+    assert found is not None
+    subprocess.run([sys.executable, *shlex.split(found[1])], check=True)

@@ -242,7 +242,7 @@ def test_a_long_buffer_from_which_another_thread_takes_is_read_again(feed: Feede
     ]
 
 
-def test_an_order_that_lists_what_was_taken_begins_anew(feed: Feeder) -> None:
+def test_an_order_that_lists_what_was_taken_is_made_again(feed: Feeder) -> None:
     inbox = feed.inbox
     assert bodies(inbox, ANY) == []
     for i in range(2 * _LISTED):
