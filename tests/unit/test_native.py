@@ -19,6 +19,7 @@ from asgi_ipc import clock
 from asgi_ipc.codec import Codec
 from asgi_ipc.errors import InvalidMessage
 from asgi_ipc.inspection import surroundings
+from asgi_ipc.options import MIN_MEMORY
 from asgi_ipc.store import native
 from asgi_ipc.store.layout import DIRTY, H_LOCK, LOCK_BYTES, Q_OWED, Q_QUICK, S_DIRTY, WORD
 from asgi_ipc.store.wakes import WOKEN
@@ -219,7 +220,8 @@ def test_the_doctor_says_which_is_in_use(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_makes_every_call_unusual(what: str, prefix: str) -> None:
     """The process has left the segment, or is a child that no handler noticed; the store is dirty;
     the lock is held, or looks as if it were."""
-    layer = InProcessChannelLayer(prefix)
+    # All of its memory is compared: the less, the better.
+    layer = InProcessChannelLayer(prefix, message_memory=MIN_MEMORY, max_message_size=1024)
     session = layer._core.attach()
     for _ in range(2):
         layer.send("c", {"a": 1})
