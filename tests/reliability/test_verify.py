@@ -453,5 +453,5 @@ def test_garbage_does_not_hold_it_up() -> None:
 
 def test_it_takes_a_store_of_nothing_but_garbage() -> None:
     layout = make_store().layout
-    buffer = bytearray(random.Random(2).getrandbits(8) for _ in range(layout.size))
+    buffer = bytearray(random.Random(2).randbytes(layout.size))
     assert verify(Store(buffer, layout), NOW)
