@@ -33,8 +33,8 @@ T = TypeVar("T")
 FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
 PACKAGE = os.path.dirname(asgi_ipc.__file__) + os.sep
 WORKERS = os.cpu_count() or 1
-DISTINCT = 100  # moments of an operation that are picked outside of a change
-SPREAD = 50  # steps of an operation that are picked wherever they fall
+DISTINCT = 40  # moments of an operation that are picked outside of a change
+SPREAD = 25  # steps of an operation that are picked wherever they fall
 FEW = 10  # the same where every state of the memory is picked anyway
 
 # From Python 3.14 on, an instruction that only a monitor sees, and that no `try` covers. Nothing is
