@@ -73,7 +73,8 @@ from ..forks import Line, child, rests
 from ..waiting import LIVENESS
 
 FULL_LENGTH = os.environ.get("ASGI_IPC_TEST_LENGTH") == "full"
-CHILDREN = 200 if FULL_LENGTH else 20
+CHILDREN = 200 if FULL_LENGTH else 10
+LOOPS = 40 if FULL_LENGTH else 4
 FLIPS = 1000  # for each child
 LIMIT = 1.0  # seconds for any call
 LONG = 15.0  # seconds for what comes at once, or after damage perhaps never
@@ -527,7 +528,7 @@ class Loop:
         return {"got": len(self.got), "errors": self.errors}
 
 
-@pytest.mark.parametrize("seed", range(CHILDREN // 5))
+@pytest.mark.parametrize("seed", range(LOOPS))
 def test_damage_under_a_loop_that_waits(prefix: str, seed: int) -> None:
     """A waiting receive raises or goes on waiting, and gets what is sent after a flush."""
 

@@ -78,7 +78,7 @@ def test_an_application_that_fails(site: Site) -> None:
 
 def test_many_requests_at_once_are_all_answered_right(site: Site) -> None:
     needs_wrk()
-    requests = 10_000 if FULL else 2_000
+    requests = 10_000 if FULL else 500
     told = site.load(requests)
     print(told, site.server.output())  # if it fails
     assert "WRONG" not in told
