@@ -58,6 +58,10 @@ class Victim:
         steps = record(lambda: self.scenario.operate(self.client), self.client.dirty)
         return [tuple(step) for step in steps]
 
+    def operate(self, argument: None) -> None:
+        self.scenario.arm(self.client)
+        self.scenario.operate(self.client)
+
     def interrupt(self, told: tuple[Moment, int]) -> str:
         """Do it with an exception at one moment: how that ended."""
         moment, kind = told
@@ -136,11 +140,19 @@ class Interruptions:
         """Go on with another victim."""
         self._end()
         self.pid, self.connection = forked(self._child)
-        self.record()
+        self.warm_up()
 
     def tell(self, told: str, argument: Any = None) -> Any:
         self.connection.send((told, argument))
         return answer(self.connection, self.pid)
+
+    def warm_up(self) -> None:
+        """Bring the victim to where it takes the recorded steps each time."""
+        for _ in range(WARM):
+            self.scenario.fill(self.bystander)
+            said = self.tell("operate")
+            assert said is None, said
+            self.look()
 
     def record(self) -> tuple[list[Step], Held]:
         """What the victim does when nothing stops it: its steps, and what is there after them."""
@@ -206,7 +218,7 @@ def interrupt_at(moments: list[Moment], task: Task, before: Held, after: Held) -
     """Do it again and again, interrupted at one moment after the other."""
     failures, seen, astray = [], [], 0
     with Interruptions(task) as interruptions:
-        interruptions.record()
+        interruptions.warm_up()
         for index, moment in enumerate(moments):
             try:
                 interruptions.scenario.fill(interruptions.bystander)
