@@ -27,7 +27,7 @@ from .locks import watched
 pytest.register_assert_rewrite("asgi_ipc.conformance")
 
 TESTS = Path(__file__).parent
-QUICK = {"unit", "conformance"}  # the folders whose tests come last, to fill the gaps
+QUICK = {"unit"}  # the folders whose tests come last, to fill the gaps
 ENDING = 10.0  # seconds that a process may take to end once it was told to
 
 leftovers = pytest.StashKey[Leftovers]()

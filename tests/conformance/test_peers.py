@@ -58,10 +58,11 @@ def documented(layer: str) -> tuple[set[str], set[str]]:
 def test_a_layer_of_others_does_what_the_page_says(layer: Any) -> None:
     if "redis" in layer.name and shutil.which("redis-server") is None:
         pytest.skip("lacking: redis-server")
-    results = script.run_thoroughly(layer)
-    assert len(results) > 130
     always, sometimes = documented(layer.name)
     assert always, "the page names no failure of a layer that has some"
+    # At full length, those also fail each time that are said to do so.
+    results = script.run_thoroughly(layer, known=() if FULL else always | sometimes)
+    assert len(results) > 130
     ended: dict[str, set[str]] = {script.PASSED: set(), script.FAILED: set()}
     for case, result in results.items():
         ended.setdefault(result.outcome, set()).add(case)
