@@ -1191,7 +1191,10 @@ def test_both_contracts_against_dicts_and_deques() -> None:
     met.clear()
     # Shrinking a failure takes minutes: that is for the run at full length.
     phases = tuple(Phase) if FULL_LENGTH else (Phase.explicit, Phase.generate)
-    run_state_machine_as_test(Model, settings=examples(150, stateful_step_count=50, phases=phases))
+    number = 300 if FULL_LENGTH else 150
+    run_state_machine_as_test(
+        Model, settings=examples(number, stateful_step_count=50, phases=phases)
+    )
     never = [
         *("sent", "received", "nothing", "rung", "drained", "ends", "recovery", "flush"),
         *("owed", "paid", "nonsense"),
