@@ -110,7 +110,7 @@ class _Guard:
         self._lock.acquire()
 
     def after_fork(self) -> None:
-        self._lock.release()
+        self._leave()  # unless a call in between did: that of another fork handler, or a finalizer
         self.release_gone()
 
 
@@ -206,8 +206,9 @@ def register(user: User) -> None:
     """From now on, tell `user` when an attachment must not be used any more, and of a fork."""
     notice_fork()  # which forgets the users that it does not know
     _users[user] = None
-    if _at_fork is not None:
-        _at_fork[1].append(user)  # the list may have been made before
+    at_fork = _at_fork
+    if at_fork is not None:
+        at_fork[1].append(user)  # the list may have been made before
 
 
 def detach(attachment: Attachment) -> None:

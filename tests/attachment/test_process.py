@@ -298,6 +298,15 @@ def test_a_child_knows_a_layer_that_another_thread_made_during_the_fork(
     assert after != before and known
 
 
+def test_another_fork_handler_may_attach(make: Make) -> None:
+    """One that was registered before, and so runs while the guard is held."""
+    layer = make()
+    process._before_fork()
+    layer.send("c", MESSAGE)
+    process._after_fork_in_parent()
+    assert in_child(lambda: layer.receive(["c"])) == ("c", MESSAGE)
+
+
 def test_a_layer_is_not_forgotten_by_the_handler_of_a_child_that_was_interrupted(
     make: Make,
 ) -> None:
