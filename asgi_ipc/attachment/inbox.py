@@ -284,7 +284,7 @@ class Inbox:
         if local_parts != before:
             boxes = []
             for local in local_parts.decode("ascii").split(_SEPARATOR):
-                box = known.get(local)
+                box = known.get(local)  # `mailbox`, inlined
                 if box is None:
                     box = known.setdefault(local, Mailbox(local))
                 boxes.append(box)
