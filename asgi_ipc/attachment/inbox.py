@@ -553,6 +553,10 @@ class Inbox:
         """Inside a section: note whether it is empty, and remove mailboxes that nobody uses, if
         there are many."""
         self._filled = bool(self)  # in one store: an interruption hides no message
+        if self._filled and not self._order:
+            # Made again when it is needed. A receive that looks while another one has a message in
+            # hand, which that puts back, has taken the message out of the order.
+            self._order = None
         if len(self._boxes) > self._tidy_at:
             self._tidy()
 

@@ -310,6 +310,32 @@ def test_an_order_that_lists_what_was_taken_is_made_again(feed: Feeder) -> None:
     assert bodies(inbox, ANY) == [b"1", b"2"]
 
 
+def test_what_is_put_back_is_found_by_receives_that_take_any(feed: Feeder) -> None:
+    """Another thread has taken the first message, a second one was fed, and another receive looked
+    while that was in hand."""
+    inbox, receive = feed.inbox, Receive()
+
+    class Shared(list[Drained]):
+        def pop(self, at: Any = -1) -> Drained:
+            self.pop = super().pop  # type: ignore[method-assign]
+            self.pop(0)
+            feed("a", b"2")
+            return self.pop(0)
+
+        def insert(self, at: Any, drained: Drained) -> None:
+            assert not inbox.join(ANY, receive)
+            super().insert(at, drained)
+
+    feed("a", b"1")
+    assert inbox.has(ANY)
+    box = inbox.mailbox("a")
+    box.messages = Shared(box.messages)
+    assert inbox.take("a") is None
+    inbox.tidy()  # within a second
+    assert inbox.overdue() == [receive]
+    assert bodies(inbox, ANY) == [b"2"]
+
+
 def test_local_parts_that_have_nothing_take_no_memory(feed: Feeder) -> None:
     feed("stays", b"there")
     for i in range(10_000):
