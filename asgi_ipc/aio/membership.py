@@ -354,9 +354,9 @@ class Membership:
             await self._discard_all(place, self._way)
             if not self._waiting:
                 self._drop_rest(place)
+            deadline = clock.monotonic() + self._core.options.lock_timeout
             for _ in self._waiting.copy() if place.can_be_left() else ():
-                with contextlib.suppress(errors.ChannelFull):  # then there is a message already
-                    self._core.send(place.channel, {})
+                await self._ride_out(deadline, self._wake, place.channel)
         except SegmentVanished:
             pass  # and with it the memberships
         except IPCError as error:
@@ -372,6 +372,11 @@ class Membership:
             # those of a loop that is about to end do not run any more.
             self._leave_at_once(place)
             raise
+
+    def _wake(self, channel: str) -> bool:
+        with contextlib.suppress(errors.ChannelFull):  # then there is a message already
+            self._core.send(channel, {})
+        return True
 
     async def _discard_all(self, place: _Place, way: Way) -> None:
         """End the memberships of `place`. Other machines need not know."""

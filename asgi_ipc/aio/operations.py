@@ -33,7 +33,7 @@ from ..store.layout import (
     S_SINCE,
 )
 from ..store.native import PURE
-from ..store.queues import FULL, GONE, NO_MEMORY, Target
+from ..store.queues import FULL, GONE, Target
 from .fanout import Broadcast, Fanout
 from .sending import Sending
 from .session import CACHED, NEVER, Session
@@ -49,6 +49,11 @@ class _Figures(NamedTuple):
     refused: int
     pending: int
     oldest: float  # seconds that the oldest pending message has waited
+
+
+def _reason(refused: int) -> int:
+    """Why a message of a broadcast was dropped, by what `put` returned."""
+    return CAPACITY if refused == FULL else MEMORY
 
 
 class Core(Sending):
@@ -125,10 +130,12 @@ class Core(Sending):
                     wake_all(feds)
             for row, waiter_id in rings:
                 session.ring(row, waiter_id)
-            for target, reason in dropped:
+            for target, lack in dropped:
                 queue = target.queue.decode("ascii")
-                why = self._lack(session, len(body)) if reason == MEMORY else ""
-                session.attachment.log_drop(reason, f"group {group!r}, channel {queue!r}", why)
+                why = self._lack(session, lack, len(body)) if lack != FULL else ""
+                session.attachment.log_drop(
+                    _reason(lack), f"group {group!r}, channel {queue!r}", why
+                )
             if progress.drained != drained:
                 return
 
@@ -143,7 +150,8 @@ class Core(Sending):
     ) -> tuple[list[tuple[int, int]], list[tuple[Target, int]]]:
         """Inside a section: put one message into the next few queues of a group's plan.
 
-        Returns the rings that are due (row, waiter id), and what was dropped (target, reason).
+        Returns the rings that are due (row, waiter id), and what was dropped (target, and what
+        `put` returned).
         What inboxes of this process get is added to `feds`.
         """
         store = session.store
@@ -170,12 +178,11 @@ class Core(Sending):
             progress.sent += 1
             if waiter_id > 0:
                 rings.append((target.row, waiter_id))
-            elif waiter_id == FULL or waiter_id == NO_MEMORY:
-                reason = CAPACITY if waiter_id == FULL else MEMORY
-                store.count_drop(target.row, reason)
-                dropped.append((target, reason))
-            else:
-                gone = gone or waiter_id == GONE
+            elif waiter_id == GONE:
+                gone = True
+            elif waiter_id < 0:
+                store.count_drop(target.row, _reason(waiter_id))
+                dropped.append((target, waiter_id))
         if gone:
             session.fanouts.pop(group, None)  # the next broadcast makes a plan without the dead
         return rings, dropped

@@ -139,6 +139,8 @@ class Receiving(Base):
         notice_fork()
         if session.attachment.broken is not None:
             raise session.attachment.why_broken()
+        for source in sources:
+            source.find_box()  # for the next glance: it may have been removed
         try:
             waiter = way.waiter(session)
         except LockTimeout:

@@ -53,14 +53,15 @@ _AGAIN = -9  # `_put_own` has drained as much as one section may: call it again
 class Room(Source):
     """What a send waits for, for a waiter that otherwise waits for messages."""
 
-    __slots__ = ("_store", "parked", "sending", "until")
+    __slots__ = ("_store", "parked", "sending", "until", "why")
 
     def __init__(self, channel: str, target: Target, store: Store) -> None:
         self.channel = channel
         self.queue, self.local = split(channel)
         self.target = target
         self.inbox = None
-        self.parked = 0  # the set of senders where it is
+        self.parked = 0  # the set of senders where it is,
+        self.why = 0  # and what `put` returned instead of sending
         self.sending: Inbox | None = None  # the inbox of this process that has no room
         self.until = float("inf")  # time when a message expires that is in the way
         self._store = store
@@ -75,7 +76,7 @@ class Room(Source):
             return not self.sending.is_full(self.local or "", target.capacity)
         if self.place == S_SENDING:
             # Nobody rings for memory that other programs free.
-            return self._store.has_memory() or self._store.lack != MESSAGES
+            return self._store.has_memory() or self.why != MESSAGES
         words = target.words
         full = words[Q_PENDING] & COUNT >= target.capacity
         return not full or words[R_GENERATION] != target.generation
@@ -170,13 +171,14 @@ class Sending(Receiving):
             )
         raise errors.ChannelFull(
             f"there is no memory for another message to {channel!r} of prefix {self.prefix!r}: "
-            + self._lack(session, length)
+            + self._lack(session, why, length)
         )
 
-    def _lack(self, session: Session, length: int) -> str:
-        """Which limit the last message, of `length` bytes, met, and the remedy."""
+    def _lack(self, session: Session, why: int, length: int) -> str:
+        """Which limit a message of `length` bytes met, and the remedy. `why`: what `put` returned,
+        which other threads do not change."""
         store = session.store
-        if store.lack == MESSAGES:
+        if why == MESSAGES:
             limit = store.layout.message_memory
             in_use = size((store.words[S_LIVE] & COUNT) * WORD)
             return (
@@ -184,9 +186,9 @@ class Sending(Receiving):
                 f"message takes {size(length)} and more). Add receivers, or raise message_memory "
                 "in all processes"
             )
-        if store.lack == PROMISED:
+        if why == PROMISED:
             return "the free room is promised to senders that wait. Try again, or give a timeout"
-        return store.why_no_channel() if store.lack == CHANNELS else store.shortage()
+        return store.why_no_channel(why) if why == CHANNELS else store.shortage()
 
     def _too_large(self, channel: str, size: int) -> str:
         return (
@@ -439,7 +441,7 @@ class Sending(Receiving):
                 tried = session.section(self._put_to_others, session, put, *args)
         if before != tried.place and before:
             waiter.end(session, room)  # others of a loop still wait there
-        room.parked, room.until = tried.place, tried.until
+        room.parked, room.until, room.why = tried.place, tried.until, tried.waiter_id
         if tried.waiter_id > 0:
             session.ring(target.row, tried.waiter_id)
         return tried.waiter_id

@@ -38,8 +38,13 @@ class Source(native.Source):
             self.spin = Spin()
         else:
             self.queue, self.target, self.spin = whole.queue, whole.target, whole.spin
-        # The mailbox of the local part. One that the inbox has removed stays empty.
-        self.box = _NONE if inbox is None or self.local is ANY else inbox.mailbox(self.local)
+        self.box = _NONE
+        self.find_box()
+
+    def find_box(self) -> None:
+        """Note the mailbox of the local part. One that the inbox has removed stays empty."""
+        if self.inbox is not None and self.local is not ANY:
+            self.box = self.inbox.mailbox(self.local)
 
     @property
     def place(self) -> int:

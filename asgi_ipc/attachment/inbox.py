@@ -16,6 +16,7 @@ which receives have to be woken.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
@@ -36,6 +37,11 @@ IN_HAND = 16
 _FEW = 4  # mailboxes that are checked for waiting receives under the lock
 _LISTED = 4096  # mailboxes listed in the order, in addition to twice those that have something
 _NEVER = float("inf")
+_LEFT: memoryview[int] = memoryview(b"").cast("Q")  # the words once the segment was left
+_LEFT.release()
+# What `deque.copy` raises if another thread takes from the deque meanwhile: only on builds without
+# a GIL, before python/cpython#144809 was mended, and no exception that is derived from it.
+_CHANGED: tuple[type[Exception], ...] = (RuntimeError,) if "t" in sys.abiflags else ()
 
 
 class Waiting(Protocol):
@@ -146,10 +152,12 @@ class Mailbox:
     def all(self) -> list[Drained]:
         """What it has, the oldest first."""
         while True:
+            messages, more = self.messages.copy(), self.more
             try:
-                return [*self.messages.copy(), *(self.more or ())]
-            except RuntimeError:
-                pass  # without the GIL: another thread took from `more` meanwhile
+                return [*messages, *more.copy()] if more else messages
+            except _CHANGED as error:
+                if type(error) is not RuntimeError:
+                    raise
 
 
 class Inbox:
@@ -190,11 +198,7 @@ class Inbox:
         return sum(map(len, self._boxes.copy().values()))
 
     def __bool__(self) -> bool:
-        if not self._filled:
-            return False
-        self._filled = False  # first: it may be fed meanwhile
-        self._filled = found = any(box.front() for box in self._boxes.copy().values())
-        return found
+        return self._filled and any(box.messages or box.more for box in self._boxes.copy().values())
 
     def enter(self, store: Store) -> None:
         """Fill it from `store`: first that of one attachment, later perhaps that of the next."""
@@ -202,11 +206,10 @@ class Inbox:
         self._words = store.words
 
     def leave(self) -> None:
-        """Outlive the attachment: a reference to its store would keep the memory mapped. May be
-        called twice."""
-        with contextlib.suppress(AttributeError):
-            del self._words
-        with contextlib.suppress(AttributeError):
+        """Outlive the attachment: a reference to its store would keep the memory mapped. A call
+        that is still going on in another thread finds words as `store.close` leaves them."""
+        self._words = _LEFT
+        with contextlib.suppress(AttributeError):  # it may be called twice
             del self._store
 
     def rests(self, now: float) -> bool:
@@ -219,7 +222,8 @@ class Inbox:
     # -- filling ----------------------------------------------------------------------------------
 
     def is_fresh(self) -> bool:
-        """Whether nothing was flushed since it was filled. If not, `refresh` empties it."""
+        """Whether nothing was flushed since it was filled. If not, `refresh` empties it. Raises
+        ValueError if the segment was left."""
         return self.epoch == self._words[S_EPOCH]
 
     def refresh(self) -> None:
@@ -280,7 +284,7 @@ class Inbox:
         if local_parts != before:
             boxes = []
             for local in local_parts.decode("ascii").split(_SEPARATOR):
-                box = known.get(local)
+                box = known.get(local)  # `mailbox`, inlined
                 if box is None:
                     box = known.setdefault(local, Mailbox(local))
                 boxes.append(box)
@@ -546,7 +550,13 @@ class Inbox:
                 first.wake()
 
     def tidy(self) -> None:
-        """Inside a section: remove mailboxes that nobody uses, if there are many."""
+        """Inside a section: note whether it is empty, and remove mailboxes that nobody uses, if
+        there are many."""
+        self._filled = bool(self)  # in one store: an interruption hides no message
+        if self._filled and not self._order:
+            # Made again when it is needed. A receive that looks while another one has a message in
+            # hand, which that puts back, has taken the message out of the order.
+            self._order = None
         if len(self._boxes) > self._tidy_at:
             self._tidy()
 

@@ -110,7 +110,7 @@ class _Guard:
         self._lock.acquire()
 
     def after_fork(self) -> None:
-        self._lock.release()
+        self._leave()  # unless a call in between did: that of another fork handler, or a finalizer
         self.release_gone()
 
 
@@ -204,7 +204,11 @@ def attached_processes(members: str) -> dict[int, int]:
 
 def register(user: User) -> None:
     """From now on, tell `user` when an attachment must not be used any more, and of a fork."""
+    notice_fork()  # which forgets the users that it does not know
     _users[user] = None
+    at_fork = _at_fork
+    if at_fork is not None:
+        at_fork[1].append(user)  # the list may have been made before
 
 
 def detach(attachment: Attachment) -> None:
@@ -322,6 +326,8 @@ def _before_fork() -> None:
     notice_fork()
     _guard.before_fork()
     _at_fork = _in_use(), _users.keys()
+    # Again, for a user that was registered after the list was made and before it was found there.
+    _at_fork[1].extend(_users.keys())
 
 
 def _after_fork_in_parent() -> None:
@@ -338,13 +344,14 @@ def _after_fork_in_child() -> None:
     attachments, users = _at_fork
     _guard, _attachments, _users = _Guard(), weakref.WeakValueDictionary(), WeakKeys()
     _held, _kept = {}, {}
+    for user in users:
+        _users[user] = None  # a user may be listed twice
     for attachment in attachments:
         attachment.disown()
-        for user in users:
+        for user in _users.keys():
             user.detach(attachment)
     notes.forget()
-    for user in users:
-        _users[user] = None
+    for user in _users.keys():
         user.forked()
     # Another copy of this package closes its own descriptors, when it notices.
     if Members.forget_all():

@@ -76,11 +76,11 @@ from .wakes import WOKEN, Wakes
 
 LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
 
-FULL, NO_MEMORY, GONE, OWN = -1, -2, -3, -4  # what `put` returns instead of a waiter id
+FULL, GONE, OWN = -1, -2, -3  # what `put` returns instead of a waiter id
 OWN_LIMIT = -1  # `limit` of a target in the sender's own process: `put` leaves it to `aio.sending`
-# Which limit was met when there was no memory: message_memory, the rows of the segment, the memory
-# of the machine (`shortage` says more about it), or what was promised to waiting senders.
-MESSAGES, CHANNELS, MACHINE, PROMISED = range(4)
+# Or which limit was met when there was no memory: message_memory, the rows of the segment, the
+# memory of the machine (`shortage` says more about it), or what was promised to waiting senders.
+MESSAGES, CHANNELS, MACHINE, PROMISED = -4, -5, -6, -7
 
 # The row of a target that was not looked up yet: it is not in use, and nothing is pending in it.
 _NO_WORDS: memoryview[int] = memoryview(bytes(QUEUE_WORDS * WORD)).cast("Q")
@@ -155,7 +155,7 @@ class Target(native.Target):
 class Queues(Wakes):
     """Queues by name, and the messages in them."""
 
-    lack = 0  # which limit the last NO_MEMORY met: see MESSAGES
+    lack = MESSAGES  # inside a section: which limit `bind` or `_make_room` met
 
     def __init__(
         self, buffer: Buffer, layout: Layout, reserve: Reserve, shortage: Shortage
@@ -177,8 +177,8 @@ class Queues(Wakes):
         """Append `body` to the queue of `target`; it expires `target.expiry` seconds after `now`.
 
         Returns the id of the waiter to ring, or 0 if nobody waits. If nothing was sent, returns
-        FULL (the capacity is reached), NO_MEMORY (for the message, or for another queue; `lack`
-        says why), GONE (a fixed target is no longer there) or OWN (see OWN_LIMIT).
+        FULL (the capacity is reached), GONE (a fixed target is no longer there), OWN (see
+        OWN_LIMIT), or what there was no memory for (see MESSAGES).
 
         `sender`: see `room`. While others wait for room, room that becomes free belongs to them.
         """
@@ -188,7 +188,7 @@ class Queues(Wakes):
                 if target.fixed:
                     return GONE
                 words[S_REFUSED] += not sender
-                return NO_MEMORY
+                return self.lack
             queue = target.words
         row = target.row
         pending = queue[Q_PENDING]
@@ -215,7 +215,7 @@ class Queues(Wakes):
             if not at:
                 words[S_REFUSED] += not sender
                 words[S_DIRTY] = CLEAN
-                return NO_MEMORY
+                return self.lack
             end = at + size
             live = words[S_LIVE] + size
             pending = queue[Q_PENDING]
@@ -285,7 +285,7 @@ class Queues(Wakes):
         if place and place != at:
             self.leave_room(target, waiter_id, place, stays)
         if at == S_SENDING:
-            until = self._note_need(record_words(len(body), target.local_length))
+            until = self._note_need(record_words(len(body), target.local_length), result)
         else:
             first = self.words[target.row + Q_FIRST]
             until = self.doubles[self.log.checked(first) + L_EXPIRES] if first else float("inf")
@@ -305,11 +305,11 @@ class Queues(Wakes):
             self.unpark(place, waiter_id, 0)
         self.answer(place, self.has_room(place, target.capacity), was_rung)
 
-    def _note_need(self, size: int) -> float:
-        """Note when senders that wait for memory should try again. Return when the oldest message
-        expires, if that can make room."""
+    def _note_need(self, size: int, lack: int) -> float:
+        """Note when senders that wait for memory should try again. `lack`: what `put` returned.
+        Return when the oldest message expires, if that can make room."""
         words, until = self.words, float("inf")
-        if self.lack in (MESSAGES, PROMISED):
+        if lack in (MESSAGES, PROMISED):
             enough = self.log.max_live - size
             head, tail, mark = self.log.ends()
             if tail == mark:
@@ -588,12 +588,13 @@ class Queues(Wakes):
         row = self.bind(target, now)
         if not row:
             name = target.queue.decode("ascii")
-            raise LimitReached(f"no room for channel {name!r}: {self.why_no_channel()}")
+            raise LimitReached(f"no room for channel {name!r}: {self.why_no_channel(self.lack)}")
         return row
 
-    def why_no_channel(self) -> str:
-        """Why the last queue that was asked for could not be made, and the remedy."""
-        if self.lack == CHANNELS:
+    def why_no_channel(self, lack: int) -> str:
+        """Why a queue that was asked for could not be made, and the remedy. `lack`: CHANNELS or
+        MACHINE."""
+        if lack == CHANNELS:
             return (
                 f"{self.queues.used} channels are in use, which is as many as the segment has room "
                 "for. Use fewer, or raise message_memory or group_memory in all processes of this "

@@ -15,6 +15,7 @@ import pytest
 from asgi_ipc import segment
 from asgi_ipc.aio import session
 from asgi_ipc.attachment import process
+from asgi_ipc.attachment.weak import WeakKeys
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import IncompatibleSegment, NotOwner, Reentered
 from asgi_ipc.segment import doorbell
@@ -265,6 +266,58 @@ def test_a_forked_child_uses_no_dict_that_a_thread_of_its_parent_may_have_locked
         return [layer.receive(["c"]) for _ in range(2)]
 
     assert in_child(use) == [("c", MESSAGE)] * 2
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_child_knows_a_layer_that_another_thread_made_during_the_fork(
+    make: Make, monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    """Otherwise both processes would use the same names. `listed`: the layer comes once the fork
+    handler has listed the others; else while it does."""
+    layers: list[Any] = []
+
+    class Listed(WeakKeys[Any, None]):
+        def keys(self) -> list[Any]:
+            found = super().keys()
+            if not layers:
+                layers.append(make())
+            return found
+
+    def fork() -> tuple[str, str, bool]:
+        if not listed:
+            monkeypatch.setattr(process, "_users", Listed())
+        process._before_fork()
+        if listed:
+            layers.append(make())
+        before = layers[0]._core.client_prefix
+        process._after_fork_in_child()
+        core = layers[0]._core
+        return before, core.client_prefix, core in process._users.keys()
+
+    before, after, known = in_child(fork)
+    assert after != before and known
+
+
+def test_another_fork_handler_may_attach(make: Make) -> None:
+    """One that was registered before, and so runs while the guard is held."""
+    layer = make()
+    process._before_fork()
+    layer.send("c", MESSAGE)
+    process._after_fork_in_parent()
+    assert in_child(lambda: layer.receive(["c"])) == ("c", MESSAGE)
+
+
+def test_a_layer_is_not_forgotten_by_the_handler_of_a_child_that_was_interrupted(
+    make: Make,
+) -> None:
+    def resume() -> bool:
+        process._at_fork = [], []  # what the parent left, and the handler did not get to remove
+        process._here[()] = 0.0
+        layer = make()
+        layer.send("c", MESSAGE)
+        return layer._core in process._users.keys()
+
+    assert in_child(resume)
 
 
 @pytest.mark.parametrize("lock", LOCKS)

@@ -192,6 +192,21 @@ async def test_a_mailbox_that_was_removed_meanwhile_is_looked_up_again(
         assert await got(task) == message(number)
 
 
+async def test_a_glance_finds_a_mailbox_that_was_removed_before_a_receive_with_a_timeout(
+    layer: IPCChannelLayer,
+) -> None:
+    socket = await Socket.of(layer)
+    core = layer._core
+    session = core.attach()
+    sources = session.exact_sources[socket.channel]
+    socket.inbox._tidy()
+    with pytest.raises(TimeoutError):
+        await layer.receive(socket.channel, timeout=0.001)
+    await layer.send(socket.channel, message(1))
+    socket.hub.rung()
+    assert core.glance(session, sources) == (socket.channel, message(1))
+
+
 async def test_sockets_share_what_they_learn_of_their_queue(layer: IPCChannelLayer) -> None:
     sockets = [await Socket.of(layer) for _ in range(2)]
     session = layer._core.attach()

@@ -23,7 +23,7 @@ import asgi_ipc.aio
 from asgi_ipc import clock, segment
 from asgi_ipc.aio.membership import Membership
 from asgi_ipc.conformance.base import MESSAGE
-from asgi_ipc.errors import InvalidName, LimitReached, NotSubscribed
+from asgi_ipc.errors import InvalidName, LimitReached, LockBusy, NotSubscribed
 
 from ..environments import child_environment
 from ..forks import fork_in_c, in_child, on_linux
@@ -277,6 +277,26 @@ async def test_a_task_that_waits_learns_that_the_block_ended(make_asyncio: Make)
         for each in waiting:
             with pytest.raises(NotSubscribed, match="ended"):
                 await asyncio.wait_for(each, LIVENESS)
+
+
+async def test_a_task_that_waits_learns_that_although_the_lock_is_busy(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = asgi_ipc.aio.IPCChannelLayer(prefix)
+    send, tries = layer._core.send, iter([True, True])
+
+    def busy_at_first(channel: str, message: dict[str, Any]) -> None:
+        if next(tries, False):
+            raise LockBusy(0)
+        send(channel, message)
+
+    async with layer.subscribe("news") as events:
+        waiting = asyncio.ensure_future(events.get())
+        await asyncio.sleep(0.01)
+        monkeypatch.setattr(layer._core, "send", busy_at_first)
+    with pytest.raises(NotSubscribed, match="ended"):
+        await asyncio.wait_for(waiting, LIVENESS)
+    await layer.close()
 
 
 def test_a_thread_that_waits_learns_that_the_block_ended(make_blocking: Make) -> None:

@@ -12,6 +12,7 @@ from asgi_ipc.aio import operations, sending
 from asgi_ipc.aio.fanout import Broadcast
 from asgi_ipc.errors import ChannelFull, LockBusy, LockTimeout, NotAChannel
 from asgi_ipc.store.layout import Q_PENDING, Q_REFUSED, S_REFUSED, S_SEQ, S_SEQ_BASE
+from asgi_ipc.store.queues import PROMISED
 
 from .cores import Cored
 
@@ -44,6 +45,23 @@ def test_a_full_channel_and_full_memory_are_told_apart_and_both_counted(prefix: 
         while True:
             cored.core.send("wide", {"text": "x" * 900})
     assert cored.store.words[S_REFUSED] == 2
+
+
+def test_the_error_says_which_limit_its_own_message_met(prefix: str) -> None:
+    """Another thread may meet another limit before the error is made."""
+    cored = Cored(prefix, capacity=1_000_000)
+    session = cored.core.attach()
+    section = session.section_of_three
+
+    def interrupted(*args: Any) -> Any:
+        result = section(*args)
+        cored.store.lack = PROMISED
+        return result
+
+    session.section_of_three = interrupted
+    with pytest.raises(ChannelFull, match="message_memory=262144 is used up"):
+        while True:
+            cored.core.send("c", {"text": "x" * 900})
 
 
 def test_the_error_says_which_limit_was_met(prefix: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asgi_ipc.attachment import inbox as inbox_module
 from asgi_ipc.attachment.inbox import _LISTED, _LONG, ANY, IN_HAND, Drained, Inbox, Mailbox
 from asgi_ipc.options import UnknownCapacity
 from asgi_ipc.store import recovery
@@ -174,6 +176,33 @@ def test_what_an_interrupted_feeding_left_is_no_part_of_another_message(feed: Fe
     assert not feed.inbox
 
 
+@pytest.mark.parametrize("look", [bool, Inbox.tidy])
+def test_a_look_that_is_interrupted_hides_no_message(feed: Feeder, look: Any) -> None:
+    class Interrupting(dict[Any, Any]):
+        def copy(self) -> Any:
+            raise KeyboardInterrupt
+
+    receive = Receive()
+    feed.inbox.join("a", receive)
+    feed("a", b"1")
+    boxes = feed.inbox._boxes
+    feed.inbox._boxes = Interrupting(boxes)
+    with contextlib.suppress(KeyboardInterrupt):
+        look(feed.inbox)
+    feed.inbox._boxes = boxes
+    assert feed.inbox and feed.inbox.overdue() == [receive]
+
+
+def test_an_inbox_that_is_empty_is_noticed(feed: Feeder) -> None:
+    feed("a", b"1")
+    feed.inbox.tidy()
+    assert feed.inbox and not feed.inbox.rests(NOW)
+    assert bodies(feed.inbox, "a") == [b"1"]
+    assert not feed.inbox and not feed.inbox.rests(NOW)
+    feed.inbox.tidy()
+    assert feed.inbox.rests(NOW)
+
+
 # -- bounds ---------------------------------------------------------------------------------------
 
 
@@ -220,8 +249,11 @@ def test_a_long_buffer_is_kept_in_order_and_found_by_everybody(feed: Feeder) -> 
     assert not feed.inbox.has("a") and not feed.inbox.has("b")
 
 
-def test_a_long_buffer_from_which_another_thread_takes_is_read_again(feed: Feeder) -> None:
+def test_a_long_buffer_from_which_another_thread_takes_is_read_again(
+    feed: Feeder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As happens without the GIL."""
+    monkeypatch.setattr(inbox_module, "_CHANGED", (RuntimeError,))
 
     class Shared(deque[Drained]):
         def __iter__(self) -> Iterator[Drained]:
@@ -242,6 +274,30 @@ def test_a_long_buffer_from_which_another_thread_takes_is_read_again(feed: Feede
     ]
 
 
+@pytest.mark.parametrize("has_gil", [True, False])
+def test_what_a_signal_handler_raises_while_a_long_buffer_is_read_is_raised(
+    feed: Feeder, has_gil: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised = RuntimeError if has_gil else RecursionError  # at the latter it would never end
+    monkeypatch.setattr(inbox_module, "_CHANGED", () if has_gil else (RuntimeError,))
+    errors = [raised("of a handler")]
+
+    class Interrupted(deque[Drained]):
+        def copy(self) -> Any:
+            if errors:
+                raise errors.pop()
+            return deque(self)
+
+    for i in range(_LONG + 1):
+        feed("a", b"%d" % i)
+    box = feed.inbox.mailbox("a")
+    assert box.more is not None
+    box.more = Interrupted(box.more)
+    with pytest.raises(raised, match="of a handler"):
+        box.all()
+    assert len(box.all()) == _LONG + 1
+
+
 def test_an_order_that_lists_what_was_taken_is_made_again(feed: Feeder) -> None:
     inbox = feed.inbox
     assert bodies(inbox, ANY) == []
@@ -252,6 +308,32 @@ def test_an_order_that_lists_what_was_taken_is_made_again(feed: Feeder) -> None:
     feed("b", b"1")
     feed("a", b"2")
     assert bodies(inbox, ANY) == [b"1", b"2"]
+
+
+def test_what_is_put_back_is_found_by_receives_that_take_any(feed: Feeder) -> None:
+    """Another thread has taken the first message, a second one was fed, and another receive looked
+    while that was in hand."""
+    inbox, receive = feed.inbox, Receive()
+
+    class Shared(list[Drained]):
+        def pop(self, at: Any = -1) -> Drained:
+            self.pop = super().pop  # type: ignore[method-assign]
+            self.pop(0)
+            feed("a", b"2")
+            return self.pop(0)
+
+        def insert(self, at: Any, drained: Drained) -> None:
+            assert not inbox.join(ANY, receive)
+            super().insert(at, drained)
+
+    feed("a", b"1")
+    assert inbox.has(ANY)
+    box = inbox.mailbox("a")
+    box.messages = Shared(box.messages)
+    assert inbox.take("a") is None
+    inbox.tidy()  # within a second
+    assert inbox.overdue() == [receive]
+    assert bodies(inbox, ANY) == [b"2"]
 
 
 def test_local_parts_that_have_nothing_take_no_memory(feed: Feeder) -> None:
@@ -383,8 +465,11 @@ def test_an_inbox_is_fresh_until_a_flush(feed: Feeder) -> None:
 def test_an_inbox_outlives_the_store_of_its_attachment(feed: Feeder) -> None:
     feed.inbox.refresh()
     feed("a", b"1")
-    feed.inbox.leave()
+    for _ in range(2):
+        feed.inbox.leave()
     feed.store.close()
+    with pytest.raises(ValueError, match="released"):  # in a daemon thread, at exit
+        feed.inbox.is_fresh()
     assert feed.inbox.lives(NOW)
     feed.inbox.enter(make_store())
     assert feed.inbox.is_fresh()

@@ -25,7 +25,7 @@ from asgi_ipc.store.layout import (
     WORD,
     record_words,
 )
-from asgi_ipc.store.queues import NO_MEMORY
+from asgi_ipc.store.queues import MESSAGES
 from asgi_ipc.store.store import Store
 
 from ..support import (
@@ -64,7 +64,7 @@ def churn(store: Store, total: int, size: int = 500) -> None:
 def fill(store: Store, name: str, size: int, number: int = 1 << 30) -> int:
     """Send up to `number` messages, until memory is full; return how many were accepted."""
     for i in range(number):
-        if put(store, name, bytes(size), capacity=1 << 30) == NO_MEMORY:
+        if put(store, name, bytes(size), capacity=1 << 30) < 0:
             return i
     return number
 
@@ -220,7 +220,7 @@ def test_full_memory_loses_nothing() -> None:
     for body in sent:
         assert put(store, "c", body) == 0
     for _ in range(10):
-        assert put(store, "c", bytes(400)) == NO_MEMORY
+        assert put(store, "c", bytes(400)) == MESSAGES
     assert_whole(store)
     assert drain(store, "c") == sent
 
@@ -231,14 +231,14 @@ def test_full_memory_takes_again_what_was_received() -> None:
     for _ in range(500):
         assert take(store, "c") is not None
         assert put(store, "c", bytes(400)) == 0
-        assert put(store, "c", bytes(400)) == NO_MEMORY
+        assert put(store, "c", bytes(400)) == MESSAGES
 
 
 def test_expired_messages_make_room() -> None:
     store = make_store()
-    while put(store, "brief", bytes(400), expires=NOW + 60) != NO_MEMORY:
+    while put(store, "brief", bytes(400), expires=NOW + 60) >= 0:
         pass
-    assert put(store, "c", bytes(400), NOW + 59) == NO_MEMORY
+    assert put(store, "c", bytes(400), NOW + 59) == MESSAGES
     for _ in range(100):
         assert put(store, "c", bytes(400), NOW + 60) == 0
     assert len(bodies(store, "c")) == 100
@@ -367,7 +367,7 @@ def test_there_is_room_after_long_histories_of_small_and_large_messages(seed: in
         name = random.choice(names)
         if random.random() < 0.5:
             size = largest if random.random() < large else random.randint(0, 200)
-            if put(store, name, bytes(size), capacity=1 << 30) == NO_MEMORY:
+            if put(store, name, bytes(size), capacity=1 << 30) < 0:
                 live = store.words[S_LIVE] + record_words(size, 0)
                 assert live > store.layout.max_live or granted < 1 << 30
                 assert_whole(store)
