@@ -1,5 +1,5 @@
 """Sockets that receive again and again on channels of their own, on asyncio: the usual case of a
-server, which takes a short way (`receive_own`). It is left wherever more than that has to be done.
+server, which takes a short way (`nap`). It is left wherever more than that has to be done.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ async def test_a_timer_that_does_not_call_is_set_again(layer: IPCChannelLayer) -
     task = await socket.waits()
     assert hub._timer is not None
     hub._timer.cancel()
-    hub._look_at -= 2 * hub.look_every
+    hub.late_at -= 3 * hub.look_every
     await layer.send(socket.channel, message(1))
     assert await got(task) == message(1)
     before = hub._timer
