@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from ..attachment.inbox import ANY, Inbox, Mailbox, wake
 from ..errors import NoEventLoop
-from ..store.layout import S_EPOCH
 from .hub import Hub, Sleep, hub_of
 from .session import Session
 from .source import Source
@@ -125,6 +124,7 @@ class AsyncioHub(Hub):
             loop.remove_reader(self.bell.fileno())
 
     def later(self, seconds: float) -> asyncio.TimerHandle:
+        self._thread = threading.get_ident()  # once a second, since `nap` does not
         return self.loop().call_later(seconds, self.look)
 
 
@@ -184,7 +184,7 @@ def nap(session: Session, source: Source, spin: float) -> Sleep | None:
     if (
         not session.due[()]  # this may be a child that was forked in C
         or session.attachment.broken is not None
-        or inbox.epoch != session.store.words[S_EPOCH]
+        or not inbox.is_fresh()
         or source.queue not in hub._drains
         or hub._timer is None
         or hub.late
@@ -196,7 +196,6 @@ def nap(session: Session, source: Source, spin: float) -> Sleep | None:
             return None
         learned.waits -= 1
     hub.sleepers += 1
-    hub._thread = threading.get_ident()  # a loop may be run by another thread next time
     sleep = Sleep()
     sleep.hub, sleep.future = hub, loop.create_future()
     return sleep

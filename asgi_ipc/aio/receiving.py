@@ -371,7 +371,7 @@ class Receiving(Base):
             known = drained.message
             if known is not None and drained.expires > now:
                 return known.copy()
-            message = self._message(session, source, box.local, drained, now)
+            message = self._unpacked(session, source, box.local, drained, now)
             if message is not None:
                 return message
         return None
@@ -386,12 +386,16 @@ class Receiving(Base):
             if entry is None:
                 return None
             local, drained = entry
-            message = self._message(session, source, local, drained, now)
+            channel = source.queue + local if source.local is ANY else source.channel
+            known = drained.message
+            if known is not None and drained.expires > now:
+                return channel, known.copy()
+            message = self._unpacked(session, source, local, drained, now)
             if message is not None:
-                return source.queue + local, message
+                return channel, message
         return None
 
-    def _message(
+    def _unpacked(
         self, session: Session, source: Source, local: str, drained: Drained, now: float
     ) -> dict[str, Any] | None:
         """The content of a message that was taken, as a dict that nobody else has; None if it has
@@ -399,8 +403,6 @@ class Receiving(Base):
         if not drained.expires > now:  # over, or NaN
             session.section(session.store.count_taken, source.target, EXPIRED, 1, local)
             return None
-        if drained.message is not None:
-            return drained.message.copy()
         try:
             message = self.codec.decode(drained.body)
         except DecodeError as error:

@@ -335,11 +335,12 @@ class Inbox:
         found = box.pop(self.newest) if box is not None else None
         if found is None:
             return None
-        self.taken(local)
+        if self.suspects or self.sending:
+            self.taken(local)
         return local, found
 
     def taken(self, local: str) -> None:
-        """A receive for `local` has a message. Has no effect without `suspects` and `sending`."""
+        """A receive for `local` has a message. It ends a suspicion, and makes room for a send."""
         if self.suspects:
             self.suspects.pop(local, None)
         if self.sending:

@@ -5,6 +5,7 @@ server, which takes a short way (`nap`). It is left wherever more than that has 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -101,6 +102,17 @@ async def test_a_message_comes_by_the_short_way(
         task = await socket.waits()
         await layer.send(socket.channel, message(number))
         assert await got(task) == message(number)
+    assert socket.hub.sleepers == 0
+    assert not socket.inbox.waiting
+
+
+async def test_it_sleeps_in_the_frame_of_its_receive(layer: IPCChannelLayer) -> None:
+    """A coroutine inside it would cost each of thousands of sockets time and memory."""
+    socket = await Socket.of(layer)
+    waiting = layer.receive(socket.channel)
+    waiting.send(None)
+    assert not inspect.iscoroutine(waiting.cr_await)
+    waiting.close()
     assert socket.hub.sleepers == 0
     assert not socket.inbox.waiting
 
