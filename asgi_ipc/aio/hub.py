@@ -28,7 +28,7 @@ from ..segment.doorbell import ALL
 from .session import Session
 from .source import Source
 from .spin import may_spin, spinning
-from .waiter import Nap, Waiter
+from .waiter import Waiter
 
 if TYPE_CHECKING:
     from .receiving import Receiving
@@ -69,17 +69,12 @@ class Hub(Waiter):
         # Process-specific queues: at each this waiter is parked, or a ring is under way to it.
         self._drains: dict[str, tuple[Receiving, Source]] = {}
         self._rows: dict[int, str] = {}  # and their names by row
-        self._sleepers = 0
+        self.sleepers = 0  # how many receives of the loop wait
         self._spinning = False  # whether one of the loop's receives is
         self._epoch = 0  # of the last flush that is known here
         self._timer: Timer | None = None
-        self._look_at = self._every = 0.0  # when the timer has to call, and how often
-        self._late = False  # whether it has not called for too long
-
-    @property
-    def sleepers(self) -> int:
-        """How many receives of the loop wait."""
-        return self._sleepers
+        self.late_at = 0.0  # when the timer should have called long since
+        self.late = False  # whether a receive has noticed that it did not
 
     # -- what a loop is asked for -----------------------------------------------------------------
 
@@ -143,28 +138,13 @@ class Hub(Waiter):
     def is_parked(self, source: Source) -> bool:
         return source.queue in self._drains
 
-    def nap(self, source: Source, spin: float) -> Nap | None:
-        if source.queue not in self._drains or self._timer is None or self._late:
-            return None
-        if spin > 0 and not self._spinning and not source.spin.rests():
-            return None
-        sleep = Sleep()
-        sleep.hub, sleep.future = self, self.future()
-        self._sleepers += 1
-        return sleep
-
-    def woken(self, now: float) -> None:
-        self._sleepers -= 1
-        if now > self._look_at + self._every:
-            self._late = True
-
     async def wait(
         self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
     ) -> bool:
         sleep = Sleep()
         sleep.hub, sleep.future = self, self.future()
         rows = []
-        self._sleepers += 1
+        self.sleepers += 1
         try:
             ready = False
             for source in sources:
@@ -183,7 +163,7 @@ class Hub(Waiter):
             self._core = core
             if self._timer is None:
                 self._activate(session)
-            elif clock.monotonic() > self._look_at + self._every:
+            elif clock.monotonic() > self.late_at:
                 # Set while the clock of the loop was replaced, it may never call.
                 self._timer.cancel()
                 self._set_timer()
@@ -194,7 +174,7 @@ class Hub(Waiter):
             await sleep.future
             return True
         finally:
-            self._sleepers -= 1
+            self.sleepers -= 1
             for source in sources:
                 if source.inbox is not None:
                     source.inbox.part(source.local, sleep)
@@ -263,7 +243,7 @@ class Hub(Waiter):
         self._timer = None
         if session is None or core is None:
             return
-        if not self._sleepers:
+        if not self.sleepers:
             self._deactivate()
             return
         self._set_timer()
@@ -363,10 +343,9 @@ class Hub(Waiter):
         self._set_timer()
 
     def _set_timer(self) -> None:
-        self._every = self.look_every
-        self._look_at = clock.monotonic() + self._every
-        self._late = False
-        self._timer = self.later(self._every)
+        every = self.look_every
+        self.late_at, self.late = clock.monotonic() + 2 * every, False
+        self._timer = self.later(every)
 
     def _deactivate(self) -> None:
         self.unwatch()
@@ -395,7 +374,7 @@ class Hub(Waiter):
 
     def release(self) -> None:
         """The layer is closed: release the loop now, if no receive waits."""
-        if not self._sleepers:
+        if not self.sleepers:
             self._deactivate()
 
 

@@ -23,7 +23,7 @@ from ..segment.section import complaint
 from ..statistics import Stats
 from ..store.native import LOADED as COMPILED
 from .fanout import Broadcast
-from .loop import ASYNCIO, pause, running_loop
+from .loop import ASYNCIO, nap, pause, running_loop
 from .operations import Core
 from .session import Session
 from .source import Source
@@ -135,15 +135,27 @@ class IPCChannelLayer(AsyncBaseChannelLayer):
         try:
             try:
                 found = core.glance(session, sources)
+                if found is None and deadline is None:
+                    source = sources[0]
+                    inbox, box = source.inbox, source.box
+                    while (sleep := nap(session, source, core.spin)) is not None:
+                        assert inbox is not None
+                        try:
+                            if inbox.join_at(box, sleep) is False:
+                                await sleep.future
+                            message = core.take_own(session, source, box, sleep)
+                        finally:
+                            inbox.part_from(box, sleep)
+                            sleep.hub.sleepers -= 1
+                        if message is not None:
+                            return message
+                        box = source.box
             except LockBusy:
                 found = None
             except ValueError as error:
                 raise session.attachment.explain(error) from None
             if found is None:
-                if deadline is None:
-                    found = await core.receive_own(session, sources, ASYNCIO)
-                if found is None:
-                    found = await core.receive(session, sources, deadline, ASYNCIO)
+                found = await core.receive(session, sources, deadline, ASYNCIO)
                 if found is None:
                     raise self._nothing_came(channel, timeout)
         except Inherited:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ..attachment.inbox import Inbox, Mailbox, wake
+from ..attachment.inbox import ANY, Inbox, Mailbox, wake
 from ..errors import NoEventLoop
 from .hub import Hub, Sleep, hub_of
 from .session import Session
+from .source import Source
 from .waiter import Way
 
 if sys.version_info >= (3, 11):
@@ -93,8 +94,10 @@ class AsyncioHub(Hub):
             except IndexError:
                 first = None
             if type(first) is Sleep and first.hub is self:
-                if not first.future.done():
+                try:
                     first.future.set_result(None)
+                except asyncio.InvalidStateError:
+                    pass  # it is awake already, or was cancelled
             else:
                 others.append(box)
         if others:
@@ -121,6 +124,7 @@ class AsyncioHub(Hub):
             loop.remove_reader(self.bell.fileno())
 
     def later(self, seconds: float) -> asyncio.TimerHandle:
+        self._thread = threading.get_ident()  # once a second, since `nap` does not
         return self.loop().call_later(seconds, self.look)
 
 
@@ -161,3 +165,37 @@ def current_hub(session: Session) -> AsyncioHub:
 
 
 ASYNCIO = Way(current_hub, pause)
+
+
+def nap(session: Session, source: Source, spin: float) -> Sleep | None:
+    """A receive of the running loop is about to sleep until the mailbox of `source` has something.
+    Return what it sleeps on; the receive joins the mailbox. None if waiting takes more than that.
+
+    It does not where the loop is parked at the queue already, as for every socket of a server that
+    receives again.
+    """
+    inbox = source.inbox
+    if inbox is None or source.local is ANY:
+        return None
+    hub, loop = session.loop_waiter, asyncio._get_running_loop()
+    if hub is None or loop is None or hub.ref() is not loop:
+        hub = current_hub(session)
+        loop = hub.loop()
+    if (
+        not session.due[()]  # this may be a child that was forked in C
+        or session.attachment.broken is not None
+        or not inbox.is_fresh()
+        or source.queue not in hub._drains
+        or hub._timer is None
+        or hub.late
+    ):
+        return None
+    if spin > 0 and not hub._spinning:
+        learned = source.spin
+        if learned.waits <= 0:
+            return None
+        learned.waits -= 1
+    hub.sleepers += 1
+    sleep = Sleep()
+    sleep.hub, sleep.future = hub, loop.create_future()
+    return sleep

@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .. import clock
 from ..attachment.inbox import ANY, Drained, Fed, Mailbox, wake_all
@@ -35,12 +35,15 @@ from ..codec import DecodeError, is_flat
 from ..errors import InvalidName, LockBusy, LockTimeout, NotOwner
 from ..names import check_channel, check_receive, split
 from ..options import UnknownCapacity
-from ..store.layout import COUNT, EXPIRED, Q_PENDING, UNDECODABLE
+from ..store.layout import COUNT, EXPIRED, Q_PENDING, S_EPOCH, UNDECODABLE
 from ..store.native import LOADED as COMPILED
 from ..store.wakes import WOKEN
 from .session import Base, Session
 from .source import Source
 from .waiter import Waiter, Way
+
+if TYPE_CHECKING:
+    from .hub import Sleep
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -176,43 +179,6 @@ class Receiving(Base):
         finally:
             if parked:
                 self._leave(session, sources, waiter)
-
-    async def receive_own(
-        self, session: Session, sources: list[Source], way: Way
-    ) -> Received | None:
-        """`receive` for one process-specific channel by its full name, without a deadline, where
-        the waiter is parked at the queue already: what every socket of a server does all the time.
-        None: nothing was taken, and waiting takes more than this. `receive` does it."""
-        notice_fork()
-        source = sources[0]
-        inbox, local, box = source.inbox, source.local, source.box
-        if inbox is None or local is ANY or session.attachment.broken is not None:
-            return None
-        try:
-            waiter = way.waiter(session)
-            while True:
-                sleep = waiter.nap(source, self.spin) if inbox.is_fresh() else None
-                if sleep is None:
-                    return None
-                now = 0.0
-                try:
-                    if inbox.join_at(box, sleep) is False:
-                        await sleep.future
-                    now = clock.monotonic()
-                    if now >= session.due[()]:
-                        self.upkeep(session, now)
-                    found = self._take_buffered(session, source, now, box)
-                finally:
-                    inbox.part_from(box, sleep)
-                    waiter.woken(now)
-                if found is not None:
-                    return found
-                box = source.box = inbox.mailbox(local)  # it may have been removed
-        except LockTimeout:
-            pass  # `receive` keeps waiting
-        except ValueError as error:
-            raise session.attachment.explain(error) from None
-        return None
 
     async def attach_patiently(self, way: Way) -> Session:
         """`attach`, however long the lock stays busy."""
@@ -384,45 +350,67 @@ class Receiving(Base):
                     channel = visit.source.channel
                     self._undecodable(session, visit.source, channel, visit.body, error.__context__)
 
-    def _take_buffered(
-        self, session: Session, source: Source, now: float, box: Mailbox | None = None
-    ) -> Received | None:
-        """The oldest message for `source` in its inbox, drained before by a thread of this process.
-        `box`: its mailbox, if that is known.
-
-        Where no waiter id has to come out of a queue this is all that a broadcast costs a socket.
-        """
+    def take_own(
+        self, session: Session, source: Source, box: Mailbox, sleep: Sleep
+    ) -> dict[str, Any] | None:
+        """The oldest message in a mailbox of `source`, for a receive that has slept there; None if
+        there is none. This is most of what a broadcast costs a socket."""
+        now = clock.monotonic()
+        if now >= session.due[()]:
+            self.upkeep(session, now)
+        hub = sleep.hub
+        if now > hub.late_at:
+            hub.late = True
         inbox = source.inbox
         assert inbox is not None
-        channel = source.channel
-        while inbox.is_fresh():
-            if box is None:
-                entry = inbox.take(source.local)
-                if entry is None:
-                    return None
-                local, drained = entry
-                if source.local is ANY:
-                    channel = source.queue + local
-            else:
-                taken = inbox.take_from(box)
-                if taken is None:
-                    return None
-                local, drained = box.local, taken
-            if not drained.expires > now:  # over, or NaN
-                session.section(session.store.count_taken, source.target, EXPIRED, 1, local)
-                continue
+        while inbox.epoch == session.store.words[S_EPOCH]:
+            drained = box.pop(inbox.newest)
+            if drained is None:
+                source.box = inbox.mailbox(box.local)  # it may have been removed
+                return None
+            if inbox.suspects or inbox.sending:
+                inbox.taken(box.local)
             known = drained.message
-            if known is not None:
-                return channel, known.copy()
-            try:
-                return channel, self._message(drained)
-            except DecodeError as error:
-                self._undecodable(session, source, channel, drained.body, error.__context__)
+            if known is not None and drained.expires > now:
+                return known.copy()
+            message = self._unpacked(session, source, box.local, drained, now)
+            if message is not None:
+                return message
         return None
 
-    def _message(self, drained: Drained) -> dict[str, Any]:
-        """The content of a message, as a dict that nobody else has; raises DecodeError."""
-        message = self.codec.decode(drained.body)
+    def _take_buffered(self, session: Session, source: Source, now: float) -> Received | None:
+        """The oldest message for `source` in its inbox, drained before by a thread of this
+        process."""
+        inbox = source.inbox
+        assert inbox is not None
+        while inbox.is_fresh():
+            entry = inbox.take(source.local)
+            if entry is None:
+                return None
+            local, drained = entry
+            channel = source.queue + local if source.local is ANY else source.channel
+            known = drained.message
+            if known is not None and drained.expires > now:
+                return channel, known.copy()
+            message = self._unpacked(session, source, local, drained, now)
+            if message is not None:
+                return channel, message
+        return None
+
+    def _unpacked(
+        self, session: Session, source: Source, local: str, drained: Drained, now: float
+    ) -> dict[str, Any] | None:
+        """The content of a message that was taken, as a dict that nobody else has; None if it has
+        expired or cannot be read, which is counted."""
+        if not drained.expires > now:  # over, or NaN
+            session.section(session.store.count_taken, source.target, EXPIRED, 1, local)
+            return None
+        try:
+            message = self.codec.decode(drained.body)
+        except DecodeError as error:
+            channel = source.queue + local
+            self._undecodable(session, source, channel, drained.body, error.__context__)
+            return None
         if drained.shared and is_flat(message):
             drained.message = message
             return message.copy()

@@ -33,34 +33,30 @@ _MISSES = 5  # misses in a row that count: it is tried once in four to the power
 class Spin:
     """Whether it pays for one channel."""
 
-    __slots__ = ("_misses", "_rest")
+    __slots__ = ("_misses", "waits")
 
     def __init__(self) -> None:
-        self._misses, self._rest = 0, 1  # not at the first wait: most channels are quiet
-
-    def rests(self) -> bool:
-        """Count a wait that must not spin; False if it may spin."""
-        if self._rest <= 0:
-            return False
-        self._rest -= 1
-        return True
+        self._misses = 0
+        # The waits that must not spin, each of which counts itself. At first one: most channels are
+        # quiet.
+        self.waits = 1
 
     def due(self) -> bool:
         """Count a wait; return whether it has to spin first."""
-        self._rest -= 1
-        return self._rest < 0
+        self.waits -= 1
+        return self.waits < 0
 
     def note(self, hit: bool) -> None:
         """Note whether a message came."""
         if hit:
-            self._misses = self._rest = 0
+            self._misses = self.waits = 0
         else:
             self._misses = min(self._misses + 1, _MISSES)
-            self._rest = 4**self._misses
+            self.waits = 4**self._misses
 
     def rest(self) -> None:
         """No message came until the deadline of a wait: the next does not spin."""
-        self._rest = max(self._rest, 1)
+        self.waits = max(self.waits, 1)
 
 
 def may_spin(sources: list[Source], sees: Callable[[Source], bool]) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import clock
 from ..attachment.upkeep import CHECK_EVERY
@@ -17,16 +17,6 @@ from .source import Source
 
 if TYPE_CHECKING:
     from .receiving import Receiving
-
-
-class Nap(Protocol):
-    """One receive that sleeps, until `future` is done."""
-
-    future: Any
-
-    def wake(self) -> None: ...
-
-    def gone(self) -> bool: ...
 
 
 LOOK_EVERY = 0.05  # seconds between two looks of a waiter that has no doorbell
@@ -92,16 +82,6 @@ class Waiter(ABC):
     def is_parked(self, source: Source) -> bool:
         """Whether this waiter is parked at the process-specific queue of `source` already."""
         return False
-
-    def nap(self, source: Source, spin: float) -> Nap | None:
-        """A receive is about to sleep until its mailbox has something, and that needs nothing else,
-        since this waiter is parked at the queue of `source` already: return what it sleeps on. None
-        if there is more to do, as always for a thread."""
-        return None
-
-    def woken(self, now: float) -> None:
-        """A receive has slept on what `nap` returned; `now` is 0.0 if it was cancelled."""
-        raise NotImplementedError
 
     @abstractmethod
     async def wait(

@@ -186,7 +186,7 @@ class Inbox:
         self._most_listed = _LISTED  # and the number at which it is made again
         # The sequence number of the last message that was routed completely. Later ones are still
         # being routed: nobody takes them.
-        self._newest = 0
+        self.newest = 0
         self._feeding = False
         # Mailboxes that got something since the last fed(), in order: receives that began one
         # after the other are neighbours in memory, and thousands are woken far faster that way.
@@ -273,7 +273,7 @@ class Inbox:
         A message that is fed twice, after an interruption, is routed once.
         """
         seq = taken.seq
-        if seq <= self._newest:
+        if seq <= self.newest:
             return []
         if self._feeding:
             self._undo()
@@ -315,7 +315,7 @@ class Inbox:
         if taken.expires < self._soonest:
             self._soonest = taken.expires
         self._filled = True  # first: after an interruption nobody routes it again
-        self._newest = seq  # in one store: an interruption loses or doubles none
+        self.newest = seq  # in one store: an interruption loses or doubles none
         self._feeding = False
         if len(known) > self._tidy_at:
             self._tidy()
@@ -323,7 +323,7 @@ class Inbox:
 
     def _undo(self) -> None:
         """Take out what an interrupted `feed` left: all of messages after the newest."""
-        newest, order = self._newest, self._order
+        newest, order = self.newest, self._order
         while order and order[-1][0] > newest:
             order.pop()
         for box in self._boxes.copy().values():
@@ -336,24 +336,24 @@ class Inbox:
         if local is ANY:
             return self._take_any()
         box = self._boxes.get(local)
-        found = self.take_from(box) if box is not None else None
-        return None if found is None else (local, found)
-
-    def take_from(self, box: Mailbox) -> Drained | None:
-        """Take the oldest message of one mailbox; None if there is none."""
-        found = box.pop(self._newest)
+        found = box.pop(self.newest) if box is not None else None
         if found is None:
             return None
+        if self.suspects or self.sending:
+            self.taken(local)
+        return local, found
+
+    def taken(self, local: str) -> None:
+        """A receive for `local` has a message. It ends a suspicion, and makes room for a send."""
         if self.suspects:
-            self.suspects.pop(box.local, None)
+            self.suspects.pop(local, None)
         if self.sending:
-            self.wake_sender(box.local)
-        return found
+            self.wake_sender(local)
 
     def _take_any(self) -> Entry | None:
         box = self._oldest()
         while box is not None:
-            found, local = box.pop(self._newest), box.local
+            found, local = box.pop(self.newest), box.local
             if found is not None and local is not None:
                 if self.suspects:
                     self.suspects.clear()
@@ -365,7 +365,7 @@ class Inbox:
 
     def _oldest(self) -> Mailbox | None:
         """The mailbox that has the oldest message; None if there is none that may be taken."""
-        newest = self._newest
+        newest = self.newest
         order = self._order
         if order is None:
             order = self._keep_order()
@@ -426,7 +426,7 @@ class Inbox:
         if local is ANY:
             return self._oldest() is not None
         box = self._boxes.get(local)
-        return box is not None and bool(box.messages or box.more) and box.has(self._newest)
+        return box is not None and bool(box.messages or box.more) and box.has(self.newest)
 
     def lives(self, now: float) -> bool:
         """Whether anything in it can still be received."""
@@ -441,7 +441,7 @@ class Inbox:
         gone: list[tuple[int, Entry]] = []
         for local, box in self._boxes.copy().items():
             assert local is not None
-            while (front := box.front()) is not None and front.seq <= self._newest:
+            while (front := box.front()) is not None and front.seq <= self.newest:
                 if front.expires > now:
                     self._soonest = min(self._soonest, front.expires)
                     break
@@ -459,7 +459,7 @@ class Inbox:
             box.more = None
         if self._order is not None:
             self._order.clear()
-        self._newest = 0  # a flush restarts the sequence if it was damaged
+        self.newest = 0  # a flush restarts the sequence if it was damaged
         self._filled = self._feeding = False
         self._soonest = _NEVER
         self.suspects.clear()  # it has ended their memberships
@@ -527,7 +527,7 @@ class Inbox:
         box.waiting.append(receive)
         if self._boxes.get(box.local) is not box:
             return None
-        return bool(box.messages or box.more) and box.has(self._newest)
+        return box.has(self.newest) if box.messages or box.more else False
 
     def part(self, local: str | None, receive: Waiting) -> None:
         """Take out a receive that no longer sleeps. What it leaves there is for the next one."""

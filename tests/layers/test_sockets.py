@@ -1,10 +1,11 @@
 """Sockets that receive again and again on channels of their own, on asyncio: the usual case of a
-server, which takes a short way (`receive_own`). It is left wherever more than that has to be done.
+server, which takes a short way (`nap`). It is left wherever more than that has to be done.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -101,6 +102,17 @@ async def test_a_message_comes_by_the_short_way(
         task = await socket.waits()
         await layer.send(socket.channel, message(number))
         assert await got(task) == message(number)
+    assert socket.hub.sleepers == 0
+    assert not socket.inbox.waiting
+
+
+async def test_it_sleeps_in_the_frame_of_its_receive(layer: IPCChannelLayer) -> None:
+    """A coroutine inside it would cost each of thousands of sockets time and memory."""
+    socket = await Socket.of(layer)
+    waiting = layer.receive(socket.channel)
+    waiting.send(None)
+    assert not inspect.iscoroutine(waiting.cr_await)
+    waiting.close()
     assert socket.hub.sleepers == 0
     assert not socket.inbox.waiting
 
@@ -252,7 +264,7 @@ async def test_a_timer_that_does_not_call_is_set_again(layer: IPCChannelLayer) -
     task = await socket.waits()
     assert hub._timer is not None
     hub._timer.cancel()
-    hub._look_at -= 2 * hub.look_every
+    hub.late_at -= 3 * hub.look_every
     await layer.send(socket.channel, message(1))
     assert await got(task) == message(1)
     before = hub._timer

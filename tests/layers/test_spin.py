@@ -58,7 +58,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> Notes:
     """Makes every receive spin that finds nothing."""
     found = Notes()
     monkeypatch.setattr(Spin, "due", lambda spin: found.due())
-    monkeypatch.setattr(Spin, "rests", lambda spin: False)
+    monkeypatch.setattr(Spin, "waits", property(lambda spin: 0, lambda spin, waits: None))
     monkeypatch.setattr(Spin, "note", lambda spin, hit: found.append(hit))
     return found
 

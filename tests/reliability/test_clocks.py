@@ -177,7 +177,7 @@ def test_a_loop_looks_again_after_a_timer_that_was_set_in_it(
             await asyncio.sleep(0)
         hub = layer._core.session.attachment.hubs.get(loop)
         assert hub._timer.when() - loop.time() > 1e6
-        hub._look_at = clock.monotonic() - 10  # as after some seconds
+        hub.late_at = clock.monotonic() - 10  # as after some seconds
         second = asyncio.ensure_future(layer.receive("b"))
         await asyncio.sleep(0)
         assert hub._timer.when() - loop.time() <= 1

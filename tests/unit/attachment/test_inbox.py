@@ -155,7 +155,7 @@ def test_a_receive_that_an_interruption_did_not_wake_is_overdue(
 
     def interrupted(inbox: Inbox, name: str, value: object) -> None:
         object.__setattr__(inbox, name, value)
-        if name == "_newest":
+        if name == "newest":
             raise KeyboardInterrupt
 
     receive = Receive()
