@@ -16,7 +16,7 @@ from . import clock
 from .aio.membership import Membership, Subscribed, nothing_came
 from .aio.operations import Core
 from .aio.receiving import listed
-from .aio.thread import BLOCKING, finished
+from .aio.thread import BLOCKING, finished, quiet_waiter
 from .attachment.attachment import Inherited
 from .attachment.process import notice_fork
 from .base_layer import BaseChannelLayer
@@ -114,6 +114,11 @@ class IPCChannelLayer(BaseChannelLayer):
             pass  # not looked up yet, or not a name
         try:
             try:
+                if block and sources is not None:
+                    waiter = quiet_waiter(session, sources)
+                    if waiter is not None:
+                        deadline = clock.monotonic() + self._seconds(timeout)
+                        return waiter.listen(core, session, sources, deadline) or (None, None)
                 found = core.glance(session, sources) if sources is not None else None
                 if found is not None:
                     return found

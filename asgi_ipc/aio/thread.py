@@ -15,6 +15,7 @@ import time
 # locked on Python 3.9.
 from _thread import _count as other_threads
 from collections.abc import Coroutine
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import clock
@@ -23,13 +24,14 @@ from ..attachment.process import notice_fork
 from ..errors import LockTimeout
 from ..segment.doorbell import ALL
 from ..segment.lock import has_gil
+from ..store.wakes import LEAVING, WOKEN
 from .session import Session
 from .source import Source
 from .spin import may_spin, spinning
 from .waiter import Waiter, Way
 
 if TYPE_CHECKING:
-    from .receiving import Receiving
+    from .receiving import Received, Receiving
 
 Answer = TypeVar("Answer")
 
@@ -55,10 +57,15 @@ class ThreadWaiter(Waiter):
     """
 
     rung: list[Source] | None = None  # where it was parked when it was rung, until it reads that
+    quiet: list[Source] | None = None  # where the last receive waited until its deadline in vain
 
     def _take_bell(self, session: Session) -> None:
-        self.rung = None
-        self._poll = select.poll() if hasattr(select, "poll") else _Select()
+        self.rung = self.quiet = None
+        poll = getattr(select, "poll", _Select)
+        self._poll = poll()
+        # In C it would not let other green threads run, for which `select.poll` was replaced.
+        blocks = isinstance(poll, BuiltinFunctionType)
+        self._dozes = blocks and session.attachment.unchanged.can_doze
         super()._take_bell(session)
         if self.bell is not None:
             self._poll.register(self.bell.fileno(), _READABLE)
@@ -119,43 +126,11 @@ class ThreadWaiter(Waiter):
                     source.inbox.threads.append(self)
                     if source.inbox.join(source.local, self):
                         return True
-            every, left, now = self.look_every, math.inf, 0.0
-            whole = math.ceil(every * 1000)
-            while True:
-                if deadline is not None:
-                    until = deadline - (now or clock.monotonic())
-                    if until < left:  # else the clock stands still: the time slept counts
-                        left = until
-                    if left <= 0:
-                        return False
-                seconds = every if left > every else left
-                if self.bell is None:
-                    time.sleep(seconds)
-                    if self._lost_bell(session):
-                        with contextlib.suppress(LockTimeout):  # the receive keeps waiting
-                            core.upkeep(session, clock.monotonic())
-                            self._renew_bell(session)
-                    return True
-                if self._poll.poll(whole if left > every else math.ceil(left * 1000)):
-                    break  # rung
-                left -= seconds
-                # Look, in case the process that should have rung was killed before it could.
-                now = session.attachment.unchanged.holds(self._held, 0)
-                if not now:
-                    try:
-                        core.upkeep(session, clock.monotonic())
-                        if self._lost_bell(session):
-                            self._renew_bell(session)
-                            return True
-                    except LockTimeout:
-                        return True  # the receive keeps waiting
-                for source in sources:
-                    if source.ready() or (source.inbox is not None and source.buffered()):
-                        return True  # a process that sent, or flushed, may have died before it rang
-            self.rung = sources
-            if not any(map(_sees, sources)):
-                self.answer(session, sources)  # another was quicker: it parks again at once
-            return True
+            if self._sleep(core, session, sources, deadline):
+                return True
+            if len(sources) == 1 and sending is None and not joined and self.bell is not None:
+                self.quiet = sources
+            return False
         finally:
             for inbox, local in joined:
                 with contextlib.suppress(ValueError):
@@ -163,6 +138,80 @@ class ThreadWaiter(Waiter):
                 inbox.part(local, self)
             if sending is not None:
                 sending.part_senders(last.local, self)
+
+    def listen(
+        self, core: Receiving, session: Session, sources: list[Source], deadline: float
+    ) -> Received | None:
+        """`Receiving.receive` where the last one of this thread was `quiet`, and for the same
+        source. It takes few steps: a program that waits does nothing else, and none of the code is
+        in a cache of the processor."""
+        self.quiet = None
+        try:
+            found = core.take_one(session, sources[0], self.waiter_id)
+            if found is not None:
+                return found
+            if not self._sleep(core, session, sources, deadline):
+                found = core.take_one(session, sources[0], self.waiter_id + WOKEN + LEAVING)
+                self.quiet = sources
+                return found
+        except LockTimeout:
+            pass  # `receive` keeps waiting
+        except BaseException:
+            core.leave(session, sources, self)
+            raise
+        return finished(core.receive(session, sources, deadline, BLOCKING, parked=True))
+
+    def _sleep(
+        self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
+    ) -> bool:
+        """`wait`, once it is known to all who may end it."""
+        every, left, now = self.look_every, math.inf, 0.0
+        whole = math.ceil(every * 1000)
+        unchanged = session.attachment.unchanged
+        dozes = self._dozes and sources[0].inbox is None and sources[-1].sending is None
+        while True:
+            if deadline is not None:
+                until = deadline - (now or clock.monotonic())
+                if until < left:  # else the clock stands still: the time slept counts
+                    left = until
+                if left <= 0:
+                    return False
+            seconds = every if left > every else left
+            if self.bell is None:
+                time.sleep(seconds)
+                if self._lost_bell(session):
+                    with contextlib.suppress(LockTimeout):  # the receive keeps waiting
+                        core.upkeep(session, clock.monotonic())
+                        self._renew_bell(session)
+                return True
+            if dozes:
+                dozed = unchanged.doze(self._held, self.bell.fileno(), sources, left)
+                if dozed is None:
+                    break  # rung
+                if not dozed:
+                    return False
+                left = dozed - min(every, dozed)
+            else:
+                if self._poll.poll(whole if left > every else math.ceil(left * 1000)):
+                    break
+                left -= seconds
+            # Look, in case the process that should have rung was killed before it could.
+            now = unchanged.holds(self._held, 0)
+            if not now:
+                try:
+                    core.upkeep(session, clock.monotonic())
+                    if self._lost_bell(session):
+                        self._renew_bell(session)
+                        return True
+                except LockTimeout:
+                    return True  # the receive keeps waiting
+            for source in sources:
+                if source.ready() or (source.inbox is not None and source.buffered()):
+                    return True  # a process that sent, or flushed, may have died before it rang
+        self.rung, self.quiet = sources, None
+        if not any(map(_sees, sources)):
+            self.answer(session, sources)  # another was quicker: it parks again at once
+        return True
 
 
 def _sees(source: Source) -> bool:
@@ -178,6 +227,13 @@ def waiter_of_thread(session: Session) -> ThreadWaiter:
     except AttributeError:
         found = local.waiter = ThreadWaiter(session)
     return found
+
+
+def quiet_waiter(session: Session, sources: list[Source]) -> ThreadWaiter | None:
+    """The waiter of the calling thread, if its last receive was from `sources` and heard nothing:
+    then `ThreadWaiter.listen` does the next."""
+    found: ThreadWaiter | None = getattr(session.attachment.local, "waiter", None)
+    return found if found is not None and found.quiet is sources else None
 
 
 async def _pause(seconds: float) -> None:

@@ -5,6 +5,8 @@ the processor. The cost of the look depends on how much code and data it touches
 asks what has to be asked each second, and compares it with what the last whole look saw. If
 anything is different, or only a whole look can tell, the answer is no.
 
+On the compiled path a thread stays in C from one such look to the next (`doze`).
+
 Removing, renaming or replacing a file changes its number of links or the time of its last change
 (ctime). So the status of an open file says whether its name still means it. That is much cheaper
 than looking the name up.
@@ -37,6 +39,7 @@ from ..store.layout import (
     TABLE_WORDS,
     W_GENERATION,
     W_TAKEN,
+    WORD,
 )
 from .resources import Resources
 from .upkeep import CHECK_EVERY, SWEEP_EVERY, SWEEP_SOON, Hub, Upkeep
@@ -52,7 +55,7 @@ SWEPT_WITHIN = 10.0
 # Seconds after which a later change of a file has another time: the kernel's clock for files has
 # steps of up to 10 ms.
 _TELLS = 0.1
-_MEMBERS = S_TABLES + 2 * TABLE_WORDS + T_USED  # how many there are
+MEMBERS = S_TABLES + 2 * TABLE_WORDS + T_USED  # how many there are
 
 
 class Held(NamedTuple):
@@ -94,9 +97,13 @@ class Unchanged:
         "_doubles",
         "_dropped",
         "_files",
+        "_indices",
+        "_members",
+        "_doze",
         "_due",
+        "_empty",
         "_inboxes",
-        "_last",
+        "_looked",
         "_loops",
         "_others",
         "_resources",
@@ -118,8 +125,20 @@ class Unchanged:
         self._same: Callable[..., bool] = (
             partial(_same, self._words) if compiled is None else compiled.holds
         )
+        self._doze: Callable[..., float | None] | None = compiled and compiled.doze
+        # Where anything is in one of these, a thread does not stay in C.
+        self._empty = upkeep.orphans, self._dropped, self._loops, self._inboxes
+        self._files, self._user = known(), 0
         self._others: list[bytes] = []
-        self._last = self._until = 0.0
+        self._indices = b""
+        self._counter, self._members = 0, -1
+        self._until = 0.0
+        # When a look last found nothing wrong. C writes it, too.
+        self._looked: memoryview[float] = memoryview(bytearray(WORD)).cast("d")
+
+    @property
+    def can_doze(self) -> bool:
+        return self._doze is not None
 
     def held(self, bell: int, row: int, generation: int) -> Held:
         """What belongs to a waiter: the descriptor of its doorbell, its row and its generation."""
@@ -143,18 +162,21 @@ class Unchanged:
             return
         self._counter = 0
         self._files = known(_named(segment.fd, file), _named(segment.members.fileno(), members))
-        self._user = os.geteuid()
-        self._last, self._until = now, min(now + WHOLE_EVERY, self._upkeep.ending_at)
+        self._user, self._members = os.geteuid(), segment.members.fileno()
+        self._looked[0] = now
+        self._until = min(now + WHOLE_EVERY, self._upkeep.ending_at)
 
     def _list_others(self) -> None:
         """What to ask the kernel about each other process: whether it holds its byte lock."""
         words, first = self._words, self._resources.store.layout.processes
         self._counter = words[S_COUNTER]
-        self._others = [
-            self._resources.segment.members.question((row - first) // PROCESS_WORDS)
+        indices = [
+            (row - first) // PROCESS_WORDS
             for row in self._upkeep.processes()
             if row != self._resources.process and words[row + P_GENERATION]
         ]
+        self._others = list(map(self._resources.segment.members.question, indices))
+        self._indices = struct.pack(f"={len(indices)}Q", *indices)
 
     def holds(self, held: Held, hubs: int) -> float:
         """The time if nothing is new, and then the next looks are postponed; otherwise 0.0.
@@ -165,7 +187,7 @@ class Unchanged:
         now, due = clock.monotonic(), self._due
         # A fork wipes `due`. A jump of the clock may mean that it is another one.
         was = due[()]
-        if not was or not 0 <= now - self._last < 2 * CHECK_EVERY or now > self._until:
+        if not was or not 0 <= now - self._looked[0] < 2 * CHECK_EVERY or now > self._until:
             return 0.0
         if not self._same(self._files, held.bell, held.words, self._user):
             return 0.0
@@ -177,16 +199,46 @@ class Unchanged:
                 if not inbox.rests(now):
                     return 0.0
         words, doubles = self._words, self._doubles
-        late = 0.0 if words[S_LIVE] or words[_MEMBERS] else SWEPT_WITHIN
+        late = 0.0 if words[S_LIVE] or words[MEMBERS] else SWEPT_WITHIN
         if not now - late < doubles[S_SWEEP_AT] <= now + SWEEP_EVERY:
             return 0.0
         if not now < doubles[S_BURY_AT] <= now + CHECK_EVERY and not self._all_live(now):
             return 0.0
-        self._last = now
+        self._looked[0] = now
         upkeep.check_at = now + CHECK_EVERY
         if due[()] == was:  # else a fork wiped it meanwhile, or another thread is to be noticed
             due[()] = now + SWEEP_SOON
         return now
+
+    def doze(self, held: Held, bell: int, sources: list[Any], seconds: float) -> float | None:
+        """Sleep until the doorbell rings or `seconds` are over, and look once a second, without
+        coming back while a look finds nothing new. `bell`: its descriptor. `sources`: a thread's,
+        of queues that are not process-specific; a message there is new, too.
+
+        Returns None if it rang, and 0.0 if all `seconds` are over. Otherwise only `holds` can tell
+        whether something is new: then the seconds that were left before the last of them began.
+        Only for the compiled path.
+        """
+        assert self._doze is not None
+        before = self._looked[0]
+        left = self._doze(
+            bell,
+            seconds,
+            sources,
+            *held,
+            self._looked,
+            self._empty,
+            self._files,
+            self._user,
+            self._until,
+            self._members,
+            self._indices,
+            self._counter,
+            self._upkeep.tidy_at,
+        )
+        if self._looked[0] != before:
+            self._upkeep.check_at = self._looked[0] + CHECK_EVERY
+        return left
 
     def _all_live(self, now: float) -> bool:
         """Check, for all processes, whether all of them live; see `Upkeep.run`."""
