@@ -85,7 +85,7 @@ bool is_unchanged(const Memory *memory, const Known *known, double now)
         return false;
     uint64_t *words = memory->words;
     double late = LOAD(words[S_LIVE]) || LOAD(words[MEMBERS]) ? 0.0 : SWEPT_WITHIN;
-    double sweep_at = time_at(memory, S_SWEEP_AT), bury_at = time_at(memory, S_BURY_AT);
+    double sweep_at = time_at(memory, S_SWEEP_AT), bury_at = time_at(memory, S_BURY_AT) - SWEEP_SOON;
     if (!(now - late < sweep_at && sweep_at <= now + SWEEP_EVERY))
         return false;
     if (now < bury_at && bury_at <= now + CHECK_EVERY)
@@ -94,8 +94,8 @@ bool is_unchanged(const Memory *memory, const Known *known, double now)
         !are_held(known->members, known->others))
         return false;
     uint64_t bits;
-    bury_at = now + CHECK_EVERY;
-    memcpy(&bits, &bury_at, sizeof bits);
+    double next = now + CHECK_EVERY;
+    memcpy(&bits, &next, sizeof bits);
     STORE(words[S_BURY_AT], bits);
     return true;
 }

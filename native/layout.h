@@ -18,7 +18,7 @@
 #define CHECK_EVERY 1.0
 #define SWEEP_EVERY 1.0
 #define SWEEP_SOON 0.1
-#define SWEPT_WITHIN 10.0
+#define SWEPT_WITHIN 60.0
 #define MEMBERS 82
 
 #define WORD 8

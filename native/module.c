@@ -334,26 +334,27 @@ static bool are_empty(PyObject *containers)
     return true;
 }
 
-/* How a thread sleeps: asgi_ipc/attachment/unchanged.py. The looks hold the GIL, so they see what
+/* How a thread sleeps: `Unchanged.dozing`. The looks hold the GIL, so they see what
    other threads have changed. */
 static PyObject *memory_doze(PyObject *object, PyObject *args)
 {
     MemoryObject *self = (MemoryObject *)object;
     Known known;
-    Py_buffer looked;
+    Py_buffer looks;
     PyObject *sources, *files, *bell, *words, *others, *containers;
     double left;
     unsigned long long user, counter;
     int number;
-    if (!PyArg_ParseTuple(args, "idO!SSw*O!SKdiSKd", &number, &left, &PyList_Type, &sources, &bell,
-                          &words, &looked, &PyTuple_Type, &containers, &files, &user, &known.until,
-                          &known.members, &others, &counter, &known.tidy_at))
+    if (!PyArg_ParseTuple(args, "O!iSSw*O!SKdiSKdd", &PyList_Type, &sources, &number, &bell, &words,
+                          &looks, &PyTuple_Type, &containers, &files, &user, &known.until,
+                          &known.members, &others, &counter, &known.tidy_at, &left))
         return NULL;
     bytes_of(files, &known.files), bytes_of(bell, &known.bell);
     bytes_of(words, &known.words), bytes_of(others, &known.others);
     known.user = user, known.counter = counter;
-    volatile double *due = self->due.buf, *last = looked.buf;
-    double now = time_by(self), end = now + left;
+    volatile double *due = self->due.buf, *last = looks.buf;
+    double now = monotonic_time(), end = now + left;
+    bool real = PyDict_GetItemWithError(self->clock, self->state->monotonic) == self->monotonic;
     PyObject *answer = NULL;
     while (answer == NULL) {
         double seconds = left < CHECK_EVERY ? left : CHECK_EVERY;
@@ -362,15 +363,16 @@ static PyObject *memory_doze(PyObject *object, PyObject *args)
             answer = rung < 0 ? NULL : Py_NewRef(Py_None);
             break;
         }
-        now = time_by(self);
-        if (self->memory.words == NULL || !*due || !(0 <= now - *last && now - *last < 2 * CHECK_EVERY) ||
+        now = monotonic_time();
+        if (!real || self->memory.words == NULL || !*due || !(0 <= now - *last && now - *last < 2 * CHECK_EVERY) ||
             !are_empty(containers) || !is_unchanged(&self->memory, &known, now) ||
             !are_quiet(self, sources)) {
             PyErr_Clear();
             answer = PyFloat_FromDouble(left);
             break;
         }
-        *last = now;
+        last[0] = now;
+        last[1] = now + CHECK_EVERY;
         *due = now + SWEEP_SOON;
         left -= seconds;
         if (end - now < left) /* else the clock stands still: the time slept counts */
@@ -378,7 +380,7 @@ static PyObject *memory_doze(PyObject *object, PyObject *args)
         if (left <= 0)
             answer = PyFloat_FromDouble(0.0);
     }
-    PyBuffer_Release(&looked);
+    PyBuffer_Release(&looks);
     return answer;
 }
 
@@ -387,8 +389,8 @@ static PyMethodDef memory_methods[] = {
      "holds(files, bell, words, user)\n\nWhether the open files, the words of the memory and the "
      "user are those that are known."},
     {"doze", memory_doze, METH_VARARGS,
-     "doze(number, seconds, sources, bell, words, looked, empty, files, user, until, members, "
-     "others, counter,\ntidy_at)\n\nSleep as Unchanged.doze does, and return what it returns."},
+     "doze(sources, number, bell, words, looks, empty, files, user, until, members, others, "
+     "counter, tidy_at,\nseconds)\n\nWhat Unchanged.dozing calls."},
     {"close", memory_close, METH_NOARGS, "Touch the memory no more: no call is usual then."},
     {NULL, NULL, 0, NULL},
 };

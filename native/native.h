@@ -167,7 +167,7 @@ typedef struct {
 bool are_files(Bytes known);
 bool are_words(const Memory *memory, Bytes known);
 
-/* What the look of a sleeping thread compares: asgi_ipc/attachment/unchanged.py (`doze`). */
+/* What the look of a sleeping thread compares: asgi_ipc/attachment/unchanged.py (`dozing`). */
 typedef struct {
     Bytes files, bell, words;
     uint64_t user;

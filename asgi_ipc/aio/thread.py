@@ -128,8 +128,11 @@ class ThreadWaiter(Waiter):
                         return True
             if self._sleep(core, session, sources, deadline):
                 return True
-            if len(sources) == 1 and sending is None and not joined and self.bell is not None:
-                self.quiet = sources
+            if self._dozes and len(sources) == 1 and sending is None and not joined:
+                if self.bell is not None:
+                    unchanged, bell = session.attachment.unchanged, self.bell.fileno()
+                    self._doze = unchanged.dozing(self._held, bell, sources)
+                    self.quiet = sources
             return False
         finally:
             for inbox, local in joined:
@@ -140,19 +143,29 @@ class ThreadWaiter(Waiter):
                 sending.part_senders(last.local, self)
 
     def listen(
-        self, core: Receiving, session: Session, sources: list[Source], deadline: float
+        self, core: Receiving, session: Session, sources: list[Source], seconds: float
     ) -> Received | None:
         """`Receiving.receive` where the last one of this thread was `quiet`, and for the same
         source. It takes few steps: a program that waits does nothing else, and none of the code is
         in a cache of the processor."""
-        self.quiet = None
+        deadline = clock.monotonic() + seconds
+        self.quiet, take, source = None, session.usual.take, sources[0]
         try:
-            found = core.take_one(session, sources[0], self.waiter_id)
+            done = take(source, self.waiter_id)
+            if done is False:
+                left = self._doze(seconds)
+                if left is None:
+                    self.rung = sources
+                    done = core.take(session, sources, self, True)
+                elif left:
+                    self._look(core, session, sources)
+                else:
+                    done = take(source, self.waiter_id + WOKEN + LEAVING)
+                    if done is False:
+                        self.quiet = sources
+                        return None
+            found = core.unpacked(session, done) if done else None
             if found is not None:
-                return found
-            if not self._sleep(core, session, sources, deadline):
-                found = core.take_one(session, sources[0], self.waiter_id + WOKEN + LEAVING)
-                self.quiet = sources
                 return found
         except LockTimeout:
             pass  # `receive` keeps waiting
@@ -165,13 +178,13 @@ class ThreadWaiter(Waiter):
         self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
     ) -> bool:
         """`wait`, once it is known to all who may end it."""
-        every, left, now = self.look_every, math.inf, 0.0
+        every, left = self.look_every, math.inf
         whole = math.ceil(every * 1000)
         unchanged = session.attachment.unchanged
         dozes = self._dozes and sources[0].inbox is None and sources[-1].sending is None
         while True:
             if deadline is not None:
-                until = deadline - (now or clock.monotonic())
+                until = deadline - clock.monotonic()
                 if until < left:  # else the clock stands still: the time slept counts
                     left = until
                 if left <= 0:
@@ -185,7 +198,7 @@ class ThreadWaiter(Waiter):
                         self._renew_bell(session)
                 return True
             if dozes:
-                dozed = unchanged.doze(self._held, self.bell.fileno(), sources, left)
+                dozed = unchanged.dozing(self._held, self.bell.fileno(), sources)(left)
                 if dozed is None:
                     break  # rung
                 if not dozed:
@@ -195,23 +208,28 @@ class ThreadWaiter(Waiter):
                 if self._poll.poll(whole if left > every else math.ceil(left * 1000)):
                     break
                 left -= seconds
-            # Look, in case the process that should have rung was killed before it could.
-            now = unchanged.holds(self._held, 0)
-            if not now:
-                try:
-                    core.upkeep(session, clock.monotonic())
-                    if self._lost_bell(session):
-                        self._renew_bell(session)
-                        return True
-                except LockTimeout:
-                    return True  # the receive keeps waiting
-            for source in sources:
-                if source.ready() or (source.inbox is not None and source.buffered()):
-                    return True  # a process that sent, or flushed, may have died before it rang
+            if self._look(core, session, sources):
+                return True
         self.rung, self.quiet = sources, None
         if not any(map(_sees, sources)):
             self.answer(session, sources)  # another was quicker: it parks again at once
         return True
+
+    def _look(self, core: Receiving, session: Session, sources: list[Source]) -> bool:
+        """Look, in case the process that should have rung was killed before it could. Returns
+        whether the receive has to try again."""
+        if not session.attachment.unchanged.holds(self._held, 0):
+            try:
+                core.upkeep(session, clock.monotonic())
+                if self._lost_bell(session):
+                    self._renew_bell(session)
+                    return True
+            except LockTimeout:
+                return True  # the receive keeps waiting
+        for source in sources:
+            if source.ready() or (source.inbox is not None and source.buffered()):
+                return True  # a process that sent, or flushed, may have died before it rang
+        return False
 
 
 def _sees(source: Source) -> bool:

@@ -5,7 +5,7 @@ the processor. The cost of the look depends on how much code and data it touches
 asks what has to be asked each second, and compares it with what the last whole look saw. If
 anything is different, or only a whole look can tell, the answer is no.
 
-On the compiled path a thread stays in C from one such look to the next (`doze`).
+On the compiled path a thread stays in C from one such look to the next (`dozing`).
 
 Removing, renaming or replacing a file changes its number of links or the time of its last change
 (ctime). So the status of an open file says whether its name still means it. That is much cheaper
@@ -39,7 +39,6 @@ from ..store.layout import (
     TABLE_WORDS,
     W_GENERATION,
     W_TAKEN,
-    WORD,
 )
 from .resources import Resources
 from .upkeep import CHECK_EVERY, SWEEP_EVERY, SWEEP_SOON, Hub, Upkeep
@@ -51,7 +50,7 @@ from .weak import WeakKeys
 WHOLE_EVERY = 60.0
 # Seconds that the sweep of a store may be overdue that has neither messages nor members of groups:
 # then all that it does is to reclaim rows of queues, which are a minute old at least.
-SWEPT_WITHIN = 10.0
+SWEPT_WITHIN = WHOLE_EVERY
 # Seconds after which a later change of a file has another time: the kernel's clock for files has
 # steps of up to 10 ms.
 _TELLS = 0.1
@@ -103,7 +102,6 @@ class Unchanged:
         "_due",
         "_empty",
         "_inboxes",
-        "_looked",
         "_loops",
         "_others",
         "_resources",
@@ -133,8 +131,6 @@ class Unchanged:
         self._indices = b""
         self._counter, self._members = 0, -1
         self._until = 0.0
-        # When a look last found nothing wrong. C writes it, too.
-        self._looked: memoryview[float] = memoryview(bytearray(WORD)).cast("d")
 
     @property
     def can_doze(self) -> bool:
@@ -163,7 +159,7 @@ class Unchanged:
         self._counter = 0
         self._files = known(_named(segment.fd, file), _named(segment.members.fileno(), members))
         self._user, self._members = os.geteuid(), segment.members.fileno()
-        self._looked[0] = now
+        self._upkeep.looks[0] = now
         self._until = min(now + WHOLE_EVERY, self._upkeep.ending_at)
 
     def _list_others(self) -> None:
@@ -187,7 +183,7 @@ class Unchanged:
         now, due = clock.monotonic(), self._due
         # A fork wipes `due`. A jump of the clock may mean that it is another one.
         was = due[()]
-        if not was or not 0 <= now - self._looked[0] < 2 * CHECK_EVERY or now > self._until:
+        if not was or not 0 <= now - self._upkeep.looks[0] < 2 * CHECK_EVERY or now > self._until:
             return 0.0
         if not self._same(self._files, held.bell, held.words, self._user):
             return 0.0
@@ -202,31 +198,32 @@ class Unchanged:
         late = 0.0 if words[S_LIVE] or words[MEMBERS] else SWEPT_WITHIN
         if not now - late < doubles[S_SWEEP_AT] <= now + SWEEP_EVERY:
             return 0.0
-        if not now < doubles[S_BURY_AT] <= now + CHECK_EVERY and not self._all_live(now):
+        # A little early: the look at a deadline comes after less than a second. If another process
+        # had to ask in between, it would not know what this one knows.
+        bury_at = doubles[S_BURY_AT] - SWEEP_SOON
+        if not now < bury_at <= now + CHECK_EVERY and not self._all_live(now):
             return 0.0
-        self._looked[0] = now
-        upkeep.check_at = now + CHECK_EVERY
+        upkeep.looks[0], upkeep.check_at = now, now + CHECK_EVERY
         if due[()] == was:  # else a fork wiped it meanwhile, or another thread is to be noticed
             due[()] = now + SWEEP_SOON
         return now
 
-    def doze(self, held: Held, bell: int, sources: list[Any], seconds: float) -> float | None:
-        """Sleep until the doorbell rings or `seconds` are over, and look once a second, without
-        coming back while a look finds nothing new. `bell`: its descriptor. `sources`: a thread's,
-        of queues that are not process-specific; a message there is new, too.
+    def dozing(self, held: Held, bell: int, sources: list[Any]) -> Callable[[float], float | None]:
+        """A call that sleeps until the doorbell rings or some seconds are over. It looks once a
+        second, and does not come back while a look finds nothing new. `bell`: its descriptor.
+        `sources`: of queues that are not process-specific. A message there is new, too.
 
-        Returns None if it rang, and 0.0 if all `seconds` are over. Otherwise only `holds` can tell
-        whether something is new: then the seconds that were left before the last of them began.
-        Only for the compiled path.
+        The call returns None if it rang, and 0.0 if all seconds are over. Otherwise only `holds`
+        can tell whether something is new: then it returns the seconds that were left before the
+        last of them began. Only for the compiled path.
         """
         assert self._doze is not None
-        before = self._looked[0]
-        left = self._doze(
-            bell,
-            seconds,
+        return partial(
+            self._doze,
             sources,
+            bell,
             *held,
-            self._looked,
+            self._upkeep.looks,
             self._empty,
             self._files,
             self._user,
@@ -236,9 +233,6 @@ class Unchanged:
             self._counter,
             self._upkeep.tidy_at,
         )
-        if self._looked[0] != before:
-            self._upkeep.check_at = self._looked[0] + CHECK_EVERY
-        return left
 
     def _all_live(self, now: float) -> bool:
         """Check, for all processes, whether all of them live; see `Upkeep.run`."""

@@ -32,6 +32,7 @@ from ..store.layout import (
     S_DIRTY,
     S_LIVE,
     S_SWEEP_AT,
+    WORD,
 )
 from ..store.queues import Target
 from .inbox import Inbox
@@ -108,7 +109,8 @@ class Upkeep:
     """The upkeep that one attachment does, and when."""
 
     def __init__(self, resources: Resources, groups: Groups, hubs: WeakKeys[object, Hub]) -> None:
-        self.check_at = 0.0
+        # When a look last found nothing wrong, and `check_at`. The compiled path writes both, too.
+        self.looks: memoryview[float] = memoryview(bytearray(2 * WORD)).cast("d")
         # Those of the layers that share the attachment. Not only the shortest: two layers that
         # attach at once would each replace what the other has set.
         self.group_expiries: dict[float, None] = {}
@@ -124,6 +126,15 @@ class Upkeep:
         # The rows of processes that are in use, and the counter when they were listed. In one
         # assignment: two threads may do the upkeep at once.
         self._in_use: tuple[int, list[int]] = 0, []
+
+    @property
+    def check_at(self) -> float:
+        """When to look at the segment's name and at which processes live."""
+        return self.looks[1]
+
+    @check_at.setter
+    def check_at(self, value: float) -> None:
+        self.looks[1] = value
 
     def run(self, now: float, expiry: float, section: Section) -> float:
         """Do what is due, and return when to come again."""
