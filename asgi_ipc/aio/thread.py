@@ -14,7 +14,7 @@ import time
 # Not `threading.active_count`: that takes a lock, which an exception of a signal handler can leave
 # locked on Python 3.9.
 from _thread import _count as other_threads
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -58,9 +58,11 @@ class ThreadWaiter(Waiter):
 
     rung: list[Source] | None = None  # where it was parked when it was rung, until it reads that
     quiet: list[Source] | None = None  # where the last receive waited until its deadline in vain
+    _doze: Callable[[float], float | None]  # of `Unchanged.dozing`, for the sources
+    _dozes_at: list[Source] | None = None  # ... in this list
 
     def _take_bell(self, session: Session) -> None:
-        self.rung = self.quiet = None
+        self.rung = self.quiet = self._dozes_at = None
         poll = getattr(select, "poll", _Select)
         self._poll = poll()
         # In C it would not let other green threads run, for which `select.poll` was replaced.
@@ -128,11 +130,8 @@ class ThreadWaiter(Waiter):
                         return True
             if self._sleep(core, session, sources, deadline):
                 return True
-            if self._dozes and len(sources) == 1 and sending is None and not joined:
-                if self.bell is not None:
-                    unchanged, bell = session.attachment.unchanged, self.bell.fileno()
-                    self._doze = unchanged.dozing(self._held, bell, sources)
-                    self.quiet = sources
+            if self._dozes_at is sources and len(sources) == 1:
+                self.quiet = sources
             return False
         finally:
             for inbox, local in joined:
@@ -180,8 +179,6 @@ class ThreadWaiter(Waiter):
         """`wait`, once it is known to all who may end it."""
         every, left = self.look_every, math.inf
         whole = math.ceil(every * 1000)
-        unchanged = session.attachment.unchanged
-        dozes = self._dozes and sources[0].inbox is None and sources[-1].sending is None
         while True:
             if deadline is not None:
                 until = deadline - clock.monotonic()
@@ -197,8 +194,8 @@ class ThreadWaiter(Waiter):
                         core.upkeep(session, clock.monotonic())
                         self._renew_bell(session)
                 return True
-            if dozes:
-                dozed = unchanged.dozing(self._held, self.bell.fileno(), sources)(left)
+            if self._dozes_at is sources:
+                dozed = self._doze(left)
                 if dozed is None:
                     break  # rung
                 if not dozed:
@@ -210,6 +207,11 @@ class ThreadWaiter(Waiter):
                 left -= seconds
             if self._look(core, session, sources):
                 return True
+            if self._dozes and sources[0].inbox is None and sources[-1].sending is None:
+                # Not before the first sleep: most are short where messages come.
+                unchanged = session.attachment.unchanged
+                self._doze = unchanged.dozing(self._held, self.bell.fileno(), sources)
+                self._dozes_at = sources
         self.rung, self.quiet = sources, None
         if not any(map(_sees, sources)):
             self.answer(session, sources)  # another was quicker: it parks again at once
@@ -218,6 +220,7 @@ class ThreadWaiter(Waiter):
     def _look(self, core: Receiving, session: Session, sources: list[Source]) -> bool:
         """Look, in case the process that should have rung was killed before it could. Returns
         whether the receive has to try again."""
+        self._dozes_at = None  # what it knows may be out of date
         if not session.attachment.unchanged.holds(self._held, 0):
             try:
                 core.upkeep(session, clock.monotonic())

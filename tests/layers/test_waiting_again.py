@@ -40,7 +40,7 @@ class Listener:
         self.waiter = self.session.attachment.local.waiter
         # No file changes any more: a look finds nothing new.
         until(lambda: (self.look(), self.doze() == 0.0)[1])
-        assert self.receive(SHORT) == NOTHING and self.is_quiet()
+        until(lambda: self.receive(SHORT) == NOTHING and self.is_quiet())
 
     def receive(self, seconds: float = LIVENESS) -> Any:
         return self.layer.receive(["c"], block=True, timeout=seconds)
