@@ -85,10 +85,10 @@ bool is_unchanged(const Memory *memory, const Known *known, double now)
         return false;
     uint64_t *words = memory->words;
     double late = LOAD(words[S_LIVE]) || LOAD(words[MEMBERS]) ? 0.0 : SWEPT_WITHIN;
-    double sweep_at = time_at(memory, S_SWEEP_AT), bury_at = time_at(memory, S_BURY_AT) - SWEEP_SOON;
+    double sweep_at = time_at(memory, S_SWEEP_AT), bury_at = time_at(memory, S_BURY_AT);
     if (!(now - late < sweep_at && sweep_at <= now + SWEEP_EVERY))
         return false;
-    if (now < bury_at && bury_at <= now + CHECK_EVERY)
+    if (now + SWEEP_SOON < bury_at && bury_at <= now + CHECK_EVERY)
         return true;
     if (!(now < known->tidy_at) || LOAD(words[S_COUNTER]) != known->counter ||
         !are_held(known->members, known->others))

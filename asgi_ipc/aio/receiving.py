@@ -74,7 +74,10 @@ class Receiving(Base):
                 return known[channels[0]]
             found = [known[channel][0] for channel in channels]
         except (KeyError, TypeError):
-            found = [self._named_source(session, self.check_receive(name)) for name in channels]
+            names = [self.check_receive(name) for name in channels]
+            found = [self._named_source(session, name) for name in names]
+            if len(names) == 1:
+                return known.get(names[0], found)  # the list that the next receive gets
         if len(found) > 1:
             # Begin with a different one each time: a busy channel never starves a quiet one.
             self._turn = turn = (self._turn + 1) % len(found)

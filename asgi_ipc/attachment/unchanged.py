@@ -198,10 +198,7 @@ class Unchanged:
         late = 0.0 if words[S_LIVE] or words[MEMBERS] else SWEPT_WITHIN
         if not now - late < doubles[S_SWEEP_AT] <= now + SWEEP_EVERY:
             return 0.0
-        # A little early: the look at a deadline comes after less than a second. If another process
-        # had to ask in between, it would not know what this one knows.
-        bury_at = doubles[S_BURY_AT] - SWEEP_SOON
-        if not now < bury_at <= now + CHECK_EVERY and not self._all_live(now):
+        if upkeep.bury_due(now) and not self._all_live(now):
             return 0.0
         upkeep.looks[0], upkeep.check_at = now, now + CHECK_EVERY
         if due[()] == was:  # else a fork wiped it meanwhile, or another thread is to be noticed

@@ -147,7 +147,7 @@ class Upkeep:
             self._expire_inboxes(now, section)
             self._name_ending(now, section)
             # One process looks after the dead for all.
-            if not now < doubles[S_BURY_AT] <= now + CHECK_EVERY:
+            if self.bury_due(now):
                 doubles[S_BURY_AT] = now + CHECK_EVERY
                 if not self.bury_the_dead(now, expiry, section):
                     doubles[S_BURY_AT] = self.check_at = now + SWEEP_HURRY
@@ -159,6 +159,12 @@ class Upkeep:
     def check_due(self, now: float) -> bool:
         """Whether it is time to look at the segment's name and at which processes live."""
         return not now < self.check_at <= now + CHECK_EVERY
+
+    def bury_due(self, now: float) -> bool:
+        """Whether it is time for this process to look after the dead. It is a little early: the
+        look at the deadline of a receive comes after less than a second. Otherwise another process
+        would have to do it in between, and would need a whole look for that."""
+        return not now + SWEEP_SOON < self._store.doubles[S_BURY_AT] <= now + CHECK_EVERY
 
     def _sweep(self, now: float) -> float:
         """Inside a section: sweep the store. Returns the seconds until the next sweep."""

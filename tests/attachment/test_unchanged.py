@@ -130,6 +130,17 @@ def test_the_process_that_looks_for_all_takes_no_more_whole_looks_than_others(
     assert seconds >= WHOLE_EVERY - 2
 
 
+def test_a_whole_look_lets_a_process_look_for_all_from_then_on(watch: Watch) -> None:
+    """Also if it came a little early."""
+    for early in (0.0, SWEEP_SOON / 2):
+        watch.attachment.upkeep.check_at = watch.attachment.upkeep.tidy_at = 0.0
+        watch.store.doubles[S_BURY_AT] = clock.monotonic() + early
+        assert not watch.holds()
+        watch.attachment.do_upkeep(clock.monotonic(), 60.0, watch.section)
+        watch.store.doubles[S_BURY_AT] = clock.monotonic() + early
+        assert watch.holds()
+
+
 def test_a_whole_look_is_due_when_memberships_may_end_soon(
     watch: Watch, later: Callable[[float], None]
 ) -> None:

@@ -323,3 +323,10 @@ def test_a_glance_at_an_empty_queue_takes_no_lock(cored: Cored) -> None:
     say(cored, "c", "hello")
     sources = cored.core.sources(cored.session, ["c"])
     assert cored.core.glance(cored.session, sources) == ("c", HELLO)
+
+
+def test_the_first_look_up_of_a_channel_gives_what_the_next_ones_give(cored: Cored) -> None:
+    """By this list a thread knows that it waits for the same again."""
+    for names in (["c"], ["p!"]):
+        first = cored.core.sources(cored.session, names)
+        assert cored.core.sources(cored.session, list(names)) is first
