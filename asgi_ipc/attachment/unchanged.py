@@ -95,14 +95,14 @@ class Unchanged:
         "_counter",
         "_doubles",
         "_dropped",
-        "_files",
-        "_indices",
-        "_members",
         "_doze",
         "_due",
         "_empty",
+        "_files",
         "_inboxes",
+        "_indices",
         "_loops",
+        "_members",
         "_others",
         "_resources",
         "_same",
@@ -134,6 +134,7 @@ class Unchanged:
 
     @property
     def can_doze(self) -> bool:
+        """Whether there is the compiled path."""
         return self._doze is not None
 
     def held(self, bell: int, row: int, generation: int) -> Held:
