@@ -16,7 +16,7 @@ from . import clock
 from .aio.membership import Membership, Subscribed, nothing_came
 from .aio.operations import Core
 from .aio.receiving import listed
-from .aio.thread import BLOCKING, finished
+from .aio.thread import BLOCKING, finished, quiet_waiter
 from .attachment.attachment import Inherited
 from .attachment.process import notice_fork
 from .base_layer import BaseChannelLayer
@@ -51,7 +51,7 @@ class IPCChannelLayer(BaseChannelLayer):
         super().__init__(read.expiry, read.group_expiry, read.capacity, read.channel_capacity)
         self._core = Core(read)
         self._loops: Core | None = None
-        self._receive_timeout = read.receive_timeout
+        self._receive_timeout = waiting_time(read.receive_timeout)
         self.prefix = prefix
         self.extensions = ["groups", "flush", "statistics", "async", "asyncio"]
         if importlib.util.find_spec("twisted") is not None:
@@ -114,6 +114,11 @@ class IPCChannelLayer(BaseChannelLayer):
             pass  # not looked up yet, or not a name
         try:
             try:
+                if block and sources is not None:
+                    waiter = quiet_waiter(session, sources)
+                    if waiter is not None:
+                        seconds = self._seconds(timeout)
+                        return waiter.listen(core, session, sources, seconds) or (None, None)
                 found = core.glance(session, sources) if sources is not None else None
                 if found is not None:
                     return found
@@ -135,7 +140,7 @@ class IPCChannelLayer(BaseChannelLayer):
             return self.receive(channels, block, timeout)
 
     def _seconds(self, timeout: float | None) -> float:
-        return waiting_time(self._receive_timeout if timeout is None else timeout)
+        return self._receive_timeout if timeout is None else waiting_time(timeout)
 
     async def receive_async(
         self, channels: Iterable[str]

@@ -4,14 +4,22 @@
 #define ASGI_IPC_LAYOUT_H
 
 /* Of all numbers of layout.py: the Python code uses what is compiled only if it has the same. */
-#define FINGERPRINT 0x418a6310
+#define FINGERPRINT 0x87caaf55
 
 #define CHECKED 65536 /* bytes of the largest message that is usual */
 
-/* Of wakes.py: seconds, and what is added to the id of a waiter that was parked. */
+/* Of wakes.py: seconds, and what is added to the id of a waiter that was parked, or leaves. */
 #define QUICK 5e-05
 #define UNDER_WAY 0.002
 #define WOKEN 65536
+#define LEAVING 131072
+
+/* Of upkeep.py and unchanged.py: seconds, and the word that counts the members of all groups. */
+#define CHECK_EVERY 1.0
+#define SWEEP_EVERY 1.0
+#define SWEEP_SOON 0.1
+#define SWEPT_WITHIN 60.0
+#define MEMBERS 82
 
 #define WORD 8
 #define RECORD_WORDS 8
@@ -26,6 +34,9 @@
 #define S_LIVE 43
 #define S_BIGGEST 45
 #define S_LIMIT 50
+#define S_COUNTER 46
+#define S_SWEEP_AT 54
+#define S_BURY_AT 55
 #define CLEAN 0
 #define DIRTY 1
 #define R_GENERATION 2

@@ -5,6 +5,9 @@
    Target   asgi_ipc.store.queues.Target inherits its attributes from this, and
    Source   asgi_ipc.aio.source.Source from this: C reads them in place, without a copy */
 
+#include <errno.h>
+#include <math.h>
+#include <poll.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -163,33 +166,47 @@ typedef struct {
     PyObject_HEAD
     Memory memory;
     Py_buffer view, turn;
+    Py_buffer due;             /* a double, which is 0 in the child of every fork */
+    PyObject *clock, *monotonic; /* the names of asgi_ipc.clock, and what one of them meant at first */
+    State *state;
 } MemoryObject;
+
+static bool get_buffer(PyObject *object, Py_buffer *buffer)
+{
+    if (PyObject_GetBuffer(object, buffer, PyBUF_WRITABLE) == 0)
+        return true;
+    buffer->obj = NULL;
+    return false;
+}
 
 static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *named)
 {
-    PyObject *buffer, *turn;
+    State *state = PyType_GetModuleState(type);
+    PyObject *buffer, *turn, *due, *clock;
     unsigned long long queues, queues_end, start, end, max_live;
-    if (!PyArg_ParseTuple(args, "OOKKKKK", &buffer, &turn, &queues, &queues_end, &start, &end,
-                          &max_live))
+    if (!PyArg_ParseTuple(args, "OOOO!KKKKK", &buffer, &turn, &due, &PyDict_Type, &clock, &queues,
+                          &queues_end, &start, &end, &max_live))
         return NULL;
+    PyObject *monotonic = PyDict_GetItemWithError(clock, state->monotonic);
+    if (monotonic == NULL)
+        return PyErr_Format(PyExc_KeyError, "monotonic");
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     MemoryObject *self = (MemoryObject *)allocate(type, 0);
     if (self == NULL)
         return NULL;
-    if (PyObject_GetBuffer(buffer, &self->view, PyBUF_WRITABLE) < 0) {
-        self->view.obj = NULL;
-        Py_DECREF(self);
-        return NULL;
-    }
-    if (PyObject_GetBuffer(turn, &self->turn, PyBUF_WRITABLE) < 0) {
-        self->turn.obj = NULL;
+    self->state = state;
+    Py_INCREF(clock), self->clock = clock;
+    Py_INCREF(monotonic), self->monotonic = monotonic;
+    if (!get_buffer(buffer, &self->view) || !get_buffer(turn, &self->turn) ||
+        !get_buffer(due, &self->due)) {
         Py_DECREF(self);
         return NULL;
     }
     uint64_t count = (uint64_t)self->view.len / WORD;
     bool in_order = queues <= queues_end && queues_end <= start && start + RECORD_WORDS <= end &&
                     end <= count && end <= UINT32_MAX && H_LOCK * WORD + LOCK_BYTES <= queues * WORD;
-    if (!in_order || (uintptr_t)self->view.buf % WORD || self->turn.len != WORD) {
+    if (!in_order || (uintptr_t)self->view.buf % WORD || self->turn.len != WORD ||
+        self->due.len != sizeof(double)) {
         PyErr_SetString(PyExc_ValueError, "no segment has such a layout");
         Py_DECREF(self);
         return NULL;
@@ -220,9 +237,35 @@ static PyObject *memory_close(PyObject *object, PyObject *unused)
 
 static void memory_dealloc(PyObject *self)
 {
-    PyBuffer_Release(&((MemoryObject *)self)->view);
-    PyBuffer_Release(&((MemoryObject *)self)->turn);
+    MemoryObject *memory = (MemoryObject *)self;
+    PyBuffer_Release(&memory->view);
+    PyBuffer_Release(&memory->turn);
+    PyBuffer_Release(&memory->due);
+    Py_CLEAR(memory->clock);
+    Py_CLEAR(memory->monotonic);
     delete_object(self);
+}
+
+static double monotonic_time(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)((int64_t)time.tv_sec * 1000000000 + time.tv_nsec) / 1e9;
+}
+
+/* The time, by `clock.monotonic` if a test has replaced that; NaN if that fails. */
+static double time_by(MemoryObject *self)
+{
+    PyObject *monotonic = PyDict_GetItemWithError(self->clock, self->state->monotonic);
+    if (monotonic == self->monotonic)
+        return monotonic_time();
+    PyObject *time = monotonic == NULL ? NULL : PyObject_CallNoArgs(monotonic);
+    double now = time == NULL ? NAN : PyFloat_AsDouble(time);
+    Py_XDECREF(time);
+    if (!PyErr_Occurred())
+        return now;
+    PyErr_Clear();
+    return NAN;
 }
 
 /* Of the usual look, what asks the kernel and the memory: asgi_ipc/attachment/unchanged.py. */
@@ -240,18 +283,123 @@ static PyObject *memory_holds(PyObject *object, PyObject *const *args, Py_ssize_
                            geteuid() == user);
 }
 
+/* Sleep until a doorbell rings or `seconds` are over. Returns whether it rang; -1 with an exception
+   if a signal handler raised one. */
+static int nap(int bell, double seconds)
+{
+    double left = seconds, end = monotonic_time() + seconds;
+    do {
+        struct pollfd asked = {.fd = bell, .events = POLLIN};
+        PyThreadState *thread = PyEval_SaveThread();
+        int ready = poll(&asked, 1, (int)ceil(left * 1000));
+        int error = errno;
+        PyEval_RestoreThread(thread);
+        /* Also after a whole nap: a signal may have come just before it. */
+        if (PyErr_CheckSignals() < 0)
+            return -1;
+        if (ready >= 0)
+            return ready > 0;
+        if (error != EINTR) {
+            errno = error;
+            PyErr_SetFromErrno(PyExc_OSError);
+            return -1;
+        }
+        left = end - monotonic_time();
+    } while (left > 0);
+    return 0;
+}
+
+/* Whether nothing has come to queues that are not process-specific. */
+static bool are_quiet(MemoryObject *self, PyObject *sources)
+{
+    State *state = self->state;
+    Place place;
+    for (Py_ssize_t at = 0; at < PyList_Size(sources); at++) {
+        PyObject *object = PyList_GetItem(sources, at);
+        if (!PyObject_TypeCheck(object, state->source))
+            return false;
+        SourceObject *source = (SourceObject *)object;
+        if (source->inbox != Py_None || !find_place(state, source->target, &place) ||
+            !is_quiet(&self->memory, &place))
+            return false;
+    }
+    return true;
+}
+
+static bool are_empty(PyObject *containers)
+{
+    for (Py_ssize_t at = 0; at < PyTuple_Size(containers); at++)
+        if (PyObject_Size(PyTuple_GetItem(containers, at)) != 0)
+            return false;
+    return true;
+}
+
+/* How a thread sleeps: `Unchanged.dozing`. The looks hold the GIL, so they see what
+   other threads have changed. */
+static PyObject *memory_doze(PyObject *object, PyObject *args)
+{
+    MemoryObject *self = (MemoryObject *)object;
+    Known known;
+    Py_buffer looks;
+    PyObject *sources, *files, *bell, *words, *others, *containers;
+    double left;
+    unsigned long long user, counter;
+    int number;
+    if (!PyArg_ParseTuple(args, "O!iSSw*O!SKdiSKdd", &PyList_Type, &sources, &number, &bell, &words,
+                          &looks, &PyTuple_Type, &containers, &files, &user, &known.until,
+                          &known.members, &others, &counter, &known.tidy_at, &left))
+        return NULL;
+    bytes_of(files, &known.files), bytes_of(bell, &known.bell);
+    bytes_of(words, &known.words), bytes_of(others, &known.others);
+    known.user = user, known.counter = counter;
+    volatile double *due = self->due.buf, *last = looks.buf;
+    double now = monotonic_time(), end = now + left;
+    bool real = PyDict_GetItemWithError(self->clock, self->state->monotonic) == self->monotonic;
+    PyObject *answer = NULL;
+    while (answer == NULL) {
+        double seconds = left < CHECK_EVERY ? left : CHECK_EVERY;
+        int rung = nap(number, seconds);
+        if (rung) {
+            answer = rung < 0 ? NULL : Py_NewRef(Py_None);
+            break;
+        }
+        now = monotonic_time();
+        if (!real || self->memory.words == NULL || !*due || !(0 <= now - *last && now - *last < 2 * CHECK_EVERY) ||
+            !are_empty(containers) || !is_unchanged(&self->memory, &known, now) ||
+            !are_quiet(self, sources)) {
+            PyErr_Clear();
+            answer = PyFloat_FromDouble(left);
+            break;
+        }
+        last[0] = now;
+        last[1] = now + CHECK_EVERY;
+        *due = now + SWEEP_SOON;
+        left -= seconds;
+        if (end - now < left) /* else the clock stands still: the time slept counts */
+            left = end - now;
+        if (left <= 0)
+            answer = PyFloat_FromDouble(0.0);
+    }
+    PyBuffer_Release(&looks);
+    return answer;
+}
+
 static PyMethodDef memory_methods[] = {
     {"holds", FAST(memory_holds), METH_FASTCALL,
      "holds(files, bell, words, user)\n\nWhether the open files, the words of the memory and the "
      "user are those that are known."},
+    {"doze", memory_doze, METH_VARARGS,
+     "doze(sources, number, bell, words, looks, empty, files, user, until, members, others, "
+     "counter, tidy_at,\nseconds)\n\nWhat Unchanged.dozing calls."},
     {"close", memory_close, METH_NOARGS, "Touch the memory no more: no call is usual then."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot memory_slots[] = {
-    {Py_tp_doc, "Memory(buffer, turn, queues, queues_end, log, log_end, max_live)\n\n"
-                "An attached segment with a mutex. `turn`: that of its Waiters. The others are "
-                "words, as in\nLayout."},
+    {Py_tp_doc, "Memory(buffer, turn, due, clock, queues, queues_end, log, log_end, max_live)\n\n"
+                "An attached segment with a mutex. `turn`: that of its Waiters. `due`: when upkeep "
+                "is due, a\ndouble. `clock`: the names of asgi_ipc.clock. The others are words, as "
+                "in Layout."},
     {Py_tp_new, memory_new},
     {Py_tp_dealloc, memory_dealloc},
     {Py_tp_methods, memory_methods},
@@ -266,42 +414,27 @@ static PyType_Spec memory_spec = {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *memory, *clock, *monotonic;
+    MemoryObject *memory;
     PyObject *targets, *sources, *exact_sources;
     State *state;
-    Py_buffer due; /* a double, which is 0 in the child of every fork */
     size_t limit;  /* bytes of the largest message */
 } UsualObject;
 
 static PyObject *usual_new(PyTypeObject *type, PyObject *args, PyObject *named)
 {
     State *state = PyType_GetModuleState(type);
-    PyObject *memory, *due, *clock, *targets, *sources, *exact_sources;
+    MemoryObject *memory;
+    PyObject *targets, *sources, *exact_sources;
     Py_ssize_t limit;
-    if (!PyArg_ParseTuple(args, "O!OO!O!O!O!n", state->memory, &memory, &due, &PyDict_Type, &clock,
-                          &PyDict_Type, &targets, &PyDict_Type, &sources, &PyDict_Type,
-                          &exact_sources, &limit))
+    if (!PyArg_ParseTuple(args, "O!O!O!O!n", state->memory, &memory, &PyDict_Type, &targets,
+                          &PyDict_Type, &sources, &PyDict_Type, &exact_sources, &limit))
         return NULL;
-    PyObject *monotonic = PyDict_GetItemWithError(clock, state->monotonic);
-    if (monotonic == NULL)
-        return PyErr_Format(PyExc_KeyError, "monotonic");
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     UsualObject *self = (UsualObject *)allocate(type, 0);
     if (self == NULL)
         return NULL;
-    if (PyObject_GetBuffer(due, &self->due, PyBUF_SIMPLE) < 0) {
-        self->due.obj = NULL;
-        Py_DECREF(self);
-        return NULL;
-    }
-    if (self->due.len != sizeof(double)) {
-        PyErr_SetString(PyExc_ValueError, "the time of the next upkeep is one double");
-        Py_DECREF(self);
-        return NULL;
-    }
 #define KEEP(name) (Py_INCREF(name), self->name = name)
-    KEEP(memory), KEEP(clock), KEEP(monotonic);
-    KEEP(targets), KEEP(sources), KEEP(exact_sources);
+    KEEP(memory), KEEP(targets), KEEP(sources), KEEP(exact_sources);
     self->state = state;
     self->limit = limit < 0 ? 0 : limit > CHECKED ? CHECKED : (size_t)limit;
     return (PyObject *)self;
@@ -312,8 +445,6 @@ static int usual_traverse(PyObject *object, visitproc visit, void *arg)
     UsualObject *self = (UsualObject *)object;
     Py_VISIT(Py_TYPE(object));
     Py_VISIT(self->memory);
-    Py_VISIT(self->clock);
-    Py_VISIT(self->monotonic);
     Py_VISIT(self->targets);
     Py_VISIT(self->sources);
     Py_VISIT(self->exact_sources);
@@ -324,10 +455,7 @@ static void usual_dealloc(PyObject *object)
 {
     UsualObject *self = (UsualObject *)object;
     PyObject_GC_UnTrack(object);
-    PyBuffer_Release(&self->due);
     Py_CLEAR(self->memory);
-    Py_CLEAR(self->clock);
-    Py_CLEAR(self->monotonic);
     Py_CLEAR(self->targets);
     Py_CLEAR(self->sources);
     Py_CLEAR(self->exact_sources);
@@ -335,25 +463,12 @@ static void usual_dealloc(PyObject *object)
 }
 
 /* The memory, if the process is still attached, no upkeep is due, and no fork was missed; else
-   NULL. Also the time, by `clock.monotonic` if a test has replaced that. */
+   NULL. Also the time. */
 static const Memory *ready(UsualObject *self, double *now)
 {
-    PyObject *monotonic = PyDict_GetItemWithError(self->clock, self->state->monotonic);
-    if (monotonic == self->monotonic) {
-        struct timespec time;
-        clock_gettime(CLOCK_MONOTONIC, &time);
-        *now = (double)((int64_t)time.tv_sec * 1000000000 + time.tv_nsec) / 1e9;
-    } else {
-        PyObject *time = monotonic == NULL ? NULL : PyObject_CallNoArgs(monotonic);
-        *now = time == NULL ? -1 : PyFloat_AsDouble(time);
-        Py_XDECREF(time);
-        if (PyErr_Occurred()) {
-            PyErr_Clear();
-            return NULL;
-        }
-    }
-    const Memory *memory = &((MemoryObject *)self->memory)->memory;
-    double due = *(volatile double *)self->due.buf;
+    *now = time_by(self->memory);
+    const Memory *memory = &self->memory->memory;
+    double due = *(volatile double *)self->memory->due.buf;
     return memory->words == NULL || !(*now < due) ? NULL : memory;
 }
 
@@ -473,7 +588,7 @@ static PyObject *source_of(UsualObject *self, PyObject *known, PyObject *channel
     return source;
 }
 
-static const Receiver at_once = {0, false, 0.0};
+static const Receiver at_once = {0, false, false, 0.0};
 
 static PyObject *usual_receive(PyObject *object, PyObject *channels)
 {
@@ -519,8 +634,8 @@ static PyObject *usual_take(PyObject *object, PyObject *const *args, Py_ssize_t 
         return PyErr_Format(PyExc_TypeError, "take(source, waiter_id)");
     if (!number_of(args[1], &waiter_id))
         return Py_NewRef(Py_None);
-    Receiver receiver = {waiter_id % WOKEN, waiter_id >= WOKEN, 0.0};
-    if (waiter_id >= 2 * WOKEN || !receiver.waiter_id ||
+    Receiver receiver = {waiter_id % WOKEN, waiter_id >= WOKEN, waiter_id >= LEAVING, 0.0};
+    if (waiter_id >= 2 * LEAVING || !receiver.waiter_id ||
         receiver.waiter_id >= 64 * WAITER_SET_WORDS)
         return Py_NewRef(Py_None);
     switch (receive_from((UsualObject *)object, args[0], receiver, &found)) {
@@ -545,13 +660,13 @@ static PyMethodDef usual_methods[] = {
      "receive_exact(channel)\n\nThe same for one full name; returns only the message, or the list."},
     {"take", FAST(usual_take), METH_FASTCALL,
      "take(source, waiter_id)\n\nWhat `receive` does, for a receiver that waits, as Queues.take: "
-     "False if it is parked now."},
+     "False if it is parked now, or has left."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot usual_slots[] = {
-    {Py_tp_doc, "Usual(memory, due, clock, targets, sources, exact_sources, limit)\n\n"
-                "The usual send and receive of a layer. `clock`: the names of asgi_ipc.clock."},
+    {Py_tp_doc, "Usual(memory, targets, sources, exact_sources, limit)\n\n"
+                "The usual send and receive of a layer."},
     {Py_tp_new, usual_new},
     {Py_tp_traverse, usual_traverse},
     {Py_tp_dealloc, usual_dealloc},

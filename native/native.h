@@ -99,17 +99,17 @@ enum {
 
 /* -- wakes (wakes.c) ---------------------------------------------------------------------------- */
 
-/* A receiver: its waiter id, or 0 if it does not wait; whether it was parked; and when it took its
-   last message here, 0.0 if it has found the queue empty since. */
+/* A receiver: its waiter id, or 0 if it does not wait; whether it was parked; whether this is its
+   last try; and when it took its last message here, 0.0 if it has found the queue empty since. */
 typedef struct {
     uint64_t waiter_id;
-    bool woken;
+    bool woken, leaving;
     double taken;
 } Receiver;
 
 /* With the lock held, and `queue` the row of a queue. In this order: a message came to a queue with
-   waiters; a receiver has taken one; a receiver finds none, and parks. The first two return the id
-   of the waiter to ring, or 0. */
+   waiters; a receiver has taken one; a receiver finds none, and parks or leaves. The first two return
+   the id of the waiter to ring, or 0. */
 uint64_t ring_one(const Memory *memory, uint64_t *queue, double now);
 uint64_t note_take(const Memory *memory, uint64_t *queue, double now, const Receiver *receiver);
 void park_receiver(uint64_t *queue, double now, const Receiver *receiver);
@@ -143,11 +143,14 @@ typedef enum { NOT_USUAL, DONE, PARKED } Outcome;
 
 Sums sums_of(const uint8_t *data, size_t length);
 
-/* Whether messages are pending at a row: a glance, without the lock. */
+/* Glances, without the lock: whether messages are pending at a row; whether none is, and the row is
+   still that of its queue. */
 bool is_pending(const Memory *memory, uint64_t row);
+bool is_quiet(const Memory *memory, const Place *place);
 
 /* Put a message into a queue; `to_ring` is the waiter to ring, or 0. Take one out of it, or park
-   the receiver if there is none and it has a waiter id. */
+   the receiver if there is none and it has a waiter id; or, where that leaves, take it out of the
+   waiter set. */
 Outcome put(const Memory *memory, const Place *place, const uint8_t *body, size_t length,
             double now, uint64_t *to_ring);
 Outcome take(const Memory *memory, const Place *place, const Receiver *receiver, double now,
@@ -163,5 +166,20 @@ typedef struct {
 /* Whether open files, or words of the memory, are those that `known` describes. */
 bool are_files(Bytes known);
 bool are_words(const Memory *memory, Bytes known);
+
+/* What the look of a sleeping thread compares: asgi_ipc/attachment/unchanged.py (`dozing`). */
+typedef struct {
+    Bytes files, bell, words;
+    uint64_t user;
+    double until;
+    int members;      /* the file of byte locks, */
+    Bytes others;     /* the bytes in it that other processes hold, */
+    uint64_t counter; /* S_COUNTER when these were listed, */
+    double tidy_at;   /* and when somebody has to do more than ask for them */
+} Known;
+
+/* Whether a look at `now` would find nothing new, as `Unchanged.holds` says, as far as that does not
+   need the interpreter. It may postpone the next look for processes that died. */
+bool is_unchanged(const Memory *memory, const Known *known, double now);
 
 #endif

@@ -140,6 +140,13 @@ bool is_pending(const Memory *memory, uint64_t row)
     return queue != NULL && LOAD(queue[Q_PENDING]) != 0;
 }
 
+bool is_quiet(const Memory *memory, const Place *place)
+{
+    uint64_t *queue = row_of(memory, place->row);
+    return queue != NULL && (uint32_t)LOAD(queue[Q_PENDING]) == 0 &&
+           LOAD(queue[R_GENERATION]) == place->generation;
+}
+
 static inline bool in_log(const Memory *memory, uint64_t at)
 {
     return at >= memory->log_start && at <= memory->log_last;

@@ -131,5 +131,8 @@ void park_receiver(uint64_t *queue, double now, const Receiver *receiver)
     STORE(queue[Q_OWED], 0);
     if (receiver->woken)
         set_rung(queue, 0.0);
-    park(queue, receiver->waiter_id);
+    if (receiver->leaving)
+        unpark(queue, receiver->waiter_id);
+    else
+        park(queue, receiver->waiter_id);
 }

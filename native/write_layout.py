@@ -17,12 +17,14 @@ from pathlib import Path
 HEADER = Path(__file__).resolve().parent / "layout.h"
 sys.path.insert(0, str(HEADER.parent.parent))
 
+from asgi_ipc.attachment import unchanged, upkeep  # noqa: E402
 from asgi_ipc.store import layout, queues, wakes  # noqa: E402
 from asgi_ipc.store.native import fingerprint  # noqa: E402
 
 NAMES = """
     WORD RECORD_WORDS QUEUE_WORDS LOCK_BYTES
     H_LOCK S_DIRTY S_ENDS HALF_TAIL HALF_HEAD S_SEQ S_LIVE S_BIGGEST S_LIMIT
+    S_COUNTER S_SWEEP_AT S_BURY_AT
     CLEAN DIRTY
     R_GENERATION Q_FIRST Q_LAST Q_PENDING Q_SENT Q_WAITING Q_WAITERS WAITER_SET_WORDS
     Q_RUNG Q_QUICK Q_OWED
@@ -41,10 +43,18 @@ TEXT = """\
 
 #define CHECKED {checked} /* bytes of the largest message that is usual */
 
-/* Of wakes.py: seconds, and what is added to the id of a waiter that was parked. */
+/* Of wakes.py: seconds, and what is added to the id of a waiter that was parked, or leaves. */
 #define QUICK {quick}
 #define UNDER_WAY {under_way}
 #define WOKEN {woken}
+#define LEAVING {leaving}
+
+/* Of upkeep.py and unchanged.py: seconds, and the word that counts the members of all groups. */
+#define CHECK_EVERY {check_every}
+#define SWEEP_EVERY {sweep_every}
+#define SWEEP_SOON {sweep_soon}
+#define SWEPT_WITHIN {swept_within}
+#define MEMBERS {members}
 
 {numbers}
 
@@ -61,6 +71,12 @@ def written() -> str:
         quick=wakes.QUICK,
         under_way=wakes.UNDER_WAY,
         woken=wakes.WOKEN,
+        leaving=wakes.LEAVING,
+        check_every=upkeep.CHECK_EVERY,
+        sweep_every=upkeep.SWEEP_EVERY,
+        sweep_soon=upkeep.SWEEP_SOON,
+        swept_within=unchanged.SWEPT_WITHIN,
+        members=unchanged.MEMBERS,
         numbers="\n".join(numbers),
     )
 

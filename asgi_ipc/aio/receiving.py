@@ -14,7 +14,8 @@ parked   rung      a sender takes the waiter id out of the queue's    the waiter
 rung     taken     the message is still there; the waiter id comes    `take`
                    out of the other queues in the same section
 rung     parked    another receive was quicker                        `take`
-parked   left      the deadline, a cancellation or an error           `_leave`
+parked   left      the deadline: the last try finds none              `take`
+parked   left      a cancellation or an error                         `_leave`
 ======== ========= ================================================== =======================
 
 Nothing is awaited between taking a message out and returning it: cancelling a receive neither
@@ -37,7 +38,7 @@ from ..names import check_channel, check_receive, split
 from ..options import UnknownCapacity
 from ..store.layout import COUNT, EXPIRED, Q_PENDING, S_EPOCH, UNDECODABLE
 from ..store.native import LOADED as COMPILED
-from ..store.wakes import WOKEN
+from ..store.wakes import LEAVING, WOKEN
 from .session import Base, Session
 from .source import Source
 from .waiter import Waiter, Way
@@ -76,7 +77,10 @@ class Receiving(Base):
                 return known[channels[0]]
             found = [known[channel][0] for channel in channels]
         except (KeyError, TypeError):
-            found = [self._named_source(session, self.check_receive(name)) for name in channels]
+            names = [self.check_receive(name) for name in channels]
+            found = [self._named_source(session, name) for name in names]
+            if len(names) == 1:
+                return known.get(names[0], found)  # the list that the next receive gets
         if len(found) > 1:
             # Begin with a different one each time: a busy channel never starves a quiet one.
             self._turn = turn = (self._turn + 1) % len(found)
@@ -132,9 +136,10 @@ class Receiving(Base):
         deadline: float | None,
         way: Way,
         epoch: int | None = None,
+        parked: bool = False,
     ) -> Received | None:
         """Wait for a message in one of `sources`; None at `deadline`, and after a flush if `epoch`
-        is the number of an earlier one.
+        is the number of an earlier one. `parked`: the waiter may be parked in all of them.
 
         It keeps waiting while the lock stays busy, with a line in the log each ``lock_timeout``.
         Raises Inherited in a child that was forked since `session` was looked up.
@@ -151,14 +156,14 @@ class Receiving(Base):
             if late is None:
                 return None
             waiter = late
-        parked = over = False
+        over = False
         busy = None
         try:
             if waiter.begin(session, sources, self.spin):
                 await waiter.spin(sources, self.spin, deadline)
             while True:
                 try:
-                    found = self.take(session, sources, waiter, parked)
+                    found = self.take(session, sources, waiter, parked, over)
                 except LockTimeout as error:
                     if deadline is not None and clock.monotonic() >= deadline:
                         return None
@@ -166,7 +171,7 @@ class Receiving(Base):
                     busy.note(error)
                     await way.pause(BUSY_PAUSE)
                     continue
-                parked = found is None
+                parked = found is None and not over
                 # What came before the deadline is received, however late this runs.
                 if found is not None or over or (epoch is not None and epoch != session.epoch):
                     return found
@@ -178,7 +183,7 @@ class Receiving(Base):
             raise session.attachment.explain(error) from None
         finally:
             if parked:
-                self._leave(session, sources, waiter)
+                self.leave(session, sources, waiter)
 
     async def attach_patiently(self, way: Way) -> Session:
         """`attach`, however long the lock stays busy."""
@@ -201,8 +206,8 @@ class Receiving(Base):
                 busy.note(error)
                 await way.pause(BUSY_PAUSE)
 
-    def _leave(self, session: Session, sources: list[Source], waiter: Waiter) -> None:
-        """Stop waiting without a message: by a timeout, a cancellation or an error."""
+    def leave(self, session: Session, sources: list[Source], waiter: Waiter) -> None:
+        """Stop waiting without a message."""
         if session.attachment.broken is not None:
             return
         # Where the lock stays busy the waiter id stays parked: its ring is passed on.
@@ -232,17 +237,23 @@ class Receiving(Base):
         sources: list[Source],
         waiter: Waiter | None = None,
         parked: bool = False,
+        last: bool = False,
     ) -> Received | None:
         """Take one message out of `sources`; None if there is none.
 
         With a waiter: park it, if there is none, in the section that found none. `parked`: it may
-        be parked in all of them from the last try; taking a message ends that.
+        be parked in all of them from the last try. Taking a message ends that, and so does the
+        `last` try in any case.
         """
         if len(sources) == 1 and sources[0].inbox is None:
-            found = self.take_one(session, sources[0], _parking(waiter, parked))
+            found = self.take_one(session, sources[0], _parking(waiter, parked, last))
         else:
             found = self._take_any(session, sources, waiter, parked)
-        if found is not None and parked:
+            if found is None and last:
+                assert waiter is not None
+                self.leave(session, sources, waiter)
+                return None
+        if parked and (found is not None or last):
             assert waiter is not None
             for source in sources:
                 waiter.end(session, source)
@@ -256,7 +267,7 @@ class Receiving(Base):
                 found = self.unpacked(session, done)
                 if found is not None:
                     return found
-            elif done is False:  # it is parked
+            elif done is False:  # it is parked, or has left
                 if session.store.dropped:
                     session.attachment.log_drop.tell()
                 return None
@@ -553,11 +564,13 @@ class Receiving(Base):
         return fed, row if waiter_id and pending else 0
 
 
-def _parking(waiter: Waiter | None, parked: bool) -> int:
+def _parking(waiter: Waiter | None, parked: bool, last: bool = False) -> int:
     """What `Queues.take` is told of a waiter; 0 if there is none, or it has no id."""
     if waiter is None or not waiter.waiter_id:
         return 0
-    return waiter.waiter_id + WOKEN if parked else waiter.waiter_id
+    if not parked:
+        return waiter.waiter_id
+    return waiter.waiter_id + (WOKEN + LEAVING if last else WOKEN)
 
 
 class Busy:

@@ -392,7 +392,7 @@ class Sending(Receiving):
             raise session.attachment.explain(error) from None
         finally:
             if parked:
-                self._leave(session, sources, waiter)
+                self.leave(session, sources, waiter)
             if room.place or room.sending is not None:
                 self._leave_room(session, room, waiter)
 

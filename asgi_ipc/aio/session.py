@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import clock
 from ..attachment.attachment import Attachment, Inherited
 from ..attachment.inbox import Inbox
 from ..attachment.process import attach, notice_fork, register
@@ -136,12 +135,10 @@ NEVER = Never()
 def usual(session: Session, limit: int) -> Any:
     """The compiled path for a session. `limit`: bytes of the largest message."""
     attachment = session.attachment
-    if attachment.compiled is None or not isinstance(session.due, memoryview):
-        return NEVER  # it could not see a fork
+    if attachment.compiled is None:
+        return NEVER
     return native.Usual(
         attachment.compiled,
-        session.due,
-        vars(clock),
         session.targets,
         session.sources,
         session.exact_sources,

@@ -14,7 +14,8 @@ import time
 # Not `threading.active_count`: that takes a lock, which an exception of a signal handler can leave
 # locked on Python 3.9.
 from _thread import _count as other_threads
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import clock
@@ -23,13 +24,14 @@ from ..attachment.process import notice_fork
 from ..errors import LockTimeout
 from ..segment.doorbell import ALL
 from ..segment.lock import has_gil
+from ..store.wakes import LEAVING, WOKEN
 from .session import Session
 from .source import Source
 from .spin import may_spin, spinning
 from .waiter import Waiter, Way
 
 if TYPE_CHECKING:
-    from .receiving import Receiving
+    from .receiving import Received, Receiving
 
 Answer = TypeVar("Answer")
 
@@ -55,10 +57,17 @@ class ThreadWaiter(Waiter):
     """
 
     rung: list[Source] | None = None  # where it was parked when it was rung, until it reads that
+    quiet: list[Source] | None = None  # where the last receive waited until its deadline in vain
+    _doze: Callable[[float], float | None]  # of `Unchanged.dozing`, for the sources
+    _dozes_at: list[Source] | None = None  # ... in this list
 
     def _take_bell(self, session: Session) -> None:
-        self.rung = None
-        self._poll = select.poll() if hasattr(select, "poll") else _Select()
+        self.rung = self.quiet = self._dozes_at = None
+        poll = getattr(select, "poll", _Select)
+        self._poll = poll()
+        # In C it would not let other green threads run, for which `select.poll` was replaced.
+        blocks = isinstance(poll, BuiltinFunctionType)
+        self._dozes = blocks and session.attachment.unchanged.can_doze
         super()._take_bell(session)
         if self.bell is not None:
             self._poll.register(self.bell.fileno(), _READABLE)
@@ -119,43 +128,11 @@ class ThreadWaiter(Waiter):
                     source.inbox.threads.append(self)
                     if source.inbox.join(source.local, self):
                         return True
-            every, left, now = self.look_every, math.inf, 0.0
-            whole = math.ceil(every * 1000)
-            while True:
-                if deadline is not None:
-                    until = deadline - (now or clock.monotonic())
-                    if until < left:  # else the clock stands still: the time slept counts
-                        left = until
-                    if left <= 0:
-                        return False
-                seconds = every if left > every else left
-                if self.bell is None:
-                    time.sleep(seconds)
-                    if self._lost_bell(session):
-                        with contextlib.suppress(LockTimeout):  # the receive keeps waiting
-                            core.upkeep(session, clock.monotonic())
-                            self._renew_bell(session)
-                    return True
-                if self._poll.poll(whole if left > every else math.ceil(left * 1000)):
-                    break  # rung
-                left -= seconds
-                # Look, in case the process that should have rung was killed before it could.
-                now = session.attachment.unchanged.holds(self._held, 0)
-                if not now:
-                    try:
-                        core.upkeep(session, clock.monotonic())
-                        if self._lost_bell(session):
-                            self._renew_bell(session)
-                            return True
-                    except LockTimeout:
-                        return True  # the receive keeps waiting
-                for source in sources:
-                    if source.ready() or (source.inbox is not None and source.buffered()):
-                        return True  # a process that sent, or flushed, may have died before it rang
-            self.rung = sources
-            if not any(map(_sees, sources)):
-                self.answer(session, sources)  # another was quicker: it parks again at once
-            return True
+            if self._sleep(core, session, sources, deadline):
+                return True
+            if self._dozes_at is sources and len(sources) == 1:
+                self.quiet = sources
+            return False
         finally:
             for inbox, local in joined:
                 with contextlib.suppress(ValueError):
@@ -163,6 +140,100 @@ class ThreadWaiter(Waiter):
                 inbox.part(local, self)
             if sending is not None:
                 sending.part_senders(last.local, self)
+
+    def listen(
+        self, core: Receiving, session: Session, sources: list[Source], seconds: float
+    ) -> Received | None:
+        """`Receiving.receive` where the last one of this thread was `quiet`, and for the same
+        source. It takes few steps: a program that waits does nothing else, and none of the code is
+        in a cache of the processor."""
+        deadline = clock.monotonic() + seconds
+        self.quiet, take, source = None, session.usual.take, sources[0]
+        try:
+            done = take(source, self.waiter_id)
+            if done is False:
+                left = self._doze(seconds)
+                if left is None:
+                    self.rung = sources
+                    source.spin.rests()  # counts this wait
+                    done = core.take(session, sources, self, True)
+                elif left:
+                    self._look(core, session, sources)
+                else:
+                    done = take(source, self.waiter_id + WOKEN + LEAVING)
+                    if done is False:
+                        self.quiet = sources
+                        return None
+            found = core.unpacked(session, done) if done else None
+            if found is not None:
+                return found
+        except LockTimeout:
+            pass  # `receive` keeps waiting
+        except BaseException:
+            core.leave(session, sources, self)
+            raise
+        return finished(core.receive(session, sources, deadline, BLOCKING, parked=True))
+
+    def _sleep(
+        self, core: Receiving, session: Session, sources: list[Source], deadline: float | None
+    ) -> bool:
+        """`wait`, once it is known to all who may end it."""
+        every, left = self.look_every, math.inf
+        whole = math.ceil(every * 1000)
+        while True:
+            if deadline is not None:
+                until = deadline - clock.monotonic()
+                if until < left:  # else the clock stands still: the time slept counts
+                    left = until
+                if left <= 0:
+                    return False
+            seconds = every if left > every else left
+            if self.bell is None:
+                time.sleep(seconds)
+                if self._lost_bell(session):
+                    with contextlib.suppress(LockTimeout):  # the receive keeps waiting
+                        core.upkeep(session, clock.monotonic())
+                        self._renew_bell(session)
+                return True
+            if self._dozes_at is sources:
+                dozed = self._doze(left)
+                if dozed is None:
+                    break  # rung
+                if not dozed:
+                    return False
+                left = dozed - min(every, dozed)
+            else:
+                if self._poll.poll(whole if left > every else math.ceil(left * 1000)):
+                    break
+                left -= seconds
+            if self._look(core, session, sources):
+                return True
+            if self._dozes and sources[0].inbox is None and sources[-1].sending is None:
+                # Not before the first sleep: most are short where messages come.
+                unchanged = session.attachment.unchanged
+                self._doze = unchanged.dozing(self._held, self.bell.fileno(), sources)
+                self._dozes_at = sources
+        self.rung, self.quiet = sources, None
+        if not any(map(_sees, sources)):
+            self.answer(session, sources)  # another was quicker: it parks again at once
+        return True
+
+    def _look(self, core: Receiving, session: Session, sources: list[Source]) -> bool:
+        """Look, in case the process that should have rung was killed before it could. Returns
+        whether the receive has to try again."""
+        self._dozes_at = None  # what it knows may be out of date
+        if not session.attachment.unchanged.holds(self._held, 0):
+            try:
+                core.upkeep(session, clock.monotonic())
+                if self._lost_bell(session):
+                    self._renew_bell(session)
+                    return True
+            except LockTimeout:
+                return True  # the receive keeps waiting
+        for source in sources:
+            if source.ready() or (source.inbox is not None and source.buffered()):
+                return True  # a process that sent, or flushed, may have died before it rang
+        return False
 
 
 def _sees(source: Source) -> bool:
@@ -178,6 +249,13 @@ def waiter_of_thread(session: Session) -> ThreadWaiter:
     except AttributeError:
         found = local.waiter = ThreadWaiter(session)
     return found
+
+
+def quiet_waiter(session: Session, sources: list[Source]) -> ThreadWaiter | None:
+    """The waiter of the calling thread, if its last receive was from `sources` and heard nothing:
+    then `ThreadWaiter.listen` does the next."""
+    found: ThreadWaiter | None = getattr(session.attachment.local, "waiter", None)
+    return found if found is not None and found.quiet is sources else None
 
 
 async def _pause(seconds: float) -> None:

@@ -51,7 +51,7 @@ class Resources:
         self.due_word = wiped_word()
         reserve = partial(_reserve, segment, self.due_word)
         self.store = Store(segment.memory, segment.layout, reserve, segment.shortage)
-        self.compiled = _compiled(segment, self.store, lock)
+        self.compiled = _compiled(segment, self.store, lock, self.due_word)
         self.ringer = segment.ringer()
         self.log_drop = DropLog(prefix, self.store.dropped)
         self.inboxes: dict[str, Inbox] = {}
@@ -196,14 +196,20 @@ def _reserve(segment: Segment, due: Word, offset: int, length: int) -> bool:
         raise
 
 
-def _compiled(segment: Segment, store: Store, lock: Mutex | FileLock) -> native.Memory | None:
+def _compiled(
+    segment: Segment, store: Store, lock: Mutex | FileLock, due: Word
+) -> native.Memory | None:
     """The memory of a segment for the compiled path; None if that is not used."""
     if not native.LOADED or not isinstance(lock, Mutex):
         return None
+    if not isinstance(due, memoryview):
+        return None  # it could not see a fork
     layout = segment.layout
     return native.Memory(
         segment.memory,
         store.turn,
+        due,
+        vars(clock),
         layout.queues.base,
         layout.queues.end,
         layout.log,

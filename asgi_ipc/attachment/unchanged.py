@@ -5,6 +5,8 @@ the processor. The cost of the look depends on how much code and data it touches
 asks what has to be asked each second, and compares it with what the last whole look saw. If
 anything is different, or only a whole look can tell, the answer is no.
 
+On the compiled path a thread stays in C from one such look to the next (`dozing`).
+
 Removing, renaming or replacing a file changes its number of links or the time of its last change
 (ctime). So the status of an open file says whether its name still means it. That is much cheaper
 than looking the name up.
@@ -48,11 +50,11 @@ from .weak import WeakKeys
 WHOLE_EVERY = 60.0
 # Seconds that the sweep of a store may be overdue that has neither messages nor members of groups:
 # then all that it does is to reclaim rows of queues, which are a minute old at least.
-SWEPT_WITHIN = 10.0
+SWEPT_WITHIN = WHOLE_EVERY
 # Seconds after which a later change of a file has another time: the kernel's clock for files has
 # steps of up to 10 ms.
 _TELLS = 0.1
-_MEMBERS = S_TABLES + 2 * TABLE_WORDS + T_USED  # how many there are
+MEMBERS = S_TABLES + 2 * TABLE_WORDS + T_USED  # how many there are
 
 
 class Held(NamedTuple):
@@ -93,11 +95,14 @@ class Unchanged:
         "_counter",
         "_doubles",
         "_dropped",
-        "_files",
+        "_doze",
         "_due",
+        "_empty",
+        "_files",
         "_inboxes",
-        "_last",
+        "_indices",
         "_loops",
+        "_members",
         "_others",
         "_resources",
         "_same",
@@ -118,8 +123,19 @@ class Unchanged:
         self._same: Callable[..., bool] = (
             partial(_same, self._words) if compiled is None else compiled.holds
         )
+        self._doze: Callable[..., float | None] | None = compiled and compiled.doze
+        # Where anything is in one of these, a thread does not stay in C.
+        self._empty = upkeep.orphans, self._dropped, self._loops, self._inboxes
+        self._files, self._user = known(), 0
         self._others: list[bytes] = []
-        self._last = self._until = 0.0
+        self._indices = b""
+        self._counter, self._members = 0, -1
+        self._until = 0.0
+
+    @property
+    def can_doze(self) -> bool:
+        """Whether there is the compiled path."""
+        return self._doze is not None
 
     def held(self, bell: int, row: int, generation: int) -> Held:
         """What belongs to a waiter: the descriptor of its doorbell, its row and its generation."""
@@ -143,18 +159,21 @@ class Unchanged:
             return
         self._counter = 0
         self._files = known(_named(segment.fd, file), _named(segment.members.fileno(), members))
-        self._user = os.geteuid()
-        self._last, self._until = now, min(now + WHOLE_EVERY, self._upkeep.ending_at)
+        self._user, self._members = os.geteuid(), segment.members.fileno()
+        self._upkeep.looks[0] = now
+        self._until = min(now + WHOLE_EVERY, self._upkeep.ending_at)
 
     def _list_others(self) -> None:
         """What to ask the kernel about each other process: whether it holds its byte lock."""
         words, first = self._words, self._resources.store.layout.processes
         self._counter = words[S_COUNTER]
-        self._others = [
-            self._resources.segment.members.question((row - first) // PROCESS_WORDS)
+        indices = [
+            (row - first) // PROCESS_WORDS
             for row in self._upkeep.processes()
             if row != self._resources.process and words[row + P_GENERATION]
         ]
+        self._others = list(map(self._resources.segment.members.question, indices))
+        self._indices = struct.pack(f"={len(indices)}Q", *indices)
 
     def holds(self, held: Held, hubs: int) -> float:
         """The time if nothing is new, and then the next looks are postponed; otherwise 0.0.
@@ -165,7 +184,7 @@ class Unchanged:
         now, due = clock.monotonic(), self._due
         # A fork wipes `due`. A jump of the clock may mean that it is another one.
         was = due[()]
-        if not was or not 0 <= now - self._last < 2 * CHECK_EVERY or now > self._until:
+        if not was or not 0 <= now - self._upkeep.looks[0] < 2 * CHECK_EVERY or now > self._until:
             return 0.0
         if not self._same(self._files, held.bell, held.words, self._user):
             return 0.0
@@ -177,16 +196,41 @@ class Unchanged:
                 if not inbox.rests(now):
                     return 0.0
         words, doubles = self._words, self._doubles
-        late = 0.0 if words[S_LIVE] or words[_MEMBERS] else SWEPT_WITHIN
+        late = 0.0 if words[S_LIVE] or words[MEMBERS] else SWEPT_WITHIN
         if not now - late < doubles[S_SWEEP_AT] <= now + SWEEP_EVERY:
             return 0.0
-        if not now < doubles[S_BURY_AT] <= now + CHECK_EVERY and not self._all_live(now):
+        if upkeep.bury_due(now) and not self._all_live(now):
             return 0.0
-        self._last = now
-        upkeep.check_at = now + CHECK_EVERY
+        upkeep.looks[0], upkeep.check_at = now, now + CHECK_EVERY
         if due[()] == was:  # else a fork wiped it meanwhile, or another thread is to be noticed
             due[()] = now + SWEEP_SOON
         return now
+
+    def dozing(self, held: Held, bell: int, sources: list[Any]) -> Callable[[float], float | None]:
+        """A call that sleeps until the doorbell rings or some seconds are over. It looks once a
+        second, and does not come back while a look finds nothing new. `bell`: its descriptor.
+        `sources`: of queues that are not process-specific. A message there is new, too.
+
+        The call returns None if it rang, and 0.0 if all seconds are over. Otherwise only `holds`
+        can tell whether something is new: then it returns the seconds that were left before the
+        last of them began. Only for the compiled path.
+        """
+        assert self._doze is not None
+        return partial(
+            self._doze,
+            sources,
+            bell,
+            *held,
+            self._upkeep.looks,
+            self._empty,
+            self._files,
+            self._user,
+            self._until,
+            self._members,
+            self._indices,
+            self._counter,
+            self._upkeep.tidy_at,
+        )
 
     def _all_live(self, now: float) -> bool:
         """Check, for all processes, whether all of them live; see `Upkeep.run`."""

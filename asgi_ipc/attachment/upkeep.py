@@ -32,6 +32,7 @@ from ..store.layout import (
     S_DIRTY,
     S_LIVE,
     S_SWEEP_AT,
+    WORD,
 )
 from ..store.queues import Target
 from .inbox import Inbox
@@ -108,7 +109,8 @@ class Upkeep:
     """The upkeep that one attachment does, and when."""
 
     def __init__(self, resources: Resources, groups: Groups, hubs: WeakKeys[object, Hub]) -> None:
-        self.check_at = 0.0
+        # When a look last found nothing wrong, and `check_at`. The compiled path writes both, too.
+        self.looks: memoryview[float] = memoryview(bytearray(2 * WORD)).cast("d")
         # Those of the layers that share the attachment. Not only the shortest: two layers that
         # attach at once would each replace what the other has set.
         self.group_expiries: dict[float, None] = {}
@@ -125,6 +127,15 @@ class Upkeep:
         # assignment: two threads may do the upkeep at once.
         self._in_use: tuple[int, list[int]] = 0, []
 
+    @property
+    def check_at(self) -> float:
+        """When to look at the segment's name and at which processes live."""
+        return self.looks[1]
+
+    @check_at.setter
+    def check_at(self, value: float) -> None:
+        self.looks[1] = value
+
     def run(self, now: float, expiry: float, section: Section) -> float:
         """Do what is due, and return when to come again."""
         store, doubles = self._store, self._store.doubles
@@ -136,7 +147,7 @@ class Upkeep:
             self._expire_inboxes(now, section)
             self._name_ending(now, section)
             # One process looks after the dead for all.
-            if not now < doubles[S_BURY_AT] <= now + CHECK_EVERY:
+            if self.bury_due(now):
                 doubles[S_BURY_AT] = now + CHECK_EVERY
                 if not self.bury_the_dead(now, expiry, section):
                     doubles[S_BURY_AT] = self.check_at = now + SWEEP_HURRY
@@ -148,6 +159,12 @@ class Upkeep:
     def check_due(self, now: float) -> bool:
         """Whether it is time to look at the segment's name and at which processes live."""
         return not now < self.check_at <= now + CHECK_EVERY
+
+    def bury_due(self, now: float) -> bool:
+        """Whether it is time for this process to look after the dead. It is a little early: the
+        look at the deadline of a receive comes after less than a second. Otherwise another process
+        would have to do it in between, and would need a whole look for that."""
+        return not now + SWEEP_SOON < self._store.doubles[S_BURY_AT] <= now + CHECK_EVERY
 
     def _sweep(self, now: float) -> float:
         """Inside a section: sweep the store. Returns the seconds until the next sweep."""

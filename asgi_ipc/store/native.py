@@ -22,7 +22,7 @@ from zlib import crc32
 
 from . import layout
 
-REVISION = 4  # of what the Python code and the compiled path expect of each other
+REVISION = 5  # of what the Python code and the compiled path expect of each other
 
 PURE, COMPILED = "pure", "compiled"
 

@@ -72,7 +72,7 @@ from .log import Log
 from .memory import Buffer, Reserve, Shortage
 from .room import AT_ONCE, NEW, PARKED, RUNG
 from .table import Table
-from .wakes import WOKEN, Wakes
+from .wakes import LEAVING, WOKEN, Wakes
 
 LONG_DEAD = -1e18  # a time of death so long ago that every expiry is over
 
@@ -332,8 +332,8 @@ class Queues(Wakes):
     def take(self, target: Target, now: float, waiter_id: int = 0) -> bytes | None:
         """Take the oldest message out of the queue of `target`; None if the queue is empty.
 
-        A `waiter_id` is parked at the empty queue, in this same call; WOKEN is added to it if it
-        was parked there.
+        A `waiter_id` is parked at the empty queue, in this same call. WOKEN is added to it if it
+        was parked there, and LEAVING to that if it must not be parked there any more.
         """
         words, queue = self.words, target.words
         if queue[R_GENERATION] != target.generation:
@@ -397,11 +397,14 @@ class Queues(Wakes):
             words[S_DIRTY] = CLEAN
 
     def park_receiver(self, target: Target, now: float, waiter_id: int) -> None:
-        """Park a waiter id at the queue of `target`, which its receiver found empty. WOKEN is added
-        to it if it was parked there."""
+        """Park a waiter id at the queue of `target`, which its receiver found empty; or take it out
+        of the waiter set, if its receiver leaves. See `take`."""
         self.note_look(target.row, now, target.taken, waiter_id >= WOKEN)
         target.taken = 0.0
-        self.park(target.row, waiter_id & ~WOKEN)
+        if waiter_id >= LEAVING:
+            self.unpark(target.row, waiter_id % WOKEN)
+        else:
+            self.park(target.row, waiter_id % WOKEN)
 
     def peek(self, row: int) -> Taken | None:
         """Return the oldest message of the queue at `row` without taking it; None if empty."""

@@ -21,7 +21,8 @@ from .room import Room
 
 QUICK = 50e-6  # seconds; less than a wakeup takes
 UNDER_WAY = 0.002  # seconds after which a ring that nobody answered counts no longer
-WOKEN = 1 << 16  # added to the id of a waiter that was parked and comes back
+WOKEN = 1 << 16  # added to the id of a waiter that was parked and comes back,
+LEAVING = 1 << 17  # and this as well if it parks no more where it finds nothing
 
 
 class Wakes(Room):
@@ -45,12 +46,13 @@ class Wakes(Room):
         """A receiver that may have slept, or one that finds a ring owed, has taken a message.
 
         `taken`: when it took its last one; 0.0 if it has found the queue empty since. `waiter_id`:
-        with WOKEN if it was parked. It may still be parked, if it was not a ring that woke it.
+        with WOKEN (and LEAVING) if it was parked. It may still be parked, if it was not a ring
+        that woke it.
         """
         words, doubles = self.words, self.doubles
         woken = waiter_id >= WOKEN
         if woken:
-            self.unpark(row, waiter_id - WOKEN)
+            self.unpark(row, waiter_id % WOKEN)
         if taken:
             words[row + Q_QUICK] = 0 <= now - taken < QUICK
         if words[row + Q_OWED]:
@@ -85,7 +87,7 @@ class Wakes(Room):
         return False
 
     def note_look(self, row: int, now: float, taken: float, woken: bool) -> None:
-        """A receiver has found nothing, and is about to park."""
+        """A receiver has found nothing, and is about to park or to leave."""
         words = self.words
         if taken:
             words[row + Q_QUICK] = 0 <= now - taken < QUICK

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,9 +19,19 @@ from asgi_ipc.attachment import unchanged as module
 from asgi_ipc.attachment.unchanged import SWEPT_WITHIN, WHOLE_EVERY, Held
 from asgi_ipc.attachment.upkeep import CHECK_EVERY, SWEEP_SOON
 from asgi_ipc.conformance.base import MESSAGE
-from asgi_ipc.store.layout import DIRTY, S_BURY_AT, S_DIRTY, S_SWEEP_AT, W_GENERATION, W_TAKEN
+from asgi_ipc.store.layout import (
+    DIRTY,
+    R_GENERATION,
+    S_BURY_AT,
+    S_DIRTY,
+    S_SWEEP_AT,
+    W_GENERATION,
+    W_TAKEN,
+)
 
+from ..compiling import needs_compiled
 from ..forks import Line, child, on_linux, rests
+from ..waiting import LIVENESS
 from .layers import LOCKS, Make
 
 pytestmark = on_linux
@@ -51,11 +64,27 @@ class Watch:
     def holds(self) -> bool:
         return self.attachment.unchanged.holds(self.held, 0) > 0
 
+    def doze(self, seconds: float = 0.001) -> float | None:
+        """Sleep on the compiled path."""
+        bell, sources = self.waiter.bell.fileno(), self.layer._core.session.sources["c"]
+        left: float | None = self.attachment.unchanged.dozing(self.held, bell, sources)(seconds)
+        return left
+
+    def asks(self) -> bool:
+        """Whether a thread comes back from C, since something is new. True without that path."""
+        return not self.attachment.unchanged.can_doze or self.doze() == 0.001
+
 
 @pytest.fixture(params=LOCKS)
 def watch(request: pytest.FixtureRequest, make: Make) -> Watch:
     """The compiled path is used with a mutex alone."""
     return Watch(make, request.param)
+
+
+@pytest.fixture
+def sleeper(make: Make) -> Watch:
+    """On the compiled path."""
+    return Watch(make, "mutex")
 
 
 @pytest.fixture
@@ -101,6 +130,17 @@ def test_the_process_that_looks_for_all_takes_no_more_whole_looks_than_others(
     assert seconds >= WHOLE_EVERY - 2
 
 
+def test_a_whole_look_lets_a_process_look_for_all_from_then_on(watch: Watch) -> None:
+    """Also if it came a little early."""
+    for early in (0.0, SWEEP_SOON / 2):
+        watch.attachment.upkeep.check_at = watch.attachment.upkeep.tidy_at = 0.0
+        watch.store.doubles[S_BURY_AT] = clock.monotonic() + early
+        assert not watch.holds()
+        watch.attachment.do_upkeep(clock.monotonic(), 60.0, watch.section)
+        watch.store.doubles[S_BURY_AT] = clock.monotonic() + early
+        assert watch.holds()
+
+
 def test_a_whole_look_is_due_when_memberships_may_end_soon(
     watch: Watch, later: Callable[[float], None]
 ) -> None:
@@ -124,6 +164,66 @@ def test_a_late_look_and_a_clock_that_jumps_ask_for_a_whole_one(
     assert not watch.holds()
 
 
+@needs_compiled
+def test_a_thread_stays_in_c_while_nothing_happens(sleeper: Watch) -> None:
+    upkeep, words = sleeper.attachment.upkeep, sleeper.store.doubles
+    for bury_at in (0.0, words[S_BURY_AT]):
+        words[S_BURY_AT] = bury_at
+        assert sleeper.holds()  # it also lists the other processes
+        words[S_BURY_AT] = bury_at
+        before = clock.monotonic()
+        assert sleeper.doze() == 0.0
+        now = clock.monotonic()
+        assert before <= upkeep.looks[0] <= now
+        assert upkeep.check_at == upkeep.looks[0] + CHECK_EVERY
+        assert before < words[S_BURY_AT] <= now + CHECK_EVERY
+        assert sleeper.attachment.due == upkeep.looks[0] + SWEEP_SOON
+
+
+@needs_compiled
+def test_a_thread_in_c_is_rung(sleeper: Watch) -> None:
+    sleeper.waiter.bell.ring(0)
+    assert sleeper.doze(LIVENESS) is None
+
+
+@needs_compiled
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_thread_in_c_handles_signals_at_once(sleeper: Watch, raises: bool) -> None:
+    handled: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        handled.append(number)
+        sleeper.waiter.bell.ring(0)
+        if raises:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        if raises:
+            with pytest.raises(KeyboardInterrupt):
+                sleeper.doze(LIVENESS)
+        else:
+            assert sleeper.doze(LIVENESS) is None
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert handled == [signal.SIGALRM]
+
+
+@needs_compiled
+def test_a_thread_in_c_comes_back_for_what_no_signal_interrupts(sleeper: Watch) -> None:
+    """A signal may come just before it sleeps, or to another thread."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    timer = threading.Timer(0.01, _thread.interrupt_main, [signal.SIGALRM])
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sleeper.doze(LIVENESS)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGALRM, before)
+
+
 def paths(watch: Watch) -> Any:
     return watch.attachment.segment.paths
 
@@ -140,6 +240,8 @@ def forget_descriptor(watch: Watch, number: int) -> None:
     other = os.open("/dev/null", os.O_RDWR)
     os.dup2(other, number)
     os.close(other)
+    if number != watch.waiter.bell.fileno():  # it cannot be polled
+        assert watch.asks()
     assert not watch.holds()
     os.dup2(kept, number)
     os.close(kept)
@@ -167,6 +269,7 @@ def test_what_happens_to_files_is_noticed(watch: Watch, what: str) -> None:
     size = watch.attachment.segment.layout.size
     assert watch.holds()
     FILES[what](watch)
+    assert watch.asks()
     assert not watch.holds()
     moved = f"{paths(watch).file}.moved"
     if os.path.exists(moved):
@@ -215,6 +318,7 @@ STATES: dict[str, Callable[[Watch], object]] = {
 def test_what_only_a_whole_look_can_do_is_left_to_it(watch: Watch, what: str) -> None:
     assert watch.holds()
     STATES[what](watch)
+    assert watch.asks()
     assert not watch.holds()
     watch.attachment.upkeep.orphans.clear()
     watch.store.words[S_DIRTY] = 0
@@ -227,13 +331,46 @@ def test_a_sweep_of_messages_or_members_is_not_put_off(watch: Watch) -> None:
     watch.look()
     assert watch.holds()
     watch.store.doubles[S_SWEEP_AT] = clock.monotonic() - 0.5
+    assert watch.asks()
     assert not watch.holds()
     watch.layer.receive(["c"])
     watch.layer.group_add("g", "c")
     watch.look()
     assert watch.holds()
     watch.store.doubles[S_SWEEP_AT] = clock.monotonic() - 0.5
+    assert watch.asks()
     assert not watch.holds()
+
+
+NEW: dict[str, Callable[[Watch], object]] = {
+    "a message": lambda watch: watch.layer.send("c", MESSAGE),
+    "a flush": lambda watch: watch.store.words.__setitem__(
+        watch.layer._core.session.sources["c"][0].target.row + R_GENERATION, 9999
+    ),
+    "another user": lambda watch: setattr(watch.attachment.unchanged, "_user", os.geteuid() + 1),
+    "a clock that was set back": lambda watch: watch.attachment.upkeep.looks.__setitem__(0, 9e9),
+    "a late look": lambda watch: watch.attachment.upkeep.looks.__setitem__(
+        0, clock.monotonic() - 2.5 * CHECK_EVERY
+    ),
+    "a whole look is due": lambda watch: setattr(watch.attachment.unchanged, "_until", 1.0),
+    "the processes are others": lambda watch: (
+        setattr(watch.attachment.unchanged, "_counter", 1),
+        watch.store.doubles.__setitem__(S_BURY_AT, 0.0),
+    ),
+    "a test's clock": lambda watch: setattr(clock, "monotonic", lambda: 1.0),
+    "the segment was left": lambda watch: watch.attachment.compiled.close(),
+}
+
+
+@needs_compiled
+@pytest.mark.parametrize("what", NEW)
+def test_a_thread_comes_back_from_c_for_what_is_new(
+    sleeper: Watch, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(clock, "monotonic", clock.monotonic)  # it is restored
+    assert sleeper.doze() == 0.0
+    NEW[what](sleeper)
+    assert sleeper.doze() == 0.001
 
 
 def test_time_without_suspects_is_not_counted_against_the_next(
@@ -275,8 +412,11 @@ def test_a_process_that_dies_is_noticed(watch: Watch) -> None:
         assert watch.holds()
         watch.store.doubles[S_BURY_AT] = 0.0
         assert watch.holds()
+        watch.store.doubles[S_BURY_AT] = 0.0
+        assert not watch.attachment.unchanged.can_doze or watch.doze() == 0.0
         process.kill()
         watch.store.doubles[S_BURY_AT] = 0.0
+        assert watch.asks()
         assert not watch.holds()
 
 

@@ -237,6 +237,10 @@ def test_nobody_spins_where_somebody_is_parked(
     assert blocking.receive(["c"], block=True, timeout=0.001) == NOTHING
     assert notes.begun == 0
     session.section(session.store.unpark, source.target.row, 1000)
+    # One that follows one in vain for the same channel does not spin in any case.
+    assert blocking.receive(["d"], block=True, timeout=0.001) == NOTHING
+    notes.clear()
+    notes.begun = 0
     notes.then = lambda: session.section(session.store.park, source.target.row, 1000)
     assert blocking.receive(["c"], block=True, timeout=0.001) == NOTHING
     assert (notes.begun, notes) == (1, [])

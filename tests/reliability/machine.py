@@ -45,7 +45,7 @@ from asgi_ipc.store.layout import (
 )
 from asgi_ipc.store.queues import Target
 from asgi_ipc.store.store import Store
-from asgi_ipc.store.wakes import WOKEN
+from asgi_ipc.store.wakes import LEAVING, WOKEN
 
 from ..compiling import shared_object
 from ..unit.support import Contents, contents, small_layout
@@ -136,12 +136,10 @@ class Ground:
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         log = self.layout.log, self.layout.log_end, self.layout.max_live
         queues = self.layout.queues.base, self.layout.queues.end
-        compiled = native.Memory(self.memory, self.store.turn, *queues, *log)
-        due = memoryview(bytearray(struct.pack("d", float("inf")))).cast("d")[0:1]
+        due = bytearray(struct.pack("d", float("inf")))
+        compiled = native.Memory(self.memory, self.store.turn, due, vars(clock), *queues, *log)
         self.usual = native.Usual(
             compiled,
-            due,
-            vars(clock),
             self.targets,
             self.sources,
             {},
@@ -223,7 +221,7 @@ def history(number: int) -> Counter[str]:
             pass
     elif what != "send":
         store.put(ground.target(name), ground.encode(message), now)
-    waiter_id = rng.choice(WAITERS) + rng.choice([0, WOKEN])
+    waiter_id = rng.choice(WAITERS) + rng.choice([0, WOKEN, WOKEN + LEAVING])
     source = ground.source(name)
     source.target.taken = rng.choice([0.0, now])
     done = {

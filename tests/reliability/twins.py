@@ -25,7 +25,7 @@ from asgi_ipc.aio.session import NEVER, usual
 from asgi_ipc.segment.lock import mutex_holder
 from asgi_ipc.store import layout as at
 from asgi_ipc.store import native
-from asgi_ipc.store.wakes import WOKEN
+from asgi_ipc.store.wakes import LEAVING, WOKEN
 from asgi_ipc.testing.sync import InProcessChannelLayer
 
 STEPS = 150  # of a history
@@ -278,7 +278,8 @@ def some_call(
     if kind < 70:
         return Twin.exact, (channel,)
     if kind < 82:
-        waiter_id = rng.choice([1, 5, 63, 64, 200, 1087]) + rng.choice([0, WOKEN])
+        waiter_id = rng.choice([1, 5, 63, 64, 200, 1087])
+        waiter_id += rng.choice([0, WOKEN, WOKEN + LEAVING])
         return Twin.wait, (channel, rng.choice([0, waiter_id, waiter_id]))
     if kind < 84:
         return Twin.receive, (*rng.sample(NORMAL, 2), "x!")

@@ -21,8 +21,17 @@ from asgi_ipc.errors import InvalidMessage
 from asgi_ipc.inspection import surroundings
 from asgi_ipc.options import MIN_MEMORY
 from asgi_ipc.store import native
-from asgi_ipc.store.layout import DIRTY, H_LOCK, LOCK_BYTES, Q_OWED, Q_QUICK, S_DIRTY, WORD
-from asgi_ipc.store.wakes import WOKEN
+from asgi_ipc.store.layout import (
+    DIRTY,
+    H_LOCK,
+    LOCK_BYTES,
+    Q_OWED,
+    Q_QUICK,
+    Q_WAITING,
+    S_DIRTY,
+    WORD,
+)
+from asgi_ipc.store.wakes import LEAVING, WOKEN
 from asgi_ipc.testing.sync import InProcessChannelLayer
 from tests import environments
 
@@ -291,11 +300,17 @@ def test_a_receive_parks_or_rings_for_what_is_owed(prefix: str) -> None:
     [source] = layer._core.exact_source(session, "c")
     session.section(store.find, source.target)
     assert usual.receive(["c"]) is None
-    for wrong in (0, WOKEN, 1088, 2 * WOKEN + 1, -1, 1.0):
+    for wrong in (0, WOKEN, 1088, 2 * LEAVING + 1, -1, 1.0):
         assert usual.take(source, wrong) is None
     assert usual.take(source, 5) is False
     assert usual.send("c", {"a": 2}) == (row, 5)
     assert usual.take(source, 5 + WOKEN) == ("c", {"a": 2})
+    for last in (5, 6):
+        assert usual.take(source, 5) is False
+        assert session.store.words[row + Q_WAITING]
+        assert usual.take(source, last + WOKEN + LEAVING) is False
+        assert bool(session.store.words[row + Q_WAITING]) == (last != 5)
+    session.section(store.unpark, row, 5)
     for take in (
         lambda: usual.take(source, 7),
         lambda: usual.receive(["c"]),

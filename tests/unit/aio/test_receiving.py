@@ -206,6 +206,14 @@ def test_at_the_deadline_it_leaves_without_a_message(cored: Cored) -> None:
     assert sorted(sleeper.log) == ["begin", "end a", "end b", "wait"]
 
 
+def test_the_section_of_the_last_try_also_leaves(cored: Cored) -> None:
+    sleeper = Sleeper(lambda: False)
+    before = cored.sections
+    assert receive(cored, sleeper, "c") is None
+    assert cored.sections - before == 2  # it parks in the first
+    assert cored.parked("c") == [0] and sleeper.log == ["begin", "wait", "end c"]
+
+
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), CorruptStore()])
 def test_an_exception_in_its_sleep_gets_out_and_leaves_nothing(
     cored: Cored, error: BaseException
@@ -315,3 +323,10 @@ def test_a_glance_at_an_empty_queue_takes_no_lock(cored: Cored) -> None:
     say(cored, "c", "hello")
     sources = cored.core.sources(cored.session, ["c"])
     assert cored.core.glance(cored.session, sources) == ("c", HELLO)
+
+
+def test_the_first_look_up_of_a_channel_gives_what_the_next_ones_give(cored: Cored) -> None:
+    """By this list a thread knows that it waits for the same again."""
+    for names in (["c"], ["p!"]):
+        first = cored.core.sources(cored.session, names)
+        assert cored.core.sources(cored.session, list(names)) is first

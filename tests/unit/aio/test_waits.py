@@ -50,7 +50,7 @@ class Around:
             give_back=self.give_back,
             pass_on=self.passed_on.append,
             broken=None,
-            unchanged=SimpleNamespace(holds=lambda *_: 0.0, held=lambda *_: None),
+            unchanged=SimpleNamespace(holds=lambda *_: 0.0, held=lambda *_: None, can_doze=False),
             explain=lambda error: error,
         )
         self.store = SimpleNamespace(

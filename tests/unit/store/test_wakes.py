@@ -7,10 +7,10 @@ import struct
 import pytest
 
 from asgi_ipc.store import recovery
-from asgi_ipc.store.layout import DIRTY, Q_OWED, Q_QUICK, Q_RUNG, Q_WAITING, S_DIRTY
+from asgi_ipc.store.layout import DIRTY, Q_OWED, Q_QUICK, Q_RUNG, Q_WAITERS, Q_WAITING, S_DIRTY
 from asgi_ipc.store.queues import Target
 from asgi_ipc.store.store import Store
-from asgi_ipc.store.wakes import QUICK, UNDER_WAY, WOKEN
+from asgi_ipc.store.wakes import LEAVING, QUICK, UNDER_WAY, WOKEN
 
 from ..support import NOW, make_store, owned, process, put, row_of, take, target
 
@@ -241,6 +241,23 @@ def test_recovery_forgets_the_hints() -> None:
     place.store.words[S_DIRTY] = DIRTY
     recovery.recover(place.store, place.now)
     assert place.hints == (0.0, 0, 0)
+
+
+@pytest.mark.parametrize("rung", [False, True])
+@pytest.mark.parametrize("messages", [0, 1])
+def test_a_receiver_that_leaves_is_parked_no_more(rung: bool, messages: int) -> None:
+    place = Place(3)
+    receiver = place.receiver(3)
+    if rung:
+        assert place.send() == [3]
+        place.receiver(4).looks(waits=False)
+    for _ in range(messages):
+        put(place.store, "c", now=place.now)
+        place.store.park(place.row, 3)
+    found = place.store.take(receiver.target, place.now, 3 + WOKEN + LEAVING)
+    assert (found is not None, place.hints) == (messages > 0, (0.0, place.hints[1], 0))
+    assert place.store.words[place.row + Q_WAITING] == 0
+    assert place.store.words[place.row + Q_WAITERS] == 0
 
 
 def test_another_queue_in_the_same_row_has_no_hints() -> None:
