@@ -155,7 +155,7 @@ class ThreadWaiter(Waiter):
                 left = self._doze(seconds)
                 if left is None:
                     self.rung = sources
-                    source.spin.rests()  # counts this wait
+                    source.spin.due()  # counts this wait
                     done = core.take(session, sources, self, True)
                 elif left:
                     self._look(core, session, sources)
