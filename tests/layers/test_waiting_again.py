@@ -15,12 +15,14 @@ import pytest
 import asgi_ipc
 from asgi_ipc import segment
 from asgi_ipc.aio.receiving import Receiving
+from asgi_ipc.aio.thread import ThreadWaiter
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.conformance.blocking import NOTHING
 from asgi_ipc.errors import LockTimeout, SegmentVanished
 from asgi_ipc.store.layout import Q_WAITERS, W_GENERATION, WAITER_SET_WORDS
 
 from ..compiling import needs_compiled
+from ..reliability.stepping import Stepper
 from ..waiting import LIVENESS, until
 
 pytestmark = needs_compiled
@@ -175,6 +177,30 @@ def test_an_exception_of_a_signal_handler_leaves_nothing_parked(listener: Listen
     finally:
         signal.signal(signal.SIGALRM, before)
     assert not listener.parked() and not listener.is_quiet()
+
+
+def test_an_interruption_at_any_instruction_leaves_nothing_parked(listener: Listener) -> None:
+    """No message that another receiver could take is kept from it, and the thread goes on."""
+    wanted, short_ways = 0, 0
+
+    def interrupt(frame: Any, number: int) -> None:
+        nonlocal short_ways
+        short_ways += frame.f_code is ThreadWaiter.listen.__code__
+        if number == wanted:
+            raise KeyboardInterrupt
+
+    while True:
+        wanted += 1
+        until(lambda: listener.receive(SHORT) == NOTHING and listener.is_quiet())
+        try:
+            Stepper(interrupt).run(lambda: listener.receive(SHORT))
+        except KeyboardInterrupt:
+            assert not listener.parked(), wanted
+            continue
+        break
+    assert wanted > 100 and short_ways > wanted
+    listener.layer.send("c", MESSAGE)
+    assert listener.receive() == ("c", MESSAGE)
 
 
 def test_a_child_that_a_signal_handler_forks_attaches_for_itself(listener: Listener) -> None:
