@@ -175,15 +175,14 @@ def nap(session: Session, source: Source, spin: float) -> Sleep | None:
     receives again.
     """
     inbox = source.inbox
-    if inbox is None or source.local is ANY:
-        return None
+    if inbox is None or source.local is ANY or not session.due[()]:
+        return None  # the last: this may be a child that was forked in C
     hub, loop = session.loop_waiter, asyncio._get_running_loop()
     if hub is None or loop is None or hub.ref() is not loop:
         hub = current_hub(session)
         loop = hub.loop()
     if (
-        not session.due[()]  # this may be a child that was forked in C
-        or session.attachment.broken is not None
+        session.attachment.broken is not None
         or not inbox.is_fresh()
         or source.queue not in hub._drains
         or hub._timer is None

@@ -28,7 +28,8 @@ import asgi_ipc
 import asgi_ipc.aio
 from asgi_ipc.attachment import process
 from asgi_ipc.conformance.base import MESSAGE
-from asgi_ipc.errors import LockTimeout
+from asgi_ipc.errors import LockTimeout, NotOwner
+from asgi_ipc.store.layout import W_TAKEN
 from asgi_ipc.testing.sync import InProcessChannelLayer
 
 from ..environments import child_environment
@@ -387,6 +388,39 @@ def test_children_of_children(
 
 
 # -- what a process remembers of itself ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_loop_of_a_child_takes_no_waiter_id_of_its_parent(
+    prefix: str, fork: Callable[..., Child], lock: str
+) -> None:
+    """Not even where it receives again on a channel that the parent knows."""
+    layer = asgi_ipc.aio.IPCChannelLayer(prefix, lock=lock)
+
+    async def own() -> str:
+        name = await layer.new_channel()
+        await layer.send(name, MESSAGE)
+        assert await layer.receive(name) == MESSAGE
+        return name
+
+    name = asyncio.run(own())
+    attachment: Any = layer._core.attach().attachment
+    store = attachment.store
+    numbers = [row + W_TAKEN for row in store.waiter_rows()]
+
+    def taken() -> list[int]:
+        return [store.words[number] for number in numbers]
+
+    before = taken()
+
+    def receive() -> object:
+        with pytest.raises(NotOwner):
+            asyncio.run(asyncio.wait_for(layer.receive(name), LIVENESS))
+        return layer._core.attach().attachment is not attachment
+
+    assert fork(receive).result() == "True"
+    assert taken() == before
+    asyncio.run(layer.close())
 
 
 @pytest.mark.parametrize("used", [True, False], ids=["used", "made"])
