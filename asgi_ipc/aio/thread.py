@@ -57,12 +57,12 @@ class ThreadWaiter(Waiter):
     """
 
     rung: list[Source] | None = None  # where it was parked when it was rung, until it reads that
-    quiet: list[Source] | None = None  # where the last receive waited until its deadline in vain
+    quiet = False  # whether the last receive that slept did so until its deadline, in vain
     _doze: Callable[[float], float | None]  # of `Unchanged.dozing`, for the sources
     _dozes_at: list[Source] | None = None  # ... in this list
 
     def _take_bell(self, session: Session) -> None:
-        self.rung = self.quiet = self._dozes_at = None
+        self.rung = self._dozes_at = None
         poll = getattr(select, "poll", _Select)
         self._poll = poll()
         # In C it would not let other green threads run, for which `select.poll` was replaced.
@@ -130,8 +130,7 @@ class ThreadWaiter(Waiter):
                         return True
             if self._sleep(core, session, sources, deadline):
                 return True
-            if self._dozes_at is sources and len(sources) == 1:
-                self.quiet = sources
+            self.quiet = True
             return False
         finally:
             for inbox, local in joined:
@@ -148,7 +147,7 @@ class ThreadWaiter(Waiter):
         source. It takes few steps: a program that waits does nothing else, and none of the code is
         in a cache of the processor."""
         deadline = clock.monotonic() + seconds
-        self.quiet, take, source = None, session.usual.take, sources[0]
+        self.quiet, take, source = False, session.usual.take, sources[0]
         try:
             done = take(source, self.waiter_id)
             if done is False:
@@ -162,7 +161,7 @@ class ThreadWaiter(Waiter):
                 else:
                     done = take(source, self.waiter_id + WOKEN + LEAVING)
                     if done is False:
-                        self.quiet = sources
+                        self.quiet = True
                         return None
             found = core.unpacked(session, done) if done else None
             if found is not None:
@@ -213,7 +212,7 @@ class ThreadWaiter(Waiter):
                 unchanged = session.attachment.unchanged
                 self._doze = unchanged.dozing(self._held, self.bell.fileno(), sources)
                 self._dozes_at = sources
-        self.rung, self.quiet = sources, None
+        self.rung, self.quiet = sources, False
         if not any(map(_sees, sources)):
             self.answer(session, sources)  # another was quicker: it parks again at once
         return True
@@ -253,9 +252,11 @@ def waiter_of_thread(session: Session) -> ThreadWaiter:
 
 def quiet_waiter(session: Session, sources: list[Source]) -> ThreadWaiter | None:
     """The waiter of the calling thread, if its last receive was from `sources` and heard nothing:
-    then `ThreadWaiter.listen` does the next."""
+    then `ThreadWaiter.listen` does the next. `sources`: one, in the list that `session` keeps."""
     found: ThreadWaiter | None = getattr(session.attachment.local, "waiter", None)
-    return found if found is not None and found.quiet is sources else None
+    if found is None or not found.quiet or found._dozes_at is not sources:
+        return None
+    return found
 
 
 async def _pause(seconds: float) -> None:

@@ -15,7 +15,8 @@ import pytest
 import asgi_ipc
 from asgi_ipc import segment
 from asgi_ipc.aio.receiving import Receiving
-from asgi_ipc.aio.thread import ThreadWaiter
+from asgi_ipc.aio.thread import ThreadWaiter, quiet_waiter
+from asgi_ipc.attachment.unchanged import Unchanged
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.conformance.blocking import NOTHING
 from asgi_ipc.errors import LockTimeout, SegmentVanished
@@ -56,7 +57,7 @@ class Listener:
         return unchanged.dozing(self.waiter._held, bell, [self.source])(SHORT)
 
     def is_quiet(self) -> bool:
-        return self.waiter.quiet is self.session.sources["c"]
+        return quiet_waiter(self.session, self.session.sources["c"]) is not None
 
     def parked(self) -> bool:
         at = self.source.target.row + Q_WAITERS
@@ -251,6 +252,22 @@ def test_another_channel_and_another_thread_take_the_long_way(listener: Listener
     assert listener.receive(SHORT) == NOTHING
 
 
+def test_a_receive_that_is_interrupted_leaves_its_sleep_to_no_other_channel(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sleep of one channel looks for the messages of that channel."""
+
+    def interrupt(seconds: float) -> float:
+        raise RuntimeError("a signal handler")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unchanged, "dozing", lambda *_: interrupt)
+        patch.setattr(ThreadWaiter, "look_every", SHORT)
+        with pytest.raises(RuntimeError):
+            listener.layer.receive(["d"], block=True, timeout=LIVENESS)
+    assert listener.receive(SHORT) == NOTHING
+
+
 def test_green_threads_are_not_stopped(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They have replaced `select.poll` by a function that lets others run."""
     poll, polls = select.poll, []
@@ -265,5 +282,6 @@ def test_green_threads_are_not_stopped(prefix: str, monkeypatch: pytest.MonkeyPa
         assert layer.receive(["c"], block=True, timeout=SHORT) == NOTHING
     session: Any = layer._core.session
     waiter = session.attachment.local.waiter
-    assert polls and not waiter._dozes and waiter.quiet is None
+    assert polls and not waiter._dozes
+    assert quiet_waiter(session, session.sources["c"]) is None
     layer.close()
