@@ -354,7 +354,6 @@ static PyObject *memory_doze(PyObject *object, PyObject *args)
     known.user = user, known.counter = counter;
     volatile double *due = self->due.buf, *last = looks.buf;
     double now = monotonic_time(), end = now + left;
-    bool real = PyDict_GetItemWithError(self->clock, self->state->monotonic) == self->monotonic;
     PyObject *answer = NULL;
     while (answer == NULL) {
         double seconds = left < CHECK_EVERY ? left : CHECK_EVERY;
@@ -364,7 +363,9 @@ static PyObject *memory_doze(PyObject *object, PyObject *args)
             break;
         }
         now = monotonic_time();
-        if (!real || self->memory.words == NULL || !*due || !(0 <= now - *last && now - *last < 2 * CHECK_EVERY) ||
+        double since = now - *last;
+        if (PyDict_GetItemWithError(self->clock, self->state->monotonic) != self->monotonic ||
+            self->memory.words == NULL || !*due || !(0 <= since && since < 2 * CHECK_EVERY) ||
             !are_empty(containers) || !is_unchanged(&self->memory, &known, now) ||
             !are_quiet(self, sources)) {
             PyErr_Clear();
