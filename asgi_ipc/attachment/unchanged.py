@@ -92,7 +92,6 @@ class Unchanged:
     """Of one attachment: `note` after each whole look, and `holds` in place of one."""
 
     __slots__ = (
-        "_counter",
         "_doubles",
         "_dropped",
         "_doze",
@@ -100,7 +99,6 @@ class Unchanged:
         "_empty",
         "_files",
         "_inboxes",
-        "_indices",
         "_loops",
         "_members",
         "_others",
@@ -127,9 +125,10 @@ class Unchanged:
         # Where anything is in one of these, a thread does not stay in C.
         self._empty = upkeep.orphans, self._dropped, self._loops, self._inboxes
         self._files, self._user = known(), 0
-        self._others: list[bytes] = []
-        self._indices = b""
-        self._counter, self._members = 0, -1
+        # The other processes, for `_all_live` and for C, and the counter when they were listed. In
+        # one assignment: two threads may look at once.
+        self._others: tuple[int, list[bytes], bytes] = 0, [], b""
+        self._members = -1
         self._until = 0.0
 
     @property
@@ -157,7 +156,7 @@ class Unchanged:
         newest = max(file.st_ctime, members.st_ctime)
         if not newest < clock.of_files() - _TELLS:
             return
-        self._counter = 0
+        self._others = 0, [], b""
         self._files = known(_named(segment.fd, file), _named(segment.members.fileno(), members))
         self._user, self._members = os.geteuid(), segment.members.fileno()
         self._upkeep.looks[0] = now
@@ -166,14 +165,16 @@ class Unchanged:
     def _list_others(self) -> None:
         """What to ask the kernel about each other process: whether it holds its byte lock."""
         words, first = self._words, self._resources.store.layout.processes
-        self._counter = words[S_COUNTER]
+        counter = words[S_COUNTER]
+        if words[S_DIRTY] != CLEAN:
+            counter = 0  # a row may not be written yet: list them again next time
         indices = [
             (row - first) // PROCESS_WORDS
             for row in self._upkeep.processes()
             if row != self._resources.process and words[row + P_GENERATION]
         ]
-        self._others = list(map(self._resources.segment.members.question, indices))
-        self._indices = struct.pack(f"={len(indices)}Q", *indices)
+        questions = list(map(self._resources.segment.members.question, indices))
+        self._others = counter, questions, struct.pack(f"={len(indices)}Q", *indices)
 
     def holds(self, held: Held, hubs: int) -> float:
         """The time if nothing is new, and then the next looks are postponed; otherwise 0.0.
@@ -216,6 +217,7 @@ class Unchanged:
         last of them began. Only for the compiled path.
         """
         assert self._doze is not None
+        counter, _, indices = self._others
         return partial(
             self._doze,
             sources,
@@ -227,8 +229,8 @@ class Unchanged:
             self._user,
             self._until,
             self._members,
-            self._indices,
-            self._counter,
+            indices,
+            counter,
             self._upkeep.tidy_at,
         )
 
@@ -236,9 +238,9 @@ class Unchanged:
         """Check, for all processes, whether all of them live; see `Upkeep.run`."""
         if not now < self._upkeep.tidy_at:
             return False
-        if self._words[S_COUNTER] != self._counter:
+        if self._words[S_COUNTER] != self._others[0]:
             self._list_others()
-        if not self._resources.segment.members.all_held(self._others):
+        if not self._resources.segment.members.all_held(self._others[1]):
             return False
         self._doubles[S_BURY_AT] = now + CHECK_EVERY
         return True

@@ -20,9 +20,11 @@ from asgi_ipc.attachment.unchanged import SWEPT_WITHIN, WHOLE_EVERY, Held
 from asgi_ipc.attachment.upkeep import CHECK_EVERY, SWEEP_SOON
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.store.layout import (
+    CLEAN,
     DIRTY,
     R_GENERATION,
     S_BURY_AT,
+    S_COUNTER,
     S_DIRTY,
     S_SWEEP_AT,
     W_GENERATION,
@@ -354,7 +356,7 @@ NEW: dict[str, Callable[[Watch], object]] = {
     ),
     "a whole look is due": lambda watch: setattr(watch.attachment.unchanged, "_until", 1.0),
     "the processes are others": lambda watch: (
-        setattr(watch.attachment.unchanged, "_counter", 1),
+        setattr(watch.attachment.unchanged, "_others", (1, [], b"")),
         watch.store.doubles.__setitem__(S_BURY_AT, 0.0),
     ),
     "a test's clock": lambda watch: setattr(clock, "monotonic", lambda: 1.0),
@@ -371,6 +373,31 @@ def test_a_thread_comes_back_from_c_for_what_is_new(
     assert sleeper.doze() == 0.0
     NEW[what](sleeper)
     assert sleeper.doze() == 0.001
+
+
+@needs_compiled
+def test_a_clock_that_is_replaced_while_a_thread_sleeps_is_noticed(
+    sleeper: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper.store.doubles[S_BURY_AT] = 0.0
+    assert sleeper.holds()  # it lists the other processes: no look has to do that
+    fake = threading.Timer(0.01, monkeypatch.setattr, [clock, "monotonic", lambda: 1.0])
+    fake.start()
+    assert sleeper.doze(2.5) == 2.5  # after the first look
+    fake.join()
+
+
+def test_processes_that_were_listed_in_the_middle_of_a_change_are_listed_again(
+    watch: Watch,
+) -> None:
+    """The row of one that attaches may not have been written yet."""
+    unchanged, words = watch.attachment.unchanged, watch.store.words
+    words[S_DIRTY] = DIRTY
+    unchanged._list_others()
+    words[S_DIRTY] = CLEAN
+    assert unchanged._others[0] != words[S_COUNTER]
+    unchanged._list_others()
+    assert unchanged._others[0] == words[S_COUNTER]
 
 
 def test_time_without_suspects_is_not_counted_against_the_next(
