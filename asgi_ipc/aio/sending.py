@@ -55,6 +55,8 @@ class Room(Source):
 
     __slots__ = ("_store", "parked", "sending", "until", "why")
 
+    sends = True
+
     def __init__(self, channel: str, target: Target, store: Store) -> None:
         self.channel = channel
         self.queue, self.local = split(channel)

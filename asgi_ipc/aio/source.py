@@ -24,7 +24,8 @@ class Source(native.Source):
     inbox: Inbox | None
     target: Target
 
-    sending: Inbox | None = None  # for sends: see `sending.Room`
+    sends = False  # whether a send waits there for room: see `sending.Room`
+    sending: Inbox | None = None  # ... in this inbox of its own process
 
     def __init__(self, channel: str, inbox: Inbox | None, whole: Source | None = None) -> None:
         """`inbox`: that of the queue, if the channel is process-specific. `whole`: the source for

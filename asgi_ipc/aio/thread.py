@@ -207,8 +207,9 @@ class ThreadWaiter(Waiter):
                 left -= seconds
             if self._look(core, session, sources):
                 return True
-            if self._dozes and sources[0].inbox is None and sources[-1].sending is None:
-                # Not before the first sleep: most are short where messages come.
+            if self._dozes and sources[0].inbox is None and not sources[-1].sends:
+                # Not before the first sleep: most are short where messages come. C looks for
+                # messages, not for room.
                 unchanged = session.attachment.unchanged
                 self._doze = unchanged.dozing(self._held, self.bell.fileno(), sources)
                 self._dozes_at = sources

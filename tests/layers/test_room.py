@@ -23,7 +23,9 @@ import asgi_ipc.testing.aio
 import asgi_ipc.testing.sync
 from asgi_ipc import clock, segment
 from asgi_ipc.aio import waiter as waiter_module
+from asgi_ipc.aio.thread import ThreadWaiter
 from asgi_ipc.attachment.inbox import Inbox
+from asgi_ipc.attachment.unchanged import Unchanged
 from asgi_ipc.conformance.asynchronous import turns
 from asgi_ipc.errors import InvalidMessage, InvalidName, SegmentVanished
 from asgi_ipc.store import room
@@ -38,6 +40,7 @@ from asgi_ipc.store.layout import (
 )
 from asgi_ipc.store.store import Store
 
+from ..compiling import needs_compiled
 from ..forks import Line, bounded, child, in_child
 from ..waiting import LIVENESS, eventually, in_threads, until
 
@@ -580,6 +583,23 @@ def _accepted(layer: Any) -> bool:
     except layer.ChannelFull:
         return False
     return True
+
+
+@needs_compiled
+def test_a_thread_that_waits_for_room_does_not_stay_in_c(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There it would see messages, but no room that nobody rang for."""
+
+    def fail(*_: Any) -> Any:
+        raise AssertionError("it stays in C")
+
+    monkeypatch.setattr(Unchanged, "dozing", fail)
+    monkeypatch.setattr(ThreadWaiter, "look_every", 0.002)
+    layer = make(capacity=1)
+    layer.send("c", {})
+    with pytest.raises(layer.ChannelFull):
+        layer.send("c", {}, timeout=0.02)
 
 
 def test_a_reader_that_is_killed_makes_room(make: Make, prefix: str) -> None:
