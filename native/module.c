@@ -291,7 +291,7 @@ static int nap(int bell, double seconds)
     do {
         struct pollfd asked = {.fd = bell, .events = POLLIN};
         PyThreadState *thread = PyEval_SaveThread();
-        int ready = poll(&asked, 1, (int)ceil(left * 1000));
+        int ready = poll(&asked, 1, left > 0 ? (int)ceil(left * 1000) : 0); /* below 0: for ever */
         int error = errno;
         PyEval_RestoreThread(thread);
         /* Also after a whole nap: a signal may have come just before it. */

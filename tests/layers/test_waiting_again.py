@@ -96,6 +96,18 @@ def test_one_that_hears_nothing_leaves_nothing(listener: Listener, no_long_way: 
         assert listener.is_quiet() and not listener.parked()
 
 
+@pytest.mark.parametrize("seconds", [0, -1, -0.5])
+def test_one_that_has_no_time_left_does_not_wait(
+    listener: Listener, no_long_way: None, seconds: float
+) -> None:
+    late = soon(lambda: listener.layer.send("c", MESSAGE), LIVENESS)
+    try:
+        assert listener.receive(seconds) == NOTHING
+    finally:
+        late.cancel()
+    assert not listener.parked()
+
+
 def test_what_is_there_is_taken_at_once(listener: Listener, no_long_way: None) -> None:
     listener.layer.send("c", MESSAGE)
     assert listener.receive() == ("c", MESSAGE)
