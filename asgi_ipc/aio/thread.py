@@ -149,29 +149,30 @@ class ThreadWaiter(Waiter):
         deadline = clock.monotonic() + seconds
         self.quiet, take, source = False, session.usual.take, sources[0]
         try:
-            done = take(source, self.waiter_id)
-            if done is False:
-                left = self._doze(seconds)
-                if left is None:
-                    self.rung = sources
-                    source.spin.due()  # counts this wait
-                    done = core.take(session, sources, self, True)
-                elif left:
-                    self._look(core, session, sources)
-                else:
-                    done = take(source, self.waiter_id + WOKEN + LEAVING)
-                    if done is False:
-                        self.quiet = True
-                        return None
-            found = core.unpacked(session, done) if done else None
-            if found is not None:
-                return found
-        except LockTimeout:
-            pass  # `receive` keeps waiting
+            try:
+                done = take(source, self.waiter_id)
+                if done is False:
+                    left = self._doze(seconds)
+                    if left is None:
+                        self.rung = sources
+                        source.spin.due()  # counts this wait
+                        done = core.take(session, sources, self, True)
+                    elif left:
+                        self._look(core, session, sources)
+                    else:
+                        done = take(source, self.waiter_id + WOKEN + LEAVING)
+                        if done is False:
+                            self.quiet = True
+                            return None
+                found = core.unpacked(session, done) if done else None
+                if found is not None:
+                    return found
+            except LockTimeout:
+                pass  # `receive` keeps waiting
+            return finished(core.receive(session, sources, deadline, BLOCKING, parked=True))
         except BaseException:
             core.leave(session, sources, self)
             raise
-        return finished(core.receive(session, sources, deadline, BLOCKING, parked=True))
 
     def _sleep(
         self, core: Receiving, session: Session, sources: list[Source], deadline: float | None

@@ -216,6 +216,15 @@ def test_an_interruption_at_any_instruction_leaves_nothing_parked(listener: List
     assert listener.receive() == ("c", MESSAGE)
 
 
+def test_an_exception_before_the_long_way_has_begun_leaves_nothing_parked(
+    listener: Listener, no_long_way: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener.waiter, "_doze", lambda seconds: seconds)  # something is new
+    with pytest.raises(AssertionError, match="the long way"):
+        listener.receive()
+    assert not listener.parked()
+
+
 def test_a_child_that_a_signal_handler_forks_attaches_for_itself(listener: Listener) -> None:
     parent = os.getpid()
 
