@@ -15,7 +15,7 @@ rung     taken     the message is still there; the waiter id comes    `take`
                    out of the other queues in the same section
 rung     parked    another receive was quicker                        `take`
 parked   left      the deadline: the last try finds none              `take`
-parked   left      a cancellation or an error                         `_leave`
+parked   left      a cancellation or an error                         `leave`
 ======== ========= ================================================== =======================
 
 Nothing is awaited between taking a message out and returning it: cancelling a receive neither
