@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 _READABLE = select.POLLIN
+# Seconds that a thread stays in C at most. Only in Python does it notice an exception that another
+# thread raises in it (PyThreadState_SetAsyncExc).
+_IN_C = 5.0
 
 
 class _Select:
@@ -152,14 +155,14 @@ class ThreadWaiter(Waiter):
             try:
                 done = take(source, self.waiter_id)
                 if done is False:
-                    left = self._doze(seconds)
+                    left = self._doze(min(seconds, _IN_C))
                     if left is None:
                         self.rung = sources
                         source.spin.due()  # counts this wait
                         done = core.take(session, sources, self, True)
                     elif left:
                         self._look(core, session, sources)
-                    else:
+                    elif seconds <= _IN_C:
                         done = take(source, self.waiter_id + WOKEN + LEAVING)
                         if done is False:
                             self.quiet = True
@@ -196,12 +199,14 @@ class ThreadWaiter(Waiter):
                         self._renew_bell(session)
                 return True
             if self._dozes_at is sources:
-                dozed = self._doze(left)
+                longest = min(left, _IN_C)
+                dozed = self._doze(longest)
                 if dozed is None:
                     break  # rung
+                left -= longest - dozed
                 if not dozed:
-                    return False
-                left = dozed - min(every, dozed)
+                    continue
+                left -= min(every, dozed)
             else:
                 if self._poll.poll(whole if left > every else math.ceil(left * 1000)):
                     break

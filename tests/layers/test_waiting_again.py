@@ -14,6 +14,7 @@ import pytest
 
 import asgi_ipc
 from asgi_ipc import segment
+from asgi_ipc.aio import thread
 from asgi_ipc.aio.receiving import Receiving
 from asgi_ipc.aio.thread import ThreadWaiter, quiet_waiter
 from asgi_ipc.attachment.unchanged import Unchanged
@@ -223,6 +224,21 @@ def test_an_exception_before_the_long_way_has_begun_leaves_nothing_parked(
     with pytest.raises(AssertionError, match="the long way"):
         listener.receive()
     assert not listener.parked()
+
+
+def test_it_comes_back_from_c_every_few_seconds(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only in Python does it notice an exception that another thread raises in it."""
+    asked: list[float] = []
+
+    def dozed(seconds: float) -> float:
+        asked.append(seconds)
+        return 0.0  # all of them are over
+
+    monkeypatch.setattr(listener.waiter, "_doze", dozed)
+    assert listener.receive(2.5 * thread._IN_C) == NOTHING
+    assert max(asked) <= thread._IN_C < sum(asked)
 
 
 def test_a_child_that_a_signal_handler_forks_attaches_for_itself(listener: Listener) -> None:
