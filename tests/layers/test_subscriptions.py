@@ -24,6 +24,7 @@ from asgi_ipc import clock, segment
 from asgi_ipc.aio.membership import Membership
 from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import InvalidName, LimitReached, LockBusy, NotSubscribed
+from asgi_ipc.store.layout import Q_WAITING
 
 from ..environments import child_environment
 from ..forks import fork_in_c, in_child, on_linux
@@ -589,7 +590,7 @@ def test_after_the_memory_was_removed_a_thread_joins_again(
         got: list[Any] = []
         thread = threading.Thread(target=lambda: got.append(events.get()))
         thread.start()
-        until(lambda: events._membership._waiting)
+        until(lambda: is_parked(events))
         remove(layer.prefix, how)
 
         def heard() -> bool:
@@ -602,6 +603,17 @@ def test_after_the_memory_was_removed_a_thread_joins_again(
         assert got == [MESSAGE] and events.gaps >= 1
         assert "the shared memory was removed" in caplog.text
     next(maker, None)
+
+
+def is_parked(events: Any) -> bool:
+    """Whether a thread waits for a message of a subscription. Before that it would still take one
+    that is sent after the memory was removed."""
+    membership = events._membership
+    if not membership._waiting:
+        return False
+    session = membership._core.session
+    [source] = session.exact_sources[membership._place.channel]
+    return bool(session.store.words[source.target.row + Q_WAITING])
 
 
 def remove(prefix: str, how: str) -> None:

@@ -193,26 +193,28 @@ def test_an_exception_of_a_signal_handler_leaves_nothing_parked(listener: Listen
     assert not listener.parked() and not listener.is_quiet()
 
 
+# Interrupted between the two, a call makes a coroutine and does not run it.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_an_interruption_at_any_instruction_leaves_nothing_parked(listener: Listener) -> None:
     """No message that another receiver could take is kept from it, and the thread goes on."""
-    wanted, short_ways = 0, 0
+    code = ThreadWaiter.listen.__code__
+    wanted = 0
 
     def interrupt(frame: Any, number: int) -> None:
-        nonlocal short_ways
-        short_ways += frame.f_code is ThreadWaiter.listen.__code__
         if number == wanted:
             raise KeyboardInterrupt
 
     while True:
         wanted += 1
         until(lambda: listener.receive(SHORT) == NOTHING and listener.is_quiet())
+        stepper = Stepper(interrupt, only=(code.co_filename, code.co_firstlineno))
         try:
-            Stepper(interrupt).run(lambda: listener.receive(SHORT))
+            stepper.run(lambda: listener.receive(SHORT))
         except KeyboardInterrupt:
             assert not listener.parked(), wanted
             continue
         break
-    assert wanted > 100 and short_ways > wanted
+    assert wanted > 40
     listener.layer.send("c", MESSAGE)
     assert listener.receive() == ("c", MESSAGE)
 
