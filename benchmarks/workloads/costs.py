@@ -21,8 +21,9 @@ from benchmarks.processes import ChildDied, ChildFailed, Usage
 from benchmarks.workloads import Run
 from benchmarks.workloads.growth import CROWDED, fill
 
-# Seconds until a process that begins to receive counts as blocked. Its first look comes after one.
-SETTLE = 3.0
+# Seconds until a process that begins to receive counts as blocked: by then it has reached its first
+# deadline in vain (receive_timeout, five seconds), and has begun to receive again.
+SETTLE = 7.0
 PROCESSES = 4
 FILLED_WITHIN = 10.0  # seconds; a layer that takes longer is left without figures
 PATIENCE = 30.0  # seconds for all messages that are left
@@ -48,7 +49,8 @@ def idle(run: Run) -> Iterator[Table]:
         yield Table("idle", "idle", (), note="left out: there is no /proc/PID/schedstat here")
         return
     # Four processes of each store, all of them at the same time: they do next to nothing.
-    seconds, settle = run.effort(0.2, 2.0, 5.0), run.effort(0.2, SETTLE, SETTLE)
+    # From one deadline to the next: a multiple of receive_timeout.
+    seconds, settle = run.effort(0.2, 5.0, 5.0), run.effort(0.2, SETTLE, SETTLE)
     stores: dict[str, list[Contender]] = {}
     for one in run.contenders:
         if not one.local and (one.groups or one.floor):
