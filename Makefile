@@ -15,7 +15,7 @@ PROCESSES = auto
 .PHONY: help test test-fast test-all pythons coverage dist wheels docs demo bench figures clean
 
 help:
-	@echo "make test      lint, type check and all tests, in an environment of its own (.venv), in up to"
+	@echo "make test      lint, type check and all tests, in an environment of its own (.venv), in about"
 	@echo "               ten minutes on two processors;"
 	@echo "               make test TESTS='tests/unit -k lock': some of them, or other options of pytest"
 	@echo "make test-fast lint, type check, and the tests of single modules and of the two contracts,"

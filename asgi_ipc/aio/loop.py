@@ -194,7 +194,7 @@ def nap(session: Session, source: Source, spin: float) -> Sleep | None:
         if learned.waits <= 0:
             return None
         learned.waits -= 1
-    hub.sleepers += 1
     sleep = Sleep()
     sleep.hub, sleep.future = hub, loop.create_future()
+    hub.sleepers += 1  # last: the receive counts it out again
     return sleep
