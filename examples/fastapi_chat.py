@@ -8,6 +8,7 @@ from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 
 from asgi_ipc.aio import IPCChannelLayer
 from asgi_ipc.aio.subscription import Subscription
+from asgi_ipc.errors import SegmentVanished
 
 app = FastAPI()
 layer = IPCChannelLayer(prefix=os.environ.get("CHAT_PREFIX", "chat"))
@@ -15,7 +16,10 @@ layer = IPCChannelLayer(prefix=os.environ.get("CHAT_PREFIX", "chat"))
 
 async def from_browser(websocket: WebSocket, room: str) -> None:
     async for text in websocket.iter_text():
-        await layer.group_send(room, {"text": text})
+        try:
+            await layer.group_send(room, {"text": text})
+        except SegmentVanished:  # the memory was removed; the next call creates new memory
+            await layer.group_send(room, {"text": text})
 
 
 async def to_browser(websocket: WebSocket, events: Subscription) -> None:
