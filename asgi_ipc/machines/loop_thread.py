@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 from ..attachment.process import notice_fork
 from ..attachment.weak import WeakKeys
 from ..errors import RemoteUnavailable, SegmentError
+from .tasks import cancel
 
 T = TypeVar("T")
 Started = Future[tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]]
 
 _PATIENCE = 5.0  # seconds that the tasks of a loop have to end when it is stopped
-_AGAIN = 0.2  # seconds until tasks that have not ended are cancelled again
 _running: WeakKeys[LoopThread, None] = WeakKeys()
 _abandoned: list[object] = []  # loops of the parent of a forked child: must not be finalized
 
@@ -120,15 +120,9 @@ def _run(started: Started) -> None:
         stopped = loop.create_future()
         started.set_result((loop, stopped))
         await stopped
-        # More than once: some versions of asyncio, and some libraries, swallow a cancellation that
-        # comes together with a result.
+        # A task that ends may start another one.
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
-            for task in others:
-                task.cancel()
-            await asyncio.wait(others, timeout=_AGAIN)
-            for task in others:
-                if task.done() and not task.cancelled():
-                    task.exception()  # nobody else will ask for it
+            await cancel(others)
 
     coroutine = until_stopped()
     try:

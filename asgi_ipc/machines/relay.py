@@ -24,7 +24,8 @@ from .backend import Backend
 from .directory import OWN_NAMES, attach
 from .figures import Figures, described
 from .incoming import REQUESTS, Incoming
-from .uplink import MACHINES, Uplink, run_until_one_ends
+from .tasks import run_until_one_ends
+from .uplink import MACHINES, Uplink
 
 logger = logging.getLogger("asgi_ipc")
 

@@ -37,6 +37,7 @@ from .directory import (
 )
 from .figures import described
 from .incoming import Incoming, new_number
+from .tasks import run_until_one_ends
 
 logger = logging.getLogger("asgi_ipc")
 
@@ -300,16 +301,3 @@ class Uplink:
                 if home_in(members) == machine:
                     found.append(READER + name[len(DIRECTORY) :])
         return found
-
-
-async def run_until_one_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run all at once until one of them ends or fails, then cancel the others."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
