@@ -109,7 +109,6 @@ class Gateway:
         """End the loop thread. If the relay ran here, another process of the machine takes over."""
         notice_fork()
         self.serving = None
-        self.confirmed.clear()
         caller, self._caller = self._caller, None
         if caller is not None and wait:
             closing = self._thread.submit(caller.close())
@@ -118,6 +117,8 @@ class Gateway:
             except Exception as error:
                 logger.debug("closing the remote layer: %s", described(error))
         self._thread.stop(wait)
+        # Not earlier, and not by clear(): a call that was answered before may note it only now.
+        self.confirmed = {}
 
     # -- sending ----------------------------------------------------------------------------------
 
@@ -184,16 +185,16 @@ class Gateway:
 
         If the remote layer is away this is logged, and the relay joins when it is back.
         """
-        key = (session.epoch, group)
+        key, confirmed = (session.epoch, group), self.confirmed
         if self._confirmed(key):
             return
         try:
             await self.ask({"do": what, "group": group})
         except RemoteUnavailable as error:
             self.figures.warn(f"group {group!r} is not joined yet", str(error))
-        if len(self.confirmed) >= CACHED:
-            self.confirmed.clear()
-        self.confirmed[key] = clock.monotonic() + CONFIRMED  # asking again would not help sooner
+        if len(confirmed) >= CACHED:
+            confirmed.clear()
+        confirmed[key] = clock.monotonic() + CONFIRMED  # asking again would not help sooner
 
     def _confirmed(self, key: tuple[int, str]) -> bool:
         now = clock.monotonic()
@@ -217,8 +218,10 @@ class Gateway:
 
     async def _ask(self, request: Message) -> str:
         """In the loop thread: return "", or what went wrong."""
-        if self.relay is not None and self.relay.elected:
-            return await self.relay.handle(request)
+        relay = self.relay
+        # In another loop it is one that another thread is just ending.
+        if relay is not None and relay.elected and relay.loop is asyncio.get_running_loop():
+            return await relay.handle(request)
         now = clock.monotonic()
         if now < self._silent_until <= now + 2 * self._timeout:
             return _SILENT

@@ -38,8 +38,8 @@ class Relay:
     """Stands for election in this process, and does the work while it is elected.
 
     `local` delivers what comes from other machines, and `control` receives the requests of this
-    machine's processes, both in the loop that runs `run`. `figures` count what comes. `timeout`, in
-    seconds, is for one call on the remote layer.
+    machine's processes, both in the loop in which this was made. `figures` count what comes.
+    `timeout`, in seconds, is for one call on the remote layer.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Relay:
         self._incoming = Incoming(local, control, figures)
         self._uplink = Uplink(backend, local, self._incoming, timeout)
         self._lock: Descriptor | None = None
+        self.loop = asyncio.get_running_loop()
         self.elected = False
         register(self)
 

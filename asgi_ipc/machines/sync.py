@@ -149,6 +149,7 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
         """Free what this layer uses of the process: descriptors, memory, connections and its
         thread. Nothing is removed, and the next call attaches and connects again."""
         self._gateway.stop()
+        self._registered = {}  # another dict: another thread may be writing to the old one
         self._asyncio._local._core.detach()
         self._local.close()
 
@@ -178,12 +179,11 @@ class LocalAndRemoteChannelLayer(LocalAndRemote, BaseChannelLayer):
         self._gateway.serve()
         if isinstance(channels, (str, bytes)):
             return channels  # refused by the local layer
-        channels = list(channels)
+        channels, known = list(channels), self._registered
         marked = [name for name in channels if has_home(name)]
         if marked:
             core, now = self._local._core, clock.monotonic()
             epoch = (core.session or core.attach()).epoch
-            known = self._registered
             new = [
                 core.check_receive(name)
                 for name in marked

@@ -235,6 +235,47 @@ async def test_a_layer_that_another_thread_closes_goes_on_and_raises_its_own_err
         segment.destroy(f"{prefix}-1")
 
 
+async def test_what_was_confirmed_before_a_close_is_asked_again(
+    machine: Make, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread closes the layer between the relay's answer and the call that notes it."""
+    config = {"BACKEND": "asgi_ipc.aio.IPCChannelLayer", "CONFIG": {"prefix": prefix}}
+    here, there = machine(1, config), machine(2, config)
+    ask = here._gateway.ask
+
+    async def ask_and_close(request: Any) -> None:
+        await ask(request)
+        await asyncio.to_thread(here._gateway.stop)
+
+    monkeypatch.setattr(here._gateway, "ask", ask_and_close)
+    await here.new_channel()
+    monkeypatch.undo()
+    mine = await here.new_channel()
+    await there.send(mine, {"back": 1})
+    assert await receive(here, mine) == {"back": 1}
+
+
+async def test_a_relay_is_asked_in_its_own_loop_only(
+    machine: Make, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a call that another thread's close has moved to a new loop uses locks of the old one."""
+    config = {"BACKEND": "asgi_ipc.aio.IPCChannelLayer", "CONFIG": {"prefix": prefix}}
+    here = machine(1, config)
+    await here.new_channel()
+    relay = here._gateway.relay
+    assert relay.elected
+    handle, loops = relay.handle, []
+
+    async def noted(request: Any) -> str:
+        loops.append(asyncio.get_running_loop())
+        return str(await handle(request))
+
+    monkeypatch.setattr(relay, "handle", noted)
+    # This loop stands for the new one.
+    assert await here._gateway._ask({"do": "ready", "group": ""}) == ""
+    assert loops == [relay.loop] != [asyncio.get_running_loop()]
+
+
 GOOD = {"BACKEND": "asgi_ipc.aio.IPCChannelLayer", "CONFIG": {"prefix": "remote"}}
 
 
