@@ -63,6 +63,7 @@ async def test_a_chat_across_two_machines(
             for socket in range(SOCKETS)
             for number in range(MESSAGES)
         }
+    assert [output for output in outputs if "Traceback" in output] == []
     heard = [socket for output in outputs for socket in json.loads(output.splitlines()[-1])]
     assert len(heard) == 4 * SOCKETS
     assert [Counter(words) for words in heard] == [Counter(said)] * len(heard)
