@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -135,9 +136,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Several processes begin with what takes long, so that they end at the same time."""
+    """Several processes begin with what takes long, so that they end at the same time. Else the
+    order is mixed, the same in each run: the tests of some folders wait most of the time, and those
+    of others keep a processor busy."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: not QUICK.isdisjoint(item.path.parts))
+        items.sort(
+            key=lambda item: (not QUICK.isdisjoint(item.path.parts), crc32(item.nodeid.encode()))
+        )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
