@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +86,11 @@ class Child(Line):
         if self.pid:
             os.waitpid(self.pid, 0)
             self.pid = 0
+
+
+def state_of(pid: int) -> str:
+    """R, S, T, Z and so on, as in /proc."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
 
 
 def stands_still(pid: int) -> None:

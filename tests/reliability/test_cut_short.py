@@ -17,7 +17,7 @@ from asgi_ipc.errors import CorruptHeader
 from asgi_ipc.store.layout import PAGE, Q_WAITERS, WAITER_SET_WORDS
 from asgi_ipc.store.store import Store
 
-from ..forks import Line, children, on_linux
+from ..forks import Line, children, on_linux, state_of
 from ..waiting import LIVENESS, until
 
 pytestmark = on_linux  # where a segment is a file
@@ -85,13 +85,16 @@ def test_a_process_that_waits_says_so_and_one_that_leaves_is_not_killed(
         return "cut short"
 
     waiting = asgi_ipc.IPCChannelLayer(prefix, receive_timeout=2 * LIVENESS)
-    with children([leaves(one_thread), leaves(lambda: sockets_of(prefix)), leaves(no_call)]) as all:
+    ways = [leaves(one_thread), leaves(lambda: sockets_of(prefix)), leaves(no_call)]
+    with children(ways) as processes:
         until(lambda: sum(waiters_at(store, row) for row in store.queues.rows()) == 3)
-        until(lambda: store.log.ends()[0] > 0 and "here" in names(store))
+        until(lambda: "here" in names(store))
+        # In no call any more.
+        until(lambda: all(state_of(process.pid) == "S" for process in processes))
         os.truncate(f"/dev/shm/asgi_ipc.{prefix}", LENGTHS[length] % size)
         assert "cut short" in complaint(layer.flush)
         assert "destroy" in complaint(layer.send, "c", MESSAGE)  # others still live
-        for process in all:
+        for process in processes:
             assert "cut short" in process.hear()
             assert process.hear() == "left"
         gc.collect()

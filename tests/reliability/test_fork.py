@@ -33,7 +33,7 @@ from asgi_ipc.store.layout import W_TAKEN
 from asgi_ipc.testing.sync import InProcessChannelLayer
 
 from ..environments import child_environment
-from ..forks import fork_in_c
+from ..forks import fork_in_c, state_of
 from ..processes import running
 from ..waiting import LIVENESS, until
 
@@ -219,11 +219,6 @@ threading.Event().wait()
             layer.close()
         finally:
             os.kill(child, signal.SIGKILL)
-
-
-def state_of(pid: int) -> str:
-    """R, S, T, Z and so on, as in /proc."""
-    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
 
 
 def test_a_child_of_a_fork_in_c_forks_before_its_first_call(make: Callable[..., Any]) -> None:
