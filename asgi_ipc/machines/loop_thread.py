@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import contextlib
 import threading
+import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -42,13 +43,18 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped: asyncio.Future[None] | None = None
         self._thread: threading.Thread | None = None
+        self._stopped_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run `coroutine` in the thread. The future gets its result; cancelling the future cancels
-        it. If the thread is stopped first, the future gets RemoteUnavailable."""
+        it. If the thread is stopped first, the future gets RemoteUnavailable. Raises CancelledError
+        in a coroutine of a thread that was stopped."""
         notice_fork()
         try:
             with self._lock:
+                if threading.current_thread() in self._stopped_threads:
+                    # What still runs there must not start what was just stopped.
+                    raise asyncio.CancelledError
                 if self._loop is None:
                     self._start()
                 assert self._loop is not None
@@ -67,6 +73,8 @@ class LoopThread:
         with self._lock:
             loop, stopped, thread = self._loop, self._stopped, self._thread
             self._loop = self._stopped = self._thread = None
+            if thread is not None:
+                self._stopped_threads.add(thread)
         if loop is None or stopped is None or thread is None:
             return
         with contextlib.suppress(RuntimeError):  # closed already

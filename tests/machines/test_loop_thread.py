@@ -50,3 +50,24 @@ def test_a_call_that_another_thread_stops_is_told_so_and_not_cancelled() -> None
         future.result(LIVENESS)
     assert thread.submit(answer()).result(LIVENESS) == 42
     thread.stop()
+
+
+def test_what_runs_in_a_thread_that_is_stopped_starts_no_other() -> None:
+    """Else a layer goes on after its close(), and makes shared memory again that was removed."""
+    thread = LoopThread("test")
+    begun, stopped = threading.Event(), threading.Event()
+
+    async def go_on() -> None:
+        begun.set()
+        assert stopped.wait(LIVENESS)
+        thread.submit(answer())
+
+    future = thread.submit(go_on())
+    assert begun.wait(LIVENESS)
+    thread.stop(wait=False)
+    stopped.set()
+    with pytest.raises(RemoteUnavailable, match="closed by another thread"):
+        future.result(LIVENESS)
+    assert thread._thread is None
+    assert thread.submit(answer()).result(LIVENESS) == 42
+    thread.stop()
