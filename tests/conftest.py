@@ -52,7 +52,7 @@ module_prefix = pytest.fixture(own_prefix, scope="module", name="module_prefix")
 def no_garbage() -> None:
     """For tests that count descriptors: nothing that earlier tests have left is freed meanwhile.
 
-    What is there stays out of all later collections, too: with it, each would take a second.
+    What is there stays out of all later collections, too. Each would go through all libraries.
     """
     gc.collect()
     gc.freeze()

@@ -23,6 +23,7 @@ from asgi_ipc.conformance.base import MESSAGE
 from asgi_ipc.errors import LockTimeout
 
 from ..environments import child_environment
+from ..forks import state_of
 from ..processes import Process, running
 from ..waiting import LIVENESS, in_threads, until
 
@@ -71,11 +72,7 @@ def layer(prefix: str, lock: str) -> Iterator[Any]:
 def stopped(prefix: str, lock: str, tmp_path: Path, dirty: int = 0) -> Iterator[Process]:
     arguments = [sys.executable, "-c", HOLDER, prefix, lock, str(dirty)]
     with running(arguments, log=tmp_path / "log", environment=child_environment()) as process:
-        stat = Path(f"/proc/{process.pid}/stat")
-        process.wait_until(
-            lambda: stat.read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T",
-            "it to stop itself",
-        )
+        process.wait_until(lambda: state_of(process.pid) == "T", "it to stop itself")
         try:
             yield process
         finally:
