@@ -1,24 +1,30 @@
 """What the proofs did at full length, written into docs/reliability.rst by the run that did it.
 
 A test tells what it counts by pytest's fixture `record_property`: kills, exceptions, and so on. The
-table has a row for each of these tests. A run replaces the rows of the tests that it ran to a good
-end, so that the whole may be run in parts. It replaces no other row.
+table has a row for each of these tests, the sum of its cases. docs/proofs.json keeps what each case
+did, so that the cases of one test may be run in parts. A run replaces the cases that it ran to a
+good end, and the rows of their tests. It replaces no other row.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import platform
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 Record = Callable[[str, object], None]  # of `record_property`: what is counted, and how many
 
+Cases = dict[str, dict[str, Any]]  # by test and id: what it did
+
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.rst"
+CASES = PAGE.with_name("proofs.json")
 TABLE = re.compile(r"(?<=\.\. proofs at full length\n\n).*?(?=\n\.\. end of proofs\n)", re.DOTALL)
 OPTIONS = """\
 .. csv-table::
@@ -38,35 +44,44 @@ class Proof(NamedTuple):
     python: str
 
 
-def proofs_of(reports: Iterable[Any]) -> list[Proof]:
-    """One for each test that counted something, and of which no case failed."""
-    found: dict[str, list[Any]] = {}
+def cases_of(reports: Iterable[Any]) -> Cases:
+    """What the cases did of each test that counted something, and of which none failed."""
+    found: Cases = {}
+    failed = set()
     for report in reports:
-        if report.when == "call" and (report.user_properties or report.failed):
-            found.setdefault(name_of(report.nodeid), []).append(report)
-    return [
-        proof_of(test, cases)
-        for test, cases in sorted(found.items())
-        if all(report.passed for report in cases)
-    ]
+        if report.when != "call":
+            continue
+        test, case = names_of(report.nodeid)
+        if report.failed:
+            failed.add(test)
+        elif report.user_properties:
+            found.setdefault(test, {})[case] = {
+                "counted": dict(report.user_properties),
+                "minutes": report.duration / 60,
+                "date": time.strftime("%Y-%m-%d"),
+                "python": f"{platform.python_implementation()} {platform.python_version()}, "
+                f"{platform.machine()}",
+            }
+    return {test: cases for test, cases in found.items() if test not in failed}
 
 
-def name_of(nodeid: str) -> str:
-    return nodeid.partition("[")[0].rpartition("::")[2]
+def names_of(nodeid: str) -> tuple[str, str]:
+    """The function of a test, and which of its cases it is."""
+    test, _, case = nodeid.partition("[")
+    return test.rpartition("::")[2], case.removesuffix("]")
 
 
-def proof_of(test: str, reports: list[Any]) -> Proof:
-    counts: dict[str, int] = {}
-    for report in reports:
-        for what, many in report.user_properties:
-            counts[what] = counts.get(what, 0) + many
+def proof_of(test: str, cases: dict[str, Any]) -> Proof:
+    counted: Counter[str] = Counter()
+    for case in cases.values():
+        counted.update(case["counted"])
     return Proof(
         f"``{test}``",
-        str(len(reports)),
-        ", ".join(f"{many:,} {what}" for what, many in counts.items()),
-        f"{sum(report.duration for report in reports) / 60:.0f}",
-        time.strftime("%Y-%m-%d"),
-        f"{platform.python_implementation()} {platform.python_version()}, {platform.machine()}",
+        str(len(cases)),
+        ", ".join(f"{many:,} {what}" for what, many in counted.items()),
+        f"{sum(case['minutes'] for case in cases.values()):.0f}",
+        max(case["date"] for case in cases.values()),
+        "; ".join(sorted({case["python"] for case in cases.values()})),
     )
 
 
@@ -84,6 +99,12 @@ def with_proofs(page: str, proofs: Iterable[Proof]) -> str:
 
 
 def write(reports: Iterable[Any]) -> None:
-    if proofs := proofs_of(reports):
-        page = with_proofs(PAGE.read_text(encoding="utf-8"), proofs)
-        PAGE.write_text(page, encoding="utf-8")
+    if not (ran := cases_of(reports)):
+        return
+    known: Cases = json.loads(CASES.read_text(encoding="utf-8"))
+    for test, cases in ran.items():
+        known[test] = known.get(test, {}) | cases
+    CASES.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    proofs = [proof_of(test, known[test]) for test in ran]
+    page = with_proofs(PAGE.read_text(encoding="utf-8"), proofs)
+    PAGE.write_text(page, encoding="utf-8")
