@@ -1,7 +1,6 @@
 """A chat for any number of processes: uvicorn fastapi_chat:app --workers 4"""
 
 import asyncio
-import contextlib
 import os
 
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
@@ -12,6 +11,9 @@ from asgi_ipc.errors import SegmentVanished
 
 app = FastAPI()
 layer = IPCChannelLayer(prefix=os.environ.get("CHAT_PREFIX", "chat"))
+
+# What Starlette raises to the task that notices it, and to the other one.
+BROWSER_LEFT = (WebSocketDisconnect, RuntimeError)
 
 
 async def from_browser(websocket: WebSocket, room: str) -> None:
@@ -35,13 +37,15 @@ async def chat(websocket: WebSocket, room: str) -> None:
             asyncio.create_task(from_browser(websocket, room)),
             asyncio.create_task(to_browser(websocket, events)),
         ]
-        done, left = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        for task in left:
-            task.cancel()
-        # RuntimeError: the browser left, and the other task noticed it first.
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            for task in done:
-                task.result()
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in both:
+                task.cancel()
+            results = await asyncio.gather(*both, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, BROWSER_LEFT):
+                raise result
 
 
 @app.get("/rooms/{room}")
