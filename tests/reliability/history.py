@@ -172,8 +172,16 @@ def blocking(worker: Worker, layer: Any) -> None:
     layer.close()
 
 
-async def coroutines(worker: Worker, prefix: str) -> None:
-    """The life of an asyncio process: tasks that receive, and are cancelled, and one that sends."""
+async def coroutines(worker: Worker, prefix: str, leaves: bool) -> None:
+    """The life of an asyncio process: tasks that receive, and are cancelled, and one that sends.
+
+    With `leaves`, SIGTERM cancels them all. An exception that a signal handler raises in the middle
+    of asyncio's own code can lose one of its callbacks: `asyncio.run` would wait for ever.
+    """
+    if leaves:
+        myself = asyncio.current_task()
+        assert myself is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, myself.cancel)
     layer = asgi_ipc.aio.IPCChannelLayer(prefix, **OPTIONS)
     own = [await layer.new_channel("own"), await layer.new_channel("own")]
     queue = own[0].partition("!")[0] + "!"
@@ -257,14 +265,17 @@ async def coroutines(worker: Worker, prefix: str) -> None:
 def live(kind: str, folder: Path, prefix: str, name: str, seed: int, layer: Any = None) -> int:
     """Be a process of the history; returns its exit code. `layer`: the parent's, in a fork."""
     worker = Worker(folder, name, seed)
-    if worker.random.random() < 0.5:
-        # Half of them die of SIGTERM on the spot, half leave by SystemExit, wherever they are.
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    # Half of them die of SIGTERM on the spot, half leave, wherever they are.
+    leaves = worker.random.random() < 0.5
     try:
         if kind == "asyncio":
-            asyncio.run(coroutines(worker, prefix))
+            asyncio.run(coroutines(worker, prefix, leaves))
         else:
+            if leaves:
+                signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
             blocking(worker, layer or asgi_ipc.IPCChannelLayer(prefix, **OPTIONS))
+    except asyncio.CancelledError:  # it was told to leave
+        return 0
     except Exception as error:
         worker.log("error", repr(error).replace("\t", " "))
         raise
