@@ -57,7 +57,7 @@ def cases_of(reports: Iterable[Any]) -> Cases:
         elif report.user_properties:
             found.setdefault(test, {})[case] = {
                 "counted": dict(report.user_properties),
-                "minutes": report.duration / 60,
+                "minutes": round(report.duration / 60, 2),
                 "date": time.strftime("%Y-%m-%d"),
                 "python": f"{platform.python_implementation()} {platform.python_version()}, "
                 f"{platform.machine()}",
