@@ -53,6 +53,14 @@ def test_the_cases_of_a_test_may_be_run_in_parts(page: Path) -> None:
     assert row_of(page, "test_a").startswith("``test_a``,3,431 kills,4,")
 
 
+def test_what_was_counted_stays_in_its_order(page: Path) -> None:
+    proofs.write([report("test_a[2]", kills=1, deaths=2)])
+    proofs.write([report("test_a[1]", kills=3, deaths=4)])
+    known = json.loads(proofs.CASES.read_text(encoding="utf-8"))
+    assert proofs.proof_of("test_a", known["test_a"]).counted == "4 kills, 6 deaths"
+    assert row_of(page, "test_a").startswith('``test_a``,2,"4 kills, 6 deaths",')
+
+
 def test_a_test_that_failed_or_counted_nothing_has_no_row() -> None:
     failed = report("test_b[2]", passed=False)
     torn_down = report("test_c", when="teardown", kills=2)
