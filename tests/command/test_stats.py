@@ -93,6 +93,7 @@ def test_a_lock_that_was_waited_for_is_counted(
     def holder(line) -> None:  # type: ignore[no-untyped-def]
         own = IPCChannelLayer(prefix)
         own._core.attach().section(rests, line)
+        rests(line)  # when it leaves, it takes the lock again
 
     with child(holder) as process:
         process.hear()
@@ -103,8 +104,8 @@ def test_a_lock_that_was_waited_for_is_counted(
         assert slept.wait(LIVENESS)
         process.say()
         waiting.join(LIVENESS)
-        process.wait()
-    found = layer.stats()
+        process.hear()
+        found = layer.stats()
     assert found.lock.holder == 0
     assert found.lock.waits == 1
     assert 0 < found.lock.longest == found.lock.waited < LIVENESS
