@@ -48,7 +48,7 @@ test-fast: test
 
 test-all: export ASGI_IPC_TEST_LENGTH = full
 # Some proofs take many minutes. They do not hang.
-test-all: TESTS += -o faulthandler_timeout=3600
+test-all: override TESTS += -o faulthandler_timeout=3600
 test-all: test pythons coverage
 
 pythons: export ASGI_IPC_TEST_LENGTH =

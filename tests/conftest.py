@@ -107,7 +107,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Name what was left behind, and the tests that this machine lacks something for, loudly."""
     if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full":
         stats = terminalreporter.stats
-        proofs.write([*stats.get("passed", []), *stats.get("failed", [])])
+        proofs.write(one for kind in ("passed", "failed", "error") for one in stats.get(kind, []))
     style = {"red": True, "bold": True}
     if lines := config.stash.get(left, []):
         terminalreporter.section(f"{len(lines)} THINGS WERE LEFT BEHIND", **style)

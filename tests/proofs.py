@@ -2,8 +2,8 @@
 
 A test tells what it counts by pytest's fixture `record_property`: kills, exceptions, and so on. The
 table has a row for each of these tests, the sum of its cases. docs/proofs.json keeps what each case
-did, so that the cases of one test may be run in parts. A run replaces the cases that it ran to a
-good end, and the rows of their tests. It replaces no other row.
+did, so that the cases of one test may be run in parts, one part after the other. A run replaces the
+cases that passed, and removes those that failed and those that are no longer there.
 """
 
 from __future__ import annotations
@@ -11,24 +11,28 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import platform
 import re
+import subprocess
+import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 Record = Callable[[str, object], None]  # of `record_property`: what is counted, and how many
 
-Cases = dict[str, dict[str, Any]]  # by test and id: what it did
+Cases = dict[str, dict[str, Any]]  # by test and id: what it did, or None if it failed
 
-PAGE = Path(__file__).parent.parent / "docs" / "reliability.rst"
+REPOSITORY = Path(__file__).parent.parent
+PAGE = REPOSITORY / "docs" / "reliability.rst"
 CASES = PAGE.with_name("proofs.json")
 TABLE = re.compile(r"(?<=\.\. proofs at full length\n\n).*?(?=\n\.\. end of proofs\n)", re.DOTALL)
 OPTIONS = """\
 .. csv-table::
-   :header: Test, Cases, What was counted, Minutes, Finished on, Python
+   :header: Test, Cases, What was counted, Minutes, Finished, Python
    :widths: auto
 """
 
@@ -45,24 +49,27 @@ class Proof(NamedTuple):
 
 
 def cases_of(reports: Iterable[Any]) -> Cases:
-    """What the cases did of each test that counted something, and of which none failed."""
+    """What each case did that counted something; None for one that failed, at whatever stage."""
     found: Cases = {}
-    failed = set()
+    failed = []
     for report in reports:
-        if report.when != "call":
-            continue
         test, case = names_of(report.nodeid)
         if report.failed:
-            failed.add(test)
-        elif report.user_properties:
+            failed.append((test, case))
+        elif report.when == "call" and report.user_properties:
+            counted: Counter[str] = Counter()
+            for what, many in report.user_properties:
+                counted[what] += many
             found.setdefault(test, {})[case] = {
-                "counted": dict(report.user_properties),
+                "counted": dict(counted),
                 "minutes": round(report.duration / 60, 2),
                 "date": time.strftime("%Y-%m-%d"),
                 "python": f"{platform.python_implementation()} {platform.python_version()}, "
                 f"{platform.machine()}",
             }
-    return {test: cases for test, cases in found.items() if test not in failed}
+    for test, case in failed:
+        found.setdefault(test, {})[case] = None
+    return found
 
 
 def names_of(nodeid: str) -> tuple[str, str]:
@@ -71,27 +78,51 @@ def names_of(nodeid: str) -> tuple[str, str]:
     return test.rpartition("::")[2], case.removesuffix("]")
 
 
-def proof_of(test: str, cases: dict[str, Any]) -> Proof:
+def all_cases() -> dict[str, set[str]]:
+    """By test of reliability: its cases at full length."""
+    listed = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "--noconftest", "--no-summary"]
+        + ["-p", "no:cacheprovider", "tests/reliability"],
+        cwd=REPOSITORY,
+        env={**os.environ, "ASGI_IPC_TEST_LENGTH": "full"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, set[str]] = defaultdict(set)
+    for line in listed.stdout.splitlines():
+        if "::" in line:
+            test, case = names_of(line)
+            found[test].add(case)
+    return found
+
+
+def proof_of(test: str, cases: dict[str, Any], there: set[str]) -> Proof:
+    """The row of a test: what `cases` did, of those that are `there`."""
     counted: Counter[str] = Counter()
     for case in cases.values():
         counted.update(case["counted"])
+    dates = sorted({case["date"] for case in cases.values()})
     return Proof(
         f"``{test}``",
-        str(len(cases)),
+        f"{len(cases)}" if len(cases) == len(there) else f"{len(cases)} of {len(there)}",
         ", ".join(f"{many:,} {what}" for what, many in counted.items()),
         f"{sum(case['minutes'] for case in cases.values()):.0f}",
-        max(case["date"] for case in cases.values()),
+        dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
         "; ".join(sorted({case["python"] for case in cases.values()})),
     )
 
 
-def with_proofs(page: str, proofs: Iterable[Proof]) -> str:
-    """The text of the page with the rows of these tests replaced or added."""
+def with_proofs(page: str, proofs: dict[str, Proof | None]) -> str:
+    """The text of the page with the rows of these tests replaced, added, or removed for None."""
     table = TABLE.search(page)
     assert table is not None, f"{PAGE} has no place for the table"
     lines = [line.strip() for line in table[0].splitlines() if line.startswith("   ``")]
     rows = {row.test: row for row in map(Proof._make, csv.reader(lines, skipinitialspace=True))}
-    rows.update((proof.test, proof) for proof in proofs)
+    for test, proof in proofs.items():
+        rows.pop(f"``{test}``", None)
+        if proof is not None:
+            rows[proof.test] = proof
     made = io.StringIO()
     csv.writer(made, lineterminator="\n").writerows(rows[test] for test in sorted(rows))
     text = OPTIONS + "".join(f"\n   {line}" for line in made.getvalue().splitlines()) + "\n"
@@ -102,11 +133,16 @@ def write(reports: Iterable[Any]) -> None:
     if not (ran := cases_of(reports)):
         return
     known: Cases = json.loads(CASES.read_text(encoding="utf-8"))
-    for test, cases in ran.items():
-        known[test] = dict(sorted({**known.get(test, {}), **cases}.items()))
+    there = all_cases()
+    proofs: dict[str, Proof | None] = {}
+    for test in {**known, **ran}:
+        did = {**known.pop(test, {}), **ran.get(test, {})}
+        kept = {case: did[case] for case in sorted(did) if did[case] and case in there[test]}
+        if kept:
+            known[test] = kept
+        proofs[test] = proof_of(test, kept, there[test]) if kept else None
     # What was counted stays in its order, as in the row.
     text = json.dumps(dict(sorted(known.items())), indent=1)
     CASES.write_text(text + "\n", encoding="utf-8")
-    proofs = [proof_of(test, known[test]) for test in ran]
     page = with_proofs(PAGE.read_text(encoding="utf-8"), proofs)
     PAGE.write_text(page, encoding="utf-8")

@@ -265,7 +265,8 @@ async def coroutines(worker: Worker, prefix: str, leaves: bool) -> None:
 def live(kind: str, folder: Path, prefix: str, name: str, seed: int, layer: Any = None) -> int:
     """Be a process of the history; returns its exit code. `layer`: the parent's, in a fork."""
     worker = Worker(folder, name, seed)
-    # Half of them die of SIGTERM on the spot, half leave, wherever they are.
+    # Half of them die of SIGTERM on the spot, half leave: blocking ones wherever they are, asyncio
+    # ones at an await.
     leaves = worker.random.random() < 0.5
     try:
         if kind == "asyncio":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 
 from tests import proofs
 from tests.proofs import CASES, PAGE, TABLE, cases_of, names_of
+
+THERE = {"test_a": {"1", "2", "3"}, "test_b": {""}}
 
 
 def report(case: str, passed: bool = True, when: str = "call", **counts: int) -> Any:
@@ -26,13 +29,14 @@ def report(case: str, passed: bool = True, when: str = "call", **counts: int) ->
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the page, and no case yet."""
+    """A copy of the page, no case yet, and two tests."""
     copy = tmp_path / PAGE.name
     copy.write_bytes(PAGE.read_bytes())
     cases = tmp_path / CASES.name
     cases.write_text("{}")
     monkeypatch.setattr(proofs, "PAGE", copy)
     monkeypatch.setattr(proofs, "CASES", cases)
+    monkeypatch.setattr(proofs, "all_cases", lambda: defaultdict(set, THERE))
     return copy
 
 
@@ -44,7 +48,7 @@ def row_of(page: Path, test: str) -> str:
 
 def test_the_cases_of_a_test_are_added_up(page: Path) -> None:
     proofs.write([report("test_a[1]", kills=1000), report("test_a[2]", kills=234)])
-    assert row_of(page, "test_a").startswith('``test_a``,2,"1,234 kills",3,')
+    assert row_of(page, "test_a").startswith('``test_a``,2 of 3,"1,234 kills",3,')
 
 
 def test_the_cases_of_a_test_may_be_run_in_parts(page: Path) -> None:
@@ -57,28 +61,60 @@ def test_what_was_counted_stays_in_its_order(page: Path) -> None:
     proofs.write([report("test_a[2]", kills=1, deaths=2)])
     proofs.write([report("test_a[1]", kills=3, deaths=4)])
     known = json.loads(proofs.CASES.read_text(encoding="utf-8"))
-    assert proofs.proof_of("test_a", known["test_a"]).counted == "4 kills, 6 deaths"
-    assert row_of(page, "test_a").startswith('``test_a``,2,"4 kills, 6 deaths",')
+    assert [*known["test_a"]["1"]["counted"]] == ["kills", "deaths"]
+    assert row_of(page, "test_a").startswith('``test_a``,2 of 3,"4 kills, 6 deaths",')
 
 
-def test_a_test_that_failed_or_counted_nothing_has_no_row() -> None:
-    failed = report("test_b[2]", passed=False)
-    torn_down = report("test_c", when="teardown", kills=2)
-    assert cases_of([report("test_a"), report("test_b[1]", kills=1), failed, torn_down]) == {}
+@pytest.mark.parametrize("when", ["setup", "call", "teardown", "???"])
+def test_a_case_that_failed_counts_no_longer(page: Path, when: str) -> None:
+    """As xdist has it, a worker that crashed did so at no stage that is known."""
+    proofs.write([report("test_a[1]", kills=1), report("test_a[2]", kills=20)])
+    passed = [report("test_a[1]", kills=5), report("test_a[2]", kills=300)]
+    proofs.write([*passed, report("test_a[2]", passed=False, when=when)])
+    assert row_of(page, "test_a").startswith("``test_a``,1 of 3,5 kills,")
+    proofs.write([report("test_a[1]", passed=False, when=when)])
+    assert "``test_a``" not in page.read_text(encoding="utf-8")
+
+
+def test_what_counted_nothing_has_no_row() -> None:
+    assert cases_of([report("test_a"), report("test_c", when="teardown", kills=2)]) == {}
+
+
+def test_a_case_that_is_no_longer_there_counts_no_longer(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proofs.write([report("test_a[1]", kills=1), report("test_a[2]", kills=20)])
+    proofs.write([report("test_b", kills=1)])
+    monkeypatch.setattr(proofs, "all_cases", lambda: defaultdict(set, {"test_a": {"2"}}))
+    proofs.write([report("test_c", passed=False)])
+    assert row_of(page, "test_a").startswith("``test_a``,1,20 kills,")
+    assert "``test_b``" not in page.read_text(encoding="utf-8")
+
+
+def test_the_row_of_a_test_that_ran_on_several_days_says_so(
+    page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for case, day in (("1", "2030-01-31"), ("2", "2030-02-01")):
+        monkeypatch.setattr(proofs.time, "strftime", lambda _, day=day: day)
+        proofs.write([report(f"test_a[{case}]", kills=1)])
+    assert ",2030-01-31 to 2030-02-01," in row_of(page, "test_a")
 
 
 def test_a_run_replaces_the_rows_of_its_own_tests(page: Path) -> None:
     before = page.read_text(encoding="utf-8")
-    proofs.write([report("test_a", kills=1), report("test_b", kills=2)])
+    proofs.write([report("test_a[3]", kills=1), report("test_b", kills=2)])
     proofs.write([report("test_b", kills=1003)])
-    assert row_of(page, "test_a").startswith("``test_a``,1,1 kills,")
+    assert row_of(page, "test_a").startswith("``test_a``,1 of 3,1 kills,")
     assert row_of(page, "test_b").startswith('``test_b``,1,"1,003 kills",')
     assert TABLE.sub("", page.read_text(encoding="utf-8")) == TABLE.sub("", before)
 
 
-def test_the_rows_are_the_sums_of_the_cases_that_are_kept() -> None:
+def test_the_rows_are_the_sums_of_the_cases_that_are_kept_and_these_exist() -> None:
+    there = proofs.all_cases()
     for test, cases in json.loads(CASES.read_text(encoding="utf-8")).items():
-        assert ",".join(proofs.proof_of(test, cases)) == row_of(PAGE, test).replace('"', "")
+        row = proofs.proof_of(test, cases, there[test])
+        assert ",".join(row) == row_of(PAGE, test).replace('"', "")
+        assert cases.keys() <= there[test]
 
 
 def test_what_is_named_is_the_function() -> None:
