@@ -39,6 +39,17 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
+class Clock:
+    """Goes on by half a millisecond each time that somebody looks."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        self.now += 0.0005
+        return self.now
+
+
 class Notes(list[bool]):
     """What came of each spin, and what is to happen when the next begins."""
 
@@ -228,7 +239,7 @@ def test_what_a_glance_cannot_tell_is_looked_up_at_once(
 
 
 def test_nobody_spins_where_somebody_is_parked(
-    blocking: asgi_ipc.IPCChannelLayer, notes: Notes
+    blocking: asgi_ipc.IPCChannelLayer, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sender rings that one for each message: if others took them it would wake for nothing."""
     session = blocking._core.attach()
@@ -242,9 +253,18 @@ def test_nobody_spins_where_somebody_is_parked(
     notes.clear()
     notes.begun = 0
     notes.then = lambda: session.section(session.store.park, source.target.row, 1000)
-    # Long enough to begin on a busy machine.
-    assert blocking.receive(["c"], block=True, timeout=0.5) == NOTHING
-    assert (notes.begun, notes) == (1, [])
+    # That ends a spin of two thousand steps at once, and it has neither paid nor not paid.
+    monkeypatch.setattr(spin, "clock", Clock())
+    blocking._core.spin = 1.0
+    slept = []
+
+    async def wait(*_: object) -> bool:
+        slept.append([*notes])
+        return False
+
+    monkeypatch.setattr(thread.ThreadWaiter, "wait", wait)
+    assert blocking.receive(["c"], block=True) == NOTHING
+    assert (notes.begun, slept) == (1, [[]])
 
 
 def test_an_exception_of_a_signal_handler_gets_out(
@@ -266,17 +286,6 @@ def test_an_exception_of_a_signal_handler_gets_out(
         blocking.receive(["c"], block=True)
     blocking.send("c", MESSAGE)
     assert blocking.receive(["c"], block=True) == ("c", MESSAGE)
-
-
-class Clock:
-    """Goes on by half a millisecond each time that somebody looks."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        self.now += 0.0005
-        return self.now
 
 
 def test_it_spins_no_longer_than_it_may_wait_and_that_is_no_miss(
