@@ -78,7 +78,7 @@ def test_memory_in_use_and_its_high_water(prefix: str) -> None:
 def test_a_lock_that_was_waited_for_is_counted(
     prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = IPCChannelLayer(prefix)
+    layer = IPCChannelLayer(prefix, lock_timeout=LIVENESS)
     layer.send("a", {})
     assert layer.stats().lock.waits == 0
     slept = threading.Event()
@@ -93,7 +93,7 @@ def test_a_lock_that_was_waited_for_is_counted(
     def holder(line) -> None:  # type: ignore[no-untyped-def]
         own = IPCChannelLayer(prefix)
         own._core.attach().section(rests, line)
-        rests(line)  # when it leaves, it takes the lock again
+        rests(line)  # it stays: to leave, it would take the lock again
 
     with child(holder) as process:
         process.hear()
