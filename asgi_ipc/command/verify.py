@@ -21,16 +21,18 @@ def verify(prefix: str, timeout: float, as_json: bool) -> None:
     """Check every invariant of a layer, and describe those that do not hold.
 
     Checks a copy. If the copy looks wrong, which can happen under traffic, it takes the lock for
-    the time of another copy. Exit status 1: something is wrong; `asgi-ipc flush` repairs it.
+    the time of another copy. Exit status 1: something is wrong; `asgi-ipc flush` repairs it. A call
+    that was interrupted is no damage: the next call recovers the store.
     """
     try:
         found = locked.complaints(View(prefix), timeout)
     except CorruptStore as error:
         found = [str(error)]
+    damage = locked.damage(found)
     if as_json:
-        print_json({"prefix": prefix, "well": not found, "problems": found})
-    elif not found:
-        write(f"All invariants of prefix {prefix!r} hold.")
-    else:
+        print_json({"prefix": prefix, "well": not damage, "problems": damage})
+    elif damage:
         say("\n".join(found))
-    sys.exit(NOT_WELL if found else 0)
+    else:
+        write("\n".join(found) or f"All invariants of prefix {prefix!r} hold.")
+    sys.exit(NOT_WELL if damage else 0)

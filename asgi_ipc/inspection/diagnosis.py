@@ -233,7 +233,7 @@ def _state(view: View, snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(WARNING, prefix, "lock", str(error))
         return
     yield Finding(OK, prefix, "lock", "it is free")
-    if wrong:
+    if locked.damage(wrong):
         yield Finding(
             PROBLEM,
             prefix,
@@ -242,7 +242,7 @@ def _state(view: View, snapshot: Snapshot) -> Iterator[Finding]:
             as_owner(f"asgi-ipc flush --prefix {prefix}", _owner(prefix)),
         )
     else:
-        yield Finding(OK, prefix, "invariants", "all hold")
+        yield Finding(OK, prefix, "invariants", "; ".join(wrong) or "all hold")
 
 
 def _channels(snapshot: Snapshot) -> Iterator[Finding]:

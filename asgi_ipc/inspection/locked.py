@@ -21,7 +21,7 @@ from ..segment.refusals import told
 from ..segment.section import Section, Waits, complaint, make_section
 from ..store import layout as at
 from ..store.store import Store
-from ..store.verify import verify
+from ..store.verify import INTERRUPTED, verify
 from .view import View
 
 _STRETCH = 0.02  # seconds in a row that it waits for the lock
@@ -48,6 +48,12 @@ def complaints(view: View, timeout: float) -> list[str]:
         return found
     finally:
         store.close()
+
+
+def damage(found: list[str]) -> list[str]:
+    """Those of the `complaints` that are damage. A call that was interrupted is none: the next call
+    recovers the store, where a flush would delete all that it holds."""
+    return [one for one in found if not one.startswith(INTERRUPTED)]
 
 
 def _copy(view: View, store: Store) -> float:

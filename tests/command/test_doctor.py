@@ -22,6 +22,7 @@ from asgi_ipc.inspection.surroundings import (
 )
 from asgi_ipc.segment.procfs import user_name
 from asgi_ipc.store.layout import DIRTY, H_VERSION, S_DIRTY, S_MARK, VERSION
+from asgi_ipc.store.verify import INTERRUPTED
 
 from ..forks import (
     NOBODY,
@@ -126,6 +127,17 @@ def test_damage_is_a_problem(prefix: str, run: Run) -> None:
     assert run("doctor").code == 1
     run("flush")
     assert of(prefix, diagnose(prefix))["invariants"].level == OK
+
+
+def test_a_call_that_was_interrupted_is_no_problem(prefix: str) -> None:
+    """To flush then would delete messages for nothing."""
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    write_word(prefix, S_DIRTY, DIRTY)
+    found = of(prefix, diagnose(prefix))["invariants"]
+    assert (found.level, found.text, found.remedy) == (OK, INTERRUPTED, "")
+    layer.send("a", {})
+    assert of(prefix, diagnose(prefix))["invariants"].text == "all hold"
 
 
 def test_a_process_that_uses_a_segment_that_was_removed(live: Live, prefix: str) -> None:

@@ -37,7 +37,6 @@ from asgi_ipc.segment.lock import Mutex
 from asgi_ipc.segment.opening import open_existing
 from asgi_ipc.store.layout import H_LOCK, PAGE, WORD
 from asgi_ipc.store.store import Store
-from asgi_ipc.store.verify import INTERRUPTED
 from tests.waiting import LIVENESS, until
 
 from .history import REPOSITORY
@@ -55,13 +54,7 @@ Look = Callable[[str], list[str]]
 
 def verifies(prefix: str) -> list[str]:
     """As ``asgi-ipc verify`` does."""
-    return [f"damage: {one}" for one in damage(locked.complaints(View(prefix), LIVENESS))]
-
-
-def damage(complaints: list[str]) -> list[str]:
-    """All but one: it is true for a moment if a process was killed in the middle of a call, and the
-    onlooker is the next to take the lock. Only what is attached may recover the store."""
-    return [one for one in complaints if not one.startswith(INTERRUPTED)]
+    return [f"damage: {one}" for one in locked.damage(locked.complaints(View(prefix), LIVENESS))]
 
 
 def verifies_under_lock(prefix: str) -> list[str]:
@@ -84,7 +77,8 @@ def verifies_under_lock(prefix: str) -> list[str]:
     locked._copy = copy_and_look
     try:
         now = locked._copy_under_lock(view, store, LIVENESS)
-        problems += [f"damage under the lock: {one}" for one in damage(locked.verify(store, now))]
+        found = locked.damage(locked.verify(store, now))
+        problems += [f"damage under the lock: {one}" for one in found]
     finally:
         locked._copy = copy
         store.close()
