@@ -101,8 +101,8 @@ figures: .venv-bench/installed
 	.venv/bin/python $(PIP_INSTALL) uv \
 	&& .venv/bin/uv pip install --quiet --python .venv/bin/python --editable '.[test]' \
 	|| .venv/bin/python $(PIP_INSTALL) --editable '.[test]'
-# Which venv brings before Python 3.12, and nothing here uses.
-	.venv/bin/python -m pip uninstall --quiet --yes setuptools
+# Which venv brings before Python 3.12, and nothing here imports.
+	.venv/bin/python -m pip uninstall -qq --yes setuptools
 	@touch $@
 
 .venv-demo/installed: setup.py pyproject.toml

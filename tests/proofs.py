@@ -3,7 +3,8 @@
 A test tells what it counts by pytest's fixture `record_property`: kills, exceptions, and so on. The
 table has a row for each of these tests, the sum of its cases. docs/proofs.json keeps what each case
 did, so that the cases of one test may be run in parts, one part after the other. A run replaces the
-cases that passed, and removes those that failed and those that are no longer there.
+cases that passed, and removes those that failed and those that are no longer there. If no case of a
+row is known, because it is older than that file, the first part that passes replaces it.
 """
 
 from __future__ import annotations
@@ -54,14 +55,11 @@ def cases_of(reports: Iterable[Any]) -> Cases:
     failed = []
     for report in reports:
         test, case = names_of(report.nodeid)
-        if report.failed:
+        if report.failed and test:
             failed.append((test, case))
         elif report.when == "call" and report.user_properties:
-            counted: Counter[str] = Counter()
-            for what, many in report.user_properties:
-                counted[what] += many
             found.setdefault(test, {})[case] = {
-                "counted": dict(counted),
+                "counted": dict(report.user_properties),
                 "minutes": round(report.duration / 60, 2),
                 "date": time.strftime("%Y-%m-%d"),
                 "python": f"{platform.python_implementation()} {platform.python_version()}, "
@@ -84,7 +82,7 @@ def all_cases() -> dict[str, set[str]]:
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "--noconftest", "--no-summary"]
         + ["-p", "no:cacheprovider", "tests/reliability"],
         cwd=REPOSITORY,
-        env={**os.environ, "ASGI_IPC_TEST_LENGTH": "full"},
+        env={**os.environ, "ASGI_IPC_TEST_LENGTH": "full", "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         check=True,
@@ -135,12 +133,15 @@ def write(reports: Iterable[Any]) -> None:
     known: Cases = json.loads(CASES.read_text(encoding="utf-8"))
     there = all_cases()
     proofs: dict[str, Proof | None] = {}
+    before = {*known}
     for test in {**known, **ran}:
         did = {**known.pop(test, {}), **ran.get(test, {})}
         kept = {case: did[case] for case in sorted(did) if did[case] and case in there[test]}
         if kept:
             known[test] = kept
-        proofs[test] = proof_of(test, kept, there[test]) if kept else None
+            proofs[test] = proof_of(test, kept, there[test])
+        elif test in before:
+            proofs[test] = None
     # What was counted stays in its order, as in the row.
     text = json.dumps(dict(sorted(known.items())), indent=1)
     CASES.write_text(text + "\n", encoding="utf-8")

@@ -21,8 +21,8 @@ def verify(prefix: str, timeout: float, as_json: bool) -> None:
     """Check every invariant of a layer, and describe those that do not hold.
 
     Checks a copy. If the copy looks wrong, which can happen under traffic, it takes the lock for
-    the time of another copy. Exit status 1: something is wrong; `asgi-ipc flush` repairs it. A call
-    that was interrupted is no damage: the next call recovers the store.
+    the time of another copy. Exit status 1: something is wrong; `asgi-ipc flush` repairs it. An
+    interrupted call is not damage: the next call recovers the store.
     """
     try:
         found = locked.complaints(View(prefix), timeout)
@@ -32,7 +32,7 @@ def verify(prefix: str, timeout: float, as_json: bool) -> None:
     if as_json:
         print_json({"prefix": prefix, "well": not damage, "problems": damage})
     elif damage:
-        say("\n".join(found))
+        say("\n".join(damage))
     else:
         write("\n".join(found) or f"All invariants of prefix {prefix!r} hold.")
     sys.exit(NOT_WELL if damage else 0)

@@ -233,12 +233,12 @@ def _state(view: View, snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(WARNING, prefix, "lock", str(error))
         return
     yield Finding(OK, prefix, "lock", "it is free")
-    if locked.damage(wrong):
+    if damage := locked.damage(wrong):
         yield Finding(
             PROBLEM,
             prefix,
             "invariants",
-            "; ".join(wrong[:3]),
+            "; ".join(damage[:3]),
             as_owner(f"asgi-ipc flush --prefix {prefix}", _owner(prefix)),
         )
     else:

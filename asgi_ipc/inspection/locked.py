@@ -13,13 +13,14 @@ import sys
 import time
 
 from .. import clock
-from ..errors import LockBusy, LockTimeout, SegmentVanished
+from ..errors import CorruptStore, LockBusy, LockTimeout, SegmentVanished
 from ..segment.files import attach_lock, map_file
 from ..segment.lock import open_lock
 from ..segment.opening import open_existing
 from ..segment.refusals import told
-from ..segment.section import Section, Waits, complaint, make_section
+from ..segment.section import OUT_OF_RANGE, Section, Waits, complaint, make_section
 from ..store import layout as at
+from ..store.recovery import recover
 from ..store.store import Store
 from ..store.verify import INTERRUPTED, verify
 from .view import View
@@ -36,7 +37,8 @@ def complaints(view: View, timeout: float) -> list[str]:
     It verifies a copy that is made without the lock. Damage shows there too, but under traffic such
     a copy is not of one moment. So if an invariant does not hold, it verifies another copy, made
     under the lock. Only then it may raise LockTimeout, after `timeout` seconds, IncompatibleSegment
-    if this process must not take the lock, or SegmentVanished.
+    if this process must not take the lock, or SegmentVanished. If that copy shows no more than an
+    interrupted call, it also recovers the copy and verifies it again.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
     with told(f"copy the segment of prefix {view.prefix!r}"):
@@ -44,16 +46,28 @@ def complaints(view: View, timeout: float) -> list[str]:
     try:
         found = verify(store, _copy(view, store))
         if found:
-            found = verify(store, _copy_under_lock(view, store, timeout))
+            now = _copy_under_lock(view, store, timeout)
+            found = verify(store, now)
+            if found and not damage(found):
+                found += _after_recovery(store, now)
         return found
     finally:
         store.close()
 
 
 def damage(found: list[str]) -> list[str]:
-    """Those of the `complaints` that are damage. A call that was interrupted is none: the next call
-    recovers the store, where a flush would delete all that it holds."""
+    """Those of the `complaints` that are damage. An interrupted call is not: the next call recovers
+    the store. A flush would delete all that it holds."""
     return [one for one in found if not one.startswith(INTERRUPTED)]
+
+
+def _after_recovery(store: Store, now: float) -> list[str]:
+    """Recover a copy, as the next call would do with the store. Returns what it leaves wrong."""
+    try:
+        recover(store, now)
+    except (CorruptStore, *OUT_OF_RANGE) as error:
+        return [f"the store cannot be recovered: {error}"]
+    return verify(store, now)
 
 
 def _copy(view: View, store: Store) -> float:

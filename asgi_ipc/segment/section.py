@@ -53,7 +53,7 @@ _LONGEST_SLEEP = 0.001  # seconds
 _ASK_EVERY = 1.0
 
 # What Python raises when a value read from memory leads outside, or cannot be a count.
-_OUT_OF_RANGE = (IndexError, ValueError, ArithmeticError, struct.error)
+OUT_OF_RANGE = (IndexError, ValueError, ArithmeticError, struct.error)
 
 LEFT = (
     "this process has left the segment, because its interpreter is ending or the program closed "
@@ -149,7 +149,7 @@ def make_section_of_three(
             ):
                 consistent(handle)
                 unlock(handle)
-            if isinstance(error, _OUT_OF_RANGE) and not isinstance(error, IPCError):
+            if isinstance(error, OUT_OF_RANGE) and not isinstance(error, IPCError):
                 if _released(words):
                     raise SegmentError(LEFT) from None
                 raise CorruptStore(

@@ -19,6 +19,7 @@ from asgi_ipc.segment.paths import SUFFIX, Paths, full_prefix
 from asgi_ipc.segment.procfs import user_name
 from asgi_ipc.store.layout import (
     DIRTY,
+    FLUSHING,
     H_MESSAGE_MEMORY,
     Q_PENDING,
     S_DIRTY,
@@ -51,14 +52,17 @@ def test_verify_says_in_words_what_is_wrong(prefix: str, run: Run) -> None:
     assert run("verify").output == "queue 'a': 5 messages are counted as pending, not 1\n"
 
 
-def test_verify_does_not_put_in_order_what_was_interrupted(prefix: str, run: Run) -> None:
+@pytest.mark.parametrize("state", [DIRTY, FLUSHING])
+def test_verify_does_not_put_in_order_what_was_interrupted(
+    prefix: str, run: Run, state: int
+) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
-    write_word(prefix, S_DIRTY, DIRTY)
+    write_word(prefix, S_DIRTY, state)
     ran = run("verify")
-    assert (ran.code, ran.output) == (0, INTERRUPTED + "\n")
+    assert (ran.code, ran.output[: len(INTERRUPTED)]) == (0, INTERRUPTED)
     assert run("verify", "--json").json == {"prefix": prefix, "well": True, "problems": []}
-    assert View(prefix).words(S_DIRTY, 1)[0] == DIRTY
+    assert View(prefix).words(S_DIRTY, 1)[0] == state
     layer.send("a", {})
     assert run("verify").code == 0
 

@@ -253,7 +253,7 @@ def test_nobody_spins_where_somebody_is_parked(
     notes.clear()
     notes.begun = 0
     notes.then = lambda: session.section(session.store.park, source.target.row, 1000)
-    # That ends a spin of two thousand steps at once, and it has neither paid nor not paid.
+    # That ends a spin of two thousand steps at once. It notes neither a hit nor a miss.
     monkeypatch.setattr(spin, "clock", Clock())
     blocking._core.spin = 1.0
     slept = []
