@@ -79,6 +79,8 @@ def pytest_runtest_call() -> Generator[None, Any, Any]:
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config.stash[leftovers] = Leftovers()
+        if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full":
+            config.pluginmanager.register(proofs.Writer())
         if config.getoption("numprocesses", None):
             # The tests are in other processes, which have to be told.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -105,9 +107,6 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Name what was left behind, and the tests that this machine lacks something for, loudly."""
-    if os.environ.get("ASGI_IPC_TEST_LENGTH") == "full":
-        stats = terminalreporter.stats
-        proofs.write(one for kind in ("passed", "failed", "error") for one in stats.get(kind, []))
     style = {"red": True, "bold": True}
     if lines := config.stash.get(left, []):
         terminalreporter.section(f"{len(lines)} THINGS WERE LEFT BEHIND", **style)

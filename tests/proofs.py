@@ -147,3 +147,10 @@ def write(reports: Iterable[Any]) -> None:
     CASES.write_text(text + "\n", encoding="utf-8")
     page = with_proofs(PAGE.read_text(encoding="utf-8"), proofs)
     PAGE.write_text(page, encoding="utf-8")
+
+
+class Writer:
+    """A plugin of pytest that writes what a case did when it has ended: the run may be killed."""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        write([report])

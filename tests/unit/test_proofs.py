@@ -58,6 +58,14 @@ def test_the_cases_of_a_test_may_be_run_in_parts(page: Path) -> None:
     assert row_of(page, "test_a").startswith("``test_a``,3,431 kills,4,")
 
 
+def test_a_case_is_written_when_it_has_ended(page: Path) -> None:
+    writer = proofs.Writer()
+    writer.pytest_runtest_logreport(report("test_a[1]", kills=1))
+    assert row_of(page, "test_a").startswith("``test_a``,1 of 3,1 kills,")
+    writer.pytest_runtest_logreport(report("test_a[2]", kills=20))
+    assert row_of(page, "test_a").startswith("``test_a``,2 of 3,21 kills,")
+
+
 def test_what_was_counted_stays_in_its_order(page: Path) -> None:
     proofs.write([report("test_a[2]", kills=1, deaths=2)])
     proofs.write([report("test_a[1]", kills=3, deaths=4)])
