@@ -159,6 +159,7 @@ class Interruptions:
         for _ in range(WARM):
             self.scenario.fill(self.bystander)
             steps = self.tell("record")
+            assert not isinstance(steps, str), steps
             after = self.look()
         return [Step(*step) for step in steps], after
 
