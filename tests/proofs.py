@@ -2,9 +2,10 @@
 
 A test tells what it counts by pytest's fixture `record_property`: kills, exceptions, and so on. The
 table has a row for each of these tests, the sum of its cases. docs/proofs.json keeps what each case
-did, so that the cases of one test may be run in parts, one part after the other. A run replaces the
-cases that passed, and removes those that failed and those that are no longer there. If no case of a
-row is known, because it is older than that file, the first part that passes replaces it.
+did, so that the cases of one test may be run in parts, one part after the other. Each case is
+written when it has ended: it replaces what was known of it if it passed, and is removed if it
+failed. Those that are no longer there are removed too. If no case of a row is known, because it is
+older than that file, the first case that passes replaces the row.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 Record = Callable[[str, object], None]  # of `record_property`: what is counted, and how many
 
-Cases = dict[str, dict[str, Any]]  # by test and id: what it did, or None if it failed
+Cases = dict[str, dict[str, Any]]  # by test and id: what it did
+There = dict[str, set[str]]  # by test: its cases at full length
 
 REPOSITORY = Path(__file__).parent.parent
 PAGE = REPOSITORY / "docs" / "reliability.rst"
@@ -49,45 +51,24 @@ class Proof(NamedTuple):
     python: str
 
 
-def cases_of(reports: Iterable[Any]) -> Cases:
-    """What each case did that counted something; None for one that failed, at whatever stage."""
-    found: Cases = {}
-    failed = []
-    for report in reports:
-        test, case = names_of(report.nodeid)
-        if report.failed and test:
-            failed.append((test, case))
-        elif report.when == "call" and report.user_properties:
-            found.setdefault(test, {})[case] = {
-                "counted": dict(report.user_properties),
-                "minutes": round(report.duration / 60, 2),
-                "date": time.strftime("%Y-%m-%d"),
-                "python": f"{platform.python_implementation()} {platform.python_version()}, "
-                f"{platform.machine()}",
-            }
-    for test, case in failed:
-        found.setdefault(test, {})[case] = None
-    return found
-
-
 def names_of(nodeid: str) -> tuple[str, str]:
     """The function of a test, and which of its cases it is."""
     test, _, case = nodeid.partition("[")
     return test.rpartition("::")[2], case.removesuffix("]")
 
 
-def all_cases() -> dict[str, set[str]]:
-    """By test of reliability: its cases at full length."""
+def all_cases(where: str = "tests/reliability") -> There:
+    """Every test of a file or a folder. It takes seconds."""
     listed = subprocess.run(
         [sys.executable, "-m", "pytest", "--collect-only", "-q", "--noconftest", "--no-summary"]
-        + ["-p", "no:cacheprovider", "tests/reliability"],
+        + ["-p", "no:cacheprovider", where],
         cwd=REPOSITORY,
         env={**os.environ, "ASGI_IPC_TEST_LENGTH": "full", "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
         check=True,
     )
-    found: dict[str, set[str]] = defaultdict(set)
+    found: There = defaultdict(set)
     for line in listed.stdout.splitlines():
         if "::" in line:
             test, case = names_of(line)
@@ -127,30 +108,45 @@ def with_proofs(page: str, proofs: dict[str, Proof | None]) -> str:
     return page[: table.start()] + (text if rows else table[0]) + page[table.end() :]
 
 
-def write(reports: Iterable[Any]) -> None:
-    if not (ran := cases_of(reports)):
+def write(report: Any, there: There) -> None:
+    """Put into the table what a case counted, or take out a case that failed, at whatever stage."""
+    if not (report.failed or (report.passed and report.when == "call" and report.user_properties)):
         return
+    test, case = names_of(report.nodeid)
     known: Cases = json.loads(CASES.read_text(encoding="utf-8"))
-    there = all_cases()
-    proofs: dict[str, Proof | None] = {}
-    before = {*known}
-    for test in {**known, **ran}:
-        did = {**known.pop(test, {}), **ran.get(test, {})}
-        kept = {case: did[case] for case in sorted(did) if did[case] and case in there[test]}
-        if kept:
-            known[test] = kept
-            proofs[test] = proof_of(test, kept, there[test])
-        elif test in before:
-            proofs[test] = None
+    proofs: dict[str, Proof | None] = dict.fromkeys(known)
+    known.setdefault(test, {}).pop(case, None)
+    if report.passed:
+        known[test][case] = {
+            "counted": dict(report.user_properties),
+            "minutes": round(report.duration / 60, 2),
+            "date": time.strftime("%Y-%m-%d"),
+            "python": f"{platform.python_implementation()} {platform.python_version()}, "
+            f"{platform.machine()}",
+        }
+    kept: Cases = {}
+    for test, cases in sorted(known.items()):
+        if did := {case: cases[case] for case in sorted(cases) if case in there.get(test, ())}:
+            kept[test] = did
+            proofs[test] = proof_of(test, did, there[test])
     # What was counted stays in its order, as in the row.
-    text = json.dumps(dict(sorted(known.items())), indent=1)
-    CASES.write_text(text + "\n", encoding="utf-8")
-    page = with_proofs(PAGE.read_text(encoding="utf-8"), proofs)
-    PAGE.write_text(page, encoding="utf-8")
+    replace(CASES, json.dumps(kept, indent=1) + "\n")
+    replace(PAGE, with_proofs(PAGE.read_text(encoding="utf-8"), proofs))
+
+
+def replace(path: Path, text: str) -> None:
+    """Write the whole file or nothing: the run may be killed, and tests of it read the file."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
 
 
 class Writer:
     """A plugin of pytest that writes what a case did when it has ended: the run may be killed."""
 
+    def __init__(self) -> None:
+        # Once, and before anything is run: an error in a test file shows here, not after hours.
+        self.there = all_cases()
+
     def pytest_runtest_logreport(self, report: Any) -> None:
-        write([report])
+        write(report, self.there)

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests import proofs
-from tests.proofs import CASES, PAGE, TABLE, cases_of, names_of
+from tests import conftest, proofs
+from tests.proofs import CASES, PAGE, TABLE, names_of
+from tests.reliability.scenarios import SCENARIOS
 
-THERE = {"test_a": {"1", "2", "3"}, "test_b": {""}}
 
-
-def report(case: str, passed: bool = True, when: str = "call", **counts: int) -> Any:
+def report(case: str, outcome: str = "passed", when: str = "call", **counts: int) -> Any:
     return SimpleNamespace(
-        nodeid=case if "/" in case else f"tests/reliability/test_x.py::{case}",
+        nodeid=f"tests/reliability/test_x.py::{case}",
         when=when,
-        passed=passed,
-        failed=not passed,
+        passed=outcome == "passed",
+        failed=outcome == "failed",
         duration=90.0,
         user_properties=[*counts.items()],
     )
+
+
+def write(*reports: Any) -> None:
+    """What a run writes that has these reports."""
+    writer = proofs.Writer()
+    for one in reports:
+        writer.pytest_runtest_logreport(one)
 
 
 @pytest.fixture
@@ -37,7 +42,8 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cases.write_text("{}")
     monkeypatch.setattr(proofs, "PAGE", copy)
     monkeypatch.setattr(proofs, "CASES", cases)
-    monkeypatch.setattr(proofs, "all_cases", lambda: defaultdict(set, THERE))
+    there = {"test_a": {"1", "2", "3"}, "test_b": {""}}
+    monkeypatch.setattr(proofs, "all_cases", lambda: there)
     return copy
 
 
@@ -48,13 +54,13 @@ def row_of(page: Path, test: str) -> str:
 
 
 def test_the_cases_of_a_test_are_added_up(page: Path) -> None:
-    proofs.write([report("test_a[1]", kills=1000), report("test_a[2]", kills=234)])
+    write(report("test_a[1]", kills=1000), report("test_a[2]", kills=234))
     assert row_of(page, "test_a").startswith('``test_a``,2 of 3,"1,234 kills",3,')
 
 
 def test_the_cases_of_a_test_may_be_run_in_parts(page: Path) -> None:
-    proofs.write([report("test_a[1]", kills=1), report("test_a[2]", kills=20)])
-    proofs.write([report("test_a[2]", kills=30), report("test_a[3]", kills=400)])
+    write(report("test_a[1]", kills=1), report("test_a[2]", kills=20))
+    write(report("test_a[2]", kills=30), report("test_a[3]", kills=400))
     assert row_of(page, "test_a").startswith("``test_a``,3,431 kills,4,")
 
 
@@ -67,8 +73,8 @@ def test_a_case_is_written_when_it_has_ended(page: Path) -> None:
 
 
 def test_what_was_counted_stays_in_its_order(page: Path) -> None:
-    proofs.write([report("test_a[2]", kills=1, deaths=2)])
-    proofs.write([report("test_a[1]", kills=3, deaths=4)])
+    write(report("test_a[2]", kills=1, deaths=2))
+    write(report("test_a[1]", kills=3, deaths=4))
     known = json.loads(proofs.CASES.read_text(encoding="utf-8"))
     assert [*known["test_a"]["1"]["counted"]] == ["kills", "deaths"]
     assert row_of(page, "test_a").startswith('``test_a``,2 of 3,"4 kills, 6 deaths",')
@@ -77,25 +83,28 @@ def test_what_was_counted_stays_in_its_order(page: Path) -> None:
 @pytest.mark.parametrize("when", ["setup", "call", "teardown", "???"])
 def test_a_case_that_failed_counts_no_longer(page: Path, when: str) -> None:
     """As xdist has it, a worker that crashed did so at no stage that is known."""
-    proofs.write([report("test_a[1]", kills=1), report("test_a[2]", kills=20)])
-    passed = [report("test_a[1]", kills=5), report("test_a[2]", kills=300)]
-    proofs.write([*passed, report("test_a[2]", passed=False, when=when)])
+    write(report("test_a[1]", kills=1), report("test_a[2]", kills=20))
+    write(report("test_a[1]", kills=5), report("test_a[2]", kills=300))
+    write(report("test_a[2]", "failed", when))
     assert row_of(page, "test_a").startswith("``test_a``,1 of 3,5 kills,")
-    proofs.write([report("test_a[1]", passed=False, when=when)])
+    write(report("test_a[1]", "failed", when))
     assert "``test_a``" not in page.read_text(encoding="utf-8")
 
 
-def test_what_counted_nothing_has_no_row() -> None:
-    assert cases_of([report("test_a"), report("test_c", when="teardown", kills=2)]) == {}
+def test_what_counted_nothing_has_no_row(page: Path) -> None:
+    before = page.read_bytes()
+    write(report("test_a[1]"), report("test_a[1]", when="teardown", kills=2))
+    write(report("test_a[1]", "skipped", kills=2))
+    assert page.read_bytes() == before
 
 
 def test_a_case_that_is_no_longer_there_counts_no_longer(
     page: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proofs.write([report("test_a[1]", kills=1), report("test_a[2]", kills=20)])
-    proofs.write([report("test_b", kills=1)])
-    monkeypatch.setattr(proofs, "all_cases", lambda: defaultdict(set, {"test_a": {"2"}}))
-    proofs.write([report("test_c", passed=False)])
+    write(report("test_a[1]", kills=1), report("test_a[2]", kills=20))
+    write(report("test_b", kills=1))
+    monkeypatch.setattr(proofs, "all_cases", lambda: {"test_a": {"2"}})
+    write(report("test_c", "failed"))
     assert row_of(page, "test_a").startswith("``test_a``,1,20 kills,")
     assert "``test_b``" not in page.read_text(encoding="utf-8")
 
@@ -105,14 +114,14 @@ def test_the_row_of_a_test_that_ran_on_several_days_says_so(
 ) -> None:
     for case, day in (("1", "2030-01-31"), ("2", "2030-02-01")):
         monkeypatch.setattr(proofs.time, "strftime", lambda _, day=day: day)
-        proofs.write([report(f"test_a[{case}]", kills=1)])
+        write(report(f"test_a[{case}]", kills=1))
     assert ",2030-01-31 to 2030-02-01," in row_of(page, "test_a")
 
 
 def test_a_run_replaces_the_rows_of_its_own_tests(page: Path) -> None:
     before = page.read_text(encoding="utf-8")
-    proofs.write([report("test_a[3]", kills=1), report("test_b", kills=2)])
-    proofs.write([report("test_b", kills=1003)])
+    write(report("test_a[3]", kills=1), report("test_b", kills=2))
+    write(report("test_b", kills=1003))
     assert row_of(page, "test_a").startswith("``test_a``,1 of 3,1 kills,")
     assert row_of(page, "test_b").startswith('``test_b``,1,"1,003 kills",')
     assert TABLE.sub("", page.read_text(encoding="utf-8")) == TABLE.sub("", before)
@@ -125,11 +134,43 @@ def test_the_rows_are_the_sums_of_the_cases_that_are_kept() -> None:
         assert re.sub(" of [0-9]+,", ",", row_of(PAGE, test), count=1).replace('"', "") == wanted
 
 
+def test_each_row_is_that_of_a_test() -> None:
+    folder = proofs.REPOSITORY / "tests" / "reliability"
+    code = "".join(file.read_text(encoding="utf-8") for file in folder.glob("*.py"))
+    table = TABLE.search(PAGE.read_text(encoding="utf-8"))
+    assert table and (tests := re.findall("^   ``(test_.*?)``", table[0], re.MULTILINE))
+    assert [test for test in tests if f"def {test}(" not in code] == []
+
+
 def test_a_row_of_which_no_case_is_known_stays_where_one_fails(page: Path) -> None:
-    proofs.write([report("test_a[1]", kills=1)])
+    write(report("test_a[1]", kills=1))
     proofs.CASES.write_text("{}")
-    proofs.write([report("test_a[1]", passed=False), report("tests/test_y.py", passed=False)])
+    write(report("test_a[1]", "failed"))
     assert row_of(page, "test_a").startswith("``test_a``,1 of 3,1 kills,")
+
+
+@pytest.mark.parametrize(("length", "writers"), [("full", 1), ("", 0)])
+def test_only_a_run_at_full_length_writes(
+    page: Path, monkeypatch: pytest.MonkeyPatch, length: str, writers: int
+) -> None:
+    registered: list[Any] = []
+    config: Any = SimpleNamespace(
+        stash={},
+        pluginmanager=SimpleNamespace(register=registered.append),
+        getoption=lambda *_: None,
+    )
+    monkeypatch.setenv("ASGI_IPC_TEST_LENGTH", length)
+    monkeypatch.setattr(conftest, "Leftovers", object)
+    conftest.pytest_configure(config)
+    assert [type(one) for one in registered] == [proofs.Writer] * writers
+    config.workerinput = {}  # where xdist has it in the processes that do the tests
+    conftest.pytest_configure(config)
+    assert len(registered) == writers
+
+
+def test_all_cases_are_those_at_full_length() -> None:
+    there = proofs.all_cases("tests/reliability/test_exceptions.py")
+    assert there["test_exception_in_an_event_loop"] == {*SCENARIOS}
 
 
 def test_what_is_named_is_the_function() -> None:
