@@ -215,6 +215,11 @@ def plan(task: Task) -> Plan:
         return interruptions.plan()
 
 
+def rehearse(task: Task) -> None:
+    with Interruptions(task) as interruptions:
+        interruptions.warm_up()
+
+
 def interrupt_at(moments: list[Moment], task: Task, before: Held, after: Held) -> Outcome:
     """Do it again and again, interrupted at one moment after the other."""
     failures, seen, astray = [], [], 0

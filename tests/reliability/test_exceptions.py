@@ -19,7 +19,7 @@ import pytest
 from ..compiling import needs_compiled
 from ..proofs import Record
 from .deaths import Task
-from .interruptions import interrupt_at, plan
+from .interruptions import interrupt_at, plan, rehearse
 from .scenarios import SCENARIOS
 from .stepping import FULL_LENGTH, SPREAD, chosen, in_parts, moments
 
@@ -73,6 +73,12 @@ def test_exception_at_any_instruction(
 @pytest.mark.parametrize("name", SCENARIOS if FULL_LENGTH else WAYS_OF_ASYNCIO)
 def test_exception_in_an_event_loop(workers: Executor, name: str, record_property: Record) -> None:
     interrupt_everywhere(workers, Task(name, client="asyncio"), record_property)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_an_event_loop_can_do_each_scenario(workers: Executor, name: str) -> None:
+    """Most are interrupted there only at full length, which would show it after hours."""
+    workers.submit(rehearse, Task(name, client="asyncio")).result()
 
 
 @pytest.mark.parametrize("name", ["send", "receive", "group_add", "flush"])
