@@ -66,7 +66,7 @@ def _after_recovery(store: Store, now: float) -> list[str]:
     try:
         recover(store, now)
     except (CorruptStore, *OUT_OF_RANGE) as error:
-        return [f"the store cannot be recovered: {error}"]
+        return [f"the store cannot be recovered: {error.args[0]}"]
     return verify(store, now)
 
 

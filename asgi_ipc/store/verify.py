@@ -32,8 +32,9 @@ _DUE = 3600.0  # seconds that upkeep may be due ahead; it is due every second
 def verify(store: Store, now: float) -> list[str]:
     """Return what is wrong with `store`, in words, the most basic first; [] if it is intact.
 
-    The caller holds the lock. `now` is in seconds, as in every call of the store. In a dirty store
-    only what recovery relies on is checked. Changes nothing and raises nothing.
+    The caller holds the lock. `now` is in seconds, as in every call of the store. Of a dirty
+    store, only a part of what recovery relies on is checked; of one that is being flushed, nothing.
+    Changes nothing and raises nothing.
     """
     return list(islice(_Verifier(store, now).all(), _ENOUGH))
 
@@ -66,14 +67,14 @@ class _Verifier:
 
     def all(self) -> Iterator[str]:
         store = self.store
-        yield from self.header()
         state = self.words[at.S_DIRTY]
         dirty = state != at.CLEAN
-        if state == at.DIRTY:
-            yield INTERRUPTED
-        elif state == at.FLUSHING:
+        if state == at.FLUSHING:
             yield INTERRUPTED + " (and completes a flush)"
             return
+        yield from self.header()
+        if state == at.DIRTY:
+            yield INTERRUPTED
         elif dirty:
             yield f"the dirty word is {state}, which has no meaning"
         for table in (store.queues, store.groups, store.members):

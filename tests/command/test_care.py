@@ -31,6 +31,7 @@ from asgi_ipc.store.layout import (
 from asgi_ipc.store.verify import INTERRUPTED
 
 from ..forks import NOBODY, Line, child, in_child, is_root
+from ..reliability.scenarios import ruin
 from ..waiting import until
 from .conftest import Live, Run, stopped_holder, write_word
 from .test_terminal import in_terminal
@@ -58,6 +59,7 @@ def test_verify_does_not_put_in_order_what_was_interrupted(
 ) -> None:
     layer = IPCChannelLayer(prefix)
     layer.send("a", {})
+    ruin(layer._core.attach().store)
     write_word(prefix, S_DIRTY, state)
     ran = run("verify")
     assert (ran.code, ran.output[: len(INTERRUPTED)]) == (0, INTERRUPTED)
@@ -65,6 +67,17 @@ def test_verify_does_not_put_in_order_what_was_interrupted(
     assert View(prefix).words(S_DIRTY, 1)[0] == state
     layer.send("a", {})
     assert run("verify").code == 0
+
+
+def test_what_an_interrupted_flush_writes_again_is_no_damage(prefix: str, run: Run) -> None:
+    layer = IPCChannelLayer(prefix)
+    layer.send("a", {})
+    for word in (S_EPOCH, S_SEQ_BASE):
+        write_word(prefix, word, 1 << 60)
+    write_word(prefix, S_DIRTY, FLUSHING)
+    assert run("verify").code == 0
+    layer.send("a", {})
+    assert run("verify").output == f"All invariants of prefix {prefix!r} hold.\n"
 
 
 def test_verify_of_a_header_that_contradicts_itself(prefix: str, run: Run) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from asgi_ipc import IPCChannelLayer
+from asgi_ipc.errors import CorruptStore
 from asgi_ipc.inspection.diagnosis import _layer, diagnose
 from asgi_ipc.inspection.surroundings import (
     OK,
@@ -29,6 +30,7 @@ from asgi_ipc.store.layout import (
     M_QUEUE,
     S_DIRTY,
     S_MARK,
+    S_RECOVERIES,
     VERSION,
 )
 from asgi_ipc.store.verify import INTERRUPTED
@@ -155,24 +157,32 @@ NOT_A_NUMBER = 0x7FF8 << 48
 
 
 @pytest.mark.parametrize(
-    ("word", "value", "text"),
+    ("table", "word", "value", "text"),
     [
-        (M_QUEUE, 1 << 40, "the store cannot be recovered: "),
-        (M_EXPIRES, NOT_A_NUMBER, "member 'a' at "),
+        ("members", M_QUEUE, 1 << 40, "the store cannot be recovered: queues: no row begins"),
+        ("", S_RECOVERIES, (1 << 64) - 1, "the store cannot be recovered: "),
+        ("members", M_EXPIRES, NOT_A_NUMBER, "member 'a' at "),
     ],
 )
-def test_what_the_next_call_cannot_recover_is_a_problem(
-    prefix: str, run: Run, word: int, value: int, text: str
+def test_what_the_next_call_does_not_put_in_order_is_a_problem(
+    prefix: str, run: Run, table: str, word: int, value: int, text: str
 ) -> None:
-    """Of a dirty store, only what recovery begins with can be checked before it."""
+    """Of a dirty store, only a part of what recovery relies on can be checked before it."""
     layer = IPCChannelLayer(prefix)
     layer.group_add("g", "a")
-    write_word(prefix, layer._core.attach().store.layout.members.base + word, value)
+    layout = layer._core.attach().store.layout
+    write_word(prefix, (getattr(layout, table).base if table else 0) + word, value)
     write_word(prefix, S_DIRTY, DIRTY)
     found = of(prefix, diagnose(prefix))["invariants"]
-    assert found.level == PROBLEM and found.text.startswith(text)
+    assert found.level == PROBLEM and found.text.startswith(text) and "flush" not in found.text
     ran = run("verify")
     assert ran.code == 1 and ran.output.startswith(text)
+    if "cannot" in text:
+        with pytest.raises(CorruptStore):
+            layer.send("a", {})
+    run("flush")
+    assert run("verify").code == 0
+    layer.send("a", {})
 
 
 def test_a_process_that_uses_a_segment_that_was_removed(live: Live, prefix: str) -> None:
