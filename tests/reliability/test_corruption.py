@@ -1,10 +1,10 @@
 """Bits that flip under a live layer, and segments that are already wrong when a process attaches.
 
 Whatever bytes are in memory, a call returns or raises an error of this package within a second,
-plus any time for which it waits for the lock. It never hangs, never crashes the
-interpreter, and never returns what was not sent. Flushing (or removing, if the header itself is
-gone) repairs the layer. The tests do not touch the bytes of the mutex, which libc follows.
-Everything runs in children that a watchdog kills.
+plus any time for which it waits for the lock. It never hangs, never crashes the interpreter, and
+never returns what was not sent. Flushing (or removing, if the header itself is gone) repairs the
+layer. The tests do not touch the bytes of the mutex, which libc follows. Everything runs in
+children that a watchdog kills.
 """
 
 from __future__ import annotations
@@ -378,7 +378,8 @@ def test_damage_under_a_live_layer(prefix: str, seed: int) -> None:
 def work_beside(prefix: str, seed: int, stop: int, alive: Callable[[str], None]) -> dict[str, int]:
     """Use the layer, whatever happens to it, until there is something to read in `stop`."""
     victim = Victim(prefix, random.Random(seed), **PATIENT)
-    victim.clock = time.thread_time  # not in a sleep, as for the lock: see the watchdog
+    # It stands still while the thread sleeps, as it does for the lock; the watchdog ends that.
+    victim.clock = time.thread_time
     # Other processes send too, so each message carries a proof that it was sent.
     victim.message = lambda: proven(victim.chance)  # type: ignore[method-assign]
     victim.check = lambda found: check_proof(victim, found)  # type: ignore[method-assign]
