@@ -10,7 +10,7 @@ command line shows its results.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import compress, islice
 from math import isnan
 from typing import NamedTuple
 from zlib import crc32
@@ -447,14 +447,19 @@ class _Verifier:
 
     # -- processes --------------------------------------------------------------------------------
 
+    def in_use(self, rows: range, *words: int) -> Iterator[tuple[int, int]]:
+        """Yield the index and the reference of each row in which one of `words` is not 0."""
+        found: set[int] = set()
+        for word in words:
+            found.update(compress(rows, self.words[rows.start + word : rows.stop : rows.step]))
+        for row in sorted(found):
+            yield rows.index(row), row
+
     def processes(self) -> Iterator[str]:
         words = self.words
-        for index, row in enumerate(self.store.process_rows()):
-            generation = words[row + at.P_GENERATION]
-            if not generation:
-                continue
+        for index, row in self.in_use(self.store.process_rows(), at.P_GENERATION):
             label = f"process {words[row + at.P_PID]} in row {index}"
-            yield from self.unique(generation, label)
+            yield from self.unique(words[row + at.P_GENERATION], label)
             if not 0 < words[row + at.P_PID] < 1 << 31:
                 yield f"{label}: this cannot be a process id"
             yield from self.past(row + at.P_ATTACHED, f"{label}: the time when it attached")
@@ -481,9 +486,7 @@ class _Verifier:
                 owned.setdefault(owner, set()).add(row)
             else:
                 yield f"{label}: its owner {owner} is not an attached process"
-        for index, process in enumerate(self.store.process_rows()):
-            if not words[process + at.P_GENERATION]:
-                continue
+        for index, process in self.in_use(self.store.process_rows(), at.P_GENERATION):
             left = owned.get(process, set())
             row = words[process + at.P_OWNED]
             while row:
@@ -500,10 +503,9 @@ class _Verifier:
 
     def waiters(self) -> Iterator[str]:
         words = self.words
-        for waiter_id, row in enumerate(self.store.waiter_rows()):
+        rows = self.store.waiter_rows()
+        for waiter_id, row in self.in_use(rows, at.W_GENERATION, at.W_PROCESS_GENERATION):
             generation, of = words[row + at.W_GENERATION], words[row + at.W_PROCESS_GENERATION]
-            if not generation and not of:
-                continue
             label = f"waiter id {waiter_id}"
             if generation:
                 yield from self.unique(generation, label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import compress
 
 from asgi_ipc.store.layout import (
     CLEAN,
@@ -24,17 +25,20 @@ def bury_all(survivor: Blocking) -> None:
     """See to all that is left of dead processes, as if `expiry` were over."""
     session = survivor.session
     store, attachment, now = session.store, session.attachment, time.monotonic()
-    for index in range(MAX_PROCESSES):
+    for index in processes_in_use(store):
         row = store.process_row(index)
-        if store.words[row + P_GENERATION] and not attachment.is_alive(row):
+        if not attachment.is_alive(row):
             while not session.section(store.bury, row, now, 0.0):
                 pass
 
 
 def generations(store: Store, base: int, width: int, word: int, count: int = 1024) -> list[int]:
     """Which rows of a fixed region are in use."""
-    found = store.words[base + word : base + count * width : width].tolist()
-    return [index for index, generation in enumerate(found) if generation]
+    return [*compress(range(count), store.words[base + word : base + count * width : width])]
+
+
+def processes_in_use(store: Store) -> list[int]:
+    return generations(store, store.layout.processes, PROCESS_WORDS, P_GENERATION, MAX_PROCESSES)
 
 
 def waiters_in_use(store: Store) -> list[int]:
@@ -72,9 +76,6 @@ def assert_the_largest_fits(survivor: Blocking) -> None:
 def assert_nobody_else_is_entered(survivor: Blocking) -> None:
     """Neither as a process nor as somebody who waits."""
     store = survivor.store
-    base = store.layout.processes
-    index = (survivor.session.attachment.process - base) // PROCESS_WORDS
-    assert generations(store, base, PROCESS_WORDS, P_GENERATION, MAX_PROCESSES) == [index], (
-        "the dead"
-    )
+    index = store.process_rows().index(survivor.session.attachment.process)
+    assert processes_in_use(store) == [index], "the dead"
     assert waiters_in_use(store) == [], "the doorbell of somebody dead is still rung"
