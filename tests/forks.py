@@ -231,6 +231,12 @@ def forbid(call: int, answer: int = errno.EPERM, commands: tuple[int, ...] = ())
     _call(_libc.prctl, seccomp, mode_filter, filter_, 0, 0)
 
 
+def tell_when_the_parent_ends(number: int) -> None:
+    """Have the kernel send this process a signal when the thread that started it has ended."""
+    parent_death = 1
+    _call(_libc.prctl, parent_death, number, 0, 0, 0)
+
+
 class Lacking(Exception):
     """This machine does not allow what a test needs."""
 
