@@ -18,10 +18,11 @@ from ..waiting import until
 def tells_workers(line: Line) -> None:
     """One of the workers is at work, and the others wait for some, when this process is killed."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where Python tells of semaphores that are left
+    before = {*multiprocessing.active_children()}  # those of the process that forked this one
     executor = start_workers()
     executor.submit(os.getpid).result()
     executor.submit(time.sleep, 1e6)
-    line.say([process.pid for process in multiprocessing.active_children()])
+    line.say([worker.pid for worker in {*multiprocessing.active_children()} - before])
     signal.pause()
 
 
