@@ -23,7 +23,7 @@ from .interruptions import interrupt_at, plan, rehearse
 from .scenarios import SCENARIOS
 from .stepping import FULL_LENGTH, SPREAD, chosen, in_parts, moments
 
-MANY = 100  # moments in the middle of a change, of which a short run takes every one
+MANY = 60  # moments in the middle of a change, of which a short run takes every one
 FEWEST = 15  # instructions of Python that are left of an operation with the compiled path
 
 # Where the two layers go different ways; what happens inside a section is the same for both.
