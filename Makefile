@@ -34,7 +34,7 @@ help:
 	@echo "make clean     removes the environments and everything that was built"
 
 # The tests run whatever the first two say, so that one run tells everything; any failure counts.
-# In a new checkout, one process compiles the tests beside mypy, which else each of several would do.
+# In a new checkout, one process compiles the tests while mypy runs. Else each of several would.
 test: .venv/installed
 	@status=0; \
 	.venv/bin/ruff check . || status=1; \

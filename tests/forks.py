@@ -232,7 +232,8 @@ def forbid(call: int, answer: int = errno.EPERM, commands: tuple[int, ...] = ())
 
 
 def tell_when_the_parent_ends(number: int) -> None:
-    """Have the kernel send this process a signal when the thread that started it has ended."""
+    """Have the kernel send this process a signal when the thread that started it has ended, and
+    perhaps again when the other threads of its process have."""
     parent_death = 1
     _call(_libc.prctl, parent_death, number, 0, 0, 0)
 

@@ -6,7 +6,9 @@ import ast
 import re
 from functools import cache
 
+from tests import proofs
 from tests.environments import REPOSITORY
+from tests.reliability.scenarios import SCENARIOS
 
 PAGE = (REPOSITORY / "docs" / "reliability.rst").read_text(encoding="utf-8")
 NAMED = re.findall(r"^- ``(tests/[\w/]+\.py)::(test_\w+)``$", PAGE, re.MULTILINE)
@@ -41,3 +43,8 @@ def test_every_promise_names_a_test() -> None:
     assert len(promises) > 30
     without = [paragraphs[at] for at in promises if not paragraphs[at + 1].startswith("- ``tests/")]
     assert without == []
+
+
+def test_the_table_counts_the_cases_at_full_length() -> None:
+    there = proofs.all_cases("tests/reliability/test_exceptions.py")
+    assert there["test_exception_in_an_event_loop"] == {*SCENARIOS}

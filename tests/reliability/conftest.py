@@ -14,7 +14,7 @@ import pytest
 from ..forks import tell_when_the_parent_ends
 from .stepping import WORKERS
 
-CLEARING = 5  # seconds after which a worker that was told to end is killed
+CLEARING = 2  # seconds after which a worker that was told to end is killed
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +54,7 @@ def _end_when_told() -> None:
 
 
 def _end(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the kernel may send it twice
     # The executor takes the exception for the result of the work, and waits for more.
     signal.alarm(CLEARING)
     sys.exit()

@@ -77,7 +77,7 @@ def test_exception_in_an_event_loop(workers: Executor, name: str, record_propert
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_an_event_loop_can_do_each_scenario(workers: Executor, name: str) -> None:
-    """Most are interrupted there only at full length, which would show it after hours."""
+    """Most are interrupted there only at full length: a fault would show only after hours."""
     workers.submit(rehearse, Task(name, client="asyncio")).result()
 
 

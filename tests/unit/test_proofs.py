@@ -12,7 +12,6 @@ import pytest
 
 from tests import conftest, proofs
 from tests.proofs import CASES, PAGE, TABLE, names_of
-from tests.reliability.scenarios import SCENARIOS
 
 
 def report(case: str, outcome: str = "passed", when: str = "call", **counts: int) -> Any:
@@ -166,11 +165,6 @@ def test_only_a_run_at_full_length_writes(
     config.workerinput = {}  # where xdist has it in the processes that do the tests
     conftest.pytest_configure(config)
     assert len(registered) == writers
-
-
-def test_all_cases_are_those_at_full_length() -> None:
-    there = proofs.all_cases("tests/reliability/test_exceptions.py")
-    assert there["test_exception_in_an_event_loop"] == {*SCENARIOS}
 
 
 def test_what_is_named_is_the_function() -> None:
