@@ -41,7 +41,7 @@ class Leftovers:
                 command = (folder / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
                 # One without a command line is about to end: it has no memory any more. Python's
                 # own helpers end with the process that they help. The workers of a pool need not.
-                helper = re.search(b" from multiprocessing.(resource_track|forkserv)er ", command)
+                helper = re.search(rb" multiprocessing\.(resource_tracker|forkserver) ", command)
                 if command and not helper and _is_of_this_run(folder):
                     found[int(folder.name)] = command.decode(errors="replace")
         return found

@@ -14,7 +14,7 @@ import pytest
 from ..forks import tell_when_the_parent_ends
 from .stepping import WORKERS
 
-CLEARING = 2  # seconds after which a worker that was told to end is killed
+CLEARING = 5  # seconds after which a worker that was told to end is killed
 
 
 @pytest.fixture(scope="session")
