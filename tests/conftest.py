@@ -138,11 +138,21 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Several processes begin with what takes long, so that they end at the same time. Else the
     order is mixed, the same in each run: the tests of some folders wait most of the time, and those
-    of others keep a processor busy."""
-    if hasattr(config, "workerinput"):
-        items.sort(
-            key=lambda item: (not QUICK.isdisjoint(item.path.parts), crc32(item.nodeid.encode()))
+    of others keep a processor busy. A file whose tests stay together keeps its own order, in which
+    pytest has put side by side what needs the same fixture."""
+    if not hasattr(config, "workerinput"):
+        return
+    places = {item: crc32(item.nodeid.encode()) for item in items}
+    first: dict[Path, int] = {}
+    for item, place in places.items():
+        if shares_something(item.path):
+            first[item.path] = min(place, first.get(item.path, place))
+    items.sort(
+        key=lambda item: (
+            not QUICK.isdisjoint(item.path.parts),
+            first.get(item.path, places[item]),
         )
+    )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -163,12 +173,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return file if shares_something(file) else nodeid
+            return file if shares_something(TESTS.parent / file) else nodeid
 
     return Scheduling(config, log)
 
 
 @cache
-def shares_something(file: str) -> bool:
+def shares_something(file: Path) -> bool:
     """Whether a file of tests has a fixture that several of its tests share."""
-    return 'scope="module"' in (TESTS.parent / file).read_text(encoding="utf-8")
+    return 'scope="module"' in file.read_text(encoding="utf-8")
