@@ -72,11 +72,12 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 
 
 def run(*command: str | Path, folder: Path, **environment: str) -> str:
+    """What a program says. pip compiles nothing: little of what it installs here is imported."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**clean, **environment},
+        env={**clean, "PIP_COMPILE": "0", **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
