@@ -44,7 +44,8 @@ class Subscription(Subscribed):
         begin: Callable[[], None] = lambda: None,
     ) -> None:
         self._membership = Membership(layer, core, ASYNCIO, groups, begin)
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None  # of uvloop it may not know when it is due
+        self._due = 0.0  # by the clock of its loop
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None  # whose timer it is
         self._renewal: asyncio.Task[None] | None = None
 
@@ -95,7 +96,7 @@ class Subscription(Subscribed):
         loop = running_loop()
         if self._timer is None or self._loop is None or self._loop() is not loop:
             return False
-        if self._timer.when() - loop.time() > self._membership.half:
+        if self._due - loop.time() > self._membership.half:
             # Set while the clock of the loop was replaced, it may never call.
             self._timer.cancel()
             self._renew_in(0)
@@ -105,6 +106,7 @@ class Subscription(Subscribed):
         # The timer must not keep alive what nobody refers to.
         loop = running_loop()
         self._loop = weakref.ref(loop)
+        self._due = loop.time() + seconds
         self._timer = loop.call_later(seconds, _renew, weakref.ref(self))
 
     async def _renew(self) -> None:

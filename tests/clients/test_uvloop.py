@@ -100,3 +100,17 @@ def test_one_loop_after_another(prefix: str) -> None:
     for number in range(6):
         RUNNERS["uvloop" if number % 3 else "asyncio"](wait_and_talk(number))
     uvloop.run(layer.close())
+
+
+def test_a_subscription_may_be_due_for_renewal_at_once(prefix: str) -> None:
+    """uvloop makes no timer for what is due within half a millisecond."""
+
+    async def subscribe() -> None:
+        layer = IPCChannelLayer(prefix)
+        async with layer.subscribe("news") as events:
+            events._renew_in(0.0001)
+            await layer.group_send("news", {"number": 1})
+            assert await events.get(timeout=LIVENESS) == {"number": 1}
+        await layer.close()
+
+    uvloop.run(subscribe())
