@@ -76,6 +76,7 @@ KNOWN = {
         pythons=("3.9",),
         pins=(
             *(*ASGIREF1, "asgi_ipc==1.4.2", "msgpack-python==0.5.6", "posix_ipc"),
+            "setuptools<81",
             *("pytest==8.4.2", "pytest-timeout"),
         ),
     ),
@@ -94,8 +95,8 @@ KNOWN = {
     ),
     # The layers that Channels 4 has, and what people use without one.
     "channels4-peers": Environment(
-        pythons=("3.11", "3.12", "3.13", "3.10", "3.9"),
-        pins=("channels>=4", "channels_redis", "pyzmq", *OWN_DEPENDENCIES),
+        pythons=("3.11", "3.12", "3.13", "3.10"),
+        pins=("channels>=4", "channels_redis", "channels-lite[aio]", "pyzmq", *OWN_DEPENDENCIES),
     ),
     # Other ways to run many things in one thread, and what runs them. Later gunicorns know no
     # eventlet.

@@ -26,7 +26,7 @@ from tests.documentation import pages
 from ..waiting import LIVENESS
 
 pytest.importorskip("build", reason="lacking: build")
-Requirement = pytest.importorskip("packaging.requirements").Requirement
+Requirement = pytest.importorskip("packaging.requirements", reason="lacking: packaging").Requirement
 
 EXTENSION = "asgi_ipc/_native.abi3.so"
 BUILD = (sys.executable, "-m", "build")

@@ -50,7 +50,7 @@ print(sorted(peers & set(sys.modules)))
 asgi_ipc.ChannelFull
 print("channels.exceptions" in sys.modules)
 """
-    pytest.importorskip("channels")
+    pytest.importorskip("channels", reason="lacking: channels")
     assert run_python(source).splitlines() == ["[]", "True"]
 
 

@@ -165,7 +165,7 @@ def test_two_loops_at_once_share_channels(aio: Any) -> None:
 
 def test_a_new_loop_for_every_call(aio: Any) -> None:
     """What `async_to_sync` does. More loops park than there are waiter ids: they come back."""
-    async_to_sync = pytest.importorskip("asgiref.sync").async_to_sync
+    async_to_sync = pytest.importorskip("asgiref.sync", reason="lacking: asgiref").async_to_sync
     send, receive, wait = map(async_to_sync, (aio.send, aio.receive, aio.receive_async))
     send("c", MESSAGE)
     receive("c")

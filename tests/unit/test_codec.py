@@ -287,7 +287,7 @@ def test_anything_else_is_refused(value: Any, named: str) -> None:
 
 
 def test_a_lazy_string_of_django_is_refused() -> None:
-    lazy = pytest.importorskip("django.utils.functional").lazystr
+    lazy = pytest.importorskip("django.utils.functional", reason="lacking: Django").lazystr
     assert "message['v'] is a __proxy__" in refusal({"v": lazy("text")})
 
 
@@ -656,7 +656,7 @@ def test_text_that_is_not_valid_is_converted() -> None:
 
 
 def test_lazy_strings_of_django_are_converted() -> None:
-    functional = pytest.importorskip("django.utils.functional")
+    functional = pytest.importorskip("django.utils.functional", reason="lacking: Django")
     codec = Codec(default=str)
     for lazy in (functional.lazystr("text"), functional.SimpleLazyObject(lambda: "text")):
         assert codec.decode(codec.encode({"v": lazy})) == {"v": "text"}
