@@ -7,7 +7,6 @@ import errno
 import gc
 import mmap
 import os
-import random
 import signal
 import struct
 import sys
@@ -36,7 +35,7 @@ from asgi_ipc.segment.section import Waits, complaint, make_section
 from asgi_ipc.store.layout import DIRTY, H_LOCK, PAGE, S_DIRTY, WORD
 
 from ..forks import Line, bounded, child, children, in_child, on_linux, rests
-from ..reliability.stepping import FULL_LENGTH, is_inert
+from ..reliability.stepping import is_inert
 from ..waiting import LIVENESS, in_threads
 
 COUNT = 100  # a word of the shared memory that tests count in
@@ -593,11 +592,10 @@ def test_an_interruption_at_any_bytecode_after_a_death_leaves_the_lock_free(mute
         assert mutex.is_free(), f"not free after an interruption at bytecode {step}"
         return interrupted
 
-    every = 1 if FULL_LENGTH else 2  # each of them forks
-    step = random.randint(1, every)
-    while in_threads([partial(interrupt, step)]) == [True]:
-        step += every
-    assert step > 20
+    steps = 1
+    while in_threads([partial(interrupt, steps)]) == [True]:
+        steps += 1
+    assert steps > 20
 
 
 # -- calls from inside a call ---------------------------------------------------------------------
