@@ -76,7 +76,7 @@ KNOWN = {
         pythons=("3.9",),
         pins=(
             *(*ASGIREF1, "asgi_ipc==1.4.2", "msgpack-python==0.5.6", "posix_ipc"),
-            "setuptools<81",
+            "setuptools<81",  # for pkg_resources
             *("pytest==8.4.2", "pytest-timeout"),
         ),
     ),
@@ -93,7 +93,7 @@ KNOWN = {
         pythons=("3.9",),
         pins=(*CHANNELS1, "asgi_ipc==1.4.2", "asgi_redis==1.4.3", "async-timeout"),
     ),
-    # The layers that Channels 4 has, and what people use without one.
+    # The layers that Channels 4 has, and what people use without one. channels-lite needs 3.10.
     "channels4-peers": Environment(
         pythons=("3.11", "3.12", "3.13", "3.10"),
         pins=("channels>=4", "channels_redis", "channels-lite[aio]", "pyzmq", *OWN_DEPENDENCIES),

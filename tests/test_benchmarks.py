@@ -182,6 +182,8 @@ def test_every_peer_is_measured(tmp_path: Path) -> None:
     figures = Figures.read([str(path)])
     if shutil.which("redis-server") is None:
         pytest.skip("lacking: redis-server")
+    named = {row["layer"] for row in figures.rows("pair")}
+    assert {name for name, one in CONTENDERS.items() if not one.floor} <= named, done.stdout
     for name, one in CONTENDERS.items():
         if not one.floor:
             assert figures.rows("pair", layer=name)[0]["pair"] > 0

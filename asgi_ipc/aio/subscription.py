@@ -44,8 +44,8 @@ class Subscription(Subscribed):
         begin: Callable[[], None] = lambda: None,
     ) -> None:
         self._membership = Membership(layer, core, ASYNCIO, groups, begin)
-        self._timer: asyncio.Handle | None = None  # of uvloop it may not know when it is due
-        self._due = 0.0  # by the clock of its loop
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0  # when it calls, by the loop's clock; not every handle of uvloop can say it
         self._loop: weakref.ref[asyncio.AbstractEventLoop] | None = None  # whose timer it is
         self._renewal: asyncio.Task[None] | None = None
 

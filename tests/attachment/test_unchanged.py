@@ -267,7 +267,7 @@ FILES: dict[str, Callable[[Watch], object]] = {
 @pytest.mark.parametrize("what", FILES)
 def test_what_happens_to_files_is_noticed(watch: Watch, what: str) -> None:
     if "given" in what and os.geteuid():
-        pytest.skip("only root may")
+        pytest.skip("lacking: the rights of root")
     size = watch.attachment.segment.layout.size
     assert watch.holds()
     FILES[what](watch)

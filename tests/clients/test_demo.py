@@ -24,7 +24,7 @@ def refused(prefix: str, *ports: str) -> str:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_port_that_is_used(prefix: str, first: bool) -> None:
-    pytest.importorskip("channels", reason="lacking: channels")
+    pytest.importorskip("channels", reason="lacking: Channels 4")
     with socket.create_server(("127.0.0.1", 0)) as used, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         ports = [str(used.getsockname()[1]), str(free.getsockname()[1])]
@@ -33,5 +33,5 @@ def test_a_port_that_is_used(prefix: str, first: bool) -> None:
 
 
 def test_one_port_for_both_servers(prefix: str) -> None:
-    pytest.importorskip("channels", reason="lacking: channels")
+    pytest.importorskip("channels", reason="lacking: Channels 4")
     assert "Each server needs its own port" in refused(prefix, "8005", "8005")

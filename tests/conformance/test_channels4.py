@@ -43,7 +43,6 @@ class TestAsyncioLayer(Channels4Contract):
         yield make
         for layer in self.made:
             await layer.close()
-        self.made.clear()  # pytest keeps the instance
 
     def make_peer(self, layer: Any) -> Any:
         self.made.append(self.layer_class(layer.prefix, **self.options))

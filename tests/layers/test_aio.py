@@ -636,7 +636,7 @@ def open_descriptors() -> list[str]:
     """What each open file descriptor of this process stands for."""
     folder = Path("/proc/self/fd")
     if not folder.exists():
-        pytest.skip("descriptors cannot be listed here")
+        pytest.skip("lacking: /proc")
     links = []
     for descriptor in folder.iterdir():
         try:

@@ -50,7 +50,7 @@ print(sorted(peers & set(sys.modules)))
 asgi_ipc.ChannelFull
 print("channels.exceptions" in sys.modules)
 """
-    pytest.importorskip("channels", reason="lacking: channels")
+    pytest.importorskip("channels", reason="lacking: Channels 4")
     assert run_python(source).splitlines() == ["[]", "True"]
 
 

@@ -670,7 +670,7 @@ def in_shared_memory(prefix: str) -> list[Path]:
     """All that stands there under `prefix`."""
     found = [path for path in Path("/dev/shm").glob("asgi_ipc*") if prefix in path.name]
     if not found and sys.platform != "linux":
-        pytest.skip("shared memory has no files here")
+        pytest.skip("lacking: files of shared memory")
     return [inside for path in found for inside in (path, *path.rglob("*"))]
 
 

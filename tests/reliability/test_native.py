@@ -20,7 +20,7 @@ from . import twins
 
 pytestmark = needs_compiled
 
-SANITIZED = 400 if FULL_LENGTH else 8  # histories
+SANITIZED = 400 if FULL_LENGTH else 12  # histories
 FUZZED = 300.0 if FULL_LENGTH else 3.0  # seconds
 
 

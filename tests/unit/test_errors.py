@@ -95,6 +95,6 @@ def test_there_is_no_other_name() -> None:
 
 
 def test_they_are_those_of_channels() -> None:
-    exceptions = pytest.importorskip("channels.exceptions", reason="lacking: channels")
+    exceptions = pytest.importorskip("channels.exceptions", reason="lacking: Channels 4")
     assert issubclass(errors.ChannelFull, exceptions.ChannelFull)
     assert issubclass(errors.MessageTooLarge, exceptions.MessageTooLarge)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests import conftest, proofs
+from tests import conftest, leftovers, proofs
 from tests.proofs import CASES, PAGE, TABLE, names_of
 
 
@@ -148,9 +148,11 @@ def test_a_row_of_which_no_case_is_known_stays_where_one_fails(page: Path) -> No
     assert row_of(page, "test_a").startswith("``test_a``,1 of 3,1 kills,")
 
 
-@pytest.mark.parametrize(("length", "writers"), [("full", 1), ("", 0)])
-def test_only_a_run_at_full_length_writes(
-    page: Path, monkeypatch: pytest.MonkeyPatch, length: str, writers: int
+@pytest.mark.parametrize(
+    ("length", "inside", "writers"), [("full", False, 1), ("full", True, 0), ("", False, 0)]
+)
+def test_only_a_run_at_full_length_writes_that_is_not_inside_another(
+    page: Path, monkeypatch: pytest.MonkeyPatch, length: str, inside: bool, writers: int
 ) -> None:
     registered: list[Any] = []
     config: Any = SimpleNamespace(
@@ -159,6 +161,9 @@ def test_only_a_run_at_full_length_writes(
         getoption=lambda *_: None,
     )
     monkeypatch.setenv("ASGI_IPC_TEST_LENGTH", length)
+    monkeypatch.setenv(leftovers.VARIABLE, "1")
+    if not inside:
+        monkeypatch.delenv(leftovers.VARIABLE)
     monkeypatch.setattr(conftest, "Leftovers", object)
     conftest.pytest_configure(config)
     assert [type(one) for one in registered] == [proofs.Writer] * writers
